@@ -1,0 +1,67 @@
+"""Command name -> function. `fcos NAME ...` and `python tools/NAME.py ...` both end here."""
+
+import os
+import sys
+from importlib import import_module
+
+from fcos_recipe import __version__
+from fcos_recipe.errors import UserError
+
+# name: (module:function, one line for `fcos --help`). Modules are imported only when called,
+# so that `--help` and the commands without a model never pay for importing Paddle.
+COMMANDS = {
+    "train": ("fcos_recipe.engine.commands:train", "train a model, with --eval after each epoch"),
+    "eval": ("fcos_recipe.engine.commands:evaluate", "COCO figures of a weights file"),
+    "infer": ("fcos_recipe.predict.commands:main", "draw boxes on images, write COCO results"),
+    "config": ("fcos_recipe.config.commands:main", "print, validate or compare configs"),
+    "doctor": ("fcos_recipe.runtime.doctor:main", "check this machine before a long run"),
+}
+
+
+def run(name: str, argv: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        name: a key of `COMMANDS`.
+        argv: arguments after the command's name; default `sys.argv[1:]`.
+
+    Returns:
+        The process's exit code: the command's own, 2 after bad input, 130 after Ctrl-C.
+    """
+    module, function = COMMANDS[name][0].split(":")
+    try:
+        return getattr(import_module(module), function)(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `fcos config print ... | head`: not an error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def usage() -> str:
+    rows = "\n".join(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items())
+    return (
+        f"fcos {__version__}: FCOS on PaddlePaddle\n\nusage: fcos COMMAND [options]\n\n{rows}\n\n"
+        "`fcos COMMAND --help` has the options and an example.\n"
+        "example: fcos train -c configs/fcos/fcos_r18_fpn_demo.yml --eval"
+    )
+
+
+def main() -> int:
+    """Console entry point `fcos`."""
+    argv = sys.argv[1:]
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        print(__version__)
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"error: no command {argv[0]!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return run(argv[0], argv[1:])

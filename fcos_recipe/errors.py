@@ -1,0 +1,17 @@
+"""What goes wrong by the user's input, told in words instead of a traceback."""
+
+
+class UserError(Exception):
+    """Bad input. The message is one line: file, field, what is wrong, remedy. Exit code 2."""
+
+
+class UserErrors(UserError):
+    """Several findings of one check, told together: one line each.
+
+    Args:
+        messages: the lines, in the order in which they are to be read.
+    """
+
+    def __init__(self, messages: list[str]):
+        super().__init__("\n".join(messages))
+        self.messages = messages
