@@ -1,0 +1,180 @@
+"""The one place that patches paddledet 2.6.0 and bridges Paddle versions.
+
+Every entry names the defect it mends. Nothing here imports Paddle before it is asked to, so that
+commands without a model stay quick.
+"""
+
+import contextlib
+import copy
+import importlib
+import io
+import sys
+import types
+import warnings
+from importlib.machinery import ModuleSpec
+from importlib.metadata import PackageNotFoundError, version
+
+from fcos_recipe.errors import UserError
+
+PADDLEDET = "2.6.0"
+
+# Third-party modules that paddledet imports for tracking, key points, rotated boxes and other
+# models, never on FCOS's path. While ppdet is imported an inert stand-in takes their place, so
+# that they need not be installed (it declares sklearn==0.0, an empty package) and cost no time.
+_STAND_INS = (
+    "lap matplotlib motmetrics mpl_toolkits pandas pyclipper requests scipy shapely skimage sklearn terminaltables"
+).split()
+# These are optional there, behind `except`: absent is what they are for FCOS.
+_ABSENT = "numba paddleslim typeguard visualdl wandb".split()
+
+# Names of paddledet's registry that mean our class instead: stock's, as "module:why".
+REPLACED = {
+    "FCOS": ("model.fcos", "normalises uint8 images on the device"),
+    "FCOSHead": ("model.head", "width was fixed to 256 channels; no top-k before NMS"),
+    "FCOSLoss": ("model.loss", "NaN without positives; alpha, gamma and reg_weights ignored"),
+    "COCODataSet": ("data.dataset", "parsed in every rank; KeyError on missing fields"),
+    "TrainReader": ("data.reader", "workers see a stale epoch; normalises on the CPU"),
+    "EvalReader": ("data.reader", "normalises on the CPU"),
+    "TestReader": ("data.reader", "normalises on the CPU"),
+}
+_stock: dict = {}
+_pristine: dict = {}
+
+
+def before_paddle() -> None:
+    """What has to precede the first `import paddle`.
+
+    Paddle 2.6.2 brings a zlib of its own: Python's, loaded after it, crashes in inflateReset2.
+    Paddle 3.x warns on import that ccache, which only C++ extensions use, is missing.
+    """
+    import zlib  # noqa: F401
+
+    warnings.filterwarnings("ignore", message="No ccache found")
+    # Paddle's own modules, not the user's: nothing the user could do about them.
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="paddle")
+    warnings.filterwarnings("ignore", message=".*pkg_resources.*")
+
+
+class _StandIn(types.ModuleType):
+    """A module whose every attribute is a class that cannot be made: import works, use does not."""
+
+    __path__: list = []
+
+    def __getattr__(self, name: str):
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def refuse(*_args, **_kwargs):
+            raise ImportError(f"{self.__name__}.{name} is not loaded: FCOS does not need it")
+
+        return type(name, (), {"__init__": refuse})
+
+
+class _StandInFinder:
+    """Import hook that serves `_STAND_INS` and hides `_ABSENT`."""
+
+    def find_spec(self, name, path=None, target=None):
+        root = name.partition(".")[0]
+        if root in _ABSENT:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return ModuleSpec(name, self, is_package=True) if root in _STAND_INS else None
+
+    def create_module(self, spec):
+        return _StandIn(spec.name)
+
+    def exec_module(self, module):
+        pass
+
+
+def import_ppdet():
+    """Import paddledet without what FCOS does not need and without its prints; put ours in place.
+
+    Returns:
+        the package `ppdet`.
+
+    Raises:
+        UserError: paddledet is missing, or of another version than the patches are made for.
+    """
+    if _pristine:
+        return sys.modules["ppdet"]
+    try:
+        found = version("paddledet")
+    except PackageNotFoundError:
+        raise UserError("paddledet is not installed; run: bash scripts/install.sh") from None
+    if found != PADDLEDET:
+        raise UserError(
+            f"paddledet {found} is installed, this recipe needs {PADDLEDET}; "
+            f"run: pip install --no-deps paddledet=={PADDLEDET}"
+        )
+    finder, before = _StandInFinder(), {m for m in sys.modules if _root(m) in _STAND_INS}
+    # already imported by somebody else: leave it, an import finds it in sys.modules
+    sys.meta_path.insert(0, finder)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import ppdet
+            import ppdet.core.workspace as workspace
+    finally:
+        sys.meta_path.remove(finder)
+        for name in [m for m, v in sys.modules.items() if isinstance(v, _StandIn)]:
+            if name not in before:
+                del sys.modules[name]
+    from ppdet.core.config.schema import extract_schema
+
+    registry = workspace.global_config
+    for name, (module, _why) in REPLACED.items():
+        _stock[name] = getattr(registry[name].pymodule, name)
+        registry[name] = extract_schema(
+            getattr(importlib.import_module(f"fcos_recipe.{module}"), name)
+        )
+    _pristine.update(_copied(registry))
+    return ppdet
+
+
+def _copied(registry: dict) -> dict:
+    """Entries hold modules, which deepcopy refuses: copy each entry and its values one by one."""
+    entries = {name: copy.copy(entry) for name, entry in registry.items()}
+    for entry in entries.values():
+        entry.update({key: copy.deepcopy(value) for key, value in entry.items()})
+    return entries
+
+
+def _root(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def stock(name: str) -> type:
+    """Stock's own class or transform of that name, also where ours has taken its place.
+
+    Args:
+        name: e.g. "FCOSLoss" or "Gt2FCOSTarget".
+    """
+    import_ppdet()
+    if name in _stock:
+        return _stock[name]
+    import ppdet.data.transform as transform
+    from ppdet.core.workspace import global_config
+
+    if hasattr(transform, name):
+        return getattr(transform, name)
+    return getattr(global_config[name].pymodule, name)
+
+
+def workspace(data: dict):
+    """Fill paddledet's global registry with one config and nothing of an earlier one.
+
+    Stock's registry is process-wide and merges: a second config inherits the first one's values.
+
+    Args:
+        data: a resolved config without this recipe's nested keys (`Config.stock_data()`).
+
+    Returns:
+        ppdet's global config, an AttrDict.
+    """
+    import_ppdet()
+    from ppdet.core.workspace import global_config, merge_config
+
+    global_config.clear()
+    global_config.update(_copied(_pristine))
+    merge_config(copy.deepcopy(data))
+    return global_config

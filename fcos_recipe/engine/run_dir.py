@@ -1,0 +1,172 @@
+"""A run's directory: config, environment, log, metrics. All that a run leaves behind is in it."""
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from fcos_recipe import __version__
+from fcos_recipe.errors import UserError
+
+CONFIG, ENVIRONMENT, LOG, METRICS = "config.yml", "environment.json", "log.txt", "metrics.jsonl"
+log = logging.getLogger("fcos")
+
+
+class RunDir:
+    """Owned by rank 0; other ranks hold one that writes nothing.
+
+    Args:
+        path: the directory. One left by an earlier run is renamed to PATH.1, PATH.2, ...
+        writer: whether this rank writes.
+        resume: keep what is there and go on.
+
+    Raises:
+        UserError: another process is writing to it, or it can't be made.
+    """
+
+    def __init__(self, path: Path, writer: bool, resume: bool):
+        self.path, self.writer = path, writer
+        self.checkpoints = path / "checkpoints"
+        self._sinks = []
+        if not writer:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not resume and (path / METRICS).exists():
+                _refuse_if_locked(path)
+                number = 1
+                while (old := path.with_name(f"{path.name}.{number}")).exists():
+                    number += 1
+                path.rename(old)
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._lock = _refuse_if_locked(path)
+            self._metrics = open(path / METRICS, "a", buffering=1)
+            handler = logging.FileHandler(path / LOG)
+        except OSError as error:
+            raise UserError(
+                f"{path}: {error.strerror}; choose another place with --output"
+            ) from None
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+
+    def add_sink(self, sink) -> None:
+        """Also hand each record to `sink(record)`; one that fails is dropped with a line."""
+        if self.writer:
+            self._sinks.append(sink)
+
+    def record(self, **values) -> None:
+        """Append one JSON object to metrics.jsonl.
+
+        Args:
+            values: JSON values; `time` (seconds since the epoch) is added.
+        """
+        if not self.writer:
+            return
+        record = {"time": round(time.time(), 3), **values}
+        self._metrics.write(json.dumps(record) + "\n")
+        for sink in list(self._sinks):
+            try:
+                sink(record)
+            except Exception as error:  # a logger must never stop a training run
+                log.warning("logger %s stopped: %s", sink, error)
+                self._sinks.remove(sink)
+
+    def forget_after(self, epoch: int) -> None:
+        """Drop records of epochs that a resumed run is about to repeat.
+
+        Args:
+            epoch: number of finished epochs; records of later ones go.
+        """
+        if not self.writer:
+            return
+        path = self.path / METRICS
+        kept = [line for line in path.read_text().splitlines() if _epoch(line) <= epoch]
+        self._metrics.close()
+        part = path.with_name(f".{path.name}")
+        part.write_text("".join(f"{line}\n" for line in kept))
+        os.replace(part, path)
+        self._metrics = open(path, "a", buffering=1)
+
+
+def _epoch(line: str) -> float:
+    try:
+        return json.loads(line).get("epoch", 0)
+    except (ValueError, AttributeError):  # half a line, cut by a kill
+        return float("inf")
+
+
+def _refuse_if_locked(path: Path):
+    lock = open(path / ".lock", "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"{path}: another run is writing there; wait for it or choose another place with "
+            "--output"
+        ) from None
+    return lock
+
+
+def environment(device: str, cards: list[str]) -> dict:
+    """Versions, hardware and source state, for environment.json.
+
+    Args:
+        device: what Paddle runs on.
+        cards: their names, when known.
+    """
+    packages = "paddlepaddle paddlepaddle-gpu paddledet numpy opencv-python-headless hotcoco"
+    versions = {}
+    for name in packages.split():
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "fcos_recipe": __version__,
+        "python": platform.python_version(),
+        "packages": versions,
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "device": device,
+        "cards": cards,
+        "git": _git(),
+        "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "")
+
+
+def _git() -> str | None:
+    here = Path(__file__).resolve().parent
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=here, capture_output=True, text=True, timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return run.stdout.strip() or None
+
+
+def to_console(rank: int) -> None:
+    """Plain messages of this package's logger on standard output, from rank 0 only."""
+    log.setLevel(logging.INFO if rank == 0 else logging.ERROR)
+    log.propagate = False
+    if not log.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
