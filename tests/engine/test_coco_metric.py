@@ -1,0 +1,253 @@
+"""COCO figures against the published ones, against pycocotools, and on the awkward cases."""
+
+import contextlib
+import copy
+import io
+import json
+
+import numpy as np
+import pytest
+
+from fcos_recipe.engine.coco_metric import NAMES, CocoMetric, table
+from fcos_recipe.errors import UserError
+
+ENGINES = ["hotcoco", "pycocotools"]
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request):
+    return pytest.importorskip(request.param).__name__
+
+
+@pytest.fixture
+def published(shared):
+    folder = shared / "data/cocoapi_val2014_100"
+    text = (folder / "val2014_fake_eval_res.txt").read_text()
+    return (
+        folder / "instances_val2014_100.json",
+        folder / "instances_val2014_fakebbox100_results.json",
+        [float(line.rsplit("=", 1)[1]) for line in text.splitlines() if " = " in line],
+    )
+
+
+def reference(annotations: dict, results: list[dict], img_ids=None) -> np.ndarray:
+    """pycocotools as its users call it."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = copy.deepcopy(annotations)
+        truth.createIndex()
+        judge = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), "bbox")
+        if img_ids is not None:
+            judge.params.imgIds = sorted(img_ids)
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    return judge.stats
+
+
+def synthetic(seed: int, images: int = 30) -> tuple[dict, np.ndarray]:
+    """Annotations with crowds, empty images, sparse ids; boxes [M, 7]: image index first."""
+    rng = np.random.default_rng(seed)
+    categories = [{"id": i, "name": f"c{i}"} for i in (90, 3, 41)]
+    annotations, boxes = [], []
+    ids = (rng.permutation(1000)[:images] + 7).tolist()
+    for k, image_id in enumerate(ids):
+        for _ in range(rng.integers(0, 6)):
+            x, y = rng.uniform(0, 200, 2)
+            w, h = rng.choice([12, 60, 150]) * rng.uniform(0.7, 1.3, 2)
+            label = rng.integers(3)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": categories[label]["id"],
+                    "bbox": [x, y, w, h],
+                    "area": w * h * rng.uniform(0.5, 1),
+                    "iscrowd": int(rng.random() < 0.1),
+                }
+            )
+            for _ in range(rng.integers(0, 3)):
+                corner = np.array([x, y, x + w, y + h]) + rng.normal(0, 0.06 * w, 4)
+                # few distinct scores: ties are the rule
+                boxes.append([k, label, rng.choice([0.3, 0.5, 0.9]), *corner])
+        boxes += [[k, rng.integers(3), 0.4, 5, 5, 30, 40]] * rng.integers(0, 2)
+    content = {
+        "images": [{"id": i, "width": 400, "height": 400} for i in ids],
+        "categories": categories,
+        "annotations": annotations,
+    }
+    return content, np.array(boxes, np.float32)
+
+
+def feed(metric: CocoMetric, content: dict, boxes: np.ndarray, chosen) -> CocoMetric:
+    """Give `metric` the images at the positions `chosen`, in batches of 3."""
+    chosen = list(chosen)
+    for start in range(0, len(chosen), 3):
+        batch = chosen[start : start + 3]
+        rows = [boxes[boxes[:, 0] == k, 1:] for k in batch]
+        ids = np.array([[content["images"][k]["id"]] for k in batch])
+        metric.update(ids, np.concatenate(rows), [len(r) for r in rows])
+    return metric
+
+
+def test_published_figures(published, engine):
+    annotations, results, figures = published
+    metric = CocoMetric(annotations, engine=engine)
+    metric.load_result_json(results)
+    result = metric.result()
+    assert len(figures) == 12 and result["names"] == NAMES
+    assert [round(value, 3) for value in result["stats"]] == figures
+    expected = reference(json.loads(annotations.read_text()), json.loads(results.read_text()))
+    np.testing.assert_allclose(result["stats"], expected, rtol=0, atol=1e-12)
+    assert (result["instances"], result["crowds"], result["detections"]) == (830, 9, 734)
+    assert sum(row["instances"] for row in result["per_class"]) == 830
+    defined = [row["AP"] for row in result["per_class"] if row["AP"] > -1]
+    assert np.mean(defined) == pytest.approx(result["stats"][0], abs=1e-12)
+    assert [row["AP"] for row in result["per_class"]] == sorted(
+        [row["AP"] for row in result["per_class"]], reverse=True
+    )
+    text = table(result)
+    assert "= 0.505" in text and "= 0.564" in text and "person" in text
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_equals_pycocotools(seed, engine, tmp_path):
+    content, boxes = synthetic(seed)
+    metric = feed(CocoMetric(content, engine=engine), content, boxes, range(30))
+    results = [
+        {
+            "image_id": content["images"][int(k)]["id"],
+            "category_id": content["categories"][int(label)]["id"],
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": score,
+        }
+        for k, label, score, x1, y1, x2, y2 in boxes.astype(float).tolist()
+    ]
+    for img_ids in (None, [image["id"] for image in content["images"][5:17]]):
+        result = metric.result(img_ids)
+        expected = reference(content, results, img_ids)
+        assert 0 < expected[0] < 1
+        np.testing.assert_allclose(result["stats"], expected, rtol=0, atol=1e-12)
+    metric.write_predictions(tmp_path / "bbox.json")
+    again = CocoMetric(content, engine=engine)
+    again.load_result_json(tmp_path / "bbox.json")
+    np.testing.assert_allclose(again.result()["stats"], metric.result()["stats"], atol=5e-3)
+    written = json.loads((tmp_path / "bbox.json").read_text())
+    assert {entry["category_id"] for entry in written} == {3, 41, 90}
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8, 40])
+def test_merged_ranks_equal_one(ranks):
+    content, boxes = synthetic(11)
+    whole = feed(CocoMetric(content), content, boxes, range(30))
+    parts = [feed(CocoMetric(content), content, boxes, range(r, 30, ranks)) for r in range(ranks)]
+    merged = parts[0]
+    merged.merge([part.state() for part in reversed(parts)])
+    figures = (merged.result(), whole.result())
+    for result in figures:
+        result.pop("seconds")
+    assert figures[0] == figures[1]
+    assert merged.seen.tolist() == sorted(image["id"] for image in content["images"])
+    with pytest.raises(ValueError, match="more than once"):
+        merged.merge([part.state() for part in parts] + [whole.state()])
+        merged.result()
+
+
+def test_derived_area_and_iscrowd(engine):
+    content, boxes = synthetic(2)
+    for entry in content["annotations"]:
+        entry["area"], entry["iscrowd"] = entry["bbox"][2] * entry["bbox"][3], 0
+    bare = copy.deepcopy(content)
+    for entry in bare["annotations"]:
+        del entry["area"], entry["iscrowd"]
+    results = [
+        feed(CocoMetric(c, engine=engine), c, boxes, range(30)).result()["stats"]
+        for c in (content, bare)
+    ]
+    assert results[0] == results[1]
+
+
+def test_reasons(engine):
+    content, boxes = synthetic(3)
+    for entry in content["annotations"]:  # no large annotation: COCO's -1
+        entry["area"] = min(entry["area"], 5000)
+    nothing = feed(CocoMetric(content, engine=engine), content, boxes[:0], range(30)).result()
+    assert nothing["stats"][0] == 0 and "no box above the score threshold" in nothing["reason"]
+    assert nothing["stats"][5] == nothing["stats"][11] == -1
+    far = boxes.copy()
+    far[:, 3:] += 3000
+    result = feed(CocoMetric(content, engine=engine), content, far, range(30)).result()
+    assert result["stats"][0] == 0 and "no annotation matched" in result["reason"]
+    result = CocoMetric({**content, "annotations": []}, engine=engine).result()
+    assert result["stats"] == [-1] * 12 and "no annotation on the 30 images" in result["reason"]
+
+    one = {**content, "annotations": [a for a in content["annotations"] if a["category_id"] == 3]}
+    swapped = CocoMetric(one, category_ids=[3, 90, 41], engine=engine)
+    rows = boxes[boxes[:, 1] == 1]
+    result = feed(swapped, one, rows, range(30)).result()
+    assert "class ids disagree" in result["reason"] and "of its own class" in result["reason"]
+    foreign = CocoMetric(content, category_ids=[1, 2, 4], engine=engine)
+    result = feed(foreign, content, boxes, range(30)).result()
+    assert result["stats"][0] == 0 and "class ids disagree" in result["reason"]
+    assert "1, 2, 4" in result["notes"][0] and "class ids disagree" in table(result)
+
+
+def test_text_ids(published, tmp_path):
+    annotations, results, _ = published
+    entries = json.loads(results.read_text())
+    for k, entry in enumerate(entries):
+        entry["image_id"] = f"{entry['image_id']:012d}" + (".jpg" if k % 2 else "")
+    (tmp_path / "text.json").write_text(json.dumps(entries))
+    metric, plain = CocoMetric(annotations), CocoMetric(annotations)
+    metric.load_result_json(tmp_path / "text.json")
+    plain.load_result_json(results)
+    assert metric.result()["stats"] == plain.result()["stats"]
+    assert "734 image ids" in metric.result()["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c["images"][0].update(id="000001"), "images[0].id"),
+        (lambda c: c["images"][1].update(id=c["images"][0]["id"]), "same id"),
+        (lambda c: c["annotations"][2].pop("bbox"), "annotations[2].bbox"),
+        (lambda c: c["annotations"][2].update(category_id=5), "annotations[2].category_id: 5"),
+        (lambda c: c["annotations"][1].update(image_id="12"), "annotations[1].image_id"),
+        (lambda c: c.pop("categories"), "categories: missing"),
+    ],
+)
+def test_bad_annotations(change, words, tmp_path):
+    content, _ = synthetic(5)
+    change(content)
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(UserError) as error:
+        CocoMetric(tmp_path / "a.json")
+    assert words in str(error.value) and "a.json" in str(error.value)
+
+
+def test_bad_results(tmp_path):
+    content, boxes = synthetic(5)
+    metric = CocoMetric(content)
+    path = tmp_path / "r.json"
+    good = {"image_id": content["images"][0]["id"], "category_id": 3, "bbox": [1, 2, 3, 4]}
+    for entries, words in [
+        ([good], "[0].score"),
+        ([{**good, "score": 1, "image_id": 999999}], "[0].image_id: image 999999 is not in"),
+        ([{**good, "score": 1, "image_id": "cat.jpg"}], "'cat.jpg' is not a number"),
+        ([{**good, "score": float("nan")}], "not finite"),
+        ({"annotations": []}, "list of detections"),
+    ]:
+        path.write_text(json.dumps(entries))
+        with pytest.raises(UserError, match=".*") as error:
+            metric.load_result_json(path)
+        assert words in str(error.value)
+    path.write_text("[{")
+    with pytest.raises(UserError, match="not JSON"):
+        metric.load_result_json(path)
+    with pytest.raises(UserError, match="No such file"):
+        CocoMetric(tmp_path / "none.json")
+    with pytest.raises(UserError, match="3 classes, but the model found class 7"):
+        metric.update([content["images"][0]["id"]], [[7, 0.5, 1, 1, 2, 2]], [1])
