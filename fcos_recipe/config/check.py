@@ -1,0 +1,207 @@
+"""Check a config's tree against the schema: keys at any depth, types, names of classes."""
+
+import re
+from difflib import get_close_matches
+from typing import Any
+
+from fcos_recipe.config import schema
+from fcos_recipe.config.schema import ANY, RECIPE, REQUIRED, Key, Signature
+
+# Sections whose `name` says which data set class takes the rest.
+DATASETS = ("TrainDataset", "EvalDataset", "TestDataset")
+
+
+def check(tree, loose: set[str]) -> tuple[list[str], list[str]]:
+    """Find everything that is wrong.
+
+    Args:
+        tree: the merged nodes.
+        loose: "file", "command line" or both: what stock would silently ignore there is a warning,
+            elsewhere an error.
+
+    Returns:
+        errors, warnings: one line each, "file:line: key: what is wrong".
+    """
+    checker = _Checker(loose)
+    checker.top(tree)
+    return checker.errors, checker.warnings
+
+
+def describe(kind: Any) -> str:
+    """The words for a `Key.kind`."""
+    if isinstance(kind, type):
+        return {str: "text", bool: "true or false", int: "a whole number", float: "a number"}.get(
+            kind, "null" if kind is type(None) else f"a {kind.__name__}"
+        )
+    if kind == (int, float):
+        return "a number"
+    return " or ".join(k if isinstance(k, str) else describe(k) for k in kind)
+
+
+class _Checker:
+    def __init__(self, loose: set[str]):
+        self.loose = loose
+        self.errors: list[str] = []
+        self.warnings: list[str] = []
+        self.components = set(schema.components())
+        self.operators = set(schema.operators())
+
+    def error(self, node, key: str, text: str) -> None:
+        self.errors.append(f"{node.where}: {key}: {text}")
+
+    def unknown(self, node, key: str, known, ignored: bool, what: str = "unknown key") -> None:
+        """Report a name nobody knows; `ignored`: stock would pass over it in silence."""
+        name = key.rsplit(".", 1)[-1]
+        near = get_close_matches(name, sorted(known), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        place = "command line" if node.where == "command line" else "file"
+        if ignored and place in self.loose:
+            self.warnings.append(f"{node.where}: {key}: {what}, ignored{hint}")
+        else:
+            self.error(node, key, what + hint)
+
+    def top(self, tree) -> None:
+        shared = schema.shared_keys()
+        known = set(RECIPE) | self.components | shared
+        for name, node in tree.value.items():
+            if name in RECIPE:
+                self.recipe(name, node, RECIPE[name])
+            elif name in shared:
+                continue
+            elif name not in self.components:
+                self.unknown(node, name, known, ignored=True)
+            elif not isinstance(node.value, dict):
+                self.error(node, name, f"expected a mapping of arguments, found {node.plain()!r}")
+            elif name in DATASETS:
+                self.dataset(name, node)
+            else:
+                self.arguments(name, node, name)
+        architecture = tree.value.get("architecture")
+        if architecture and architecture.value not in self.components:
+            self.unknown(architecture, f"architecture.{architecture.value}", self.components, False,
+                         "no registered class of this name")  # fmt: skip
+
+    def recipe(self, name: str, node, key: Key | dict) -> None:
+        if isinstance(key, dict):
+            if not isinstance(node.value, dict):
+                return self.error(node, name, f"expected a mapping, found {node.plain()!r}")
+            for part, child in node.value.items():
+                if part in key:
+                    self.recipe(f"{name}.{part}", child, key[part])
+                else:
+                    self.unknown(child, f"{name}.{part}", key, ignored=True)
+        elif not _matches(node.value, key.kind):
+            self.error(node, name, f"expected {describe(key.kind)}, found {node.plain()!r}")
+
+    def dataset(self, section: str, node) -> None:
+        name = node.value.get("name")
+        if name is None:
+            return self.error(node, section, "names no class; add `name: COCODataSet`")
+        self.injection(section, node)
+
+    def injection(self, key: str, node) -> None:
+        """A mapping whose `name` says which class takes the rest."""
+        name = node.value["name"]
+        if name.value not in self.components:
+            self.unknown(name, f"{key}.name.{name.value}", self.components, False,
+                         "no registered class of this name")  # fmt: skip
+        else:
+            self.arguments(name.value, node, key, skip="name")
+
+    def arguments(self, name: str, node, key: str, skip: str = "") -> None:
+        self.against(schema.signature(name), node, key, skip, name)
+
+    def against(self, found: Signature, node, key: str, skip: str, name: str) -> None:
+        for arg, child in node.value.items():
+            path = f"{key}.{arg}"
+            if arg == skip:
+                continue
+            if arg not in found.args:
+                self.unknown(child, path, found.args, found.swallows, f"unknown argument of {name}")
+            else:
+                self.value(path, child, found.args[arg], arg)
+
+    def value(self, key: str, node, default: Any, arg: str) -> None:
+        """One argument against its default, which shows the type."""
+        value = node.value
+        if re.search(r"transforms\d?$|_aug$", arg) and isinstance(value, list):
+            self.transforms(key, node)
+        elif arg == "schedulers" and isinstance(value, list):
+            for i, item in enumerate(value):
+                self.scheduler(f"{key}.{i}", item)
+        elif arg == "optimizer" and isinstance(value, dict):
+            self.optimizer(key, node)
+        elif arg == "regularizer" and isinstance(value, dict):
+            table = {"type": Key(("L1", "L2"), "", ""), "factor": Key((int, float), 0, "")}
+            self.recipe(key, node, table)
+        elif isinstance(value, dict) and "name" in value and default is not ANY:
+            self.injection(key, node)
+        elif isinstance(default, str) and default in self.components and isinstance(value, str):
+            if value not in self.components:
+                self.unknown(node, f"{key}.{value}", self.components, False,
+                             "no registered class of this name")  # fmt: skip
+        elif isinstance(default, Key):
+            self.recipe(key, node, default)
+        elif wanted := _expected(node.plain(), default):
+            self.error(node, key, f"expected {wanted}, found {node.plain()!r}")
+
+    def transforms(self, key: str, node) -> None:
+        for i, item in enumerate(node.value):
+            if not isinstance(item.value, dict):
+                self.error(item, f"{key}.{i}", "expected `Name: {arguments}`")
+                continue
+            for name, args in item.value.items():
+                path = f"{key}.{i}.{name}"
+                if name not in self.operators:
+                    self.unknown(args, path, self.operators, False, "no transform of this name")
+                elif not isinstance(args.value, dict):
+                    self.error(args, path, f"expected a mapping of arguments; write `{name}: {{}}`")
+                else:
+                    self.arguments(name, args, path)
+                    given = schema.signature(name).args.items()
+                    for missing in [a for a, d in given if d is REQUIRED and a not in args.value]:
+                        self.error(args, path, f"argument {missing!r} is missing")
+
+    def scheduler(self, key: str, node) -> None:
+        from fcos_recipe.config.load import SCHEDULERS
+
+        name = node.value.get("name") if isinstance(node.value, dict) else None
+        if name is None or name.value not in SCHEDULERS:
+            self.error(node, key, f"expected one of {', '.join('!' + s for s in SCHEDULERS)}")
+        else:
+            self.arguments(name.value, node, key, skip="name")
+
+    def optimizer(self, key: str, node) -> None:
+        kind = node.value.get("type")
+        found = None
+        if kind and isinstance(kind.value, str):
+            found = schema.optimizer_signature(kind.value)
+        if found is None:
+            shown = kind.plain() if kind else None
+            return self.error(kind or node, f"{key}.type", f"paddle.optimizer has no {shown!r}")
+        self.against(found, node, key, "type", kind.value)
+
+
+def _matches(value: Any, kind: Any) -> bool:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if isinstance(value, bool):
+        return bool in kinds
+    return any(value == k if isinstance(k, str) else isinstance(value, k) for k in kinds)
+
+
+def _expected(value: Any, default: Any) -> str:
+    """What a value should have been, judged by the argument's default; '' when it may be."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(default, bool):
+        return "" if isinstance(value, bool) or value in (0, 1) else "true or false"
+    if isinstance(default, float) or (default == 0 and isinstance(default, int)):
+        return "" if number else "a number"
+    if isinstance(default, int):
+        return "" if number and isinstance(value, int) else "a whole number"
+    if isinstance(default, str):
+        return "" if value is None or isinstance(value, (str, dict)) else "text"
+    if isinstance(default, (list, tuple)):
+        return "" if value is None or number or isinstance(value, list) else "a list"
+    if isinstance(default, dict):
+        return "" if value in (None, False, "None") or isinstance(value, dict) else "a mapping"
+    return ""

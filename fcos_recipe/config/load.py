@@ -1,0 +1,325 @@
+"""Load a config: safe YAML, `_BASE_`, overrides, and the place where each value was written.
+
+A config is first a tree of `Node`, which keeps file and line beside every value; `check` reads
+that tree, so that every finding can say where. PaddleDetection's merge rules hold: dicts are merged
+to any depth, everything else is replaced, later bases win over earlier ones and the file over its
+bases.
+"""
+
+import copy
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fcos_recipe.config.schema import ONLY_OURS, RECIPE, ROOT, UNSET
+from fcos_recipe.errors import UserErrors
+
+SCHEDULERS = ("PiecewiseDecay", "CosineDecay", "LinearWarmup", "ExpWarmup")
+COMMAND_LINE = "command line"
+DEFAULT = "default"
+MAX_NODES = 100_000  # a config has hundreds; nested aliases can ask for billions
+FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")  # YAML 1.2: 1e-3 is a number
+TAG = "tag:yaml.org,2002:"
+PLAIN_TAGS = "str int float bool null timestamp map seq merge value".split()
+
+
+@dataclass
+class Node:
+    """A value of the config, with the place where it was written.
+
+    Args:
+        value: a scalar, a list of nodes, or a dict of nodes.
+        where: "file:line", "command line" or "default".
+    """
+
+    value: Any
+    where: str
+
+    def plain(self) -> Any:
+        """The value without its places."""
+        if isinstance(self.value, dict):
+            return {key: node.plain() for key, node in self.value.items()}
+        if isinstance(self.value, list):
+            return [node.plain() for node in self.value]
+        return self.value
+
+
+@dataclass
+class Config:
+    """A resolved and checked config.
+
+    Args:
+        path: the file it was loaded from.
+        tree: values with their places.
+        warnings: lines to show at start.
+        data: the plain values; schedulers are dicts `{"name": "PiecewiseDecay", ...}`.
+    """
+
+    path: Path
+    tree: Node
+    warnings: list[str] = field(default_factory=list)
+    data: dict[str, Any] = field(init=False)
+
+    def __post_init__(self):
+        self.data = self.tree.plain()
+
+    @property
+    def name(self) -> str:
+        """The file's name without its suffix."""
+        return self.path.stem
+
+    def node(self, key: str) -> Node | None:
+        """The node at a dotted key, list positions as numbers; None where nothing stands."""
+        node = self.tree
+        for part in key.split("."):
+            try:
+                node = node.value[int(part) if isinstance(node.value, list) else part]
+            except (KeyError, IndexError, ValueError, TypeError):
+                return None
+        return node
+
+    def origin(self, key: str) -> str:
+        """Where the value at a dotted key was written: "file:line", "command line" or "default"."""
+        node = self.node(key)
+        return node.where if node else DEFAULT
+
+    def stock_data(self) -> dict[str, Any]:
+        """A copy of `data` without the keys that stock's classes would refuse."""
+        data = copy.deepcopy(self.data)
+        for section, keys in ONLY_OURS.items():
+            for key in keys:
+                data.get(section, {}).pop(key, None)
+        return data
+
+    def missing_files(self, *sections: str) -> list[str]:
+        """Findings, one line each, about files that these sections name and that do not exist.
+
+        Args:
+            sections: of TrainDataset, EvalDataset, TestDataset, pretrain_weights.
+        """
+        found = []
+        for name in sections:
+            section = self.data.get(name)
+            if isinstance(section, dict):
+                folder = Path(section.get("dataset_dir") or "")
+                keys = [key for key in ("image_dir", "anno_path") if section.get(key)]
+                named = {f"{name}.{key}": folder / section[key] for key in keys}
+            else:
+                local = section and "://" not in section
+                named = {name: Path(section).expanduser()} if local else {}
+            for key, path in named.items():
+                if not path.exists() and not path.with_name(path.name + ".pdparams").exists():
+                    found.append(f"{self.origin(key)}: {key}: {path} does not exist")
+        return found
+
+
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), strict: bool | None = None
+) -> Config:
+    """Load a YAML file with everything it builds on, apply overrides, check every key.
+
+    Args:
+        path: the file.
+        overrides: `"a.b.c=1e-3"`, typed as in YAML; later ones win.
+        strict: what stock silently ignores is an error (True), a warning (False), or (None) an
+            error in a tree that is ours and on the command line, a warning in a foreign one. A tree
+            is ours when the file or one that it builds on lies in the project's configs/.
+
+    Raises:
+        UserErrors: all findings at once, "file:line: key: what is wrong".
+    """
+    from fcos_recipe.config.check import check  # it needs Node
+
+    path = Path(path).expanduser()
+    reader = _Reader()
+    tree = reader.file(path, ())
+    for text in overrides:
+        reader.override(tree, text)
+    if strict is None:
+        ours = any(ROOT / "configs" in file.parents for file in reader.files)
+        loose = set() if ours else {"file"}
+    else:
+        loose = set() if strict else {"file", COMMAND_LINE}
+    errors, warnings = check(tree, loose)
+    if reader.errors or errors:
+        raise UserErrors(reader.errors + errors)
+    _fill(tree, RECIPE)
+    return Config(path, tree, warnings + _find_data(tree))
+
+
+def merge(base: Node, top: Node) -> None:
+    """Merge `top` into `base`: dicts to any depth, everything else replaced."""
+    for key, node in top.value.items():
+        below = base.value.get(key)
+        if below and isinstance(below.value, dict) and isinstance(node.value, dict):
+            merge(below, node)
+        else:
+            base.value[key] = node
+
+
+def display(path: Path) -> str:
+    """A path as the user would type it: relative to where they stand when below that."""
+    path = Path(os.path.abspath(path))
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+class _Reader:
+    """Reads the files of one config and collects what is wrong with them."""
+
+    def __init__(self):
+        self.errors: list[str] = []
+        self.files: list[Path] = []
+        self.count = 0
+
+    def file(self, path: Path, parents: tuple[Path, ...], where: str = "") -> Node:
+        real, prefix = Path(os.path.realpath(path)), f"{where}: _BASE_: " if where else ""
+        empty = Node({}, display(path))
+        if real in parents:
+            self.errors.append(f"{prefix}{display(path)} builds on itself")
+            return empty
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "is not UTF-8 text"
+            self.errors.append(f"{prefix}{display(path)}: {why}")
+            return empty
+        self.files.append(real)
+        top = self.parse(text, display(path))
+        if top is None or top.value is None:
+            return empty
+        if not isinstance(top.value, dict):
+            self.errors.append(f"{top.where}: a config is a mapping of keys to values")
+            return empty
+        bases = top.value.pop("_BASE_", None)
+        names = bases.value if bases else []
+        merged = Node({}, top.where)
+        for base in names if isinstance(names, list) else [bases]:
+            if not isinstance(base.value, str):
+                self.errors.append(f"{base.where}: _BASE_: expected a list of file names")
+                continue
+            child = path.parent / Path(base.value).expanduser()
+            merge(merged, self.file(child, (*parents, real), base.where))
+        merge(merged, top)
+        return merged
+
+    def override(self, tree: Node, text: str) -> None:
+        key, equals, value = text.partition("=")
+        if not equals or not all(part for part in key.split(".")):
+            example = "expected KEY=VALUE, as in LearningRate.base_lr=1e-3"
+            self.errors.append(f"{COMMAND_LINE}: -o {text}: {example}")
+            return
+        node = self.parse(value, "") if value else Node("", COMMAND_LINE)
+        if node is None:
+            return
+        for part in reversed(key.split(".")):
+            node = Node({part: node}, COMMAND_LINE)
+        merge(tree, node)
+
+    def parse(self, text: str, file: str) -> Node | None:
+        """YAML text as nodes; None after an error."""
+        try:
+            root = yaml.compose(text, Loader=yaml.SafeLoader)
+            return self.build(root, file) if root else Node(None, file or COMMAND_LINE)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            why = getattr(error, "problem", None) or str(error).splitlines()[0]
+            self.errors.append(f"{self.place(mark, file)}: not valid YAML: {why}")
+        except RecursionError:
+            self.errors.append(f"{file or COMMAND_LINE}: nested too deeply")
+        except OverflowError as error:
+            self.errors.append(f"{file or COMMAND_LINE}: {error}")
+        return None
+
+    @staticmethod
+    def place(mark: yaml.Mark | None, file: str) -> str:
+        return f"{file}:{mark.line + 1}" if file and mark else file or COMMAND_LINE
+
+    def build(self, node: yaml.Node, file: str) -> Node:
+        self.count += 1
+        if self.count > MAX_NODES:
+            raise OverflowError(f"more than {MAX_NODES} values: aliases that contain aliases?")
+        where = self.place(node.start_mark, file)
+        name = node.tag[1:] if node.tag[1:] in SCHEDULERS else None
+        if not name and node.tag.removeprefix(TAG) not in PLAIN_TAGS:
+            tags = " ".join("!" + s for s in SCHEDULERS)
+            self.errors.append(f"{where}: tag {node.tag} is not allowed; allowed are {tags}")
+            return Node(None, where)
+        if isinstance(node, yaml.MappingNode):
+            start = {"name": Node(name, where)} if name else {}
+            return Node(self.mapping(node, file, start), where)
+        if name and not node.value:
+            return Node({"name": Node(name, where)}, where)
+        if name:
+            self.errors.append(f"{where}: !{name} takes a mapping of its arguments")
+        if isinstance(node, yaml.SequenceNode):
+            return Node([self.build(item, file) for item in node.value], where)
+        return Node(self.scalar(node, where), where)
+
+    def mapping(self, node: yaml.MappingNode, file: str, result: dict) -> dict[str, Node]:
+        lines: dict[str, int] = {}
+        inherited: list[Node] = []
+        for key_node, value_node in node.value:
+            where, key = self.place(key_node.start_mark, file), key_node.value
+            value = self.build(value_node, file)
+            if key_node.tag == TAG + "merge":
+                inherited += value.value if isinstance(value.value, list) else [value]
+            elif not isinstance(key, str):
+                self.errors.append(f"{where}: a key must be a word")
+            elif key in lines:
+                self.errors.append(f"{where}: {key}: written twice, first in line {lines[key]}")
+            else:
+                lines[key] = key_node.start_mark.line + 1
+                result[key] = Node(value.value, where)
+        for source in inherited:
+            for key, value in source.value.items() if isinstance(source.value, dict) else ():
+                result.setdefault(key, value)
+        return result
+
+    def scalar(self, node: yaml.ScalarNode, where: str) -> Any:
+        kind, text = node.tag.removeprefix(TAG), node.value
+        if kind == "str" and node.style is None and FLOAT.fullmatch(text):
+            return float(text)
+        if kind in ("int", "float", "bool", "null"):
+            try:
+                return yaml.SafeLoader("").construct_object(node)
+            except (ValueError, KeyError):
+                self.errors.append(f"{where}: {text!r} is not {kind}")
+        return text
+
+
+def _fill(tree: Node, table: dict[str, Any]) -> None:
+    """Write the recipe's defaults where nothing else stands."""
+    for name, key in table.items():
+        if isinstance(key, dict):
+            _fill(tree.value.setdefault(name, Node({}, DEFAULT)), key)
+        elif key.default is not UNSET:
+            tree.value.setdefault(name, Node(key.default, DEFAULT))
+
+
+def _find_data(tree: Node) -> list[str]:
+    """Point each relative `dataset_dir` to where the data are; returns lines that say so.
+
+    Looked for below the working directory, then below the project; `dataset/x`, upstream's place,
+    also as `datasets/x`. A directory that is nowhere stays as written.
+    """
+    found = {}
+    for section in tree.value.values():
+        node = section.value.get("dataset_dir") if isinstance(section.value, dict) else None
+        written = node.value if node else None
+        if not isinstance(written, str) or not written or Path(written).expanduser().is_absolute():
+            continue
+        names = [written]
+        if Path(written).parts[0] == "dataset":
+            names.append(str(Path("datasets", *Path(written).parts[1:])))
+        places = [(n, p) for n in names for p in (Path(n), ROOT / n) if p.is_dir()]
+        if places and places[0][1] != Path(written):
+            name, place = places[0]
+            node.value = display(place)
+            if name != written:
+                found.setdefault(f"{node.where}: {written} not found, using {node.value}")
+    return list(found)

@@ -1,0 +1,271 @@
+"""What a config may say: the recipe's own keys (`RECIPE`) and the arguments of the classes that
+YAML can name, read from the source of the installed ppdet and of this package, importing neither.
+"""
+
+import ast
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fcos_recipe.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Key:
+    """One recipe key.
+
+    Args:
+        kind: a type, a tuple of types, or a tuple of the words that are allowed.
+        default: its value where no file sets it; UNSET: then the key is absent, too.
+        doc: one line for the reference.
+        stock: PaddleDetection has this key too.
+    """
+
+    kind: Any
+    default: Any
+    doc: str
+    stock: bool = False
+
+
+UNSET = object()
+NUMBER = (int, float)
+WATCH = "seconds without progress before a run counts as hung; 0: "
+
+# Top-level keys; a dict is a table of its own. Written once: nothing else repeats a default.
+RECIPE: dict[str, Any] = {
+    "architecture": Key(str, "FCOS", "registered class of the model", True),
+    "device": Key(("auto", "cpu", "gpu", "iluvatar_gpu"), "auto", "where to run"),
+    "use_gpu": Key(bool, True, "PaddleDetection's switch; false means device: cpu", True),
+    "use_xpu": Key(bool, False, "PaddleDetection's switch, not used here", True),
+    "use_mlu": Key(bool, False, "PaddleDetection's switch, not used here", True),
+    "use_npu": Key(bool, False, "PaddleDetection's switch, not used here", True),
+    "launch": {"cards": Key(int, 8, "processes of one run, one card each")},
+    "seed": Key((int, type(None)), None, "seed of weights, shuffle and augmentation on all ranks"),
+    "metric": Key(("COCO",), "COCO", "how a model is judged", True),
+    "num_classes": Key(int, 80, "classes of the data set", True),
+    "norm_type": Key((str, type(None)), UNSET, "norm of classes that name none", True),
+    "epoch": Key(int, 12, "epochs of the whole run", True),
+    "accumulate": Key(int, 1, "batches whose gradients are averaged into one step"),
+    "scale_lr": Key(bool, True, "scale LR and warm-up when the total batch is not base_batch"),
+    "amp": Key(bool, False, "automatic mixed precision", True),
+    "amp_level": Key(("O1", "O2"), "O1", "O1: listed operators, O2: nearly all", True),
+    "amp_dtype": Key(("float16", "bfloat16"), "float16", "the lower precision"),
+    "custom_white_list": Key((list, type(None)), None, "operators always in low precision", True),
+    "custom_black_list": Key((list, type(None)), None, "operators never in low precision", True),
+    "init_loss_scaling": Key(NUMBER, 1024, "first loss scale of float16", True),
+    "to_static": Key(bool, False, "train the compiled graph", True),
+    "find_unused_parameters": Key(bool, False, "let ranks leave parameters unused", True),
+    "use_ema": Key(bool, False, "evaluate an exponential moving average of the weights", True),
+    "ema_decay": Key(NUMBER, 0.9998, "decay of the average", True),
+    "ema_decay_type": Key(("threshold", "normal", "exponential"), "threshold", "its ramp", True),
+    "cycle_epoch": Key(int, -1, "epochs after which the average starts anew; -1: never", True),
+    "ema_black_list": Key((list, type(None)), None, "parameters left out of the average", True),
+    "ema_filter_no_grad": Key(bool, False, "leave frozen parameters out of the average", True),
+    "eval_interval": Key(int, 1, "epochs between two evaluations with --eval"),
+    "snapshot_epoch": Key(int, 1, "epochs between two checkpoints", True),
+    "keep_checkpoints": Key(int, 5, "newest checkpoints that are kept; the best always is"),
+    "early_stop": {
+        "patience": Key(int, 0, "evaluations without a better AP before the run ends; 0: off"),
+        "min_delta": Key(NUMBER, 0.0, "AP (0-1) that counts as better"),
+    },
+    "watchdog": {
+        "startup": Key(NUMBER, 0, WATCH + "automatic"),
+        "step": Key(NUMBER, 0, WATCH + "max(120, 10 x the median step)"),
+        "eval": Key(NUMBER, 0, WATCH + "automatic"),
+        "save": Key(NUMBER, 0, WATCH + "automatic"),
+    },
+    "worker_num": Key((int, "auto"), "auto", "reader processes per card", True),
+    "max_bad_images": Key(int, 10, "unreadable images that are skipped before the run stops"),
+    "pretrain_weights": Key((str, type(None)), "", "file or URL to start from; '': scratch", True),
+    "weights": Key((str, type(None)), "", "file that eval and infer take by default", True),
+    "save_dir": Key(str, "output", "where run directories are made", True),
+    "log_iter": Key(int, 20, "steps between two lines of the log", True),
+    "classwise": Key(bool, False, "print AP per class", True),
+    "use_vdl": Key(bool, False, "write VisualDL logs", True),
+    "vdl_log_dir": Key((str, type(None)), None, "where to", True),
+    "output_eval": Key((str, type(None)), None, "directory for the COCO results file", True),
+    "save_prediction_only": Key(bool, False, "write results, compute no AP", True),
+    "print_flops": Key(bool, False, "PaddleDetection's switch, not used here", True),
+    "print_params": Key(bool, False, "PaddleDetection's switch, not used here", True),
+    "export": {
+        "post_process": Key(bool, True, "put decoding into the exported model", True),
+        "nms": Key(bool, True, "put NMS into the exported model", True),
+        "benchmark": Key(bool, False, "export neither", True),
+        "fuse_conv_bn": Key(bool, False, "fold BatchNorm into convolutions", True),
+    },
+}
+
+# Arguments that this recipe, or a part of ppdet outside the class itself, reads from a section.
+ONLY_OURS = {"LearningRate": {"base_batch": Key(int, UNSET, "images per step of base_lr")}}
+READ_ELSEWHERE = {
+    "TestReader": {"fuse_normalize": False, "inputs_def": {}},
+    **{
+        name: {"mixup_epoch": -1, "cutmix_epoch": -1, "mosaic_epoch": -1, "pre_img_epoch": -1}
+        for name in ("BaseDataLoader", "BaseSemiDataLoader")
+    },
+}
+# What OptimizerBuilder passes to Paddle's optimizer itself, so that YAML must not.
+BUILDER_SETS = {"learning_rate", "parameters", "grad_clip"}
+
+ANY = object()  # the default is an expression: nothing to check a value against
+REQUIRED = object()
+
+
+@dataclass
+class Signature:
+    """The constructor of a class: argument -> default (a literal, ANY or REQUIRED)."""
+
+    args: dict[str, Any] = field(default_factory=dict)
+    swallows: bool = False  # **kwargs that end nowhere: stock ignores what it does not know
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a class stands."""
+
+    path: Path
+    text: str
+    start: int
+    own: bool
+    registered: bool
+    op: bool
+
+
+SHARED = re.compile(r"__shared__ = \[(.*?)\]", re.S)
+CLASS = re.compile(r"^((?:@[^\n]*\n)*)class[ \t]+(\w+)", re.M)
+
+
+@lru_cache
+def classes() -> dict[str, list[Source]]:
+    """Class name -> where it is defined: in ppdet's data, modeling and optimizer, and in ours.
+
+    Raises:
+        UserError: ppdet is not installed.
+    """
+    spec = find_spec("ppdet")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("ppdet is not installed: configs cannot be checked; run scripts/install.sh")
+    stock = Path(spec.submodule_search_locations[0])
+    found: dict[str, list[Source]] = {}
+    for folder in [ROOT / "fcos_recipe" / part for part in ("data", "model")] + [
+        stock / part for part in ("data", "modeling", "optimizer")
+    ]:
+        own = stock not in folder.parents
+        for path in sorted(folder.rglob("*.py")):
+            text = path.read_text(encoding="utf-8")
+            for match in CLASS.finditer(text):
+                op = "@register_" in match[1] and (own or "transform" in path.parts)
+                source = Source(path, text, match.start(), own, "@register" in match[1], op)
+                found.setdefault(match[2], []).append(source)
+    return found
+
+
+@lru_cache
+def shared_keys() -> set[str]:
+    """Top-level keys that classes of ppdet take over (`__shared__`), such as data_format."""
+    texts = {source.path: source.text for found in classes().values() for source in found}
+    lists = [m[1] for text in texts.values() for m in SHARED.finditer(text)]
+    return {key for names in lists for key in re.findall(r"['\"](\w+)['\"]", names)}
+
+
+def components() -> list[str]:
+    """Names that can be sections of a config."""
+    return [n for n, s in classes().items() if any(x.registered and not x.op for x in s)]
+
+
+def operators() -> list[str]:
+    """Names that can stand in a list of transforms."""
+    return [name for name, sources in classes().items() if any(x.op for x in sources)]
+
+
+@lru_cache
+def signature(name: str) -> Signature:
+    """What the class `name` accepts: stock's arguments and, where we replace it, ours too."""
+    sources = sorted(classes().get(name, []), key=lambda s: (s.own, s.registered))
+    chosen = [s for s in sources if s.own] + [s for s in sources if not s.own][-1:]
+    result = Signature()
+    for source in chosen:
+        one = _read(source, name)
+        result.args = {**one.args, **result.args}
+        result.swallows = one.swallows  # stock's, which comes last, where it has the class
+    result.args.update(ONLY_OURS.get(name, {}))
+    result.args.update(READ_ELSEWHERE.get(name, {}))
+    return result
+
+
+@lru_cache
+def optimizer_signature(kind: str) -> Signature | None:
+    """Arguments of `paddle.optimizer.<kind>`, from Paddle's source; None where it has none such."""
+    spec = find_spec("paddle")
+    folder = Path(spec.submodule_search_locations[0]) / "optimizer" if spec else None
+    path = folder / f"{kind.lower()}.py" if folder else None
+    if path is None or not path.is_file() or not kind.isidentifier():
+        return None
+    text = path.read_text(encoding="utf-8")
+    match = re.search(rf"^class {kind}\b", text, re.M)
+    if match is None:
+        return None
+    found = _read(Source(path, text, match.start(), False, False, False), kind)
+    args = {k: v for k, v in found.args.items() if k not in BUILDER_SETS}
+    return Signature({**args, "param_groups": ANY}, found.swallows)
+
+
+def _read(source: Source, name: str) -> Signature:
+    node = _class_node(source, name)
+    result = Signature()
+    init = next((n for n in node.body if getattr(n, "name", "") == "__init__"), None)
+    if init is not None:
+        a = init.args
+        names = [arg.arg for arg in a.posonlyargs + a.args][1:]
+        names += [arg.arg for arg in a.kwonlyargs]
+        given = a.defaults + a.kw_defaults  # aligned with the last of the names
+        given = [None] * (len(names) - len(given)) + given
+        values = [REQUIRED if node is None else _literal(node) for node in given]
+        result.args = dict(zip(names, values, strict=True))
+    rest = init.args.kwarg if init is not None else None
+    if rest and not any(k.arg is None and k.value.id == rest.arg for k in _keywords(init)):
+        result.swallows = True
+    elif init is None or rest:
+        # Arguments go on to the bases: what the last of them leaves over is ignored by stock.
+        bases = [b.id if isinstance(b, ast.Name) else getattr(b, "attr", "") for b in node.bases]
+        known = [(b, s) for b in bases if b != name and (s := _base(b, source))]
+        result.swallows = init is not None and not known
+        for base, where in known:
+            more = _read(where, base)
+            result.args = {**more.args, **READ_ELSEWHERE.get(base, {}), **result.args}
+            result.swallows |= more.swallows
+    return result
+
+
+def _base(name: str, near: Source) -> Source | None:
+    found = classes().get(name, [])
+    return next((s for s in found if s.path == near.path), found[-1] if found else None)
+
+
+def _class_node(source: Source, name: str) -> ast.ClassDef:
+    """Parse one class; the whole file only where cutting the class out does not work."""
+    end = re.compile(r"^(?=[^\s#)\]}])", re.M)
+    start = re.compile(rf"^class[ \t]+{name}\b", re.M).search(source.text, source.start).start()
+    stop = end.search(source.text, start + 1)
+    try:
+        tree = ast.parse(source.text[start : stop.start() if stop else None])
+    except SyntaxError:
+        tree = ast.parse(source.text)
+    return next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
+
+
+def _keywords(init: ast.FunctionDef) -> list[ast.keyword]:
+    calls = (node for node in ast.walk(init) if isinstance(node, ast.Call))
+    return [k for call in calls for k in call.keywords if isinstance(k.value, ast.Name)]
+
+
+def _literal(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return ANY
