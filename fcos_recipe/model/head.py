@@ -1,0 +1,182 @@
+"""FCOS head: two towers shared by all levels, with stock's parameter names."""
+
+import math
+
+import paddle
+import paddle.nn.functional as F
+from paddle import ParamAttr, Tensor, nn
+from paddle.nn.initializer import Constant, Normal
+from ppdet.modeling.heads.fcos_head import ScaleReg
+
+from fcos_recipe.model.postprocess import postprocess
+
+
+class FCOSHead(nn.Layer):
+    """Classes, boxes and quality for every location of every level.
+
+    Args:
+        num_classes: number of classes, without background.
+        fcos_feat: the towers, an `FCOSFeat`; its `feat_out` is the width of the last convolutions.
+        fpn_stride: stride of each level in pixels.
+        prior_prob: score of every class at the start of training.
+        multiply_strides_reg_targets: distances are learnt in pixels, predicted in strides.
+        norm_reg_targets: distances pass a ReLU (and are learnt in strides unless
+            multiply_strides_reg_targets); False: an exponential, learnt in pixels.
+        centerness_on_reg: quality is predicted from the box tower, not the class tower.
+        num_shift: a location's place in its cell, in strides.
+        sqrt_score: score is the square root of class score times quality.
+        fcos_loss: an `FCOSLoss`.
+        nms: a `MultiClassNMS`, read for its thresholds and limits.
+        trt: accepted for stock's configs; without effect.
+        nms_pre: candidates per level and image that NMS starts with, see `postprocess`.
+        clip: cut detections to the image.
+    """
+
+    __inject__ = ["fcos_feat", "fcos_loss", "nms"]
+    __shared__ = ["num_classes", "trt"]
+
+    def __init__(
+        self,
+        num_classes: int = 80,
+        fcos_feat: nn.Layer = "FCOSFeat",
+        fpn_stride: list = [8, 16, 32, 64, 128],  # noqa: B006 (ppdet's registry reads the default)
+        prior_prob: float = 0.01,
+        multiply_strides_reg_targets: bool = False,
+        norm_reg_targets: bool = True,
+        centerness_on_reg: bool = True,
+        num_shift: float = 0.5,
+        sqrt_score: bool = False,
+        fcos_loss: nn.Layer = "FCOSLoss",
+        nms: object = "MultiClassNMS",
+        trt: bool = False,
+        nms_pre: int = 1000,
+        clip: bool = True,
+    ):
+        super().__init__()
+        self.fcos_feat = fcos_feat
+        self.fcos_loss = fcos_loss
+        self.num_classes = num_classes
+        self.fpn_stride = fpn_stride
+        self.multiply_strides_reg_targets = multiply_strides_reg_targets
+        self.norm_reg_targets = norm_reg_targets
+        self.centerness_on_reg = centerness_on_reg
+        self.num_shift = num_shift
+        self.sqrt_score = sqrt_score
+        self.nms = nms
+        self.nms_pre = nms_pre
+        self.clip = clip
+
+        def predictor(channels: int, bias: float) -> nn.Conv2D:
+            return nn.Conv2D(
+                fcos_feat.feat_out,
+                channels,
+                3,
+                padding=1,
+                weight_attr=ParamAttr(initializer=Normal(0.0, 0.01)),
+                bias_attr=ParamAttr(initializer=Constant(bias)),
+            )
+
+        self.fcos_head_cls = predictor(num_classes, -math.log((1 - prior_prob) / prior_prob))
+        self.fcos_head_reg = predictor(4, 0.0)
+        self.fcos_head_centerness = predictor(1, 0.0)
+        self.scales_regs = [
+            self.add_sublayer(f"p{int(math.log2(stride))}_feat", ScaleReg())
+            for stride in fpn_stride
+        ]
+
+    def forward(self, fpn_feats: list[Tensor], targets: dict | None = None):
+        """Run the head.
+
+        Args:
+            fpn_feats: one [N, C, H_l, W_l] per level.
+            targets: sparse targets of the batch (`pos_index`, `pos_label`, `pos_reg`,
+                `pos_centerness`, `num_pos`); None to predict.
+
+        Returns:
+            With targets: losses loss_cls, loss_box, loss_quality and their sum, loss.
+            Without: (logits, regression), each a list over levels: class logits
+            [N, num_classes, H_l, W_l]; l, t, r, b before scale and activation, then the quality
+            logit, [N, 5, H_l, W_l].
+        """
+        logits, regression = self._predict(fpn_feats)
+        return (logits, regression) if targets is None else self._loss(logits, regression, targets)
+
+    def _predict(self, feats: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        reg, ctn = self.fcos_head_reg, self.fcos_head_centerness
+        if self.centerness_on_reg:  # one convolution for both: the input is unfolded once
+            weight = paddle.concat([reg.weight, ctn.weight])
+            bias = paddle.concat([reg.bias, ctn.bias])
+        logits, regression = [], []
+        for feat in feats:
+            cls_feat, reg_feat = self.fcos_feat(feat)
+            logits.append(self.fcos_head_cls(cls_feat))
+            if self.centerness_on_reg:
+                regression.append(F.conv2d(reg_feat, weight, bias, padding=1))
+            else:
+                regression.append(paddle.concat([reg(reg_feat), ctn(cls_feat)], axis=1))
+        return logits, regression
+
+    def distances(self, raw: Tensor, scale: Tensor) -> Tensor:
+        """Distances l, t, r, b from the last convolution's output, in the unit of training."""
+        raw = raw * scale
+        return F.relu(raw) if self.norm_reg_targets else paddle.exp(raw)
+
+    def _loss(self, logits: list, regression: list, targets: dict) -> dict[str, Tensor]:
+        """Gather the positives from each level's [N, C, H, W], which stays in its layout."""
+        images = logits[0].shape[0]
+        sizes = [level.shape[2] * level.shape[3] for level in logits]
+        begins = [sum(sizes[:i]) for i in range(len(sizes))]
+        table = paddle.to_tensor([[images * b, s, b] for b, s in zip(begins, sizes)], dtype="int64")
+        index, label = targets["pos_index"], targets["pos_label"]
+        level = paddle.searchsorted(table[1:, 0], index, right=True)
+        start, size, begin = paddle.gather(table, level).unbind(axis=1)
+        offset = index - start
+        image, place = offset // size, offset % size + begin
+
+        logits = paddle.concat([x.flatten(2) for x in logits], axis=2)
+        regression = paddle.concat([x.flatten(2) for x in regression], axis=2)
+        pos_logits = paddle.gather_nd(logits, paddle.stack([image, label, place], axis=1))
+        pos_reg = paddle.gather_nd(
+            regression.transpose([0, 2, 1]), paddle.stack([image, place], axis=1)
+        ).astype("float32")
+        raw, quality = pos_reg.split([4, 1], axis=1)
+        scales = paddle.stack([layer.scale_reg for layer in self.scales_regs])
+        boxes = self.distances(raw, paddle.gather(scales, level))
+        if self.norm_reg_targets and self.multiply_strides_reg_targets:
+            strides = paddle.to_tensor(self.fpn_stride, dtype="float32")
+            boxes = boxes * paddle.gather(strides, level).unsqueeze(1)
+        losses = self.fcos_loss(
+            logits,
+            pos_logits,
+            boxes,
+            quality.squeeze(1),
+            targets["pos_reg"],
+            targets["pos_centerness"],
+            targets["num_pos"],
+        )
+        losses["loss"] = paddle.add_n(list(losses.values()))
+        return losses
+
+    def post_process(
+        self, outputs: tuple[list[Tensor], list[Tensor]], im_shape: Tensor, scale_factor: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Detections of `forward`'s outputs, see `postprocess`."""
+        logits, regression = outputs
+
+        def decoder(stride: int, layer: ScaleReg):
+            unit = stride if self.norm_reg_targets else 1
+            return lambda raw: self.distances(raw, layer.scale_reg) * unit
+
+        return postprocess(
+            logits,
+            regression,
+            [decoder(*pair) for pair in zip(self.fpn_stride, self.scales_regs)],
+            self.fpn_stride,
+            im_shape,
+            scale_factor,
+            self.nms,
+            self.nms_pre,
+            self.num_shift,
+            self.sqrt_score,
+            self.clip,
+        )

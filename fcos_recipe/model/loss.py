@@ -1,0 +1,135 @@
+"""FCOS loss over sparse positives."""
+
+import paddle
+import paddle.distributed as dist
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+
+class FCOSLoss(nn.Layer):
+    """Focal, IoU and quality loss of FCOS (https://arxiv.org/abs/1904.01355, section 3).
+
+    Args:
+        loss_alpha: weight of the positive class in the focal loss; negatives weigh 1 - loss_alpha.
+        loss_gamma: exponent of the focal loss.
+        iou_loss_type: giou, linear_iou or iou (negative logarithm).
+        reg_weights: factor of the box loss.
+        quality: target of the quality branch: centerness, or the iou of box and prediction.
+        reduce_positives: take the number of positives and the sum of centre-ness as means over all
+            cards, so that the gradient of N cards is that of one card with N times the batch.
+            False: each card divides by its own, as the published runs did.
+    """
+
+    def __init__(
+        self,
+        loss_alpha: float = 0.25,
+        loss_gamma: float = 2.0,
+        iou_loss_type: str = "giou",
+        reg_weights: float = 1.0,
+        quality: str = "centerness",
+        reduce_positives: bool = False,
+    ):
+        super().__init__()
+        self.loss_alpha = loss_alpha
+        self.loss_gamma = loss_gamma
+        self.iou_loss_type = iou_loss_type.lower()
+        self.reg_weights = reg_weights
+        self.quality = quality
+        self.reduce_positives = reduce_positives
+        if self.iou_loss_type not in ("giou", "linear_iou", "iou"):
+            raise ValueError(f"iou_loss_type: {iou_loss_type!r} is not giou, linear_iou or iou")
+        if quality not in ("centerness", "iou"):
+            raise ValueError(f"quality: {quality!r} is neither centerness nor iou")
+
+    def forward(
+        self,
+        logits: Tensor,
+        pos_logits: Tensor,
+        pos_boxes: Tensor,
+        pos_quality: Tensor,
+        reg_targets: Tensor,
+        centerness_targets: Tensor,
+        num_pos: Tensor,
+    ) -> dict[str, Tensor]:
+        """Losses of one batch, computed in float32 whatever the inputs' dtype.
+
+        Args:
+            logits: class logits of every location and class, any shape.
+            pos_logits: [P], those of `logits` at a positive location's own class.
+            pos_boxes: [P, 4], predicted distances l, t, r, b at the positive locations.
+            pos_quality: [P], quality logits at the positive locations.
+            reg_targets: float32 [P, 4], distances in the unit of `pos_boxes`.
+            centerness_targets: float32 [P].
+            num_pos: int64 [1]: rows from there on are padding and count for nothing.
+
+        Returns:
+            loss_cls, loss_box, loss_quality: float32, finite also without a positive.
+        """
+        # O2 would cast the loss's own operators to half precision
+        with paddle.amp.auto_cast(enable=False):
+            logits, pos_logits = logits.astype("float32"), pos_logits.astype("float32")
+            pos_boxes, pos_quality = pos_boxes.astype("float32"), pos_quality.astype("float32")
+            row = paddle.arange(pos_logits.shape[0], dtype="int64")
+            mask = (row < num_pos).astype("float32")
+            weight = centerness_targets * mask
+            positives, total_weight = self._normalizers(num_pos, weight)
+
+            # Every logit as a negative, then what a positive differs by: no dense one-hot target.
+            loss_cls = (
+                self._negative(logits).sum()
+                + ((self._positive(pos_logits) - self._negative(pos_logits)) * mask).sum()
+            )
+            box_loss, iou = self._box_loss(pos_boxes, reg_targets)
+            if self.quality == "centerness":
+                loss_box = (box_loss * weight).sum() / total_weight
+                quality_target = centerness_targets
+            else:
+                loss_box = (box_loss * mask).sum() / positives
+                quality_target = iou.detach()
+            if self.reg_weights != 1.0:
+                loss_box = loss_box * self.reg_weights
+            loss_quality = F.binary_cross_entropy_with_logits(
+                pos_quality, quality_target, weight=mask, reduction="sum"
+            )
+            return {
+                "loss_cls": loss_cls / positives,
+                "loss_box": loss_box,
+                "loss_quality": loss_quality / positives,
+            }
+
+    def _normalizers(self, num_pos: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Number of positives and sum of centre-ness, at least 1 and 1e-6, each float32 0-D."""
+        sums = paddle.stack([num_pos.astype("float32").sum(), weight.sum()])
+        cards = dist.get_world_size() if self.reduce_positives else 1
+        if cards > 1:
+            dist.all_reduce(sums)
+        # clipped before the mean, so that few positives on many cards keep their common divisor
+        positives, total_weight = sums.unbind()
+        return positives.clip(min=1.0) / cards, total_weight.clip(min=1e-6) / cards
+
+    def _negative(self, logits: Tensor) -> Tensor:
+        """Focal loss with target 0: (1 - alpha) p^gamma softplus(x)."""
+        loss = F.sigmoid(logits) ** self.loss_gamma * F.softplus(logits)
+        return loss * (1.0 - self.loss_alpha)
+
+    def _positive(self, logits: Tensor) -> Tensor:
+        """Focal loss with target 1: alpha (1 - p)^gamma softplus(-x)."""
+        return F.sigmoid(-logits) ** self.loss_gamma * F.softplus(-logits) * self.loss_alpha
+
+    def _box_loss(self, boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Box loss and IoU, each [P], of distances [P, 4].
+
+        The + 1 in the IoU and the 1e-7 in the enclosing area are the published run's.
+        """
+        inner, outer = paddle.minimum(boxes, targets), paddle.maximum(boxes, targets)
+        distances = paddle.stack([boxes, targets, inner, outer])
+        sides = distances[:, :, :2] + distances[:, :, 2:]
+        area, target_area, intersection, enclosing = sides.prod(axis=2).unbind()
+        union = area + target_area - intersection
+        iou = (intersection + 1.0) / (union + 1.0)
+        if self.iou_loss_type == "linear_iou":
+            return 1.0 - iou, iou
+        if self.iou_loss_type == "iou":
+            return -paddle.log(iou), iou
+        enclosing = enclosing + 1e-7
+        return 1.0 - (iou - (enclosing - union) / enclosing), iou
