@@ -5,7 +5,7 @@ import sys
 from importlib import import_module
 
 from fcos_recipe import __version__
-from fcos_recipe.errors import UserError
+from fcos_recipe.errors import RunFailure, UserError
 
 # name: (module:function, one line for `fcos --help`). Modules are imported only when called,
 # so that `--help` and the commands without a model never pay for importing Paddle.
@@ -26,15 +26,16 @@ def run(name: str, argv: list[str] | None = None) -> int:
         argv: arguments after the command's name; default `sys.argv[1:]`.
 
     Returns:
-        The process's exit code: the command's own, 2 after bad input, 130 after Ctrl-C.
+        The process's exit code: the command's own, 1 after a failed run, 2 after bad input, 130
+        after Ctrl-C.
     """
     module, function = COMMANDS[name][0].split(":")
     try:
         return getattr(import_module(module), function)(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
+    except (UserError, RunFailure) as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -15,3 +15,7 @@ class UserErrors(UserError):
     def __init__(self, messages: list[str]):
         super().__init__("\n".join(messages))
         self.messages = messages
+
+
+class RunFailure(Exception):
+    """A run that can't go on for a reason other than its input. One line; exit code 1."""

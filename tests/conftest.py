@@ -1,6 +1,8 @@
 """Fixtures for all tests."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,3 +23,59 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip(f"shared data not found at {path} (set FCOS_SHARED)")
     return path
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory) -> Path:
+    """A small generated COCO-format data set: 24 training and 8 validation images of 96x128."""
+    from fcos_recipe.data.shapes import make_shapes
+
+    path = tmp_path_factory.mktemp("shapes")
+    make_shapes(path, train=24, val=8, seed=3, size=(96, 128))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(shapes) -> Path:
+    """A config that trains on `shapes` in seconds: the demo's, on smaller pictures."""
+    path = shapes / "tiny.yml"
+    path.write_text(f"""\
+_BASE_: ['{ROOT}/configs/fcos/fcos_r18_fpn_demo.yml']
+device: cpu
+worker_num: 0
+log_iter: 1
+epoch: 2
+TrainDataset: {{dataset_dir: {shapes}}}
+EvalDataset: {{dataset_dir: {shapes}}}
+TestDataset: {{dataset_dir: {shapes}}}
+FPN: {{out_channel: 16}}
+FCOSHead: {{fcos_feat: {{feat_in: 16, feat_out: 16, num_convs: 1}}}}
+TrainReader:
+  sample_transforms:
+  - Decode: {{}}
+  - Resize: {{target_size: [64, 96], keep_ratio: true, interp: 1}}
+  - NormalizeImage: {{mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225], is_scale: true}}
+  - RandomFlip: {{}}
+  batch_size: 4
+EvalReader:
+  sample_transforms:
+  - Decode: {{}}
+  - Resize: {{target_size: [64, 96], keep_ratio: true, interp: 1}}
+  - NormalizeImage: {{mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225], is_scale: true}}
+  - Permute: {{}}
+  batch_size: 2
+""")
+    return path
+
+
+def run_tool(name: str, *argv, cwd=None, env=None, timeout=300, launch: int = 0):
+    """Run tools/NAME.py in its own process; `launch` processes under Paddle's launcher if > 0."""
+    command = [sys.executable]
+    if launch:
+        command += ["-m", "paddle.distributed.launch", "--nproc_per_node", str(launch)]
+        command += ["--log_dir", str(Path(cwd) / "launch_log")]
+    command += [str(ROOT / "tools" / f"{name}.py"), *map(str, argv)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
+    )

@@ -170,3 +170,23 @@ def to_console(rank: int) -> None:
         handler = logging.StreamHandler(sys.stdout)
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
+
+
+def visualdl_sink(folder: str | Path):
+    """Sink for `RunDir.add_sink` that writes every number for VisualDL.
+
+    Raises:
+        UserError: VisualDL is not installed.
+    """
+    try:
+        from visualdl import LogWriter
+    except ImportError:
+        raise UserError("--use_vdl: VisualDL is missing; run: pip install visualdl") from None
+    writer = LogWriter(str(folder))
+
+    def write(record: dict) -> None:
+        for name, value in record.items():
+            if isinstance(value, int | float) and name not in ("time", "step", "epoch"):
+                writer.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+
+    return write

@@ -193,9 +193,9 @@ def load(model: paddle.nn.Layer, source: str, exact: bool = False) -> LoadReport
         raise UserError(f"{path}: none of its {len(state)} entries fits the model")
     if exact and (report.missing or report.reshaped):
         raise UserError(f"{path}: does not fit the model: {report}")
-    model.set_state_dict(
-        {m: state[w].astype(str(own[m].dtype).rsplit(".", 1)[-1]) for m, w in fits.items()}
-    )
+    for name, source_name in fits.items():
+        dtype = str(own[name].dtype).rsplit(".", 1)[-1]
+        own[name].set_value(state[source_name].astype(dtype))
     return report
 
 

@@ -1,0 +1,178 @@
+"""Training in this process: the loop, its refusals, what it leaves behind."""
+
+import json
+
+import numpy as np
+import paddle
+import pytest
+
+from fcos_recipe.cli import run
+from fcos_recipe.config import load_config
+from fcos_recipe.engine import checkpoint, weights
+
+pytestmark = pytest.mark.e2e
+
+
+def train(tiny, output, *extra) -> int:
+    return run("train", ["-c", str(tiny), "--output", str(output), *extra])
+
+
+def records(path) -> list[dict]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """A run of two epochs with evaluation."""
+    path = tmp_path_factory.mktemp("run") / "whole"
+    assert train(tiny, path, "--eval") == 0
+    return path
+
+
+def test_a_run_leaves_all_that_repeats_it(finished, tiny):
+    names = {p.name for p in finished.iterdir()}
+    assert {"config.yml", "environment.json", "log.txt", "metrics.jsonl", "eval.json",
+            "model_final.pdparams", "checkpoints"} <= names  # fmt: skip
+    steps = [r for r in records(finished) if r["kind"] == "train"]
+    assert [r["step"] for r in steps] == list(range(1, 13))  # 24 images in batches of 4, twice
+    first = steps[0]
+    assert {"lr", "loss", "loss_cls", "loss_box", "loss_quality", "images_per_second",
+            "images_per_second_per_card", "data_time", "memory_mib", "epoch"} <= set(first)
+    assert first["loss"] == pytest.approx(
+        first["loss_cls"] + first["loss_box"] + first["loss_quality"], rel=1e-5
+    )
+    evals = [r for r in records(finished) if r["kind"] == "eval"]
+    assert [r["epoch"] for r in evals] == [1, 2]
+    assert evals[-1]["AP"] == json.loads((finished / "eval.json").read_text())["stats"][0]
+    # the resolved config is a config: it loads, and to the same values
+    again, first = load_config(finished / "config.yml"), load_config(tiny)
+    assert again.data["LearningRate"] == first.data["LearningRate"]
+    assert again.data["TrainReader"] == first.data["TrainReader"]
+
+
+def test_resume_equals_the_uninterrupted_run(finished, tiny, tmp_path):
+    path = tmp_path / "cut"
+    assert train(tiny, path, "--eval", "-o", "epoch=1", "LearningRate.base_lr=0.01",
+                 "LearningRate.base_batch=8") == 0  # fmt: skip
+    # the kill leaves half a line and steps of an epoch that is to be repeated
+    with open(path / "metrics.jsonl", "a") as file:
+        file.write('{"time": 1, "kind": "train", "epoch": 2, "step": 7}\n{"time": 1, "kin')
+    assert train(tiny, path, "--eval", "--resume", "auto") == 0
+    one, two = (weights.read(p / "model_final.pdparams") for p in (finished, path))
+    assert set(one) == set(two)
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+    timeless = [
+        [(r["kind"], r["epoch"], r["step"], r.get("loss"), r.get("AP")) for r in records(p)]
+        for p in (finished, path)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_ema_best_and_early_stop(tiny, tmp_path):
+    path = tmp_path / "ema"
+    assert train(tiny, path, "--eval", "-o", "use_ema=true", "epoch=4", "early_stop.patience=1",
+                 "early_stop.min_delta=2.0", "keep_checkpoints=1") == 0  # fmt: skip
+    # no AP can gain 2.0 on -1 twice: the first evaluation is an improvement, the second is not
+    assert [r["epoch"] for r in records(path) if r["kind"] == "eval"] in ([1], [1, 2])
+    kept = sorted(p.name for p in (path / "checkpoints").iterdir())
+    assert len(kept) == 1
+    last = path / "checkpoints" / kept[0]
+    averaged, trained = (weights.read(last / f) for f in ("model.pdparams", "model.pdema"))
+    final = weights.read(path / "model_final.pdparams")
+    name = "fcos_head.fcos_head_cls.weight"
+    np.testing.assert_array_equal(final[name], averaged[name])
+    assert not np.array_equal(averaged[name], trained[name])
+    assert train(tiny, path, "--resume", "auto", "-o", "use_ema=true",
+                 f"epoch={int(kept[0]) + 1}") == 0  # fmt: skip
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tiny, tmp_path, capfd):
+    path = tmp_path / "nan"
+    code = train(tiny, path, "-o", "LearningRate.base_lr=1e30", "OptimizerBuilder.clip_grad_by_norm=null")
+    error = capfd.readouterr().err
+    assert code == 1
+    assert "the loss is not finite" in error and "image ids" in error and "LR" in error
+    assert not (path / "model_final.pdparams").exists()
+    for folder in (path / "checkpoints").iterdir():
+        state = weights.read(folder / "model.pdparams")
+        assert all(np.isfinite(v).all() for v in state.values() if hasattr(v, "shape"))
+
+
+def test_accumulated_gradients_are_the_mean(tiny):
+    from fcos_recipe.engine.trainer import Trainer
+
+    trainer = Trainer(load_config(tiny), "train", "cpu")
+    trainer.model.eval()  # BatchNorm frozen
+    trainer.model.training = True
+    trainer.model.fcos_head.training = True
+    batches = [batch for batch, _ in zip(trainer.loader, range(2))]
+
+    def gradients(chosen, accumulate):
+        trainer.accumulate = accumulate
+        trainer.optimizer.clear_grad()
+        for batch in chosen:
+            trainer._backward(trainer.model, batch, synchronise=True)
+        return {n: p.grad.numpy() for n, p in trainer.model.named_parameters()
+                if p.grad is not None}  # fmt: skip
+
+    alone = [gradients([batch], 1) for batch in batches]
+    both = gradients(batches, 2)
+    assert len(both) > 50
+    for name, value in both.items():
+        mean = (alone[0][name] + alone[1][name]) / 2
+        scale = max(np.abs(mean).max(), 1e-8)
+        np.testing.assert_allclose(value / scale, mean / scale, atol=1e-5, err_msg=name)
+
+
+def test_stock_checkpoint_resumes_and_missing_optimizer_is_refused(finished, tiny, tmp_path, capfd):
+    epoch = finished / "checkpoints" / "0001"
+    for ending in ("pdparams", "pdopt"):
+        (tmp_path / f"0.{ending}").write_bytes((epoch / f"model.{ending}").read_bytes())
+    assert train(tiny, tmp_path / "on", "-r", str(tmp_path / "0")) == 0
+    assert [r["epoch"] for r in records(tmp_path / "on")] == [2] * 6
+    (tmp_path / "0.pdopt").unlink()
+    capfd.readouterr()
+    assert train(tiny, tmp_path / "off", "-r", str(tmp_path / "0")) == 2
+    assert "pretrain_weights" in capfd.readouterr().err
+
+
+def test_eval_of_the_saved_weights_gives_the_run_s_figures(finished, tiny, tmp_path):
+    out = tmp_path / "out.json"
+    assert run("eval", ["-c", str(tiny), "--weights", str(finished / "model_final"), "--json",
+                        str(out)]) == 0  # fmt: skip
+    assert json.loads(out.read_text())["stats"] == json.loads(
+        (finished / "eval.json").read_text()
+    )["stats"]
+
+
+def test_a_second_run_keeps_the_first(finished, tiny, tmp_path):
+    for _ in range(2):
+        assert train(tiny, tmp_path / "x", "-o", "epoch=1") == 0
+    assert (tmp_path / "x.1" / "model_final.pdparams").is_file()
+    assert checkpoint.newest(tmp_path / "x" / "checkpoints")[0].name == "0001"
+
+
+@pytest.mark.parametrize(
+    "extra, words",
+    [
+        (["-o", "TrainDataset.dataset_dir=/nowhere"], "/nowhere"),
+        (["-o", "num_classes=5"], "num_classes"),
+        (["-o", "TrainReader.batch_size=100"], "batch_size"),
+        (["-o", "accumulate=100"], "accumulate"),
+        (["-o", "pretrain_weights=/nowhere/w"], "no such weights file"),
+        (["--resume", "/nowhere"], "no such weights file"),
+        (["-o", "TrainReader.batch_sizes=3"], "batch_size"),
+    ],
+)
+def test_bad_input_is_one_line(tiny, tmp_path, capfd, extra, words):
+    assert train(tiny, tmp_path / "bad", *extra) == 2
+    error = capfd.readouterr().err
+    assert words in error and "Traceback" not in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_paddle_says_amp_is_off_on_the_cpu(tiny, tmp_path, capfd):
+    assert train(tiny, tmp_path / "amp", "--amp", "-o", "epoch=1") == 0
+    assert "amp: off" in capfd.readouterr().out
+    assert paddle.get_device() == "cpu"
