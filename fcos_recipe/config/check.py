@@ -7,6 +7,7 @@ from typing import Any
 from fcos_recipe.config import schema
 from fcos_recipe.config.schema import ANY, RECIPE, REQUIRED, Key, Signature
 
+SCHEDULERS = (("PiecewiseDecay", "CosineDecay"), ("LinearWarmup", "ExpWarmup"))
 # Sections whose `name` says which data set class takes the rest.
 DATASETS = ("TrainDataset", "EvalDataset", "TestDataset")
 
@@ -92,6 +93,8 @@ class _Checker:
                     self.unknown(child, f"{name}.{part}", key, ignored=True)
         elif not _matches(node.value, key.kind):
             self.error(node, name, f"expected {describe(key.kind)}, found {node.plain()!r}")
+        elif key.least is not None and isinstance(node.value, int) and node.value < key.least:
+            self.error(node, name, f"expected at least {key.least}, found {node.value}")
 
     def dataset(self, section: str, node) -> None:
         name = node.value.get("name")
@@ -127,8 +130,7 @@ class _Checker:
         if re.search(r"transforms\d?$|_aug$", arg) and isinstance(value, list):
             self.transforms(key, node)
         elif arg == "schedulers" and isinstance(value, list):
-            for i, item in enumerate(value):
-                self.scheduler(f"{key}.{i}", item)
+            self.schedulers(key, node)
         elif arg == "optimizer" and isinstance(value, dict):
             self.optimizer(key, node)
         elif arg == "regularizer" and isinstance(value, dict):
@@ -162,14 +164,24 @@ class _Checker:
                     for missing in [a for a, d in given if d is REQUIRED and a not in args.value]:
                         self.error(args, path, f"argument {missing!r} is missing")
 
-    def scheduler(self, key: str, node) -> None:
-        from fcos_recipe.config.load import SCHEDULERS
-
-        name = node.value.get("name") if isinstance(node.value, dict) else None
-        if name is None or name.value not in SCHEDULERS:
-            self.error(node, key, f"expected one of {', '.join('!' + s for s in SCHEDULERS)}")
-        else:
-            self.arguments(name.value, node, key, skip="name")
+    def schedulers(self, key: str, node) -> None:
+        """A decay, then a warm-up: stock reads them by position."""
+        for i, item in enumerate(node.value):
+            name = item.value.get("name") if isinstance(item.value, dict) else None
+            allowed = SCHEDULERS[i] if i < len(SCHEDULERS) else ()
+            if name is None or name.value not in allowed:
+                what = f"expected !{' or !'.join(allowed)}" if allowed else "a third scheduler"
+                self.error(item, f"{key}.{i}", f"{what}; a decay comes first, a warm-up second")
+                continue
+            self.arguments(name.value, item, f"{key}.{i}", skip="name")
+            gamma, milestones = (item.value.get(k) for k in ("gamma", "milestones"))
+            lists = [n.value for n in (gamma, milestones) if n and isinstance(n.value, list)]
+            if len(lists) == 2 and len(lists[0]) != len(lists[1]):
+                self.error(gamma, f"{key}.{i}.gamma",
+                           f"{len(lists[0])} factors for {len(lists[1])} milestones")  # fmt: skip
+        alone = node.plain()[:1] if len(node.value) < 2 else []
+        if not node.value or any(isinstance(d, dict) and d.get("use_warmup", True) for d in alone):
+            self.error(node, key, "no warm-up; add one, or use_warmup: false to the decay")
 
     def optimizer(self, key: str, node) -> None:
         kind = node.value.get("type")

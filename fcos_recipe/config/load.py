@@ -16,15 +16,16 @@ from typing import Any
 
 import yaml
 
+from fcos_recipe.config.check import SCHEDULERS, check
 from fcos_recipe.config.schema import ONLY_OURS, RECIPE, ROOT, UNSET
 from fcos_recipe.errors import UserErrors
 
-SCHEDULERS = ("PiecewiseDecay", "CosineDecay", "LinearWarmup", "ExpWarmup")
 COMMAND_LINE = "command line"
 DEFAULT = "default"
 MAX_NODES = 100_000  # a config has hundreds; nested aliases can ask for billions
 FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")  # YAML 1.2: 1e-3 is a number
 TAG = "tag:yaml.org,2002:"
+FILE_KEYS = ("TrainDataset", "EvalDataset", "TestDataset", "pretrain_weights")
 PLAIN_TAGS = "str int float bool null timestamp map seq merge value".split()
 
 
@@ -100,10 +101,10 @@ class Config:
         """Findings, one line each, about files that these sections name and that do not exist.
 
         Args:
-            sections: of TrainDataset, EvalDataset, TestDataset, pretrain_weights.
+            sections: of TrainDataset, EvalDataset, TestDataset, pretrain_weights; default: all.
         """
         found = []
-        for name in sections:
+        for name in sections or FILE_KEYS:
             section = self.data.get(name)
             if isinstance(section, dict):
                 folder = Path(section.get("dataset_dir") or "")
@@ -133,8 +134,6 @@ def load_config(
     Raises:
         UserErrors: all findings at once, "file:line: key: what is wrong".
     """
-    from fcos_recipe.config.check import check  # it needs Node
-
     path = Path(path).expanduser()
     reader = _Reader()
     tree = reader.file(path, ())
@@ -149,7 +148,7 @@ def load_config(
     if reader.errors or errors:
         raise UserErrors(reader.errors + errors)
     _fill(tree, RECIPE)
-    return Config(path, tree, warnings + _find_data(tree))
+    return Config(path, tree, warnings + _keep_pair(tree) + _find_data(tree))
 
 
 def merge(base: Node, top: Node) -> None:
@@ -244,9 +243,9 @@ class _Reader:
         if self.count > MAX_NODES:
             raise OverflowError(f"more than {MAX_NODES} values: aliases that contain aliases?")
         where = self.place(node.start_mark, file)
-        name = node.tag[1:] if node.tag[1:] in SCHEDULERS else None
+        name = node.tag[1:] if node.tag[1:] in sum(SCHEDULERS, ()) else None
         if not name and node.tag.removeprefix(TAG) not in PLAIN_TAGS:
-            tags = " ".join("!" + s for s in SCHEDULERS)
+            tags = " ".join("!" + s for s in sum(SCHEDULERS, ()))
             self.errors.append(f"{where}: tag {node.tag} is not allowed; allowed are {tags}")
             return Node(None, where)
         if isinstance(node, yaml.MappingNode):
@@ -299,6 +298,21 @@ def _fill(tree: Node, table: dict[str, Any]) -> None:
             _fill(tree.value.setdefault(name, Node({}, DEFAULT)), key)
         elif key.default is not UNSET:
             tree.value.setdefault(name, Node(key.default, DEFAULT))
+
+
+def _keep_pair(tree: Node) -> list[str]:
+    """Drop a base_batch that another place wrote than base_lr: it says nothing about that LR.
+
+    Dropped here, not ignored later, so that the resolved config means the same when loaded again.
+    """
+    rate = tree.value.get("LearningRate", Node({}, DEFAULT)).value
+    if not {"base_lr", "base_batch"} <= set(rate):
+        return []
+    lr, batch = rate["base_lr"].where, rate["base_batch"].where
+    if lr.rsplit(":", 1)[0] == batch.rsplit(":", 1)[0]:
+        return []
+    del rate["base_batch"]
+    return [f"{lr}: LearningRate.base_lr: used as written, not scaled: base_batch is from {batch}"]
 
 
 def _find_data(tree: Node) -> list[str]:

@@ -24,12 +24,14 @@ class Key:
         default: its value where no file sets it; UNSET: then the key is absent, too.
         doc: one line for the reference.
         stock: PaddleDetection has this key too.
+        least: the smallest number allowed.
     """
 
     kind: Any
     default: Any
     doc: str
     stock: bool = False
+    least: int | None = None
 
 
 UNSET = object()
@@ -44,13 +46,13 @@ RECIPE: dict[str, Any] = {
     "use_xpu": Key(bool, False, "PaddleDetection's switch, not used here", True),
     "use_mlu": Key(bool, False, "PaddleDetection's switch, not used here", True),
     "use_npu": Key(bool, False, "PaddleDetection's switch, not used here", True),
-    "launch": {"cards": Key(int, 8, "processes of one run, one card each")},
+    "launch": {"cards": Key(int, 8, "processes of one run, one card each", least=1)},
     "seed": Key((int, type(None)), None, "seed of weights, shuffle and augmentation on all ranks"),
     "metric": Key(("COCO",), "COCO", "how a model is judged", True),
-    "num_classes": Key(int, 80, "classes of the data set", True),
+    "num_classes": Key(int, 80, "classes of the data set", True, least=1),
     "norm_type": Key((str, type(None)), UNSET, "norm of classes that name none", True),
-    "epoch": Key(int, 12, "epochs of the whole run", True),
-    "accumulate": Key(int, 1, "batches whose gradients are averaged into one step"),
+    "epoch": Key(int, 12, "epochs of the whole run", True, least=1),
+    "accumulate": Key(int, 1, "batches whose gradients are averaged into one step", least=1),
     "scale_lr": Key(bool, True, "scale LR and warm-up when the total batch is not base_batch"),
     "amp": Key(bool, False, "automatic mixed precision", True),
     "amp_level": Key(("O1", "O2"), "O1", "O1: listed operators, O2: nearly all", True),
@@ -66,9 +68,9 @@ RECIPE: dict[str, Any] = {
     "cycle_epoch": Key(int, -1, "epochs after which the average starts anew; -1: never", True),
     "ema_black_list": Key((list, type(None)), None, "parameters left out of the average", True),
     "ema_filter_no_grad": Key(bool, False, "leave frozen parameters out of the average", True),
-    "eval_interval": Key(int, 1, "epochs between two evaluations with --eval"),
-    "snapshot_epoch": Key(int, 1, "epochs between two checkpoints", True),
-    "keep_checkpoints": Key(int, 5, "newest checkpoints that are kept; the best always is"),
+    "eval_interval": Key(int, 1, "epochs between two evaluations with --eval", least=1),
+    "snapshot_epoch": Key(int, 1, "epochs between two checkpoints", True, least=1),
+    "keep_checkpoints": Key(int, 5, "newest checkpoints to keep; the best stays", least=1),
     "early_stop": {
         "patience": Key(int, 0, "evaluations without a better AP before the run ends; 0: off"),
         "min_delta": Key(NUMBER, 0.0, "AP (0-1) that counts as better"),
@@ -84,10 +86,10 @@ RECIPE: dict[str, Any] = {
     "pretrain_weights": Key((str, type(None)), "", "file or URL to start from; '': scratch", True),
     "weights": Key((str, type(None)), "", "file that eval and infer take by default", True),
     "save_dir": Key(str, "output", "where run directories are made", True),
-    "log_iter": Key(int, 20, "steps between two lines of the log", True),
+    "log_iter": Key(int, 20, "steps between two lines of the log", True, least=1),
     "classwise": Key(bool, False, "print AP per class", True),
     "use_vdl": Key(bool, False, "write VisualDL logs", True),
-    "vdl_log_dir": Key((str, type(None)), None, "where to", True),
+    "vdl_log_dir": Key(str, UNSET, "where to", True),
     "output_eval": Key((str, type(None)), None, "directory for the COCO results file", True),
     "save_prediction_only": Key(bool, False, "write results, compute no AP", True),
     "print_flops": Key(bool, False, "PaddleDetection's switch, not used here", True),

@@ -1,0 +1,130 @@
+"""`fcos config print|validate|diff`."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fcos_recipe.config.load import Config, Node, display, load_config
+from fcos_recipe.config.schema import ROOT
+from fcos_recipe.errors import UserError, UserErrors
+
+DESCRIPTION = """\
+examples:
+  fcos config print configs/fcos/fcos_r50_fpn_1x_coco.yml -o LearningRate.base_lr=1e-3
+  fcos config validate                          # every YAML of the project
+  fcos config validate my.yml --strict --files
+  fcos config diff configs/fcos/fcos_r50_fpn_1x_coco.yml configs/fcos/fcos_r50_fpn_iou_1x_coco.yml
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Parse and run; see `fcos config --help`."""
+    parser = argparse.ArgumentParser(
+        prog="fcos config",
+        epilog=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    show = commands.add_parser("print", help="the resolved YAML with the origin of each value")
+    show.add_argument("config")
+    check = commands.add_parser("validate", help="check files; default: the project's configs/")
+    check.add_argument("config", nargs="*")
+    check.add_argument("--files", action="store_true", help="data and weights must exist, too")
+    compare = commands.add_parser("diff", help="keys in which two configs differ, both values")
+    compare.add_argument("config", nargs=2, metavar=("A", "B"))
+    for sub in (show, check, compare):
+        sub.add_argument("-o", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+        sub.add_argument("--strict", action="store_true", default=None,
+                         help="what PaddleDetection silently ignores is an error")  # fmt: skip
+    args = parser.parse_args(argv)
+    if args.command == "print":
+        config = load_config(args.config, args.o, args.strict)
+        print(resolved(config), end="")
+        return _warn(config)
+    if args.command == "diff":
+        a, b = (load_config(path, args.o, args.strict) for path in args.config)
+        return _diff(a, b)
+    return _validate(args)
+
+
+def resolved(config: Config) -> str:
+    """The config as YAML that loads to the same values, each with its origin as a comment."""
+    return "".join(line + "\n" for line in _lines(config.tree))
+
+
+def differences(a: Config, b: Config) -> list[tuple[str, str, str]]:
+    """(key, value in a, value in b) for every key in which they differ; "-" where it is absent."""
+    left, right = dict(_leaves(a.data)), dict(_leaves(b.data))
+    rows = [(key, left.get(key, "-"), right.get(key, "-")) for key in {**left, **right}]
+    return [row for row in rows if row[1] != row[2]]
+
+
+def _diff(a: Config, b: Config) -> int:
+    rows = [("key", display(a.path), display(b.path)), *differences(a, b)]
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    for key, left, right in rows if len(rows) > 1 else []:
+        print(f"{key:<{widths[0]}}  {left:<{widths[1]}}  {right}")
+    return 0
+
+
+def _validate(args: argparse.Namespace) -> int:
+    errors = []
+    for path in args.config or sorted((ROOT / "configs").rglob("*.yml")):
+        try:
+            config = load_config(path, args.o, args.strict)
+            if args.files and (missing := config.missing_files()):
+                raise UserErrors(missing)
+            print(f"ok  {display(Path(path))}")
+            _warn(config)
+        except UserErrors as error:
+            errors += error.messages
+        except UserError as error:
+            errors.append(str(error))
+    if errors:
+        raise UserErrors(list(dict.fromkeys(errors)))  # a shared base is told once
+    return 0
+
+
+def _warn(config: Config) -> int:
+    for line in config.warnings:
+        print(f"# warning: {line}")
+    return 0
+
+
+def _lines(node: Node, indent: str = "") -> Iterator[str]:
+    for key, child in node.value.items():
+        plain = child.plain()
+        if _is_block(plain) and isinstance(plain, dict):
+            yield f"{indent}{_text(key)}:"
+            yield from _lines(child, indent + "  ")
+        elif _is_block(plain):
+            yield f"{indent}{_text(key)}:"
+            for item in child.value:
+                body = list(_lines(item, indent + "  "))
+                yield f"{indent}- {body[0].lstrip()}"
+                yield from body[1:]
+        else:
+            yield f"{indent}{_text(key)}: {_text(plain)}  # {child.where}"
+
+
+def _is_block(value: Any) -> bool:
+    if isinstance(value, dict):
+        return bool(value)
+    return isinstance(value, list) and bool(value) and all(v and isinstance(v, dict) for v in value)
+
+
+def _text(value: Any) -> str:
+    style = '"' if isinstance(value, str) and "\n" in value else None
+    text = yaml.safe_dump(value, default_flow_style=True, default_style=style, width=float("inf"))
+    return text.removesuffix("\n").removesuffix("\n...").strip()
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    if _is_block(value):
+        for name, child in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(child, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, _text(value)
