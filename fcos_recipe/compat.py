@@ -22,7 +22,7 @@ PADDLEDET = "2.6.0"
 # models, never on FCOS's path. While ppdet is imported an inert stand-in takes their place, so
 # that they need not be installed (it declares sklearn==0.0, an empty package) and cost no time.
 _STAND_INS = (
-    "lap matplotlib motmetrics mpl_toolkits pandas pyclipper requests scipy shapely skimage sklearn terminaltables"
+    "lap matplotlib motmetrics mpl_toolkits pandas pkg_resources pyclipper requests scipy shapely skimage sklearn terminaltables"
 ).split()
 # These are optional there, behind `except`: absent is what they are for FCOS.
 _ABSENT = "numba paddleslim typeguard visualdl wandb".split()

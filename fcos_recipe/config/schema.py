@@ -47,7 +47,7 @@ RECIPE: dict[str, Any] = {
     "use_mlu": Key(bool, False, "PaddleDetection's switch, not used here", True),
     "use_npu": Key(bool, False, "PaddleDetection's switch, not used here", True),
     "launch": {"cards": Key(int, 8, "processes of one run, one card each", least=1)},
-    "seed": Key((int, type(None)), None, "seed of weights, shuffle and augmentation on all ranks"),
+    "seed": Key(int, 0, "seed of weights, order and augmentation, on all ranks", least=0),
     "metric": Key(("COCO",), "COCO", "how a model is judged", True),
     "num_classes": Key(int, 80, "classes of the data set", True, least=1),
     "norm_type": Key((str, type(None)), UNSET, "norm of classes that name none", True),

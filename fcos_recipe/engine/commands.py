@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from fcos_recipe.config import load_config
-from fcos_recipe.errors import UserError
+from fcos_recipe.errors import UserError, UserErrors
 
 _TRAIN_EXAMPLE = """\
 examples:
@@ -86,6 +86,11 @@ def train(argv: list[str]) -> int:
     if args.seed is not None or args.enable_ce:
         overrides.append(f"seed={args.seed or 0}")
     config, path = _load(args, parser, overrides)
+    sections = ["TrainDataset", *(["EvalDataset"] if args.eval else [])]
+    if not args.resume:
+        sections.append("pretrain_weights")
+    if missing := config.missing_files(*sections):
+        raise UserErrors(missing)
     device = _start(config)
 
     from fcos_recipe.engine.run_dir import RunDir, visualdl_sink
@@ -101,11 +106,12 @@ def train(argv: list[str]) -> int:
         trainer.resume_weights(resume)
     elif source := config.data["pretrain_weights"]:
         trainer.load_weights(source)
-    if args.to_static:
+    if args.to_static or config.data["to_static"]:
         trainer.compile()
     run = RunDir(path, writer=trainer.rank == 0, resume=ours)
-    if args.use_vdl:
-        run.add_sink(visualdl_sink(args.vdl_log_dir or path / "vdl"))
+    if args.use_vdl or config.data["use_vdl"]:
+        folder = args.vdl_log_dir or config.data["vdl_log_dir"] or path / "vdl"
+        run.add_sink(visualdl_sink(folder))
     trainer.train(run, args.eval)
     return 0
 
@@ -131,6 +137,8 @@ def evaluate(argv: list[str]) -> int:
     weights = args.weights or config.data.get("weights")
     if not weights:
         parser.error("--weights W is required (or -o weights=W)")
+    if missing := config.missing_files("EvalDataset"):
+        raise UserErrors(missing)
     device = _start(config)
 
     from fcos_recipe.engine import checkpoint

@@ -12,6 +12,7 @@ import paddle.distributed as dist
 
 from fcos_recipe import compat
 from fcos_recipe.config import Config, scaling
+from fcos_recipe.config.commands import resolved
 from fcos_recipe.engine import checkpoint, weights
 from fcos_recipe.engine.coco_metric import table
 from fcos_recipe.engine.distributed import all_true, gather, start
@@ -78,13 +79,13 @@ class Trainer(ppdet.engine.Trainer):
             enable=self.use_amp,
             level=data["amp_level"],
             dtype=data["amp_dtype"],
-            custom_white_list=data.get("custom_white_list"),
-            custom_black_list=data.get("custom_black_list"),
+            custom_white_list=data["custom_white_list"],
+            custom_black_list=data["custom_black_list"],
         )
         # bfloat16 has float32's range: nothing to scale
         self.scaler = paddle.amp.GradScaler(
             enable=self.use_amp and data["amp_dtype"] == "float16",
-            init_loss_scaling=data.get("init_loss_scaling", 1024),
+            init_loss_scaling=data["init_loss_scaling"],
         )
 
     def _init_schedule(self) -> None:
@@ -97,12 +98,7 @@ class Trainer(ppdet.engine.Trainer):
                 "epoch; lower it"
             )
         self.plan = scaling.plan(self.config, self._nranks, len(self.dataset))
-        rate = self.cfg["LearningRate"]
-        rate["base_lr"] = self.plan.lr
-        for schedule in rate["schedulers"]:
-            if schedule["name"].endswith("Warmup"):
-                schedule.pop("epochs", None)
-                schedule["steps"] = self.plan.warmup_steps
+        self.cfg["LearningRate"].update(self.plan.learning_rate)
         self.lr = create("LearningRate")(self.steps_per_epoch)
         self.optimizer = create("OptimizerBuilder")(self.lr, self.model)
         if data.get("norm_type") == "sync_bn" and self._nranks > 1:
@@ -116,7 +112,14 @@ class Trainer(ppdet.engine.Trainer):
             )
         self.ema = None
         if data["use_ema"]:
-            self.ema = ModelEMA(self.model, data["ema_decay"], data["ema_decay_type"])
+            self.ema = ModelEMA(
+                self.model,
+                data["ema_decay"],
+                data["ema_decay_type"],
+                data["cycle_epoch"],
+                data["ema_black_list"],
+                data["ema_filter_no_grad"],
+            )
 
     @property
     def rank(self) -> int:
@@ -226,11 +229,12 @@ class Trainer(ppdet.engine.Trainer):
             stop = False
             if validate and (last or (epoch + 1) % data["eval_interval"] == 0):
                 self._validate(epoch + 1)
-                stop = 0 < patience <= epoch + 1 - self.best["epoch"]
+                since = [row for row in self.history if row["epoch"] > self.best["epoch"]]
+                stop = 0 < patience <= len(since)
             if last or stop or (epoch + 1) % data["snapshot_epoch"] == 0:
                 self._save(epoch + 1)
             if stop:
-                log.info("early stop: no gain over AP %.4f of epoch %d in %d epochs",
+                log.info("early stop: no gain over AP %.4f of epoch %d in %d evaluations",
                          self.best["AP"], self.best["epoch"], patience)  # fmt: skip
                 break
         if run.writer:
@@ -244,11 +248,13 @@ class Trainer(ppdet.engine.Trainer):
     def _begin(self, validate: bool) -> None:
         run, data = self.run, self.config.data
         if run.writer:
-            (run.path / CONFIG).write_text(self.config.dump())
+            (run.path / CONFIG).write_text(resolved(self.config))
             checkpoint.write_json(run.path / ENVIRONMENT, environment(self.device, []))
         run.forget_after(self.start_epoch)
-        for line in self.plan.lines + self.config.warnings:
+        for line in self.plan.lines:
             log.info(line)
+        for line in self.config.warnings + self.plan.warnings:
+            log.warning("warning: %s", line)
         log.info("run directory: %s", run.path)
         if validate:
             self._eval_loader, self._metric = build_loader(self.cfg, self._local_rank, self._nranks)

@@ -160,7 +160,7 @@ def test_a_second_run_keeps_the_first(finished, tiny, tmp_path):
         (["-o", "num_classes=5"], "num_classes"),
         (["-o", "TrainReader.batch_size=100"], "batch_size"),
         (["-o", "accumulate=100"], "accumulate"),
-        (["-o", "pretrain_weights=/nowhere/w"], "no such weights file"),
+        (["-o", "pretrain_weights=/nowhere/w"], "does not exist"),
         (["--resume", "/nowhere"], "no such weights file"),
         (["-o", "TrainReader.batch_sizes=3"], "batch_size"),
     ],
