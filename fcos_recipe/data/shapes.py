@@ -67,9 +67,9 @@ def make_shapes(
 
 
 def _digest(root: Path) -> str:
-    """One hash of all names and bytes, the manifest's own excepted."""
+    """One hash of all images and annotations; what others cache beside them does not count."""
     total = hashlib.sha256()
-    for path in sorted(p for p in root.rglob("*") if p.is_file() and p.name != MANIFEST):
+    for path in sorted([*root.glob("*/*.jpg"), *root.glob("annotations/*.json")]):
         total.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return total.hexdigest()
 

@@ -79,7 +79,10 @@ def test_same_bytes_and_other_seed(made, tmp_path):
 def test_skips_repairs_refuses(tmp_path, capsys):
     root = tmp_path / "set"
     args = ["--output", str(root), "--train", "4", "--val", "2"]
-    assert main(args) == 0 and main(args) == 0
+    assert main(args) == 0
+    (root / "annotations/.fcos_index").mkdir()  # the data set's cache
+    (root / "annotations/.fcos_index/instances_val.json.idx").write_bytes(b"")
+    assert main(args) == 0
     assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()] == [
         "drawn",
         "already there, intact",
