@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Install what is needed, then lint and run the quick tests (every marker but slow and e2e).
+# Arguments go to pytest. example: bash scripts/test.sh tests/config -k strict
+set -euo pipefail
+if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
+    sed -n '2,3s/^# //p' "$0"
+    exit 0
+fi
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash scripts/install.sh --dev
+.venv/bin/ruff check fcos_recipe tools tests setup.py
+exec .venv/bin/python -m pytest -m "not slow and not e2e" "$@"
