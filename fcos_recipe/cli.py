@@ -6,6 +6,8 @@ from importlib import import_module
 
 from fcos_recipe import __version__
 from fcos_recipe.errors import RunFailure, UserError
+from fcos_recipe.runtime.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, OK
+from fcos_recipe.runtime.watchdog import announce_failure, rank
 
 # name: (module:function, one line for `fcos --help`). Modules are imported only when called,
 # so that `--help` and the commands without a model never pay for importing Paddle.
@@ -35,13 +37,17 @@ def run(name: str, argv: list[str] | None = None) -> int:
     except (UserError, RunFailure) as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
+        return BAD_INPUT if isinstance(error, UserError) else FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:  # `fcos config print ... | head`: not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return OK
+    except Exception as error:
+        if "PADDLE_TRAINER_ID" in os.environ:  # one of several: say which one, then as usual
+            announce_failure(rank(), error)
+        raise
 
 
 def usage() -> str:

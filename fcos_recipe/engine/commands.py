@@ -63,7 +63,9 @@ def _start(config) -> str:
     if requested == "auto" and config.data.get("use_gpu") is False:
         requested = "cpu"  # PaddleDetection's way to say so
     cpu_math.ensure(requested)
-    return device.set_device(requested)
+    found = device.resolve(requested)
+    device.set_device(found)
+    return found
 
 
 def train(argv: list[str]) -> int:
@@ -95,24 +97,26 @@ def train(argv: list[str]) -> int:
 
     from fcos_recipe.engine.run_dir import RunDir, visualdl_sink
     from fcos_recipe.engine.trainer import Trainer
+    from fcos_recipe.runtime.watchdog import Watchdog, rank
 
-    trainer = Trainer(config, "train", device)
-    resume = args.resume
-    if resume == "auto":
-        resume = str(path) if (path / "checkpoints").is_dir() else None
-    ours = resume is not None and path.resolve() in [Path(resume).resolve(),
-                                                    *Path(resume).resolve().parents]  # fmt: skip
-    if resume:
-        trainer.resume_weights(resume)
-    elif source := config.data["pretrain_weights"]:
-        trainer.load_weights(source)
-    if args.to_static or config.data["to_static"]:
-        trainer.compile()
-    run = RunDir(path, writer=trainer.rank == 0, resume=ours)
-    if args.use_vdl or config.data["use_vdl"]:
-        folder = args.vdl_log_dir or config.data["vdl_log_dir"] or path / "vdl"
-        run.add_sink(visualdl_sink(folder))
-    trainer.train(run, args.eval)
+    with Watchdog(config.data["watchdog"], rank()) as watchdog:
+        trainer = Trainer(config, "train", device, watchdog)
+        resume = args.resume
+        if resume == "auto":
+            resume = str(path) if (path / "checkpoints").is_dir() else None
+        ours = resume is not None and path.resolve() in [Path(resume).resolve(),
+                                                        *Path(resume).resolve().parents]  # fmt: skip
+        if resume:
+            trainer.resume_weights(resume)
+        elif source := config.data["pretrain_weights"]:
+            trainer.load_weights(source)
+        if args.to_static or config.data["to_static"]:
+            trainer.compile()
+        run = RunDir(path, writer=trainer.rank == 0, resume=ours)
+        if args.use_vdl or config.data["use_vdl"]:
+            folder = args.vdl_log_dir or config.data["vdl_log_dir"] or path / "vdl"
+            run.add_sink(visualdl_sink(folder))
+        trainer.train(run, args.eval)
     return 0
 
 
@@ -144,10 +148,12 @@ def evaluate(argv: list[str]) -> int:
     from fcos_recipe.engine import checkpoint
     from fcos_recipe.engine.coco_metric import table
     from fcos_recipe.engine.trainer import Trainer
+    from fcos_recipe.runtime.watchdog import Watchdog, rank
 
-    trainer = Trainer(config, "eval", device)
-    trainer.load_weights(weights, exact=True)
-    result = trainer.evaluate()
+    with Watchdog(config.data["watchdog"], rank()) as watchdog:
+        trainer = Trainer(config, "eval", device, watchdog)
+        trainer.load_weights(weights, exact=True)
+        result = trainer.evaluate()
     if trainer.rank == 0:
         print(table(result))
         print(f"{result['images']} images, {result['images_per_second']:.2f} images/s, "
@@ -158,7 +164,6 @@ def evaluate(argv: list[str]) -> int:
             checkpoint.write_json(Path(target), {"weights": str(weights), **result})
         if args.save_predictions:
             trainer.metric.write_predictions(args.save_predictions)
-    trainer.watchdog.stop()
     return 0
 
 

@@ -19,6 +19,7 @@ from fcos_recipe.engine.distributed import all_true, gather, start
 from fcos_recipe.engine.evaluate import build_loader, evaluate
 from fcos_recipe.engine.run_dir import CONFIG, ENVIRONMENT, RunDir, environment, log, to_console
 from fcos_recipe.errors import RunFailure, UserError
+from fcos_recipe.runtime.device import amp_supported
 from fcos_recipe.runtime.watchdog import Watchdog
 
 compat.import_ppdet()
@@ -37,17 +38,18 @@ class Trainer(ppdet.engine.Trainer):
         config: from `load_config`.
         mode: "train" or "eval".
         device: as `runtime.device.resolve` gives it; Paddle is already set to it.
+        watchdog: is told of progress.
 
     Raises:
         UserError: data, weights and config that do not go together.
     """
 
-    def __init__(self, config: Config, mode: str, device: str):
+    def __init__(self, config: Config, mode: str, device: str, watchdog: Watchdog | None = None):
         self.config, self.mode, self.device = config, mode, device
         self._local_rank, self._nranks = start()
         to_console(self._local_rank)
         data = config.data
-        self.watchdog = Watchdog(data["watchdog"], self._local_rank)
+        self.watchdog = watchdog or Watchdog()
         self.cfg = compat.workspace(config.stock_data())
         paddle.seed(data["seed"])
         # Optimizer states are stored by parameter names, which Paddle numbers per process.
@@ -70,10 +72,13 @@ class Trainer(ppdet.engine.Trainer):
             self._init_schedule()
 
     def _init_amp(self) -> None:
-        data, can = self.config.data, self.device != "cpu"
-        self.use_amp = data["amp"] and can
-        if data["amp"] and not can:
-            log.warning("amp: off, Paddle has no automatic mixed precision on the CPU")
+        data = self.config.data
+        self.use_amp = data["amp"] and amp_supported(self.device, data["amp_dtype"])
+        if data["amp"] and not self.use_amp:
+            log.warning(
+                "amp: off, Paddle has no automatic mixed precision in %s on %s",
+                data["amp_dtype"], self.device,
+            )  # fmt: skip
         self.autocast = functools.partial(
             paddle.amp.auto_cast,
             enable=self.use_amp,
@@ -242,7 +247,6 @@ class Trainer(ppdet.engine.Trainer):
                 checkpoint.save_weights(run.path / "model_final.pdparams", state, self._facts())
             log.info("done: %s", run.path)
         dist.get_world_size() > 1 and dist.barrier()
-        self.watchdog.stop()
         return {"epochs": epoch + 1, "best": self.best}
 
     def _begin(self, validate: bool) -> None:
@@ -286,7 +290,7 @@ class Trainer(ppdet.engine.Trainer):
                 self.ema.update()
             self.steps_done += 1
             window.finite = None
-            self.watchdog.beat("step")
+            self.watchdog.beat(self.steps_done)
             done = (step + 1) // self.accumulate
             if done % self._log_iter == 0 or done == self.steps_per_epoch:
                 self._log_step(window, epoch, done, rate)
@@ -334,7 +338,7 @@ class Trainer(ppdet.engine.Trainer):
 
     # ---- evaluation ------------------------------------------------------------------------
 
-    def evaluate(self, run: RunDir | None = None) -> dict:
+    def evaluate(self) -> dict:
         """Evaluate the loaded weights on EvalDataset, on all ranks.
 
         Returns:
@@ -342,13 +346,16 @@ class Trainer(ppdet.engine.Trainer):
         """
         self._eval_loader, self._metric = build_loader(self.cfg, self._local_rank, self._nranks)
         with self.watchdog.phase("eval"):
-            return evaluate(self.model, self._eval_loader, self._metric, self.autocast,
-                            functools.partial(self.watchdog.beat, "eval"))  # fmt: skip
+            return self._figures()
+
+    def _figures(self) -> dict:
+        return evaluate(
+            self.model, self._eval_loader, self._metric, self.autocast, self.watchdog.beat
+        )
 
     def _validate(self, epoch: int) -> None:
         with self.watchdog.phase("eval"), self._averaged():
-            result = evaluate(self.model, self._eval_loader, self._metric, self.autocast,
-                              functools.partial(self.watchdog.beat, "eval"))  # fmt: skip
+            result = self._figures()
             ap = result["stats"][0]
             improved = ap > self.best["AP"] + self.config.data["early_stop"]["min_delta"]
             if improved:
