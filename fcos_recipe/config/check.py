@@ -25,7 +25,13 @@ def check(tree, loose: set[str]) -> tuple[list[str], list[str]]:
     """
     checker = _Checker(loose)
     checker.top(tree)
-    return checker.errors, checker.warnings
+    return sorted(checker.errors, key=_place), sorted(checker.warnings, key=_place)
+
+
+def _place(finding: str) -> tuple[str, int]:
+    """Sort key: file, then line."""
+    found = re.match(r"(.+?):(\d+): ", finding)
+    return (found[1], int(found[2])) if found else ("", 0)
 
 
 def describe(kind: Any) -> str:
@@ -50,16 +56,22 @@ class _Checker:
     def error(self, node, key: str, text: str) -> None:
         self.errors.append(f"{node.where}: {key}: {text}")
 
-    def unknown(self, node, key: str, known, ignored: bool, what: str = "unknown key") -> None:
-        """Report a name nobody knows; `ignored`: stock would pass over it in silence."""
-        name = key.rsplit(".", 1)[-1]
-        near = get_close_matches(name, sorted(known), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+    def unknown(self, node, key: str, known, ignored: bool = True, what: str = "unknown key"):
+        """Report a key nobody knows; `ignored`: stock would pass over it in silence."""
+        hint = _nearest(key.rsplit(".", 1)[-1], known)
         place = "command line" if node.where == "command line" else "file"
         if ignored and place in self.loose:
             self.warnings.append(f"{node.where}: {key}: {what}, ignored{hint}")
         else:
             self.error(node, key, what + hint)
+
+    def is_class(self, node, key: str) -> bool:
+        """Whether the value is the name of a registered class; reports where it is not."""
+        if node.value in self.components:
+            return True
+        hint = _nearest(str(node.value), self.components)
+        self.error(node, key, f"no registered class {node.value!r}{hint}")
+        return False
 
     def top(self, tree) -> None:
         shared = schema.shared_keys()
@@ -70,7 +82,7 @@ class _Checker:
             elif name in shared:
                 continue
             elif name not in self.components:
-                self.unknown(node, name, known, ignored=True)
+                self.unknown(node, name, known)
             elif not isinstance(node.value, dict):
                 self.error(node, name, f"expected a mapping of arguments, found {node.plain()!r}")
             elif name in DATASETS:
@@ -78,9 +90,8 @@ class _Checker:
             else:
                 self.arguments(name, node, name)
         architecture = tree.value.get("architecture")
-        if architecture and architecture.value not in self.components:
-            self.unknown(architecture, f"architecture.{architecture.value}", self.components, False,
-                         "no registered class of this name")  # fmt: skip
+        if architecture:
+            self.is_class(architecture, "architecture")
 
     def recipe(self, name: str, node, key: Key | dict) -> None:
         if isinstance(key, dict):
@@ -90,7 +101,7 @@ class _Checker:
                 if part in key:
                     self.recipe(f"{name}.{part}", child, key[part])
                 else:
-                    self.unknown(child, f"{name}.{part}", key, ignored=True)
+                    self.unknown(child, f"{name}.{part}", key)
         elif not _matches(node.value, key.kind):
             self.error(node, name, f"expected {describe(key.kind)}, found {node.plain()!r}")
         elif key.least is not None and isinstance(node.value, int) and node.value < key.least:
@@ -105,10 +116,7 @@ class _Checker:
     def injection(self, key: str, node) -> None:
         """A mapping whose `name` says which class takes the rest."""
         name = node.value["name"]
-        if name.value not in self.components:
-            self.unknown(name, f"{key}.name.{name.value}", self.components, False,
-                         "no registered class of this name")  # fmt: skip
-        else:
+        if self.is_class(name, f"{key}.name"):
             self.arguments(name.value, node, key, skip="name")
 
     def arguments(self, name: str, node, key: str, skip: str = "") -> None:
@@ -139,9 +147,7 @@ class _Checker:
         elif isinstance(value, dict) and "name" in value and default is not ANY:
             self.injection(key, node)
         elif isinstance(default, str) and default in self.components and isinstance(value, str):
-            if value not in self.components:
-                self.unknown(node, f"{key}.{value}", self.components, False,
-                             "no registered class of this name")  # fmt: skip
+            self.is_class(node, key)
         elif isinstance(default, Key):
             self.recipe(key, node, default)
         elif wanted := _expected(node.plain(), default):
@@ -155,14 +161,15 @@ class _Checker:
             for name, args in item.value.items():
                 path = f"{key}.{i}.{name}"
                 if name not in self.operators:
-                    self.unknown(args, path, self.operators, False, "no transform of this name")
+                    self.unknown(args, path, self.operators, False, "no such transform")
                 elif not isinstance(args.value, dict):
                     self.error(args, path, f"expected a mapping of arguments; write `{name}: {{}}`")
                 else:
                     self.arguments(name, args, path)
-                    given = schema.signature(name).args.items()
-                    for missing in [a for a, d in given if d is REQUIRED and a not in args.value]:
-                        self.error(args, path, f"argument {missing!r} is missing")
+                    known = schema.signature(name).args
+                    missing = [a for a, d in known.items() if d is REQUIRED and a not in args.value]
+                    if missing and set(args.value) <= set(known):  # else a typo says it already
+                        self.error(args, path, f"without {', '.join(missing)}")
 
     def schedulers(self, key: str, node) -> None:
         """A decay, then a warm-up: stock reads them by position."""
@@ -192,6 +199,11 @@ class _Checker:
             shown = kind.plain() if kind else None
             return self.error(kind or node, f"{key}.type", f"paddle.optimizer has no {shown!r}")
         self.against(found, node, key, "type", kind.value)
+
+
+def _nearest(name: str, known) -> str:
+    near = get_close_matches(name, sorted(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _matches(value: Any, kind: Any) -> bool:

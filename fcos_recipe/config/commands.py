@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from fcos_recipe.config.load import Config, Node, display, load_config
+from fcos_recipe.config.load import Config, Dumper, Node, display, load_config
 from fcos_recipe.config.schema import ROOT
 from fcos_recipe.errors import UserError, UserErrors
 
@@ -118,7 +118,7 @@ def _is_block(value: Any) -> bool:
 
 def _text(value: Any) -> str:
     style = '"' if isinstance(value, str) and "\n" in value else None
-    text = yaml.safe_dump(value, default_flow_style=True, default_style=style, width=float("inf"))
+    text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, default_style=style, width=1e9)
     return text.removesuffix("\n").removesuffix("\n...").strip()
 
 

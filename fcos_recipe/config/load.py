@@ -23,10 +23,23 @@ from fcos_recipe.errors import UserErrors
 COMMAND_LINE = "command line"
 DEFAULT = "default"
 MAX_NODES = 100_000  # a config has hundreds; nested aliases can ask for billions
-FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")  # YAML 1.2: 1e-3 is a number
+# YAML 1.2's 1e-3, which PyYAML (1.1) takes for text.
+EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 TAG = "tag:yaml.org,2002:"
 FILE_KEYS = ("TrainDataset", "EvalDataset", "TestDataset", "pretrain_weights")
 PLAIN_TAGS = "str int float bool null timestamp map seq merge value".split()
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes; only scalars of plain types are ever constructed."""
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads: text that looks like a number is quoted."""
+
+
+for _class in (_Loader, Dumper):
+    _class.add_implicit_resolver(TAG + "float", EXPONENT, list("+-.0123456789"))
 
 
 @dataclass
@@ -222,7 +235,7 @@ class _Reader:
     def parse(self, text: str, file: str) -> Node | None:
         """YAML text as nodes; None after an error."""
         try:
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
+            root = yaml.compose(text, Loader=_Loader)
             return self.build(root, file) if root else Node(None, file or COMMAND_LINE)
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
@@ -281,11 +294,9 @@ class _Reader:
 
     def scalar(self, node: yaml.ScalarNode, where: str) -> Any:
         kind, text = node.tag.removeprefix(TAG), node.value
-        if kind == "str" and node.style is None and FLOAT.fullmatch(text):
-            return float(text)
         if kind in ("int", "float", "bool", "null"):
             try:
-                return yaml.SafeLoader("").construct_object(node)
+                return _Loader("").construct_object(node)
             except (ValueError, KeyError):
                 self.errors.append(f"{where}: {text!r} is not {kind}")
         return text

@@ -1,0 +1,73 @@
+"""`fcos config`: what it prints loads again; it answers without Paddle in under a second."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fcos_recipe.cli import run
+from fcos_recipe.config import load_config
+
+HEADLINE = "configs/fcos/fcos_r50_fpn_1x_coco.yml"
+IOU = "configs/fcos/fcos_r50_fpn_iou_1x_coco.yml"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["LearningRate.base_lr=1e-3"],
+        ["weights='it''s: # odd'", "save_dir=nul", "TestReader.inputs_def.image_shape=[3, 8]"],
+        ["launch.cards=2", "ResNet.norm_type='1e3'", 'output_eval="a\\nb"', "seed=0"],
+    ],
+)
+def test_print_is_yaml_that_loads_to_the_same_config(root, tmp_path, capsys, overrides):
+    options = ["-o", *overrides] if overrides else []
+    assert run("config", ["print", str(root / HEADLINE), *options]) == 0
+    text = capsys.readouterr().out
+    again = tmp_path / "again.yml"
+    again.write_text(text)
+    cfg = load_config(again, strict=True)
+    assert cfg.data == load_config(root / HEADLINE, overrides).data
+    assert cfg.warnings == []
+    assert "depth: 50  # " in text and "fcos_r50_fpn.yml:11" in text
+
+
+def test_diff_names_each_key_with_both_values(root, capsys):
+    assert run("config", ["diff", str(root / HEADLINE), str(root / IOU)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert ["FCOSHead.fcos_loss.quality", "-", "iou"] in rows
+    assert ["EvalReader.batch_transforms.0.PadBatch.pad_to_stride", "128", "32"] in rows
+    assert len(rows) == 5
+    assert run("config", ["diff", str(root / IOU), str(root / IOU)]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_validate_checks_all_and_tells_all(root, tmp_path, capsys):
+    assert run("config", ["validate"]) == 0
+    assert capsys.readouterr().out.count("ok  ") == len(list((root / "configs").rglob("*.yml")))
+    bad, worse = tmp_path / "bad.yml", tmp_path / "worse.yml"
+    bad.write_text(f"_BASE_: [{root / HEADLINE}]\nepochs: 3\n")
+    worse.write_text("epoch: [\n")
+    assert run("config", ["validate", str(bad), str(worse), str(root / IOU)]) == 2
+    out, err = capsys.readouterr()
+    assert "ok  " in out and f"{bad}:2: epochs" in err and str(worse) in err
+    assert "Traceback" not in err and len(err.splitlines()) == 2
+    missing = ["validate", str(root / HEADLINE), "--files", "-o", "EvalDataset.dataset_dir=/no"]
+    assert run("config", missing) == 2
+    assert "EvalDataset.anno_path: /no/annotations" in capsys.readouterr().err
+
+
+def test_it_answers_in_a_second_without_importing_paddle(root):
+    code = (
+        "import sys; from fcos_recipe.cli import run; run('config', ['validate']); "
+        "sys.exit(any(m in sys.modules for m in ('paddle', 'ppdet', 'numpy')))"
+    )
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True)
+        best = min(best, time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+    assert best < 1.0
