@@ -1,0 +1,405 @@
+"""Start a training run on several cards and see it through: what scripts/train*.sh call.
+
+Several ranks run under `python -m paddle.distributed.launch`, which this module starts in a
+session of its own and watches. Rank 0's output goes to the console. When a rank dies, the
+console says which one, why, and shows its last lines; everything else is ended; the exit code
+is one of `exit_codes`. One card needs no launcher: the training process replaces this one, so
+that the progress bar, Ctrl-C and a debugger work as in any program.
+"""
+
+import argparse
+import ctypes
+import os
+import re
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from fcos_recipe.config import load_config
+from fcos_recipe.errors import UserError
+from fcos_recipe.runtime import cpu_math, device, exit_codes
+
+HEADLINE = "configs/fcos/fcos_r50_fpn_1x_coco.yml"
+GRACE = 15  # seconds the ranks have to end by themselves after a failure
+STOP_GRACE = 45  # seconds after Ctrl-C or SIGTERM: a rank may be writing a checkpoint
+TAIL = 20  # lines of a failed rank's log on the console
+
+
+@dataclass
+class Plan:
+    """What will be run: `command` with `env` on top of the present environment (None: unset)."""
+
+    command: list[str]
+    env: dict[str, str | None]
+    ranks: int
+    log_dir: Path
+    notes: list[str]
+
+    def environment(self) -> dict[str, str]:
+        """The whole environment of the command."""
+        merged = {**os.environ, **self.env}
+        return {name: value for name, value in merged.items() if value is not None}
+
+    def shell(self) -> str:
+        """The plan as a command that a shell takes."""
+        unset = [f"-u {k}" for k, v in self.env.items() if v is None]
+        put = [f"{k}={shlex.quote(v)}" for k, v in self.env.items() if v is not None]
+        lines = [" ".join(["env", *unset]), *put, shlex.join(self.command)]
+        return " \\\n  ".join(lines)
+
+
+def choose_cards(asked: str | None, configured: int, visible: list[str] | None) -> list[str]:
+    """The labels of the cards of a run.
+
+    Args:
+        asked: `--gpus`: a number of cards, a list of labels ("0,1"; one card: "3,"), or None.
+        configured: launch.cards of the config; 0: all that are visible.
+        visible: labels of the visible cards; None on the CPU, where any number of ranks runs.
+
+    Raises:
+        UserError: not a number or list, or more or other cards than there are.
+    """
+    source = f"--gpus {asked}" if asked else f"launch.cards: {configured}"
+    remedy = "choose fewer with --gpus N (or `launch.cards` in the config), or DEVICE=cpu"
+    if asked and "," in asked:
+        labels = [label.strip() for label in asked.split(",") if label.strip()]
+        unknown = [label for label in labels if visible is not None and label not in visible]
+        if unknown or not labels or len(set(labels)) < len(labels):
+            raise UserError(
+                f"{source}: {f'no card {unknown[0]}' if unknown else 'not a list of cards'}; "
+                f"visible are {','.join(visible or []) or 'none'}"
+            )
+        return labels
+    if asked and not re.fullmatch(r"[1-9]\d*", asked):
+        raise UserError(
+            f"{source}: neither a number of cards (1 or more) nor a list of them; "
+            "for card 0 alone write `--gpus 0,`"
+        )
+    count = int(asked or configured) or len(visible or ["cpu"])
+    if visible is None:
+        return [str(i) for i in range(count)]
+    if count > len(visible):
+        raise UserError(f"{source}: {len(visible)} visible ({','.join(visible)}); {remedy}")
+    return visible[:count]
+
+
+def plan(kind: str, labels: list[str], visible: list[str], train: list[str], log_dir: Path) -> Plan:
+    """Command and environment of a run.
+
+    Args:
+        kind: an answer of `device.resolve`.
+        labels: the chosen cards; on the CPU one entry per rank.
+        visible: all visible cards, in the order of the visibility variable.
+        train: arguments of tools/train.py.
+        log_dir: where the launcher puts workerlog.N.
+    """
+    env: dict[str, str | None] = {"PYTHONPATH": device.child_environment()["PYTHONPATH"]}
+    count = len(labels)
+    if kind == "cpu":
+        env.update(cpu_math.missing(max(1, cpu_math.cores() // count)))
+        env["PADDLE_DISTRI_BACKEND"] = "gloo"
+        # The launcher deals out what these name, even on a CPU build. On a machine with cards
+        # it wants one entry per rank; -1 is no card.
+        hidden = ",".join(["-1"] * count) if device.has_card_hardware() else None
+        for name in ("CUDA_VISIBLE_DEVICES", "ILUVATAR_GPU_VISIBLE_DEVICES"):
+            if hidden or name in os.environ:
+                env[name] = hidden
+    elif kind == device.PLUGIN:
+        env["PADDLE_XCCL_BACKEND"] = kind
+        env["ILUVATAR_GPU_VISIBLE_DEVICES"] = ",".join(visible)
+    idle = [label for label in visible if label not in labels]
+    notes = [f"{count} x {kind}" + (f": cards {','.join(labels)}" if visible else " processes")]
+    if idle:
+        notes.append(f"visible but idle: cards {','.join(idle)}")
+    script = [str(device.ROOT / "tools" / "train.py"), *train]
+    if count == 1:
+        if visible:
+            env[f"FLAGS_selected_{kind}s"] = str(visible.index(labels[0]))
+        return Plan([sys.executable, *script], env, 1, log_dir, notes)
+    which = ["--gpus", ",".join(labels)] if visible else ["--nproc_per_node", str(count)]
+    launcher = [sys.executable, "-m", "paddle.distributed.launch", "--log_dir", str(log_dir)]
+    notes.append(f"the log of each rank: {log_dir}/workerlog.N")
+    return Plan([*launcher, *which, *script], env, count, log_dir, notes)
+
+
+def supervise(run: Plan) -> int:
+    """Run the launcher of `run`, stream rank 0, and end everything when a rank fails.
+
+    Returns:
+        An exit code of `exit_codes`.
+    """
+    run.log_dir.mkdir(parents=True, exist_ok=True)
+    before = {p.pid for p in psutil.Process().children(recursive=True)}
+    libc = ctypes.CDLL(None)
+    libc.prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: orphans of a dead rank come to us to be ended
+    stops: list[int] = []
+    old = {s: signal.signal(s, lambda n, _: stops.append(n)) for s in (2, 15)}
+    launcher_log = run.log_dir / "launcher.log"
+    try:
+        with launcher_log.open("ab") as log:
+            launcher = subprocess.Popen(
+                run.command,
+                env=run.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
+                # PR_SET_PDEATHSIG: if this process is killed, the launcher ends the ranks.
+                preexec_fn=lambda: libc.prctl(1, signal.SIGTERM),
+            )
+        return _watch(run, launcher, launcher_log, stops)
+    finally:
+        _end([p for p in psutil.Process().children(recursive=True) if p.pid not in before])
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _watch(run: Plan, launcher: subprocess.Popen, launcher_log: Path, stops: list[int]) -> int:
+    console = _Stream(run.log_dir / "workerlog.0")
+    ranks = _Ranks(launcher.pid)
+    deadline = None
+    forwarded = 0
+    while launcher.poll() is None and (deadline is None or time.monotonic() < deadline):
+        ranks.wait(0.2)
+        console.pump()
+        if len(stops) > forwarded:
+            if forwarded:  # asked twice: now
+                break
+            forwarded = len(stops)
+            launcher.send_signal(signal.SIGTERM)
+            deadline = time.monotonic() + STOP_GRACE
+        if ranks.failed() and deadline is None:
+            deadline = time.monotonic() + GRACE
+    console.pump()
+    if stops:
+        print(f"launch: stopped by {signal.Signals(stops[0]).name}", file=sys.stderr)
+        return 128 + stops[0]
+    failed = ranks.failed() or _from_launcher(launcher_log)
+    if failed:
+        return _report(run, failed)
+    if launcher.returncode:
+        print("\n".join(_lines(launcher_log)[-TAIL:]), file=sys.stderr)
+        print(f"launch: Paddle's launcher failed; its log: {launcher_log}", file=sys.stderr)
+        return exit_codes.FAILED
+    return exit_codes.OK
+
+
+def _report(run: Plan, failed: Mapping[int, int]) -> int:
+    """Tell which rank failed first and why; returns the exit code.
+
+    Args:
+        failed: rank -> exit code (signals negative), in the order of death.
+    """
+    rank, code = next(iter(failed.items()))
+    log = run.log_dir / f"workerlog.{rank}"
+    said = _lines(log)
+    if code == exit_codes.BAD_INPUT:
+        streamed = set(_lines(run.log_dir / "workerlog.0"))
+        for line in said:
+            if line.startswith("error: ") and line not in streamed:
+                print(line, file=sys.stderr)
+        return code
+    if rank:
+        print(f"launch: the last lines of rank {rank}:", file=sys.stderr)
+        print("\n".join(f"  {line}" for line in said[-TAIL:]), file=sys.stderr)
+    print(
+        f"launch: rank {rank} of {run.ranks} failed first: {_reason(said, code)}", file=sys.stderr
+    )
+    for other, other_code in list(failed.items())[1:]:
+        reason = _reason(_lines(run.log_dir / f"workerlog.{other}"), other_code)
+        print(f"launch: then rank {other}: {reason}", file=sys.stderr)
+    print(f"launch: the other ranks were ended; whole log: {log}", file=sys.stderr)
+    return 128 - code if code < 0 else code
+
+
+def _reason(lines: list[str], code: int) -> str:
+    """A rank's own last word (`watchdog.announce`), else its last line when it raised."""
+    own = [m for line in lines if (m := re.match(r"rank \d+ (?:failed|hung): (.*)", line))]
+    if own:
+        return f"{exit_codes.describe(code)}: {own[-1].group(1)}"
+    last = f": {lines[-1].strip()}" if code == exit_codes.FAILED and lines else ""
+    return exit_codes.describe(code) + last
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a log that hold anything; [] without the file."""
+    text = path.read_text(errors="replace") if path.is_file() else ""
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _from_launcher(log: Path) -> dict[int, int]:
+    """Failed ranks by the launcher's own words: for a rank that died before it was seen."""
+    pattern = r"Container rank (\d+) status failed .* code (-?\d+) log "
+    found = re.findall(pattern, "\n".join(_lines(log)))
+    return {int(rank): int(code) for rank, code in found}
+
+
+class _Ranks:
+    """The launcher's training processes: who died, in which order, with which code.
+
+    The launcher looks once a second and names the lowest rank, which is often one that only
+    lost its peer. A pidfd tells each death at once.
+    """
+
+    def __init__(self, launcher_pid: int):
+        self._launcher = psutil.Process(launcher_pid)
+        self._poll = select.poll()
+        self._ranks: dict[int, tuple[int, int]] = {}  # pidfd -> rank, pid
+        self._seen: set[int] = set()
+        self._codes: dict[int, int] = {}
+
+    def wait(self, seconds: float) -> None:
+        """Look for new ranks, then wait for deaths."""
+        self._find()
+        for fd, _ in self._poll.poll(seconds * 1000):
+            rank, pid = self._ranks[fd]
+            code = _zombie_code(pid)
+            self._poll.unregister(fd)
+            os.close(fd)
+            if code is not None:
+                self._codes[rank] = code
+
+    def failed(self) -> dict[int, int]:
+        return {rank: code for rank, code in self._codes.items() if code}
+
+    def _find(self) -> None:
+        try:
+            for child in self._launcher.children():
+                if child.pid in self._seen:
+                    continue
+                rank = child.environ().get("PADDLE_TRAINER_ID")
+                if rank is not None:
+                    fd = os.pidfd_open(child.pid)
+                    self._ranks[fd] = (int(rank), child.pid)
+                    self._poll.register(fd, select.POLLIN)
+                    self._seen.add(child.pid)
+        except (psutil.Error, OSError):
+            return  # gone in between: the launcher's log names it
+
+
+def _zombie_code(pid: int) -> int | None:
+    """Exit code (signal: negative) of a process that its parent has not yet waited for."""
+    try:
+        status = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[-1])
+    except (OSError, IndexError, ValueError):
+        return None
+    return os.waitstatus_to_exitcode(status)
+
+
+class _Stream:
+    """Copies a growing file to the console."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._offset = 0
+
+    def pump(self) -> None:
+        if not self._path.is_file():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+        self._offset += len(data)
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """End processes and wait for them: SIGTERM, then SIGKILL."""
+    for signal_name in ("terminate", "kill"):
+        for process in processes:
+            try:
+                getattr(process, signal_name)()
+            except psutil.NoSuchProcess:
+                continue
+        _, processes = psutil.wait_procs(processes, timeout=3)
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Options of the scripts, and what is passed on to tools/train.py."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/train.sh",
+        usage="bash scripts/train.sh [CONFIG] [options] [options of tools/train.py]",
+        description=__doc__.split("\n")[0],
+        epilog="example: DEVICE=cpu bash scripts/train.sh configs/fcos/fcos_r18_fpn_demo.yml "
+        "--gpus 2 --eval",
+        allow_abbrev=False,
+    )
+    parser.add_argument("-c", "--config", help=f"default: {HEADLINE}")
+    parser.add_argument("-o", "--opt", nargs="*", action="extend", default=[], metavar="KEY=VALUE")
+    parser.add_argument(
+        "--gpus",
+        "--devices",
+        metavar="N|LIST",
+        help="number of cards, or their labels: 0,1,2 (one: `3,`); default: launch.cards of "
+        "the config, else all visible ones",
+    )
+    parser.add_argument("--log_dir", type=Path, help="rank logs; default: OUTPUT/launch/...")
+    parser.add_argument("--output", help="passed on to tools/train.py")
+    parser.add_argument("--dry-run", action="store_true", help="print command and environment")
+    args, rest = parser.parse_known_args(argv)
+    if rest and not rest[0].startswith("-"):
+        args.config = rest.pop(0)
+    return args, rest
+
+
+def prepare(argv: list[str]) -> tuple[Plan, bool]:
+    """From command line and environment (DEVICE) to a plan, and whether it is a dry run."""
+    args, rest = parse(argv)
+    path = args.config or HEADLINE
+    if not Path(path).exists() and (device.ROOT / path).exists():
+        path = str(device.ROOT / path)  # the scripts work from any directory
+    overrides = list(args.opt)
+    if os.environ.get("DEVICE"):
+        overrides.append(f"device={os.environ['DEVICE']}")
+    config = load_config(path, overrides)
+    requested = config.data.get("device") or "auto"
+    visible: list[str] = []
+    if requested == "cpu" or (requested == "auto" and not device.has_card_hardware()):
+        kind = "cpu"
+    else:
+        facts = device.ask_paddle_outside()
+        kind = device.resolve(requested, facts)
+        visible = device.visible_cards(kind, facts)
+    cards = int((config.data.get("launch") or {}).get("cards") or 0)
+    labels = choose_cards(args.gpus, cards, None if kind == "cpu" else visible)
+    train = ["-c", path, *rest]
+    if args.output:
+        train += ["--output", args.output]
+    if overrides:
+        train += ["-o", *overrides]
+    output = Path(args.output or config.data.get("save_dir") or "output")
+    stamp = f"{Path(path).stem}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    log_dir = args.log_dir or output / "launch" / stamp
+    return plan(kind, labels, visible, train, log_dir), args.dry_run
+
+
+def main(argv: list[str]) -> int:
+    """Entry of scripts/train.sh. Returns an exit code; one card never returns."""
+    run, dry = prepare(argv)
+    for note in run.notes:
+        print(f"launch: {note}", file=sys.stderr if dry else sys.stdout, flush=True)
+    if dry:
+        print(run.shell())
+        return exit_codes.OK
+    if run.ranks > 1:
+        return supervise(run)
+    os.execve(run.command[0], run.command, run.environment())
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(exit_codes.BAD_INPUT)

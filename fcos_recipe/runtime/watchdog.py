@@ -1,0 +1,175 @@
+"""Ends a rank that makes no progress, and lets a failing rank name itself.
+
+Under scripts/train*.sh the supervisor reads these messages in the rank's log. Under a bare
+`python -m paddle.distributed.launch` nobody does, so they also go to the launcher's console.
+"""
+
+import faulthandler
+import os
+import statistics
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from fcos_recipe.runtime import exit_codes
+
+# Seconds without a beat, per phase, where the config says 0. `step` is the least: see `limit`.
+DEFAULTS = {"startup": 1800.0, "step": 120.0, "eval": 1800.0, "save": 600.0}
+
+
+def rank() -> int:
+    """This process's rank by the launcher's environment; 0 without a launcher."""
+    return int(os.environ.get("PADDLE_TRAINER_ID", "0"))
+
+
+class Watchdog:
+    """A daemon thread that expects `beat` within a limit that depends on the phase.
+
+    The phase is startup until the first `beat()`, then step; `with watchdog.phase("eval")`
+    and "save" have limits of their own, and `beat` inside them counts as well.
+
+    On expiry: one line "rank R hung: ..." and the stacks of all threads on stderr, then the
+    process ends with `exit_codes.HUNG`, without cleaning up, since cleaning up may hang too.
+
+    Args:
+        limits: phase -> seconds; 0 or absent: automatic (`DEFAULTS`; for steps `limit`).
+        rank: shown in the message.
+        on_hang: called with the message before the end, in a thread that is given 10 s.
+        grace: seconds between the message and the end. The other ranks, stuck in the same
+            collective operation, reach their own limits meanwhile and leave their stacks.
+    """
+
+    def __init__(
+        self,
+        limits: Mapping[str, float] | None = None,
+        rank: int = 0,
+        on_hang: Callable[[str], None] | None = None,
+        grace: float = 5.0,
+    ):
+        self.limits = {**dict.fromkeys(DEFAULTS, 0), **(limits or {})}
+        self.rank, self.on_hang, self.grace = rank, on_hang, grace
+        self.step = 0
+        self._mark = ("startup", time.monotonic())  # phase, time of its last beat
+        self._steps: deque[float] = deque(maxlen=50)  # seconds
+        self._closed = threading.Event()
+        self._main = threading.current_thread().ident
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def start(self) -> "Watchdog":
+        """Start watching; call it in the thread that trains."""
+        self._thread.start()
+        return self
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._closed.set()
+        faulthandler.cancel_dump_traceback_later()
+
+    def __enter__(self) -> "Watchdog":
+        return self.start()
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def beat(self, step: int | None = None) -> None:
+        """Progress: a training step is done, or one piece of the work of the present phase.
+
+        Args:
+            step: number of the training step, for the message; counted up by default.
+        """
+        phase, since = self._mark
+        now = time.monotonic()
+        if phase in ("startup", "step"):
+            if phase == "step":
+                self._steps.append(now - since)
+            phase = "step"
+            self.step = self.step + 1 if step is None else step
+        self._mark = (phase, now)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Work under another limit: "eval" or "save"."""
+        outer = self._mark[0]
+        self._mark = (name, time.monotonic())
+        try:
+            yield
+        finally:
+            self._mark = (outer, time.monotonic())
+
+    def limit(self, phase: str) -> float:
+        """Seconds without a beat: the config's, else the default; a step may take 10 medians."""
+        if self.limits[phase]:
+            return float(self.limits[phase])
+        usual = 10 * statistics.median(self._steps) if phase == "step" and self._steps else 0
+        return max(DEFAULTS[phase], usual)
+
+    def _watch(self) -> None:
+        poll = 1.0
+        distributed = int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1
+        looked = time.monotonic()
+        while not self._closed.wait(poll):
+            now = time.monotonic()
+            if now - looked > 10 * poll:  # this thread stood still too: Ctrl-Z, or a held GIL
+                self._mark = (self._mark[0], now)
+            looked = now
+            phase, since = self._mark
+            limit = self.limit(phase)
+            if now - since > limit:
+                self._expire(phase, now - since, limit)
+                return
+            if distributed:
+                # Native code that hangs holding the GIL stops this thread, but not this timer.
+                # A single process goes without: it would not survive Ctrl-Z and fg.
+                left = limit - (now - since) + 30
+                faulthandler.dump_traceback_later(left, exit=True, file=sys.__stderr__)
+
+    def _expire(self, phase: str, seconds: float, limit: float) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        message = (
+            f"rank {self.rank} hung: nothing done for {seconds:.0f} s in phase {phase} at step "
+            f"{self.step} (limit {limit:.0f} s, `watchdog.{phase}`); main thread in {self._where()}"
+        )
+        announce(message)
+        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+        if self.on_hang:
+            caller = threading.Thread(target=self.on_hang, args=(message,), daemon=True)
+            caller.start()
+            caller.join(10)
+        time.sleep(self.grace)
+        print(message, file=sys.__stderr__, flush=True)  # last, where a reader looks first
+        os._exit(exit_codes.HUNG)
+
+    def _where(self) -> str:
+        frame = sys._current_frames().get(self._main)
+        if frame is None:
+            return "no Python code"
+        code = frame.f_code
+        return f"{code.co_name} ({code.co_filename}:{frame.f_lineno})"
+
+
+def announce_failure(rank: int, error: BaseException) -> None:
+    """One line "rank R failed: ..." where a person will see it; the traceback stays in the log."""
+    text = str(error).strip().splitlines()
+    announce(f"rank {rank} failed: {type(error).__name__}: {text[0] if text else ''}")
+
+
+def announce(message: str) -> None:
+    """Write a line to stderr and, in a rank whose stderr is a log file, to the launcher's."""
+    print(message, file=sys.__stderr__, flush=True)
+    if "PADDLE_TRAINER_ID" not in os.environ:
+        return
+    console = Path(f"/proc/{os.getppid()}/fd/2")
+    try:
+        if os.path.samestat(os.stat(console), os.fstat(2)):
+            return
+        flags = int(Path(f"/proc/{os.getppid()}/fdinfo/2").read_text().split()[3], 8)
+        if console.is_file() and not flags & os.O_APPEND:
+            return  # the launcher writes at its own offset there and would overwrite us
+        with console.open("a") as file:
+            file.write(message + "\n")
+    except (OSError, ValueError, IndexError):
+        return  # not allowed, or gone: the log has it

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Train on one or more cards: bash scripts/train.sh [CONFIG] [--gpus N|LIST] [options of tools/train.py]
+# DEVICE=cpu runs processes over Gloo instead of cards; --dry-run prints what would run.
+set -eu
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=${PYTHON:-$root/.venv/bin/python}
+[ -x "$python" ] || python=python3 # a vendor's container brings its own
+PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} exec "$python" -m fcos_recipe.runtime.launch "$@"

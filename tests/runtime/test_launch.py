@@ -1,0 +1,206 @@
+"""Real launches of tiny ranks that fail in every way; what a person reads and what is left."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from fcos_recipe.errors import UserError
+from fcos_recipe.runtime import exit_codes, launch
+
+START = "import os, sys, time, signal\nrank = int(os.environ['PADDLE_TRAINER_ID'])\n"
+
+
+def run_ranks(tmp_path, body, ranks=2):
+    """Supervise `ranks` real processes of Paddle's launcher; returns exit code and seconds."""
+    script = tmp_path / "rank.py"
+    script.write_text(START + body)
+    made = launch.plan("cpu", [str(i) for i in range(ranks)], [], [], tmp_path / "log")
+    at = next(i for i, word in enumerate(made.command) if word.endswith("tools/train.py"))
+    began = time.monotonic()
+    code = launch.supervise(replace(made, command=[*made.command[:at], str(script)]))
+    return code, time.monotonic() - began
+
+
+def leftovers(tmp_path):
+    return [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(p.info["cmdline"])]
+
+
+def test_success_streams_rank_0_only(tmp_path, capfd):
+    code, _ = run_ranks(tmp_path, "print('hello from', rank, flush=True)\n")
+    out, err = capfd.readouterr()
+    assert code == exit_codes.OK
+    assert out == "hello from 0\n" and err == ""
+    assert (tmp_path / "log" / "workerlog.1").read_text() == "hello from 1\n"
+
+
+def test_the_rank_that_raised_is_named_not_the_one_that_lost_its_peer(tmp_path, capfd):
+    # Rank 0 dies 100 ms after rank 1: within one look of Paddle's launcher, which names rank 0.
+    # A child of rank 1 in a session of its own stands for a data worker.
+    body = f"""
+flag = {str(tmp_path / "dying")!r}
+if rank == 1:
+    import subprocess
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)", flag],
+                     start_new_session=True)
+    for i in range(30):
+        print("line", i)
+    open(flag, "w").close()
+    raise ValueError("the picture is upside down")
+while not os.path.exists(flag):
+    time.sleep(0.01)
+time.sleep(0.1)
+sys.exit("connection closed by peer")
+"""
+    code, seconds = run_ranks(tmp_path, body)
+    err = capfd.readouterr().err
+    assert code == exit_codes.FAILED and seconds < 40
+    assert "rank 1 of 2 failed first: exit code 1: ValueError: the picture is upside down" in err
+    shown = [line.strip() for line in err.splitlines()]
+    assert "line 29" in shown and "line 1" not in shown
+    assert "workerlog.1" in err and not leftovers(tmp_path)
+
+
+def test_a_killed_rank_ends_the_others_even_deaf_ones(tmp_path, capfd):
+    body = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if rank == 1:
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(300)
+"""
+    code, seconds = run_ranks(tmp_path, body)
+    err = capfd.readouterr().err
+    assert code == 128 + signal.SIGKILL and seconds < 40
+    assert "rank 1 of 2 failed first: killed by SIGKILL (out of memory?" in err
+    assert not leftovers(tmp_path)
+
+
+def test_bad_input_is_told_once(tmp_path, capfd):
+    body = "print('error: x.yml: epoch: must be a number', file=sys.stderr)\nsys.exit(2)\n"
+    code, _ = run_ranks(tmp_path, body, ranks=3)
+    out, err = capfd.readouterr()
+    assert code == exit_codes.BAD_INPUT
+    assert (out + err).splitlines() == ["error: x.yml: epoch: must be a number"]
+
+
+def test_a_hung_rank_is_ended_by_its_watchdog_and_named(tmp_path, capfd):
+    body = """
+from fcos_recipe.runtime.watchdog import Watchdog
+def read_next_batch():
+    time.sleep(300)
+with Watchdog({"step": 1}, rank, grace=0.5) as watchdog:
+    for step in range(100):
+        if rank == 1 and step == 3:
+            read_next_batch()
+        time.sleep(0.2)
+        watchdog.beat()
+"""
+    code, seconds = run_ranks(tmp_path, body)
+    err = capfd.readouterr().err
+    assert code == exit_codes.HUNG and seconds < 40
+    assert "rank 1 of 2 failed first: hung, ended by its watchdog: nothing done for" in err
+    assert "in phase step at step 3 (limit 1 s" in err and "in read_next_batch" in err
+    assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_the_run(tmp_path, number):
+    program = f"""
+import sys; from pathlib import Path
+from tests.runtime.test_launch import run_ranks
+sys.exit(run_ranks(Path({str(tmp_path)!r}), "print('up', flush=True)\\ntime.sleep(300)\\n")[0])
+"""
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "up\n"
+    child.send_signal(number)
+    assert child.wait(30) == 128 + number
+    assert not leftovers(tmp_path)
+
+
+def test_a_bare_launcher_shows_the_failing_rank_on_its_console(tmp_path):
+    script = tmp_path / "rank.py"
+    script.write_text(
+        START
+        + """
+from fcos_recipe.runtime.watchdog import announce_failure
+if rank == 1:
+    announce_failure(rank, ValueError("no such picture"))
+    sys.exit(1)
+time.sleep(300)
+"""
+    )
+    command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, "--log_dir", str(tmp_path / "log"), str(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode != 0
+    assert "rank 1 failed: ValueError: no such picture" in done.stderr.splitlines()
+    assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "asked, configured, visible, expected",
+    [
+        ("2", 8, ["0", "1", "2"], ["0", "1"]),
+        ("4,5", 8, ["4", "5", "6"], ["4", "5"]),
+        ("3,", 8, ["2", "3"], ["3"]),
+        (None, 2, ["0", "1", "2"], ["0", "1"]),
+        (None, 0, ["0", "1", "2"], ["0", "1", "2"]),
+        ("3", 0, None, ["0", "1", "2"]),
+        (None, 0, None, ["0"]),
+    ],
+)
+def test_choose_cards(asked, configured, visible, expected):
+    assert launch.choose_cards(asked, configured, visible) == expected
+
+
+@pytest.mark.parametrize(
+    "asked, words",
+    [
+        ("8", "2 visible"),
+        ("0,7", "no card 7"),
+        ("0", "`--gpus 0,`"),
+        ("x", "neither"),
+        (",", "not"),
+    ],
+)
+def test_choose_cards_refuses(asked, words):
+    with pytest.raises(UserError, match=words):
+        launch.choose_cards(asked, 8, ["0", "1"])
+
+
+def test_scripts_work_from_any_directory(tmp_path, root):
+    environment = {**os.environ, "DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": "0"}
+    environment["PYTHON"] = sys.executable
+
+    def dry(*words):
+        done = subprocess.run(
+            ["bash", *words, "--dry-run", "--eval"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return done
+
+    eight = dry(str(root / "scripts" / "train_8gpu.sh"))
+    assert eight.returncode == 0, eight.stderr
+    assert "-m paddle.distributed.launch --log_dir" in eight.stdout
+    assert "-u CUDA_VISIBLE_DEVICES" in eight.stdout and "--nproc_per_node 8" in eight.stdout
+    assert f"-c {root}/configs/fcos/fcos_r50_fpn_1x_coco.yml --eval" in eight.stdout
+    one = dry(str(root / "scripts" / "train_1gpu.sh"), "configs/fcos/fcos_r18_fpn_demo.yml")
+    assert one.returncode == 0 and "launch --" not in one.stdout
+    assert f"tools/train.py -c {root}/configs/fcos/fcos_r18_fpn_demo.yml --eval" in one.stdout
+    wrong = dry(str(root / "scripts" / "train.sh"), "--gpus", "0")
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: --gpus 0: ")
+    assert len(wrong.stderr.splitlines()) == 1
