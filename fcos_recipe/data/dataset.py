@@ -1,0 +1,223 @@
+"""COCO data set over the memory-mapped index: no image is opened and no box copied before use."""
+
+import logging
+import os
+import random
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from fcos_recipe.data.index import Index, open_index
+from fcos_recipe.errors import UserError
+
+logger = logging.getLogger("fcos.data")
+
+
+class COCODataSet:
+    """Images and boxes of one COCO annotation file, in the order of stock's COCODataSet.
+
+    Images are sorted by id; classes keep the order of the file's categories; crowds are left out
+    unless `load_crowd`; images without a box come last, and only with `allow_empty`. Nothing is
+    ever downloaded.
+
+    Args:
+        dataset_dir: root that `image_dir` and `anno_path` are relative to.
+        image_dir: directory of the images.
+        anno_path: COCO annotation file.
+        data_fields: what a sample carries beside the image: gt_bbox, gt_class, is_crowd.
+        sample_num: use only the first so many images; -1 means all.
+        load_crowd: keep boxes marked `iscrowd`.
+        allow_empty: keep images without a box.
+        empty_ratio: largest share of images without a box, in [0, 1); anything else means all.
+        repeat: how many times an epoch passes over the images.
+        seed: draws the images without a box that `empty_ratio` keeps.
+    """
+
+    def __init__(
+        self,
+        dataset_dir: str | None = None,
+        image_dir: str | None = None,
+        anno_path: str | None = None,
+        data_fields: list[str] = ("image",),
+        sample_num: int = -1,
+        load_crowd: bool = False,
+        allow_empty: bool = False,
+        empty_ratio: float = 1.0,
+        repeat: int = 1,
+        seed: int | None = 0,
+    ):
+        self.dataset_dir = dataset_dir or ""
+        self.image_dir = image_dir or ""
+        self.anno_path = anno_path
+        self.data_fields = list(data_fields)
+        self.sample_num = sample_num
+        self.load_crowd = load_crowd
+        self.allow_empty = allow_empty
+        self.empty_ratio = empty_ratio
+        self.repeat = repeat
+        self.seed = seed
+        self.index: Index | None = None
+        self.rows = np.zeros(0, np.int64)  # image rows of the index, in this data set's order
+
+    def __call__(self) -> "COCODataSet":
+        return self  # stock makes a data set from a config by calling it
+
+    def __len__(self) -> int:
+        return len(self.rows) * self.repeat
+
+    def get_anno(self) -> str | None:
+        """Path of the annotation file."""
+        return self.anno_path and os.path.join(self.dataset_dir, self.anno_path)
+
+    def check_or_download_dataset(self) -> None:
+        """Check that annotations and images are there.
+
+        Raises:
+            UserError: something is missing; the message has the remedy.
+        """
+        if not self.anno_path:
+            raise UserError("COCODataSet: anno_path is not set")
+        images = os.path.join(self.dataset_dir, self.image_dir)
+        for kind, path, there in (
+            ("annotation file", self.get_anno(), os.path.isfile),
+            ("image directory", images, os.path.isdir),
+        ):
+            if not there(path):
+                raise UserError(f"{path}: {kind} not found; {self._remedy(path)}")
+
+    def _remedy(self, path: str) -> str:
+        if "2017" in path:
+            return "for COCO run: python datasets/download_coco.py"
+        return "set dataset_dir, image_dir and anno_path to where your data is"
+
+    def parse_dataset(self) -> None:
+        """Open the index and choose the images; does nothing the second time.
+
+        Raises:
+            UserError: no image is left.
+        """
+        if self.index is not None:
+            return
+        index = open_index(self.get_anno())
+        rows = np.flatnonzero(self._present(index))
+        missing = len(index) - len(rows)
+        if missing:
+            logger.warning(
+                "%s: %d of %d images are not in %s; they are left out",
+                self.get_anno(),
+                missing,
+                len(index),
+                os.path.join(self.dataset_dir, self.image_dir),
+            )
+        if index.counts:
+            found = ", ".join(f"{count} {kind}" for kind, count in index.counts.items())
+            logger.warning("%s: left out: %s", self.get_anno(), found)
+        if index.has_annotations:
+            rows = self._choose(index, rows)
+        elif self.sample_num > 0:
+            rows = rows[: self.sample_num]
+        if not len(rows):
+            raise UserError(
+                f"{self.get_anno()}: no image to use: {len(index)} listed, {missing} of them "
+                f"missing, the others without a usable box"
+            )
+        self.index, self.rows = index, rows
+        logger.info("%s: %d of %d images in use", self.get_anno(), len(rows), len(index))
+
+    def _present(self, index: Index) -> np.ndarray:
+        """bool [N]: the image file exists. One listing per directory, not one look-up per image."""
+        names = index.file_names
+        root = os.path.join(self.dataset_dir, self.image_dir)
+        listings: dict[str, set[str]] = {}
+        for folder in {os.path.dirname(name) for name in names}:
+            try:
+                listings[folder] = set(os.listdir(os.path.join(root, folder) or "."))
+            except OSError:
+                listings[folder] = set()
+        flat = listings.get("", set())
+        return np.fromiter(
+            (
+                os.path.basename(name) in listings[os.path.dirname(name)]
+                if "/" in name
+                else name in flat
+                for name in names
+            ),
+            bool,
+            len(names),
+        )
+
+    def _choose(self, index: Index, rows: np.ndarray) -> np.ndarray:
+        boxes = np.diff(index.box_start)
+        if not self.load_crowd:
+            crowd = np.concatenate([[0], np.cumsum(index.crowd, dtype=np.int64)])
+            boxes = boxes - np.diff(crowd[index.box_start])
+        if not self.allow_empty:
+            rows = rows[boxes[rows] > 0]
+        if self.sample_num > 0:
+            rows = rows[: self.sample_num]
+        full, empty = rows[boxes[rows] > 0], rows[boxes[rows] == 0]
+        if len(empty) and 0 <= self.empty_ratio < 1:
+            keep = min(int(len(full) * self.empty_ratio / (1 - self.empty_ratio)), len(empty))
+            empty = np.array(random.Random(self.seed).sample(empty.tolist(), keep), np.int64)
+        return np.concatenate([full, empty])
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.index.class_names
+
+    @cached_property
+    def catid2clsid(self) -> dict[int, int]:
+        """Category id of the file -> class."""
+        return {category: i for i, category in enumerate(self.index.category_id.tolist())}
+
+    @cached_property
+    def cname2cid(self) -> dict[str, int]:
+        """Class name -> class."""
+        return {name: i for i, name in enumerate(self.class_names)}
+
+    @property
+    def roidbs(self) -> "COCODataSet":
+        return self  # stock's trainer takes its length only
+
+    def image_sizes(self) -> np.ndarray:
+        """int32 [len(self), 2]: height and width by the file, 0 where it does not say."""
+        return np.tile(self.index.size[self.rows], (self.repeat, 1))
+
+    def image_info(self, i: int) -> dict[str, Any]:
+        """One image: `im_id` int, `im_file` path, `h` and `w`, pixels by the file (0: unknown)."""
+        row = int(self.rows[i % len(self.rows)])
+        height, width = self.index.size[row].tolist()
+        name = self.index.file_name(row)
+        return {
+            "im_id": int(self.index.image_id[row]),
+            "im_file": os.path.join(self.dataset_dir, self.image_dir, name),
+            "h": height,
+            "w": width,
+        }
+
+    def record(self, i: int) -> dict[str, Any]:
+        """A fresh sample as stock's transforms expect it, before decoding.
+
+        Returns:
+            `im_file`, `im_id` int64 [1], and of `data_fields`: `gt_bbox` float32 [G, 4] x1, y1, x2,
+            y2 in pixels, `gt_class` int32 [G, 1], `is_crowd` int32 [G, 1].
+        """
+        info = self.image_info(i)
+        record = {"im_file": info["im_file"], "im_id": np.array([info["im_id"]], np.int64)}
+        if not self.index.has_annotations:
+            return record
+        row = int(self.rows[i % len(self.rows)])
+        use = slice(*self.index.box_start[row : row + 2].tolist())
+        if not self.load_crowd:
+            use = use.start + np.flatnonzero(self.index.crowd[use] == 0)
+        fields = {
+            "gt_bbox": lambda: self.index.box[use].copy(),
+            "gt_class": lambda: self.index.label[use].reshape(-1, 1).copy(),
+            "is_crowd": lambda: self.index.crowd[use].reshape(-1, 1).astype(np.int32),
+        }
+        record.update({name: fields[name]() for name in self.data_fields if name in fields})
+        return record
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return self.record(i)

@@ -1,0 +1,455 @@
+"""COCO annotations as memory-mapped arrays: parsed once, by one process, shared by all.
+
+The first process that asks for a file parses it and leaves an index beside it (in `.fcos_index/`,
+or in the user's cache directory where the data set is read-only); every later one maps that file,
+so that eight ranks and their workers share one copy in the page cache. An index is known by a
+digest of the annotation file's content; the file's size, times and inode are kept too, so that the
+content is read again only when one of them has changed.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import mmap
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from fcos_recipe.errors import UserError
+
+FORMAT = b"FCOSIDX1"
+EPSILON = 1e-5  # smallest width and height of a box that is kept, pixels (stock's)
+
+
+@dataclass(frozen=True)
+class Index:
+    """One annotation file. N images in order of their id, K classes in file order, M boxes.
+
+    Boxes of image row i are rows `box_start[i]` to `box_start[i + 1]`, in file order.
+    """
+
+    path: str  #: of the annotation file
+    counts: dict[str, int]  #: what was left out or looked odd: kind -> how many
+    class_names: list[str]
+    has_annotations: bool  #: False for a file of images only (COCO's test-dev)
+    category_id: np.ndarray  #: int64 [K]
+    image_id: np.ndarray  #: int64 [N]
+    size: np.ndarray  #: int32 [N, 2], height and width by the file; 0 where it does not say
+    name_start: np.ndarray  #: int64 [N + 1]
+    name_bytes: np.ndarray  #: uint8, the file names end to end, UTF-8
+    box_start: np.ndarray  #: int64 [N + 1]
+    box: np.ndarray  #: float32 [M, 4], x1, y1, x2, y2 in pixels, rounded to 1/1000
+    label: np.ndarray  #: int32 [M], class (row of `category_id`)
+    crowd: np.ndarray  #: uint8 [M]
+
+    def __len__(self) -> int:
+        return len(self.image_id)
+
+    def file_name(self, row: int) -> str:
+        return self.name_bytes[self.name_start[row] : self.name_start[row + 1]].tobytes().decode()
+
+    @cached_property
+    def file_names(self) -> list[str]:
+        """All file names (a copy; costs some 100 bytes per image)."""
+        blob, start = self.name_bytes.tobytes(), self.name_start.tolist()
+        return [blob[a:b].decode() for a, b in zip(start[:-1], start[1:], strict=True)]
+
+
+ARRAYS = tuple(name for name, kind in Index.__annotations__.items() if kind is np.ndarray)
+
+
+def open_index(path: str | os.PathLike) -> Index:
+    """The index of a COCO annotation file, from its cache or freshly built.
+
+    Args:
+        path: the JSON file.
+
+    Raises:
+        UserError: the file is missing or not COCO; the message names the entry.
+    """
+    path = os.path.abspath(path)
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such annotation file")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path}: annotation file cannot be read (permissions)")
+    places = _places(path)
+    for place in places:
+        index = _load(place, path)
+        if index is not None:
+            return index
+    for place in places:
+        try:
+            _make_directory(place.parent)
+            with _lock(place):
+                index = _load(place, path)  # another process may have built it meanwhile
+                if index is None:
+                    index = _adopt(place, path) or _build(place, path)
+                return index
+        except OSError:  # read-only, full, or a file system without locks: the next place
+            continue
+    arrays, meta = parse(path)
+    return _index(path, meta, arrays)
+
+
+def _places(path: str) -> list[Path]:
+    """Where the index of `path` may lie, best first."""
+    key = hashlib.blake2b(path.encode(), digest_size=8).hexdigest()
+    name = os.path.basename(path)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    private = Path(tempfile.gettempdir()) / f"fcos_recipe-{os.getuid()}"
+    return [
+        Path(path).parent / ".fcos_index" / f"{name}.idx",
+        cache / "fcos_recipe" / "index" / f"{name}-{key}.idx",
+        private / f"{name}-{key}.idx",
+    ]
+
+
+def _make_directory(directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True, mode=0o755)
+    if not os.access(directory, os.W_OK):
+        raise PermissionError(directory)
+
+
+@contextlib.contextmanager
+def _lock(place: Path) -> Iterator[None]:
+    """Hold the lock beside an index; the system releases it when the process dies."""
+    with open(place.with_suffix(".lock"), "w") as file:
+        # A file system without locks costs a second parse, no more: the rename is atomic.
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _stat(path: str) -> list[int]:
+    found = os.stat(path)
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
+def _digest(path: str) -> str:
+    """Digest of the file's content."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_header(place: Path) -> tuple[dict[str, Any], mmap.mmap, int] | None:
+    """Header, mapped file and where the arrays begin; None if there is no sound index."""
+    try:
+        with open(place, "rb") as file:
+            if os.fstat(file.fileno()).st_uid not in (os.getuid(), 0, os.stat(place.parent).st_uid):
+                return None
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        length = int.from_bytes(mapped[8:16], "little")
+        if mapped[:8] != FORMAT or length > len(mapped):
+            return None
+        header = json.loads(mapped[16 : 16 + length])
+        body = _aligned(16 + length)
+        # The check sum covers the arrays: 20 ms for COCO's 25 MB, and no half-written page is used.
+        if len(mapped) != body + header["bytes"] or header["crc"] != zlib.crc32(
+            memoryview(mapped)[body:]
+        ):
+            return None
+        return header, mapped, body
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _load(place: Path, path: str) -> Index | None:
+    """The index at `place` if it was made from the file as it is now, by size, times and inode."""
+    found = _read_header(place)
+    if found is None or found[0].get("stat") != _stat(path):
+        return None
+    return _mapped_index(path, *found)
+
+
+def _mapped_index(path: str, header: dict[str, Any], mapped: mmap.mmap, body: int) -> Index:
+    arrays = {
+        name: np.frombuffer(
+            mapped, dtype, count=int(np.prod(shape, dtype=np.int64)), offset=body + offset
+        ).reshape(shape)
+        for name, (dtype, shape, offset) in header["arrays"].items()
+    }
+    return _index(path, header["meta"], arrays)
+
+
+def _index(path: str, meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> Index:
+    return Index(path=path, **meta, **arrays)
+
+
+def _adopt(place: Path, path: str) -> Index | None:
+    """Take over an index whose file was only touched or copied: its content is the same."""
+    found = _read_header(place)
+    if found is None:
+        return None
+    stat = _stat(path)
+    header, mapped, body = found
+    if stat[0] != header["stat"][0] or _digest(path) != header["content"]:
+        return None
+    index = _mapped_index(path, *found)
+    _write(place, stat, header["content"], header["meta"], _arrays_of(index))
+    return index
+
+
+def _arrays_of(index: Index) -> dict[str, np.ndarray]:
+    return {name: getattr(index, name) for name in ARRAYS}
+
+
+def _build(place: Path, path: str) -> Index:
+    stat = _stat(path)  # before reading: a change meanwhile makes the index stale, not wrong
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(_digest, path)  # hashing releases the GIL
+        arrays, meta = parse(path)
+        _write(place, stat, digest.result(), meta, arrays)
+    return _load(place, path) or _index(path, meta, arrays)
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // 64) * 64
+
+
+def _write(
+    place: Path, stat: list[int], content: str, meta: dict[str, Any], arrays: dict[str, np.ndarray]
+) -> None:
+    """Write beside and rename: a reader sees the old index or the new one, never a part."""
+    layout, blocks, end = {}, [], 0
+    for name, array in arrays.items():
+        data = np.ascontiguousarray(array)
+        layout[name] = (data.dtype.str, data.shape, end)
+        padding = _aligned(end + data.nbytes) - end - data.nbytes
+        blocks += [data.tobytes(), bytes(padding)]
+        end = _aligned(end + data.nbytes)
+    body = b"".join(blocks)
+    header = json.dumps(
+        {
+            "stat": stat,
+            "content": content,
+            "meta": meta,
+            "arrays": layout,
+            "bytes": end,
+            "crc": zlib.crc32(body),
+        }
+    ).encode()
+    start = FORMAT + len(header).to_bytes(8, "little") + header
+    handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=place.name)
+    try:
+        with open(handle, "wb") as file:
+            file.write(start + bytes(_aligned(len(start)) - len(start)))
+            file.write(body)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, place)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+class _Image(msgspec.Struct, gc=False):
+    id: int | str
+    file_name: str
+    width: float | None = None
+    height: float | None = None
+
+
+class _Category(msgspec.Struct, gc=False):
+    id: int | str
+    name: str | int | None = None
+
+
+class _Annotation(msgspec.Struct, gc=False):
+    image_id: int | str
+    category_id: int | str
+    bbox: tuple[float, float, float, float] | None = None
+    area: float | None = None
+    iscrowd: int | bool | None = None
+    ignore: int | bool | None = None
+    id: int | str | None = None
+
+
+class _File(msgspec.Struct, gc=False):
+    images: list[_Image]
+    categories: list[_Category] | None = None
+    annotations: list[_Annotation] | None = None
+
+
+def parse(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read a COCO annotation file into arrays.
+
+    What stock's COCODataSet would not train on is left out and counted: boxes that are marked
+    `ignore`, missing, all zero, with an area <= 0 or a side <= 1e-5 pixels, and annotations of
+    images that the file does not list. Missing areas are width x height, missing `iscrowd` is 0.
+
+    Returns:
+        the arrays of `Index` by name, and its other fields but `path`.
+
+    Raises:
+        UserError: not JSON, not COCO, an unknown category, ids that are no whole numbers.
+    """
+    try:
+        with (
+            open(path, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        ):
+            data = msgspec.json.decode(mapped, type=_File)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path}: {error}; expected COCO's instances format") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+        raise UserError(f"{path}: not a complete JSON file ({error}); get it again") from None
+    except RecursionError:
+        raise UserError(f"{path}: not COCO's instances format: nested too deeply") from None
+    counts: dict[str, int] = {}
+
+    image_id = _ids(path, "images", "id", [image.id for image in data.images])
+    size = np.array([(i.height or 0, i.width or 0) for i in data.images], np.float64).reshape(-1, 2)
+    names = [image.file_name for image in data.images]
+    order = _unique_images(path, image_id, names, counts)
+    bad_size = (size[order] < 0).any(axis=1) | (size[order] > 2**31 - 1).any(axis=1)
+    _count(counts, "images with a negative or absurd size", bad_size)
+    order = order[~bad_size]
+    image_id, size = image_id[order], size[order].astype(np.int32)
+    encoded = [names[i].encode("utf-8", "surrogateescape") for i in order]
+
+    categories = data.categories or []
+    category_id = _ids(path, "categories", "id", [c.id for c in categories])
+    if len(np.unique(category_id)) < len(category_id):
+        raise UserError(f"{path}: categories: an id occurs twice; give each class its own")
+    class_names = [
+        str(c.name) if c.name is not None else f"class_{i}"
+        for c, i in zip(categories, category_id.tolist(), strict=True)
+    ]
+
+    annotations = data.annotations or []
+    row, label, box, crowd = _boxes(path, annotations, image_id, category_id, counts)
+    meta = {
+        "counts": counts,
+        "class_names": class_names,
+        "has_annotations": data.annotations is not None,
+    }
+    arrays = {
+        "category_id": category_id,
+        "image_id": image_id,
+        "size": size,
+        "name_start": _starts(np.array([len(name) for name in encoded], np.int64)),
+        "name_bytes": np.frombuffer(b"".join(encoded), np.uint8),
+        "box_start": _starts(np.bincount(row, minlength=len(image_id))),
+        "box": box,
+        "label": label,
+        "crowd": crowd,
+    }
+    return arrays, meta
+
+
+def _starts(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def _count(counts: dict[str, int], kind: str, mask: np.ndarray) -> None:
+    if mask.any():
+        counts[kind] = int(mask.sum())
+
+
+def _ids(path: str, section: str, field: str, values: list[int | str]) -> np.ndarray:
+    """Ids as int64; strings of digits ("000000000139") count as numbers."""
+    try:
+        return np.fromiter(map(int, values), np.int64, len(values))
+    except (ValueError, OverflowError):
+        position = next(i for i, value in enumerate(values) if not _is_id(value))
+        raise UserError(
+            f"{path}: {section}[{position}].{field}: {values[position]!r} is not a whole number "
+            "below 2**63; COCO numbers its images and categories"
+        ) from None
+
+
+def _is_id(value: int | str) -> bool:
+    with contextlib.suppress(ValueError):
+        return -(2**63) <= int(value) < 2**63
+    return False
+
+
+def _unique_images(
+    path: str, image_id: np.ndarray, names: list[str], counts: dict[str, int]
+) -> np.ndarray:
+    """Rows in order of their id, without repetitions of one entry."""
+    order = np.argsort(image_id, kind="stable")
+    again = np.zeros(len(order), bool)
+    again[1:] = image_id[order[1:]] == image_id[order[:-1]]
+    for i in np.flatnonzero(again):
+        if names[order[i]] != names[order[i - 1]]:
+            raise UserError(
+                f"{path}: images: id {image_id[order[i]]} belongs to {names[order[i - 1]]} and to "
+                f"{names[order[i]]}; give each image its own id"
+            )
+    _count(counts, "repeated image entries", again)
+    return order[~again]
+
+
+def _boxes(
+    path: str,
+    annotations: list[_Annotation],
+    image_id: np.ndarray,
+    category_id: np.ndarray,
+    counts: dict[str, int],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Image row, class, box and crowd flag of every usable annotation, grouped by image."""
+    number = len(annotations)
+    of_image = _ids(path, "annotations", "image_id", [a.image_id for a in annotations])
+    of_class = _ids(path, "annotations", "category_id", [a.category_id for a in annotations])
+    nothing = (0.0, 0.0, 0.0, 0.0)
+    xywh = np.fromiter(
+        chain.from_iterable(a.bbox or nothing for a in annotations), np.float64, 4 * number
+    ).reshape(-1, 4)
+    area = np.array([a.area for a in annotations], np.float64)  # None becomes NaN
+    crowd = np.fromiter((bool(a.iscrowd) for a in annotations), np.uint8, number)
+    ignored = np.fromiter((bool(a.ignore) for a in annotations), bool, number)
+
+    by_class = np.argsort(category_id)
+    label = _rows_of(category_id[by_class], of_class)
+    if (label < 0).any():
+        first = int(np.flatnonzero(label < 0)[0])
+        raise UserError(
+            f"{path}: annotation {annotations[first].id} (annotations[{first}]): category_id "
+            f"{of_class[first]} is not among the {len(category_id)} categories of the file"
+        )
+    row = _rows_of(image_id, of_image)
+    area = np.where(np.isnan(area), xywh[:, 2] * xywh[:, 3], area)
+    start, end = xywh[:, :2], xywh[:, :2] + xywh[:, 2:]
+    orphan = row < 0
+    empty = ~xywh.any(axis=1)
+    degenerate = ~((area > 0) & (end - start > EPSILON).all(axis=1)) & ~empty & ~ignored
+    _count(counts, "annotations of images that are not listed", orphan)
+    _count(counts, "annotations marked ignore", ignored)
+    _count(counts, "annotations without a box", empty)
+    _count(counts, "degenerate boxes", degenerate)
+
+    use = np.flatnonzero(~(orphan | ignored | empty | degenerate))
+    use = use[np.argsort(row[use], kind="stable")]
+    box = _round3(np.concatenate([start[use], end[use]], axis=1)).astype(np.float32)
+    return row[use], by_class[label[use]].astype(np.int32), box, crowd[use]
+
+
+def _rows_of(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Row in the sorted `known` of each wanted value, -1 where it is absent."""
+    if not len(known):
+        return np.full(len(wanted), -1)
+    row = np.searchsorted(known, wanted).clip(max=len(known) - 1)
+    return np.where(known[row] == wanted, row, -1)
+
+
+def _round3(values: np.ndarray) -> np.ndarray:
+    """Python's round(x, 3), which stock uses: unlike np.round it is right next to a half."""
+    thousandths = values * 1000
+    rounded = np.round(values, 3)
+    near_half = np.abs(np.abs(thousandths - np.trunc(thousandths)) - 0.5) < 1e-3
+    rounded[near_half] = [round(x, 3) for x in values[near_half].tolist()]
+    return rounded

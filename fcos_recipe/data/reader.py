@@ -1,0 +1,536 @@
+"""From image files to batches: TrainReader, EvalReader and TestReader under stock's YAML keys.
+
+The usual chain (Decode, Resize or RandomResize, RandomFlip, NormalizeImage, Permute; PadBatch,
+Gt2FCOSTarget) takes the lean path: pixels stay uint8 and are normalised by the model. Any other
+chain runs stock's own transforms and delivers float images. Both end in the same sparse targets.
+"""
+
+import copy
+import logging
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from fcos_recipe.data.sampler import TrainBatches
+from fcos_recipe.data.targets import Gt2FCOSTarget
+from fcos_recipe.errors import UserError
+
+logger = logging.getLogger("fcos.data")
+
+Sample = dict[str, Any]
+# OpenCV before 4.11 has no flag for RGB.
+DECODE_RGB = getattr(cv2, "IMREAD_COLOR_RGB", None)
+MOST_WORKERS = 8  # per card; one decodes some 200 COCO images per second
+IMAGE_BYTES = 1344 * 1344 * 3  # of a padded COCO image, to judge shared memory by
+
+
+class BadImage(Exception):
+    """An image that cannot be read: path and reason."""
+
+
+def read_image(path: str) -> np.ndarray:
+    """Decode an image, turned as its EXIF tag says.
+
+    Returns:
+        uint8 [H, W, 3], RGB.
+
+    Raises:
+        BadImage: missing, empty or undecodable.
+    """
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise BadImage(f"{path}: {error.strerror}") from None
+    if not len(data):
+        raise BadImage(f"{path}: empty file")
+    try:
+        if DECODE_RGB is not None:
+            image = cv2.imdecode(data, DECODE_RGB)
+        else:
+            image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+            image = image if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    except cv2.error as error:
+        raise BadImage(f"{path}: {error.err}") from None
+    if image is None:
+        raise BadImage(f"{path}: not an image that OpenCV can decode")
+    return image
+
+
+def resize(
+    sample: Sample, target_size: int | list[int], keep_ratio: bool = True, interp: int = 1
+) -> None:
+    """Resize image and boxes with stock's arithmetic, clipping the boxes to the image.
+
+    Args:
+        sample: `image` uint8 [H, W, 3], `gt_bbox` float32 [G, 4]; gets `im_shape` and
+            `scale_factor`, float32 [2] (y, x).
+        target_size: [short, long] side with `keep_ratio`, else [height, width]; pixels.
+        keep_ratio: scale until one of the two bounds is met.
+        interp: OpenCV's interpolation flag.
+    """
+    image = sample["image"]
+    height, width = image.shape[:2]
+    target = [target_size] * 2 if isinstance(target_size, int) else target_size
+    if keep_ratio:
+        # A float64 scalar, not a Python float: with NumPy 2 boxes are scaled in that precision.
+        scale_x = scale_y = np.float64(
+            min(min(target) / min(height, width), max(target) / max(height, width))
+        )
+        new_height, new_width = scale_y * height, scale_x * width
+    else:
+        new_height, new_width = target
+        scale_x, scale_y = new_width / width, new_height / height
+    image = cv2.resize(image, None, None, fx=scale_x, fy=scale_y, interpolation=interp)
+    # OpenCV rounds the size: never claim a row or column that is not there.
+    sample["image"] = image
+    sample["im_shape"] = np.minimum([new_height, new_width], image.shape[:2]).astype(np.float32)
+    sample["scale_factor"] = np.asarray([scale_y, scale_x], np.float32)
+    if "gt_bbox" in sample:
+        box = sample["gt_bbox"]
+        box[:, 0::2] *= scale_x
+        box[:, 1::2] *= scale_y
+        box[:, 0::2] = np.clip(box[:, 0::2], 0, new_width)
+        box[:, 1::2] = np.clip(box[:, 1::2], 0, new_height)
+
+
+def random_resize(
+    sample: Sample,
+    rng: np.random.Generator,
+    target_size: list,
+    keep_ratio: bool = True,
+    interp: int = 1,
+    random_range: bool = False,
+    random_size: bool = True,
+) -> None:
+    """`resize` to one of several sizes, or to a short side drawn from a range."""
+    if random_range:
+        (low, long_low), (high, long_high) = target_size
+        size = [int(rng.integers(low, high + 1)), max(long_low, long_high + 1)]
+    else:
+        size = target_size[rng.integers(len(target_size))] if random_size else target_size
+    resize(sample, size, keep_ratio, interp)
+
+
+def flip(sample: Sample) -> None:
+    """Mirror image and boxes left to right."""
+    image = sample["image"]
+    sample["image"] = cv2.flip(image, 1)
+    if "gt_bbox" in sample:
+        box = sample["gt_bbox"]
+        box[:, [0, 2]] = image.shape[1] - box[:, [2, 0]]
+
+
+def named(transforms: list[dict]) -> list[tuple[str, dict]]:
+    """YAML's list of {name: arguments} as pairs."""
+    return [(name, arguments or {}) for entry in transforms for name, arguments in entry.items()]
+
+
+@dataclass(frozen=True)
+class Lean:
+    """The usual chain, cut down to what changes pixels and boxes."""
+
+    steps: list[tuple[str, dict]]
+    pad_to_stride: int
+
+    @classmethod
+    def of(cls, sample_transforms: list[dict], batch_transforms: list[dict]) -> "Lean | None":
+        """The lean form of a chain; None where it does more or in another order."""
+        sample, batch = named(sample_transforms), named(batch_transforms)
+        names = [name for name, _ in sample]
+        geometry = [i for i, name in enumerate(names) if name in ("Resize", "RandomResize")]
+        order = [name for name in names + [n for n, _ in batch] if name != "RandomFlip"]
+        usual = ["Decode", *[names[i] for i in geometry], "NormalizeImage", "Permute", "PadBatch"]
+        if (
+            len(geometry) > 1
+            or names.count("RandomFlip") > 1
+            or [n for n in order if n != "Gt2FCOSTarget"] != usual
+            or (names + ["Permute"]).index("RandomFlip" if "RandomFlip" in names else "Permute")
+            > (names + ["Permute"]).index("Permute")
+            or any(a.get("random_interp") for n, a in sample if n == "RandomResize")
+            or any(a.get("norm_type", "mean_std") != "mean_std" for _, a in sample)
+        ):
+            return None
+        pad = dict(batch)["PadBatch"].get("pad_to_stride", 0)
+        kept = ("Resize", "RandomResize", "RandomFlip")
+        return cls([step for step in sample if step[0] in kept], pad)
+
+    def sample(self, record: Sample, rng: np.random.Generator) -> Sample:
+        """Decode and transform one record."""
+        image = record["image"] = read_image(record.pop("im_file"))
+        record["im_shape"] = np.array(image.shape[:2], np.float32)
+        record["scale_factor"] = np.ones(2, np.float32)
+        resized = False
+        for name, arguments in self.steps:
+            if name == "RandomFlip":
+                if rng.uniform() < arguments.get("prob", 0.5):
+                    flip(record)
+            elif name == "Resize":
+                resize(record, **arguments)
+                resized = True
+            else:
+                random_resize(record, rng, **arguments)
+                resized = True
+        if not resized and "gt_bbox" in record:
+            box = record["gt_bbox"]
+            np.clip(box, 0, [*image.shape[1::-1]] * 2, out=box)
+        return record
+
+    def batch(self, samples: list[Sample]) -> dict[str, np.ndarray]:
+        """uint8 [N, H, W, 3], zero outside each image."""
+        shapes = np.array([s["image"].shape[:2] for s in samples])
+        height, width = padded(shapes.max(axis=0), self.pad_to_stride)
+        images = np.zeros((len(samples), height, width, 3), np.uint8)
+        for out, sample, (h, w) in zip(images, samples, shapes, strict=True):
+            out[:h, :w] = sample["image"]
+        return {"image": images}
+
+    def size(self, images: np.ndarray) -> tuple[int, int]:
+        """Height and width of a batch's images."""
+        return images.shape[1:3]
+
+
+def padded(shape: np.ndarray, stride: int) -> tuple[int, int]:
+    """Height and width rounded up to multiples of the stride (0 or less: as they are)."""
+    height, width = (int(x) if stride <= 0 else -(-int(x) // stride) * stride for x in shape)
+    return height, width
+
+
+class Generic:
+    """Any chain of stock's transforms, each sample seeded by itself."""
+
+    def __init__(self, sample_transforms: list[dict], batch_transforms: list[dict], classes: int):
+        # Stock's transforms pull in ppdet, which the lean path never needs.
+        from fcos_recipe.compat import stock
+
+        def build(transforms: list[dict]) -> list[Callable]:
+            operators = []
+            for name, arguments in named(transforms):
+                if name == "Gt2FCOSTarget":
+                    continue
+                operators.append(stock(name)(**arguments))
+                if hasattr(operators[-1], "num_classes"):
+                    operators[-1].num_classes = classes
+            return operators
+
+        self.sample_operators = build(sample_transforms)
+        self.batch_operators = build(batch_transforms)
+
+    def sample(self, record: Sample, rng: np.random.Generator) -> Sample:
+        path = record.get("im_file", "")
+        # Stock's Decode passes undecodable bytes on: look first.
+        if path:
+            record["image"] = read_image(path)
+            record.pop("im_file")
+            record.update(h=record["image"].shape[0], w=record["image"].shape[1])
+            record["im_shape"] = np.array(record["image"].shape[:2], np.float32)
+            record["scale_factor"] = np.ones(2, np.float32)
+        seed_stock(rng)
+        for operator in self.sample_operators:
+            if type(operator).__name__ != "Decode":
+                record = operator(record)
+        record["batch_seed"] = int(rng.integers(2**32))
+        return record
+
+    def batch(self, samples: list[Sample]) -> dict[str, np.ndarray]:
+        """float32 [N, 3, H, W] as stock's transforms leave it."""
+        seed_stock(np.random.default_rng([s.pop("batch_seed") for s in samples]))
+        for operator in self.batch_operators:
+            samples[:] = operator(samples)
+        return {"image": np.stack([s["image"] for s in samples])}
+
+    def size(self, images: np.ndarray) -> tuple[int, int]:
+        """Height and width of a batch's images."""
+        return images.shape[2:4]
+
+
+def seed_stock(rng: np.random.Generator) -> None:
+    """Seed the two global generators that stock's transforms draw from."""
+    np.random.seed(int(rng.integers(2**32)))
+    random.seed(int(rng.integers(2**32)))
+
+
+class Pipeline:
+    """What a worker runs: a data set whose items are (epoch, image), and how to batch them.
+
+    Args:
+        dataset: has `record(i)`, or stock's `roidbs`.
+        chain: `Lean` or `Generic`.
+        target: makes the targets of a batch; None without.
+        seed: of all randomness.
+        replace: take the next readable image in place of a bad one; else leave it out.
+        most_bad: give up after so many unreadable images in a row.
+    """
+
+    def __init__(self, dataset, chain, target, seed: int, replace: bool, most_bad: int):
+        self.dataset, self.chain, self.target = dataset, chain, target
+        self.seed, self.replace, self.most_bad = seed, replace, most_bad
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> tuple[Sample | None, list[str]]:
+        """The sample, or None where there is none to be had, and what was wrong on the way."""
+        epoch, first = item if isinstance(item, tuple) else (0, item)
+        bad: list[str] = []
+        for offset in range(min(self.most_bad + 1, len(self)) if self.replace else 1):
+            i = (first + offset) % len(self)
+            rng = np.random.default_rng([self.seed, epoch, i])
+            try:
+                return self.chain.sample(self._record(i), rng), bad
+            except BadImage as error:
+                bad.append(str(error))
+        return None, bad
+
+    def _record(self, i: int) -> Sample:
+        if hasattr(self.dataset, "record"):
+            return self.dataset.record(i)
+        return copy.deepcopy(self.dataset.roidbs[i % len(self.dataset.roidbs)])
+
+    def collate(self, items: list[tuple[Sample | None, list[str]]]) -> dict[str, Any]:
+        bad = [message for _, messages in items for message in messages]
+        samples = [sample for sample, _ in items if sample is not None]
+        if not samples:
+            return {"bad": bad, "im_id": np.zeros((0, 1), np.int64)}
+        batch = self.chain.batch(samples)
+        for key, dtype in (("im_shape", np.float32), ("scale_factor", np.float32)):
+            batch[key] = np.stack([s[key] for s in samples]).astype(dtype)
+        batch["im_id"] = np.stack([np.reshape(s["im_id"], 1) for s in samples]).astype(np.int64)
+        if self.target is not None:
+            boxes, classes = ([s[key] for s in samples] for key in ("gt_bbox", "gt_class"))
+            batch.update(self.target(boxes, classes, *self.chain.size(batch["image"])))
+        return {**batch, "bad": bad}
+
+
+def worker_count(wanted: int | str, cards: int) -> int:
+    """Reader processes of one card.
+
+    Args:
+        wanted: a number, or "auto": the cores of this process's share, less one for training.
+        cards: processes that share this machine.
+    """
+    if wanted != "auto":
+        return int(wanted)
+    return max(0, min(MOST_WORKERS, len(os.sched_getaffinity(0)) // cards - 1))
+
+
+def shared_memory_fits(batch_size: int, workers: int, cards: int, path: str = "/dev/shm") -> bool:
+    """Whether the batches that all cards keep ready fit into shared memory; says so if not."""
+    if sys.platform != "linux" or not workers:
+        return False
+    needed = 2 * workers * batch_size * IMAGE_BYTES * cards
+    try:
+        found = os.statvfs(path)
+        free = found.f_bavail * found.f_frsize
+    except OSError:
+        free = 0
+    if free >= needed:
+        return True
+    logger.warning(
+        "%s has %d MB free, %d MB are needed: batches go through pipes, which is slower "
+        "(docker: --shm-size=%dm)",
+        path,
+        free >> 20,
+        needed >> 20,
+        2 * needed >> 20,
+    )
+    return False
+
+
+class Reader:
+    """Batches of a data set. Arguments are stock's, and after them this recipe's own.
+
+    Args:
+        sample_transforms: per image, as {name: arguments}.
+        batch_transforms: per batch, likewise.
+        batch_size: images per batch of one card.
+        shuffle: new order in every epoch; TrainReader's default is True.
+        drop_last: leave out an incomplete batch; TrainReader's default is True.
+        num_classes: checked against the annotations.
+        collate_batch: accepted for stock's sake: boxes of a batch are never stacked here.
+        use_shared_memory: pass batches from workers through /dev/shm, if they fit.
+        inputs_def: read by stock's export.
+        fuse_normalize: read by stock's export.
+        group_by_aspect: images of like aspect ratio share a batch (training).
+        seed: of order and augmentation.
+        max_bad_images: unreadable images that are skipped before the run stops.
+    """
+
+    __shared__ = ["num_classes", "seed", "max_bad_images"]
+    training = False
+
+    def __init__(
+        self,
+        sample_transforms: list[dict] = (),
+        batch_transforms: list[dict] = (),
+        batch_size: int = 1,
+        shuffle: bool | None = None,
+        drop_last: bool | None = None,
+        num_classes: int = 80,
+        collate_batch: bool = True,
+        use_shared_memory: bool = False,
+        inputs_def: dict | None = None,
+        fuse_normalize: bool = False,
+        group_by_aspect: bool = False,
+        seed: int = 0,
+        max_bad_images: int = 10,
+    ):
+        name = type(self).__name__
+        self.batch_size = batch_size
+        self.shuffle = self.training if shuffle is None else shuffle
+        self.drop_last = self.training if drop_last is None else drop_last
+        self.num_classes = num_classes
+        self.use_shared_memory = use_shared_memory
+        self.group_by_aspect = group_by_aspect
+        self.seed, self.max_bad_images = seed or 0, max_bad_images
+        self.chain = Lean.of(sample_transforms, batch_transforms)
+        if self.chain is None:
+            self.chain = Generic(sample_transforms, batch_transforms, num_classes)
+            logger.info("%s: transforms beyond the usual chain: stock's own are used", name)
+        rules = dict(named(batch_transforms)).get("Gt2FCOSTarget")
+        self.target = None if rules is None else Gt2FCOSTarget(**rules)
+        self.bad_images: dict[str, int] = {}
+
+    def __call__(self, dataset, worker_num: int | str = 0, batch_sampler=None) -> "Reader":
+        """Bind a data set.
+
+        Args:
+            dataset: a COCODataSet, or stock's ImageFolder and the like.
+            worker_num: processes that read, or "auto".
+            batch_sampler: yields lists of image numbers; default: all images, dealt out to ranks.
+
+        Raises:
+            UserError: data missing, or `num_classes` disagrees with the annotations.
+        """
+        from paddle.io import DataLoader
+
+        dataset.check_or_download_dataset()
+        dataset.parse_dataset()
+        self._check_classes(dataset)
+        self.dataset, self.epoch = dataset, 0
+        ranks = int(os.environ.get("PADDLE_TRAINERS_NUM", 1))
+        cards = int(os.environ.get("PADDLE_LOCAL_SIZE", ranks))
+        self.sampler = None
+        if batch_sampler is None:
+            self.sampler = TrainBatches(
+                len(dataset),
+                self.batch_size,
+                shuffle=self.shuffle,
+                drop_last=self.drop_last,
+                rank=int(os.environ.get("PADDLE_TRAINER_ID", 0)),
+                ranks=ranks,
+                seed=self.seed,
+                sizes=dataset.image_sizes() if self.group_by_aspect else None,
+                group_by_aspect=self.group_by_aspect,
+            )
+        self.batch_sampler = batch_sampler
+        workers = worker_count(worker_num, cards)
+        shared = self.use_shared_memory and shared_memory_fits(self.batch_size, workers, cards)
+        pipeline = Pipeline(
+            dataset, self.chain, self.target, self.seed, self.training, self.max_bad_images
+        )
+
+        def load(batches):
+            return DataLoader(
+                pipeline,
+                batch_sampler=batches,
+                collate_fn=pipeline.collate,
+                num_workers=workers,
+                use_shared_memory=shared,
+                worker_init_fn=_one_thread,
+                return_list=True,
+            )
+
+        self._load = load
+        self._stream, self._at, self._first_step = None, None, 0
+        return self
+
+    def _check_classes(self, dataset) -> None:
+        classes = getattr(dataset, "catid2clsid", None)
+        if classes is not None and len(classes) != self.num_classes:
+            raise UserError(
+                f"{dataset.get_anno()}: categories: the file has {len(classes)} classes, the "
+                f"config says num_classes: {self.num_classes}; set num_classes: {len(classes)}"
+            )
+
+    def __len__(self) -> int:
+        """Batches of this rank in the epoch."""
+        return len(self.batch_sampler) if self.sampler is None else self.sampler.steps(self.epoch)
+
+    def set_epoch(self, epoch: int, step: int = 0) -> None:
+        """The next pass is that of `epoch`, and starts at its batch `step`."""
+        self.epoch, self._first_step = epoch, step
+
+    def __iter__(self) -> Iterator[dict]:
+        """One pass. In training the workers run on into the next epoch: it starts at once."""
+        if self.sampler is None or not self.training:
+            yield from self._pass()
+            return
+        if self._stream is None or self._at != (self.epoch, self._first_step):
+            self._stream = iter(self._load(_Batches(self.sampler, self.epoch, self._first_step)))
+        self._at = None  # a pass that is left early starts a new stream
+        for _ in range(self._first_step, len(self)):
+            yield self._checked(next(self._stream))
+        self.set_epoch(self.epoch + 1)
+        self._at = (self.epoch, 0)
+
+    def _pass(self) -> Iterator[dict]:
+        batches = self.batch_sampler
+        if batches is None:
+            batches = self.sampler.batches(self.epoch)
+        for batch in self._load(batches):
+            batch = self._checked(batch)
+            if "image" in batch:
+                yield batch
+
+    def _checked(self, batch: dict) -> dict:
+        """Tell of unreadable images, once each.
+
+        Raises:
+            UserError: more than `max_bad_images`, or not one readable image.
+        """
+        for message in batch.pop("bad"):
+            self.bad_images[message] = self.bad_images.get(message, 0) + 1
+            if self.bad_images[message] == 1:
+                logger.warning("%s; skipped (%d)", message, len(self.bad_images))
+        none_left = self.training and "image" not in batch
+        if len(self.bad_images) > self.max_bad_images or none_left:
+            raise UserError(
+                f"{len(self.bad_images)} unreadable images, max_bad_images is "
+                f"{self.max_bad_images}: " + "; ".join(self.bad_images)
+            )
+        return batch
+
+
+class TrainReader(Reader):
+    """Batches for training: shuffled, endless, bad images replaced."""
+
+    training = True
+
+
+class EvalReader(Reader):
+    """Batches for evaluation: in order, bad images left out."""
+
+
+class TestReader(Reader):
+    """Batches for inference: in order, bad images left out."""
+
+
+class _Batches:
+    """The sampler's stream as the iterable that DataLoader wants."""
+
+    def __init__(self, sampler: TrainBatches, epoch: int, step: int):
+        self.start = (sampler, epoch, step)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        sampler, epoch, step = self.start
+        return sampler.stream(epoch, step)
+
+
+def _one_thread(_worker: int) -> None:
+    cv2.setNumThreads(0)

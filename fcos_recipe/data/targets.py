@@ -1,0 +1,212 @@
+"""FCOS target assignment whose cost grows with the boxes, not with locations x boxes.
+
+Location (y, x) of a level of stride s stands for the pixel (s * x + s * num_shift,
+s * y + s * num_shift) of the padded image; rows of a level are in raster order. The rules are those
+of Tian et al., "FCOS: Fully Convolutional One-Stage Object Detection" (ICCV 2019, section 3.1-3.3),
+with centre sampling as in the authors' later code.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Targets(NamedTuple):
+    """The P positive locations of one image, ordered by level and raster position."""
+
+    level: np.ndarray  #: int64 [P], index into the strides
+    cell: np.ndarray  #: int64 [P], y * W_l + x in that level's grid
+    label: np.ndarray  #: int64 [P], 0-based class
+    reg: np.ndarray  #: float32 [P, 4], distances left, top, right, bottom
+    centerness: np.ndarray  #: float32 [P]
+
+
+def grid_shapes(height: int, width: int, strides: list[int]) -> list[tuple[int, int]]:
+    """(H_l, W_l) of every level of a padded image."""
+    return [(-(-height // s), -(-width // s)) for s in strides]
+
+
+def assign(
+    gt_bbox: np.ndarray,
+    gt_class: np.ndarray,
+    height: int,
+    width: int,
+    *,
+    strides: list[int],
+    ranges: list[tuple[float, float]],
+    radius: float,
+    num_shift: float = 0.5,
+    norm_by_stride: bool = True,
+) -> Targets:
+    """Assign boxes to locations.
+
+    A location belongs to a box when it lies strictly inside it (and, with `radius` > 0, strictly
+    within `radius` strides of its centre) and its largest distance to a side lies strictly inside
+    the level's range. Of several boxes the smallest owns the location, of equal ones the first.
+
+    Every comparison is made in the type in which paddledet 2.6.0 makes it (float32 for points,
+    distances, clipped boxes and areas; float64 for the ranges), so that ties fall alike.
+
+    Args:
+        gt_bbox: float32 [G, 4], x1, y1, x2, y2 in pixels of the padded image.
+        gt_class: integers [G] or [G, 1], 0-based.
+        height: of the padded image, pixels.
+        width: of the padded image, pixels.
+        strides: of the levels, finest first.
+        ranges: per level, exclusive bounds of the largest distance, pixels.
+        radius: of centre sampling, in strides; <= 0 means the whole box.
+        num_shift: offset of a location inside its cell, in strides.
+        norm_by_stride: divide the distances by the level's stride.
+    """
+    x1, y1, x2, y2 = (gt_bbox[:, i] for i in range(4))
+    area = (x2 - x1) * (y2 - y1)
+    center_x, center_y = (x1 + x2) / 2, (y1 + y2) / 2
+    levels = []
+    for stride, (low, high), (grid_h, grid_w) in zip(
+        strides, ranges, grid_shapes(height, width, strides), strict=True
+    ):
+        xs = np.arange(0, grid_w * stride, stride).astype(np.float32) + stride * num_shift
+        ys = np.arange(0, grid_h * stride, stride).astype(np.float32) + stride * num_shift
+        if radius > 0:
+            reach = radius * stride
+            first_x = _first_above(xs, np.maximum(x1, center_x - reach))
+            first_y = _first_above(ys, np.maximum(y1, center_y - reach))
+            count_x = xs.searchsorted(np.minimum(x2, center_x + reach)) - first_x
+            count_y = ys.searchsorted(np.minimum(y2, center_y + reach)) - first_y
+        else:
+            first_x, first_y = _first_above(xs, x1), _first_above(ys, y1)
+            count_x, count_y = xs.searchsorted(x2) - first_x, ys.searchsorted(y2) - first_y
+        # One row per (box, location inside it): the boxes' rectangles laid end to end.
+        count_x = np.maximum(count_x, 0)
+        count = count_x * np.maximum(count_y, 0)
+        box = np.repeat(np.arange(len(gt_bbox)), count)
+        within = np.arange(len(box)) - np.repeat(np.cumsum(count) - count, count)
+        row, column = np.divmod(within, count_x[box])
+        row += first_y[box]
+        column += first_x[box]
+        owner = gt_bbox[box]
+        point_x, point_y = xs[column], ys[row]
+        reg = np.stack(
+            [
+                point_x - owner[:, 0],
+                point_y - owner[:, 1],
+                owner[:, 2] - point_x,
+                owner[:, 3] - point_y,
+            ],
+            axis=1,
+        )
+        largest = reg.max(axis=1).astype(np.float64)
+        keep = np.flatnonzero((largest > low) & (largest < high))
+        box, cell = box[keep], row[keep] * grid_w + column[keep]
+        # Smallest area first within a cell; lexsort is stable, so equal areas keep box order.
+        order = np.lexsort((area[box], cell))
+        cell = cell[order]
+        first = np.ones(len(order), bool)
+        np.not_equal(cell[1:], cell[:-1], out=first[1:])
+        chosen = order[first]
+        levels.append((cell[first], box[chosen], reg[keep[chosen]]))
+    cell, box, reg = (np.concatenate(parts) for parts in zip(*levels, strict=True))
+    level = np.repeat(np.arange(len(strides)), [len(part[0]) for part in levels])
+    horizontal, vertical = reg[:, [0, 2]], reg[:, [1, 3]]
+    centerness = np.sqrt(
+        (horizontal.min(axis=1) / horizontal.max(axis=1))
+        * (vertical.min(axis=1) / vertical.max(axis=1))
+    )
+    if norm_by_stride:
+        reg = reg / np.asarray(strides, reg.dtype)[level, None]
+    return Targets(
+        level,
+        cell,
+        np.asarray(gt_class).reshape(-1)[box].astype(np.int64),
+        reg.astype(np.float32),
+        centerness.astype(np.float32),
+    )
+
+
+def _first_above(points: np.ndarray, bound: np.ndarray) -> np.ndarray:
+    return points.searchsorted(bound, side="right")
+
+
+def collate(targets: list[Targets], grids: list[tuple[int, int]]) -> dict[str, np.ndarray]:
+    """Targets of the N images of a batch as the arrays that the model reads.
+
+    Returns:
+        `pos_index` int64 [P], position in the concatenation over levels of the raster
+        [N, H_l, W_l]; `pos_label` int64 [P]; `pos_reg` float32 [P, 4]; `pos_centerness`
+        float32 [P], where P is at least 1; `num_pos` int64 [1] tells how many rows are real, the
+        others are zero.
+    """
+    cells = np.array([h * w for h, w in grids])
+    start = (np.cumsum(cells) - cells) * len(targets)
+    index = [start[t.level] + n * cells[t.level] + t.cell for n, t in enumerate(targets)]
+    count = sum(map(len, index))
+    size = max(count, 1)
+    batch = {
+        "pos_index": np.zeros(size, np.int64),
+        "pos_label": np.zeros(size, np.int64),
+        "pos_reg": np.zeros((size, 4), np.float32),
+        "pos_centerness": np.zeros(size, np.float32),
+        "num_pos": np.array([count], np.int64),
+    }
+    if count:
+        np.concatenate(index, out=batch["pos_index"])
+        np.concatenate([t.label for t in targets], out=batch["pos_label"])
+        np.concatenate([t.reg for t in targets], out=batch["pos_reg"])
+        np.concatenate([t.centerness for t in targets], out=batch["pos_centerness"])
+    return batch
+
+
+class Gt2FCOSTarget:
+    """Batch operator: ground truth boxes of each sample -> sparse FCOS targets.
+
+    Arguments are those of paddledet's operator of the same name.
+
+    Args:
+        object_sizes_boundary: bounds between the levels' ranges, pixels; one fewer than levels.
+        center_sampling_radius: in strides; <= 0 switches centre sampling off.
+        downsample_ratios: strides of the levels.
+        num_shift: offset of a location inside its cell, in strides.
+        multiply_strides_reg_targets: leave distances in pixels although `norm_reg_targets` is set.
+        norm_reg_targets: divide distances by the stride.
+    """
+
+    def __init__(
+        self,
+        object_sizes_boundary: list[float],
+        center_sampling_radius: float,
+        downsample_ratios: list[int],
+        num_shift: float = 0.5,
+        multiply_strides_reg_targets: bool = False,
+        norm_reg_targets: bool = True,
+    ):
+        bounds = [-1, *object_sizes_boundary, np.inf]
+        if len(bounds) - 1 != len(downsample_ratios):
+            raise ValueError(
+                f"Gt2FCOSTarget: {len(downsample_ratios)} downsample_ratios need "
+                f"{len(downsample_ratios) - 1} object_sizes_boundary, not {len(bounds) - 2}"
+            )
+        self.strides = list(downsample_ratios)
+        self.rules = {
+            "strides": self.strides,
+            "ranges": list(zip(bounds[:-1], bounds[1:], strict=True)),
+            "radius": center_sampling_radius,
+            "num_shift": num_shift,
+            "norm_by_stride": norm_reg_targets and not multiply_strides_reg_targets,
+        }
+
+    def __call__(
+        self, boxes: list[np.ndarray], classes: list[np.ndarray], height: int, width: int
+    ) -> dict[str, np.ndarray]:
+        """Targets of a batch: see `collate`.
+
+        Args:
+            boxes: per image float32 [G, 4]; G may be 0.
+            classes: per image integers [G] or [G, 1].
+            height: of the padded batch, pixels.
+            width: of the padded batch, pixels.
+        """
+        targets = [
+            assign(box, label, height, width, **self.rules)
+            for box, label in zip(boxes, classes, strict=True)
+        ]
+        return collate(targets, grid_shapes(height, width, self.strides))
