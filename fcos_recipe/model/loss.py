@@ -124,7 +124,7 @@ class FCOSLoss(nn.Layer):
         inner, outer = paddle.minimum(boxes, targets), paddle.maximum(boxes, targets)
         distances = paddle.stack([boxes, targets, inner, outer])
         sides = distances[:, :, :2] + distances[:, :, 2:]
-        area, target_area, intersection, enclosing = sides.prod(axis=2).unbind()
+        area, target_area, intersection, enclosing = (sides[:, :, 0] * sides[:, :, 1]).unbind()
         union = area + target_area - intersection
         iou = (intersection + 1.0) / (union + 1.0)
         if self.iou_loss_type == "linear_iou":
