@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from fcos_recipe.config import schema
-from fcos_recipe.config.schema import ANY, RECIPE, REQUIRED, Key, Signature
+from fcos_recipe.config.schema import RECIPE, REQUIRED, Key, Signature
 
 SCHEDULERS = (("PiecewiseDecay", "CosineDecay"), ("LinearWarmup", "ExpWarmup"))
 # Sections whose `name` says which data set class takes the rest.
@@ -26,6 +26,12 @@ def check(tree, loose: set[str]) -> tuple[list[str], list[str]]:
     checker = _Checker(loose)
     checker.top(tree)
     return sorted(checker.errors, key=_place), sorted(checker.warnings, key=_place)
+
+
+def nearest(name: str, known) -> str:
+    """A hint at the most similar of the known names; '' where none is similar."""
+    near = get_close_matches(name, sorted(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _place(finding: str) -> tuple[str, int]:
@@ -58,7 +64,7 @@ class _Checker:
 
     def unknown(self, node, key: str, known, ignored: bool = True, what: str = "unknown key"):
         """Report a key nobody knows; `ignored`: stock would pass over it in silence."""
-        hint = _nearest(key.rsplit(".", 1)[-1], known)
+        hint = nearest(key.rsplit(".", 1)[-1], known)
         place = "command line" if node.where == "command line" else "file"
         if ignored and place in self.loose:
             self.warnings.append(f"{node.where}: {key}: {what}, ignored{hint}")
@@ -69,7 +75,7 @@ class _Checker:
         """Whether the value is the name of a registered class; reports where it is not."""
         if node.value in self.components:
             return True
-        hint = _nearest(str(node.value), self.components)
+        hint = nearest(str(node.value), self.components)
         self.error(node, key, f"no registered class {node.value!r}{hint}")
         return False
 
@@ -108,10 +114,10 @@ class _Checker:
             self.error(node, name, f"expected at least {key.least}, found {node.value}")
 
     def dataset(self, section: str, node) -> None:
-        name = node.value.get("name")
-        if name is None:
-            return self.error(node, section, "names no class; add `name: COCODataSet`")
-        self.injection(section, node)
+        if "name" in node.value:
+            self.injection(section, node)
+        else:
+            self.error(node, section, "names no class; add `name: COCODataSet`")
 
     def injection(self, key: str, node) -> None:
         """A mapping whose `name` says which class takes the rest."""
@@ -144,10 +150,13 @@ class _Checker:
         elif arg == "regularizer" and isinstance(value, dict):
             table = {"type": Key(("L1", "L2"), "", ""), "factor": Key((int, float), 0, "")}
             self.recipe(key, node, table)
-        elif isinstance(value, dict) and "name" in value and default is not ANY:
+        elif isinstance(value, dict) and "name" in value and not isinstance(default, dict):
             self.injection(key, node)
-        elif isinstance(default, str) and default in self.components and isinstance(value, str):
-            self.is_class(node, key)
+        elif isinstance(default, str) and default in self.components and value is not None:
+            if isinstance(value, dict):
+                self.error(node, key, f"names no class; add `name: {default}`")
+            else:
+                self.is_class(node, key)
         elif isinstance(default, Key):
             self.recipe(key, node, default)
         elif wanted := _expected(node.plain(), default):
@@ -199,11 +208,6 @@ class _Checker:
             shown = kind.plain() if kind else None
             return self.error(kind or node, f"{key}.type", f"paddle.optimizer has no {shown!r}")
         self.against(found, node, key, "type", kind.value)
-
-
-def _nearest(name: str, known) -> str:
-    near = get_close_matches(name, sorted(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _matches(value: Any, kind: Any) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from fcos_recipe.config.check import SCHEDULERS, check
+from fcos_recipe.config.check import SCHEDULERS, check, nearest
 from fcos_recipe.config.schema import ONLY_OURS, RECIPE, ROOT, UNSET
 from fcos_recipe.errors import UserErrors
 
@@ -195,9 +195,11 @@ class _Reader:
             self.errors.append(f"{prefix}{display(path)} builds on itself")
             return empty
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or "is not UTF-8 text"
+            if not path.exists():
+                why += nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")])
             self.errors.append(f"{prefix}{display(path)}: {why}")
             return empty
         self.files.append(real)

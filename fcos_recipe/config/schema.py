@@ -46,7 +46,7 @@ RECIPE: dict[str, Any] = {
     "use_xpu": Key(bool, False, "PaddleDetection's switch, not used here", True),
     "use_mlu": Key(bool, False, "PaddleDetection's switch, not used here", True),
     "use_npu": Key(bool, False, "PaddleDetection's switch, not used here", True),
-    "launch": {"cards": Key(int, 8, "processes of one run, one card each", least=1)},
+    "launch": {"cards": Key(int, 0, "processes of one run, one card each; 0: all", least=0)},
     "seed": Key(int, 0, "seed of weights, order and augmentation, on all ranks", least=0),
     "metric": Key(("COCO",), "COCO", "how a model is judged", True),
     "num_classes": Key(int, 80, "classes of the data set", True, least=1),
@@ -193,7 +193,8 @@ def signature(name: str) -> Signature:
     result = Signature()
     for source in chosen:
         one = _read(source, name)
-        result.args = {**one.args, **result.args}
+        # An own default of None says nothing about the type: stock's stands.
+        result.args = {**one.args, **{k: v for k, v in result.args.items() if v is not None}}
         result.swallows = one.swallows  # stock's, which comes last, where it has the class
     result.args.update(ONLY_OURS.get(name, {}))
     result.args.update(READ_ELSEWHERE.get(name, {}))

@@ -44,7 +44,9 @@ def test_published_configs_resolve_to_upstreams_values(root, name):
     theirs = load_config(upstream(name))
     assert theirs.warnings == []
     data, expected = ours.stock_data(), theirs.data
-    for section in ("TrainDataset", "EvalDataset", "TestDataset"):  # the one intended difference
+    # The two intended differences: the card count is said, and data stand under datasets/.
+    assert (data.pop("launch"), expected.pop("launch")) == ({"cards": 8}, {"cards": 0})
+    for section in ("TrainDataset", "EvalDataset", "TestDataset"):
         assert expected[section].pop("dataset_dir") == "dataset/coco"
         assert data[section].pop("dataset_dir") == "datasets/coco"
     assert data == expected
@@ -84,6 +86,7 @@ LearningRate:
   - !PiecewiseDecay {{gama: 0.1}}
   - !LinearWarmup {{steps: 5}}
 architecture: FCOSS
+FCOS: {{neck: FPNN}}
 """)  # fmt: skip
     found = errors(path)
     for line, key, hint in (
@@ -95,9 +98,10 @@ architecture: FCOSS
         (15, "TrainReader.sample_transforms.1.Resize.keep_ration", "keep_ratio"),
         (16, "TrainReader.sample_transforms.2.RandomFlipp", "RandomFlip"),
         (19, "LearningRate.schedulers.0.gama", "gamma"), (21, "architecture", "FCOS"),
+        (22, "FCOS.neck", "FPN"),
     ):  # fmt: skip
         assert any(e.startswith(f"{path}:{line}: {key}: ") and repr(hint) in e for e in found), key
-    assert len(found) == 12
+    assert len(found) == 13
     assert [e.split(":")[1] for e in found] == sorted((e.split(":")[1] for e in found), key=int)
 
 
@@ -108,7 +112,7 @@ epoch: twelve
 amp_level: O3
 device: tpu
 worker_num: 2.5
-launch: {{cards: 0}}
+launch: {{cards: -1}}
 seed: true
 ResNet: {{depth: fifty}}
 FPN: {{use_c5: maybe, spatial_scales: 0.5x}}
@@ -124,7 +128,7 @@ EvalReader:
     for part in (
         "epoch: expected a whole number, found 'twelve'", "amp_level: expected O1 or O2",
         "device: expected auto or cpu", "worker_num: expected a whole number or auto",
-        "launch.cards: expected at least 1, found 0", "seed: expected a whole number, found True",
+        "launch.cards: expected at least 0, found -1", "seed: expected a whole number, found True",
         "ResNet.depth: expected a whole number", "FPN.use_c5: expected true or false",
         "FPN.spatial_scales: expected a list", "TrainReader.batch_size: expected a whole number",
         "sample_transforms.0: expected `Name: {arguments}`", "LearningRate.base_lr: expected a num",
@@ -227,6 +231,8 @@ def test_bases_merge_as_upstream_does_and_missing_ones_are_named(tmp_path):
     assert found[0].startswith(f"{path}:1: _BASE_: {tmp_path / 'no.yml'}: No such file")
     path = tmp_path / "nothing.yml"
     assert errors(path) == [f"{path}: No such file or directory"]
+    with pytest.raises(UserErrors, match="did you mean 'a.yml'"):
+        load_config(tmp_path / "aa.yml")
 
 
 def test_base_under_the_home_directory(tmp_path, monkeypatch):
