@@ -22,7 +22,8 @@ PADDLEDET = "2.6.0"
 # models, never on FCOS's path. While ppdet is imported an inert stand-in takes their place, so
 # that they need not be installed (it declares sklearn==0.0, an empty package) and cost no time.
 _STAND_INS = (
-    "lap matplotlib motmetrics mpl_toolkits pandas pkg_resources pyclipper requests scipy shapely skimage sklearn terminaltables"
+    "lap matplotlib motmetrics mpl_toolkits pandas pkg_resources "
+    "pyclipper requests scipy shapely skimage sklearn terminaltables"
 ).split()
 # These are optional there, behind `except`: absent is what they are for FCOS.
 _ABSENT = "numba paddleslim typeguard visualdl wandb".split()
@@ -127,6 +128,8 @@ def import_ppdet():
         registry[name] = extract_schema(
             getattr(importlib.import_module(f"fcos_recipe.{module}"), name)
         )
+    # TrainDataset and EvalDataset look their class up here, not in the registry
+    ppdet.data.source.COCODataSet = registry["COCODataSet"].pymodule.COCODataSet
     _pristine.update(_copied(registry))
     return ppdet
 
@@ -137,6 +140,14 @@ def _copied(registry: dict) -> dict:
     for entry in entries.values():
         entry.update({key: copy.deepcopy(value) for key, value in entry.items()})
     return entries
+
+
+def create(name: str, **arguments):
+    """Build a component of the registry by its name, as `ppdet.core.workspace.create`."""
+    import_ppdet()
+    from ppdet.core import workspace
+
+    return workspace.create(name, **arguments)
 
 
 def _root(module: str) -> str:
@@ -178,3 +189,17 @@ def workspace(data: dict):
     global_config.update(_copied(_pristine))
     merge_config(copy.deepcopy(data))
     return global_config
+
+
+@contextlib.contextmanager
+def missing_stand_ins():
+    """Import stock as it is installed; a stand-in only for what the machine lacks.
+
+    For the benchmark, whose stock side must not depend on anything else here.
+    """
+    finder = _StandInFinder()
+    sys.meta_path.append(finder)  # the last to be asked
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)

@@ -48,8 +48,14 @@ epoch: 2
 TrainDataset: {{dataset_dir: {shapes}}}
 EvalDataset: {{dataset_dir: {shapes}}}
 TestDataset: {{dataset_dir: {shapes}}}
-FPN: {{out_channel: 16}}
-FCOSHead: {{fcos_feat: {{feat_in: 16, feat_out: 16, num_convs: 1}}}}
+LearningRate:
+  base_lr: 0.005
+  base_batch: 4
+  schedulers:
+  - !PiecewiseDecay {{gamma: 0.1, milestones: [1]}}
+  - !LinearWarmup {{start_factor: 0.1, steps: 2}}
+FPN: {{out_channel: 32}}
+FCOSHead: {{fcos_feat: {{feat_in: 32, feat_out: 32, num_convs: 1}}}}
 TrainReader:
   sample_transforms:
   - Decode: {{}}

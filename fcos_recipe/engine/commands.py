@@ -104,8 +104,7 @@ def train(argv: list[str]) -> int:
         resume = args.resume
         if resume == "auto":
             resume = str(path) if (path / "checkpoints").is_dir() else None
-        ours = resume is not None and path.resolve() in [Path(resume).resolve(),
-                                                        *Path(resume).resolve().parents]  # fmt: skip
+        ours = resume is not None and path.resolve() in (Path(resume) / "_").resolve().parents
         if resume:
             trainer.resume_weights(resume)
         elif source := config.data["pretrain_weights"]:

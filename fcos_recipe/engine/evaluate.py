@@ -4,8 +4,8 @@ import time
 
 import paddle
 import paddle.distributed as dist
-from ppdet.core.workspace import create
 
+from fcos_recipe.compat import create
 from fcos_recipe.engine.coco_metric import CocoMetric
 from fcos_recipe.engine.distributed import gather
 

@@ -166,10 +166,10 @@ def to_console(rank: int) -> None:
     """Plain messages of this package's logger on standard output, from rank 0 only."""
     log.setLevel(logging.INFO if rank == 0 else logging.ERROR)
     log.propagate = False
-    if not log.handlers:
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
+    log.handlers.clear()  # an earlier run of this process, its log file included
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
 
 
 def visualdl_sink(folder: str | Path):

@@ -11,6 +11,7 @@ import paddle
 import paddle.distributed as dist
 
 from fcos_recipe import compat
+from fcos_recipe.compat import create
 from fcos_recipe.config import Config, scaling
 from fcos_recipe.config.commands import resolved
 from fcos_recipe.engine import checkpoint, weights
@@ -24,7 +25,6 @@ from fcos_recipe.runtime.watchdog import Watchdog
 
 compat.import_ppdet()
 import ppdet.engine  # noqa: E402
-from ppdet.core.workspace import create  # noqa: E402
 from ppdet.optimizer import ModelEMA  # noqa: E402
 
 

@@ -52,8 +52,7 @@ def test_a_run_leaves_all_that_repeats_it(finished, tiny):
 
 def test_resume_equals_the_uninterrupted_run(finished, tiny, tmp_path):
     path = tmp_path / "cut"
-    assert train(tiny, path, "--eval", "-o", "epoch=1", "LearningRate.base_lr=0.01",
-                 "LearningRate.base_batch=8") == 0  # fmt: skip
+    assert train(tiny, path, "--eval", "-o", "epoch=1") == 0
     # the kill leaves half a line and steps of an epoch that is to be repeated
     with open(path / "metrics.jsonl", "a") as file:
         file.write('{"time": 1, "kind": "train", "epoch": 2, "step": 7}\n{"time": 1, "kin')
@@ -89,7 +88,8 @@ def test_ema_best_and_early_stop(tiny, tmp_path):
 
 def test_a_loss_that_is_not_finite_ends_the_run(tiny, tmp_path, capfd):
     path = tmp_path / "nan"
-    code = train(tiny, path, "-o", "LearningRate.base_lr=1e30", "OptimizerBuilder.clip_grad_by_norm=null")
+    code = train(tiny, path, "-o", "LearningRate.base_lr=1e30",
+                 "OptimizerBuilder.clip_grad_by_norm=null")  # fmt: skip
     error = capfd.readouterr().err
     assert code == 1
     assert "the loss is not finite" in error and "image ids" in error and "LR" in error
@@ -156,7 +156,7 @@ def test_a_second_run_keeps_the_first(finished, tiny, tmp_path):
 @pytest.mark.parametrize(
     "extra, words",
     [
-        (["-o", "TrainDataset.dataset_dir=/nowhere"], "/nowhere"),
+        (["-o", "TrainDataset.anno_path=nowhere.json"], "nowhere.json does not exist"),
         (["-o", "num_classes=5"], "num_classes"),
         (["-o", "TrainReader.batch_size=100"], "batch_size"),
         (["-o", "accumulate=100"], "accumulate"),
