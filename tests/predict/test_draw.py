@@ -1,0 +1,55 @@
+"""Drawings can be read and leave the rest of the image alone."""
+
+import numpy as np
+import pytest
+
+from fcos_recipe.predict.draw import _printable, color, draw
+
+
+def changed(before, after):
+    rows, columns = np.nonzero((before != after).any(-1))
+    return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+
+
+@pytest.mark.parametrize("size", [(160, 224), (1080, 1920)])
+@pytest.mark.parametrize("place", [(0.4, 0.4), (0.0, 0.0), (0.7, 0.75)])
+def test_box_and_label(size, place):
+    image = np.full((*size, 3), 90, np.uint8)
+    scale = np.array([size[1], size[0]] * 2)
+    box = np.array([*place, place[0] + 0.25, place[1] + 0.25]) * scale
+    drawn = draw(image, box[None], np.array([0.9]), np.array([0]), ["red blood cell"])
+    assert drawn.shape == image.shape and drawn.dtype == np.uint8 and (image == 90).all()
+    x1, y1, x2, y2 = changed(image, drawn)
+    assert abs(x2 - box[2]) <= 2 or x2 >= box[2]  # a label may be wider than its box
+    assert abs(y2 - box[3]) <= 2 and x1 >= 0 and y1 >= 0
+    centre = drawn[int(box[1:4:2].mean()), int(box[0:3:2].mean())]
+    assert (centre == 90).all()
+    ink = (np.abs(drawn.astype(int) - color(0)).max(-1) < 60).any(1).sum()
+    assert ink >= 10  # the label's height, in pixels
+
+
+def test_threshold_and_text_grow():
+    image = np.zeros((400, 400, 3), np.uint8)
+    boxes, scores = np.array([[10, 50, 100, 90], [200, 200, 390, 390]]), np.array([0.3, 0.8])
+    assert changed(image, draw(image, boxes, scores, [0, 1], ["a", "b"], 0.5))[0] > 190
+    assert (draw(image, boxes, scores, [0, 1], ["a", "b"], 0.9) == 0).all()
+    big = np.zeros((1600, 1600, 3), np.uint8)
+    heights = [
+        _printable("cell", 0, max(10, round(min(x.shape[:2]) / 35)))[1].getbbox("cell")[3]
+        for x in (image, big)
+    ]
+    assert heights[1] > 3 * heights[0]
+
+
+def test_names_beyond_ascii():
+    name, _ = _printable("Blutkörperchen", 0, 20)
+    assert name == "Blutkörperchen"
+    name, font = _printable("\ue123", 7, 20)  # private area: no font has it
+    assert name == "class 7" and font.getbbox(name)[2] > 0
+
+
+def test_colours_differ():
+    colours = np.array([color(k) for k in range(80)])
+    distance = np.abs(colours[:, None] - colours).sum(-1) + 999 * np.eye(80)
+    assert distance.min() > 8
+    assert np.diag(distance, 1).min() > 100

@@ -1,0 +1,181 @@
+"""`fcos infer` and Predictor: right boxes, right names, every input form, bad images told."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from fcos_recipe.cli import run
+from fcos_recipe.data.shapes import CLASSES, make_shapes
+from fcos_recipe.errors import UserError
+from fcos_recipe.predict.commands import find_images
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes") / "set"
+    make_shapes(folder, train=2, val=6)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, root, data):
+    """A run directory whose weights find something everywhere: the logits' bias is raised."""
+    from fcos_recipe import compat
+
+    compat.before_paddle()
+    import paddle
+
+    from fcos_recipe.config import load_config
+    from fcos_recipe.engine.checkpoint import save_weights
+
+    folder = tmp_path_factory.mktemp("run")
+    path = folder / "config.yml"
+    lines = [f"_BASE_: ['{root}/configs/fcos/fcos_r18_fpn_demo.yml']"]
+    for section in ("TrainDataset", "EvalDataset", "TestDataset"):
+        lines.append(f"{section}: {{dataset_dir: {data}}}")
+    path.write_text("\n".join(lines) + "\n")
+    config = load_config(path)
+    cfg = compat.workspace(config.stock_data())
+    from ppdet.core.workspace import create
+
+    paddle.seed(1)
+    model = create(cfg["architecture"])
+    head = model.fcos_head
+    head.fcos_head_cls.weight.set_value(head.fcos_head_cls.weight * 20)
+    head.fcos_head_cls.bias.set_value(paddle.full([4], -1.0))
+    head.fcos_head_reg.bias.set_value(paddle.full([4], 2.0))
+    names = ["Kreis", "Quadrat", "Dreieck", "Stern"]
+    save_weights(folder / "model.pdparams", model.state_dict(), {"class_names": names})
+    return folder / "model.pdparams", names
+
+
+@pytest.fixture(scope="module")
+def predictor(trained):
+    from fcos_recipe.predict import Predictor
+
+    return Predictor(trained[0], device="cpu")
+
+
+def test_equals_evaluation(predictor, data):
+    """The same boxes as a loader built from EvalReader gives the model."""
+    import paddle
+    from ppdet.core.workspace import create
+
+    dataset = create("EvalDataset")()
+    expected = []
+    for batch in create("EvalReader")(dataset, 0):
+        with paddle.no_grad():
+            found = predictor.model(batch)
+        ends = found["bbox_num"].numpy().cumsum()
+        expected += np.split(found["bbox"].numpy(), ends[:-1])
+    files = [data / f"val/{i:06d}.jpg" for i in range(1, 7)]
+    results = predictor(files[:2]) + predictor(files[2:])
+    order = [dataset.image_info(i)["im_file"] for i in range(6)]
+    for file, result in zip(files, results, strict=True):
+        rows = expected[order.index(str(file))]
+        rows = rows[np.argsort(-rows[:, 1], kind="stable")]
+        assert len(result) == len(rows) > 0
+        assert result.boxes.dtype == np.float32 and result.labels.dtype == np.int64
+        np.testing.assert_allclose(result.scores, rows[:, 1], atol=1e-5)
+        np.testing.assert_allclose(result.boxes, rows[:, 2:], atol=1e-2)
+        assert (result.boxes >= 0).all() and (result.boxes <= [224, 160, 224, 160]).all()
+    assert predictor([]) == []
+
+
+def test_names(trained, predictor, data, tmp_path, caplog):
+    from fcos_recipe.config import load_config
+    from fcos_recipe.predict import Predictor
+
+    weights, names = trained
+    assert predictor.names == names and predictor.category_ids == [1, 2, 3, 4]
+    copy = tmp_path / "zoo.pdparams"  # without the JSON beside it, as a zoo file
+    shutil.copy(weights, copy)
+    config = weights.parent / "config.yml"
+    from_annotations = Predictor(copy, config, device="cpu")
+    assert from_annotations.names == CLASSES
+    assert from_annotations.image_ids["000003.jpg"] == 3
+    with pytest.raises(UserError, match="no config.yml"):
+        Predictor(copy)
+    nowhere = load_config(
+        config, ["TestDataset.anno_path=none.json", "EvalDataset.anno_path=none.json"]
+    )
+    caplog.clear()
+    import logging
+
+    logging.getLogger("fcos").propagate = True
+    unknown = Predictor(copy, nowhere, device="cpu")
+    assert unknown.names == ["class 0", "class 1", "class 2", "class 3"]
+    assert "class names: unknown" in caplog.text
+    note = weights.with_suffix(".json")
+    (tmp_path / "zoo.json").write_text(note.read_text().replace('"Kreis",', ""))
+    with pytest.raises(UserError, match="stores 3 class names, the config's num_classes is 4"):
+        Predictor(copy, config, device="cpu")
+
+
+def test_command(trained, data, tmp_path, capfd):
+    weights, names = trained
+    pictures = tmp_path / "in"
+    (pictures / "deep/er").mkdir(parents=True)
+    shutil.copy(data / "val/000001.jpg", pictures / "one.jpg")
+    shutil.copy(data / "val/000002.jpg", pictures / "deep/er/two.JPG")
+    (pictures / "deep/cut.jpg").write_bytes((data / "val/000003.jpg").read_bytes()[:90])
+    (pictures / "notes.md").write_text("no image")
+    output = pictures / "drawn"
+    args = ["--weights", str(weights), "--infer_dir", str(pictures), "--output_dir", str(output)]
+    for _ in range(2):  # the second time the folder holds the first one's drawings
+        assert run("infer", [*args, "--draw_threshold", "0.2", "--csv", "--save_results"]) == 1
+    told = capfd.readouterr()
+    assert "cut.jpg: not an image" in told.err and "2 images," in told.out
+    rows = json.loads((output / "predictions.json").read_text())
+    assert {row["file_name"] for row in rows} == {
+        str(pictures / "one.jpg"),
+        str(pictures / "deep/er/two.JPG"),
+    }
+    for row in rows:
+        assert row["category_name"] == names[row["category_id"] - 1]
+        assert len(row["bbox"]) == 4 and 0 < row["score"] < 1
+    with open(output / "predictions.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(rows)
+    import cv2
+
+    drawn = cv2.imread(str(output / "deep/er/two.JPG")).astype(int)
+    assert drawn.shape == (160, 224, 3)
+    assert np.abs(drawn - cv2.imread(str(data / "val/000002.jpg"))).max() > 80
+
+
+def test_predictions_can_be_evaluated(trained, data, tmp_path):
+    from fcos_recipe.engine.coco_metric import CocoMetric
+
+    code = run(
+        "infer",
+        ["--weights", str(trained[0]), "--input", str(data / "val"), "--output", str(tmp_path)],
+    )
+    metric = CocoMetric(data / "annotations/instances_val.json")
+    metric.load_result_json(tmp_path / "predictions.json")
+    assert code == 0 and metric.result()["detections"] > 0
+
+
+def test_bad_input(trained, data, tmp_path, capsys):
+    weights = str(trained[0])
+    image = str(data / "val/000001.jpg")
+    for args, words in [
+        (["--weights", weights, "--input", str(tmp_path)], "no image found"),
+        (["--weights", "none.pdparams", "--input", image], "no config.yml"),
+        (["--weights", weights, "--input", image, "--output", str(data / "val")], "overwrite"),
+        (["--input", image], "--weights: missing"),
+    ]:
+        assert run("infer", args) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_find_images(data, tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{data}/val/000002.jpg\n\n{data}/val/000001.jpg\n")
+    assert [p.name for p in find_images([str(listed)])] == ["000002.jpg", "000001.jpg"]
+    assert len(find_images([str(data / "val/*.jpg")])) == 6
+    both = find_images([str(data / "train/000001.jpg"), str(data / "val/000001.jpg")])
+    assert [str(p) for p in both.values()] == ["000001.jpg", "000001_2.jpg"]
+    assert len(find_images([str(data)])) == 8
