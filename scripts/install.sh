@@ -231,8 +231,8 @@ run() { # STEP COMMAND...: run it (in a dry run print it); on failure one line w
         return
     fi
     local reason
-    reason=$(grep -m 1 '^ERROR' "$LOG" || tail -n 1 "$LOG")
-    echo "error: $step failed: ${reason#ERROR: } (all of it: $LOG); check network and disk space," \
+    reason=$(grep -m 1 'ERROR: ' "$LOG" || tail -n 1 "$LOG")
+    echo "error: $step failed: ${reason#*ERROR: } (all of it: $LOG); check network and disk space," \
         "or install offline with --wheels DIR" >&2
     exit 1
 }
