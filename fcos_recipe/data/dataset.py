@@ -127,7 +127,7 @@ class COCODataSet:
 
     def _present(self, index: Index) -> np.ndarray:
         """bool [N]: the image file exists. One listing per directory, not one look-up per image."""
-        names = index.file_names
+        names = index.file_names()
         root = os.path.join(self.dataset_dir, self.image_dir)
         listings: dict[str, set[str]] = {}
         for folder in {os.path.dirname(name) for name in names}:

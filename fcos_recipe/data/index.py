@@ -18,7 +18,6 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -59,9 +58,8 @@ class Index:
     def file_name(self, row: int) -> str:
         return self.name_bytes[self.name_start[row] : self.name_start[row + 1]].tobytes().decode()
 
-    @cached_property
     def file_names(self) -> list[str]:
-        """All file names (a copy; costs some 100 bytes per image)."""
+        """All file names, as a copy."""
         blob, start = self.name_bytes.tobytes(), self.name_start.tolist()
         return [blob[a:b].decode() for a, b in zip(start[:-1], start[1:], strict=True)]
 
@@ -107,18 +105,23 @@ def _places(path: str) -> list[Path]:
     key = hashlib.blake2b(path.encode(), digest_size=8).hexdigest()
     name = os.path.basename(path)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    private = Path(tempfile.gettempdir()) / f"fcos_recipe-{os.getuid()}"
-    return [
+    places = [
         Path(path).parent / ".fcos_index" / f"{name}.idx",
         cache / "fcos_recipe" / "index" / f"{name}-{key}.idx",
-        private / f"{name}-{key}.idx",
     ]
+    private = Path(tempfile.gettempdir()) / f"fcos_recipe-{os.getuid()}"
+    # Anybody may write to the temporary directory: use a directory there only if it is ours.
+    if not private.exists() or private.stat().st_uid == os.getuid():
+        places.append(private / f"{name}-{key}.idx")
+    return places
 
 
 def _make_directory(directory: Path) -> None:
-    directory.mkdir(parents=True, exist_ok=True, mode=0o755)
-    if not os.access(directory, os.W_OK):
-        raise PermissionError(directory)
+    """Make a directory, unless the one it goes into is meant to be read only (also for root)."""
+    above = next(p for p in (directory, *directory.parents) if p.exists())
+    if not above.stat().st_mode & 0o222:
+        raise PermissionError(above)
+    directory.mkdir(parents=True, exist_ok=True)
 
 
 @contextlib.contextmanager
@@ -149,8 +152,6 @@ def _read_header(place: Path) -> tuple[dict[str, Any], mmap.mmap, int] | None:
     """Header, mapped file and where the arrays begin; None if there is no sound index."""
     try:
         with open(place, "rb") as file:
-            if os.fstat(file.fileno()).st_uid not in (os.getuid(), 0, os.stat(place.parent).st_uid):
-                return None
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         length = int.from_bytes(mapped[8:16], "little")
         if mapped[:8] != FORMAT or length > len(mapped):
@@ -272,8 +273,8 @@ class _Annotation(msgspec.Struct, gc=False):
     category_id: int | str
     bbox: tuple[float, float, float, float] | None = None
     area: float | None = None
-    iscrowd: int | bool | None = None
-    ignore: int | bool | None = None
+    iscrowd: float | bool | None = None
+    ignore: float | bool | None = None
     id: int | str | None = None
 
 

@@ -9,6 +9,7 @@ import copy
 import logging
 import os
 import random
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,12 @@ logger = logging.getLogger("fcos.data")
 Sample = dict[str, Any]
 # OpenCV before 4.11 has no flag for RGB.
 DECODE_RGB = getattr(cv2, "IMREAD_COLOR_RGB", None)
+# Sample and batch transforms in a row that the lean path stands for. One resize only: the second
+# of two would see pixels already rounded.
+USUAL = re.compile(
+    "Decode (RandomFlip )?((Resize|RandomResize) )?(RandomFlip )?NormalizeImage (RandomFlip )?"
+    "Permute PadBatch( Gt2FCOSTarget)?"
+)
 MOST_WORKERS = 8  # per card; one decodes some 200 COCO images per second
 IMAGE_BYTES = 1344 * 1344 * 3  # of a padded COCO image, to judge shared memory by
 
@@ -62,6 +69,21 @@ def read_image(path: str) -> np.ndarray:
     return image
 
 
+def decode(record: Sample) -> Sample:
+    """Replace `im_file` by its pixels, unless `image` already has them; adds the size.
+
+    Raises:
+        BadImage: see `read_image`.
+    """
+    path = record.pop("im_file", None)
+    if "image" not in record:
+        record["image"] = read_image(path)
+    record["h"], record["w"] = record["image"].shape[:2]
+    record["im_shape"] = np.array(record["image"].shape[:2], np.float32)
+    record["scale_factor"] = np.ones(2, np.float32)
+    return record
+
+
 def resize(
     sample: Sample, target_size: int | list[int], keep_ratio: bool = True, interp: int = 1
 ) -> None:
@@ -95,8 +117,13 @@ def resize(
         box = sample["gt_bbox"]
         box[:, 0::2] *= scale_x
         box[:, 1::2] *= scale_y
-        box[:, 0::2] = np.clip(box[:, 0::2], 0, new_width)
-        box[:, 1::2] = np.clip(box[:, 1::2], 0, new_height)
+        clip(box, new_height, new_width)
+
+
+def clip(box: np.ndarray, height: float, width: float) -> None:
+    """Clip boxes float32 [G, 4] to the image, in place."""
+    box[:, 0::2] = np.clip(box[:, 0::2], 0, width)
+    box[:, 1::2] = np.clip(box[:, 1::2], 0, height)
 
 
 def random_resize(
@@ -137,48 +164,35 @@ class Lean:
 
     steps: list[tuple[str, dict]]
     pad_to_stride: int
+    resizes: bool  # which clips the boxes
 
     @classmethod
     def of(cls, sample_transforms: list[dict], batch_transforms: list[dict]) -> "Lean | None":
         """The lean form of a chain; None where it does more or in another order."""
-        sample, batch = named(sample_transforms), named(batch_transforms)
-        names = [name for name, _ in sample]
-        geometry = [i for i, name in enumerate(names) if name in ("Resize", "RandomResize")]
-        order = [name for name in names + [n for n, _ in batch] if name != "RandomFlip"]
-        usual = ["Decode", *[names[i] for i in geometry], "NormalizeImage", "Permute", "PadBatch"]
+        steps = named(sample_transforms) + named(batch_transforms)
+        options = {name: arguments for name, arguments in steps}
         if (
-            len(geometry) > 1
-            or names.count("RandomFlip") > 1
-            or [n for n in order if n != "Gt2FCOSTarget"] != usual
-            or (names + ["Permute"]).index("RandomFlip" if "RandomFlip" in names else "Permute")
-            > (names + ["Permute"]).index("Permute")
-            or any(a.get("random_interp") for n, a in sample if n == "RandomResize")
-            or any(a.get("norm_type", "mean_std") != "mean_std" for _, a in sample)
+            not USUAL.fullmatch(" ".join(name for name, _ in steps))
+            or options["NormalizeImage"].get("norm_type", "mean_std") != "mean_std"
+            or options.get("RandomResize", {}).get("random_interp")
         ):
             return None
-        pad = dict(batch)["PadBatch"].get("pad_to_stride", 0)
-        kept = ("Resize", "RandomResize", "RandomFlip")
-        return cls([step for step in sample if step[0] in kept], pad)
+        kept = [step for step in steps if step[0] in ("Resize", "RandomResize", "RandomFlip")]
+        resizes = any(name != "RandomFlip" for name, _ in kept)
+        return cls(kept, options["PadBatch"].get("pad_to_stride", 0), resizes)
 
     def sample(self, record: Sample, rng: np.random.Generator) -> Sample:
         """Decode and transform one record."""
-        image = record["image"] = read_image(record.pop("im_file"))
-        record["im_shape"] = np.array(image.shape[:2], np.float32)
-        record["scale_factor"] = np.ones(2, np.float32)
-        resized = False
+        decode(record)
+        if "gt_bbox" in record and not self.resizes:
+            clip(record["gt_bbox"], *record["image"].shape[:2])
         for name, arguments in self.steps:
-            if name == "RandomFlip":
-                if rng.uniform() < arguments.get("prob", 0.5):
-                    flip(record)
-            elif name == "Resize":
+            if name == "Resize":
                 resize(record, **arguments)
-                resized = True
-            else:
+            elif name == "RandomResize":
                 random_resize(record, rng, **arguments)
-                resized = True
-        if not resized and "gt_bbox" in record:
-            box = record["gt_bbox"]
-            np.clip(box, 0, [*image.shape[1::-1]] * 2, out=box)
+            elif rng.uniform() < arguments.get("prob", 0.5):
+                flip(record)
         return record
 
     def batch(self, samples: list[Sample]) -> dict[str, np.ndarray]:
@@ -211,9 +225,10 @@ class Generic:
         def build(transforms: list[dict]) -> list[Callable]:
             operators = []
             for name, arguments in named(transforms):
-                if name == "Gt2FCOSTarget":
+                if name == "Gt2FCOSTarget":  # ours comes after all others
                     continue
-                operators.append(stock(name)(**arguments))
+                # Stock's Decode passes what it cannot decode on as bytes.
+                operators.append(decode if name == "Decode" else stock(name)(**arguments))
                 if hasattr(operators[-1], "num_classes"):
                     operators[-1].num_classes = classes
             return operators
@@ -222,18 +237,9 @@ class Generic:
         self.batch_operators = build(batch_transforms)
 
     def sample(self, record: Sample, rng: np.random.Generator) -> Sample:
-        path = record.get("im_file", "")
-        # Stock's Decode passes undecodable bytes on: look first.
-        if path:
-            record["image"] = read_image(path)
-            record.pop("im_file")
-            record.update(h=record["image"].shape[0], w=record["image"].shape[1])
-            record["im_shape"] = np.array(record["image"].shape[:2], np.float32)
-            record["scale_factor"] = np.ones(2, np.float32)
         seed_stock(rng)
         for operator in self.sample_operators:
-            if type(operator).__name__ != "Decode":
-                record = operator(record)
+            record = operator(record)
         record["batch_seed"] = int(rng.integers(2**32))
         return record
 
