@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# The demonstration, from a clean clone: install, draw a data set of shapes, train a small FCOS on
+# it (configs/fcos/fcos_r18_fpn_demo.yml), evaluate it with COCO's figures, draw its predictions.
+# Some minutes on two CPU cores. Leaves output/demo/: result.json, run/ (log, metrics, weights),
+# drawn/. Options go to `python -m fcos_recipe.demo` (--output DIR, -o KEY=VALUE ...).
+# example: bash scripts/demo.sh
+set -euo pipefail
+if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
+    sed -n '2,6s/^# //p' "$0"
+    exit 0
+fi
+STARTED=$(date +%s)
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash scripts/install.sh
+exec .venv/bin/python -m fcos_recipe.demo --started "$STARTED" "$@"
