@@ -15,7 +15,13 @@ COMMANDS = {
     "train": ("fcos_recipe.engine.commands:train", "train a model, with --eval after each epoch"),
     "eval": ("fcos_recipe.engine.commands:evaluate", "COCO figures of a weights file"),
     "infer": ("fcos_recipe.predict.commands:main", "draw boxes on images, write COCO results"),
+    "dataset": ("fcos_recipe.data.commands:main", "fetch COCO; look at data before training"),
+    "weights": ("fcos_recipe.engine.zoo:main", "published weights: list, get, verify"),
     "config": ("fcos_recipe.config.commands:main", "print, validate or compare configs"),
+    "benchmark": (
+        "fcos_recipe.benchmark.commands:main",
+        "measure speed side by side with stock paddledet",
+    ),
     "doctor": ("fcos_recipe.runtime.doctor:main", "check this machine before a long run"),
 }
 

@@ -1,0 +1,199 @@
+"""`fcos benchmark`: arguments in, a table and JSON out."""
+
+import argparse
+import json
+import os
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+import yaml
+
+from fcos_recipe.benchmark import tasks
+from fcos_recipe.config.schema import ROOT
+from fcos_recipe.errors import UserError
+from fcos_recipe.runtime import cpu_math
+
+_EXAMPLE = """\
+tasks:
+  train    images/s of whole training steps: ours, stock as installed, stock with our CPU settings
+  data     images/s that one core prepares, cost per box, bytes per image, padding
+  startup  seconds to the first batch of a data set of train2017's size; memory of 8 ranks
+           (draws the annotations once, 400 MB, into ~/.cache/fcos_recipe/benchmark)
+  targets  seconds of target assignment at 1, 7, 30 and 90 boxes
+examples:
+  python tools/benchmark.py targets --against stock
+  python tools/benchmark.py train --against stock --data /data/coco_mini --profile --json t.json
+  python tools/benchmark.py train --against torchvision --torch-python /opt/torch/bin/python
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Run one comparison; see `fcos benchmark --help`."""
+    parser = argparse.ArgumentParser(
+        prog="fcos benchmark",
+        description="Measure this recipe and stock paddledet side by side.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("task", choices=["train", "data", "startup", "targets"])
+    add("--against", choices=["stock", "torchvision"], default="stock")
+    add("--json", metavar="FILE", type=Path, help="also write everything measured here")
+    add("--data", metavar="DIR", type=Path,
+        help="data set with train2017/ and annotations/; default: drawn like COCO")  # fmt: skip
+    add("--profile", action="store_true",
+        help="train: one step more under Paddle's profiler")  # fmt: skip
+    add("-c", "--config", default=str(ROOT / "configs/fcos/fcos_r50_fpn_1x_coco_fast.yml"),
+        help="ours (default: the fast config)")  # fmt: skip
+    add("--stock-config", metavar="FILE", help="PaddleDetection's (default: its FCOS-R50 1x)",
+        default=str(ROOT / "tests/fixtures/paddledet_tree/configs/fcos/fcos_r50_fpn_1x_coco.yml"))
+    add("-o", "--opt", nargs="*", action="extend", default=[], metavar="KEY=VALUE",
+        help="config values of both sides, e.g. TrainReader.batch_size=1")  # fmt: skip
+    add("--rounds", type=int, default=8, help="turns of each side (default: %(default)s)")
+    add("--limit", type=float, default=420, metavar="SECONDS",
+        help="begin no further round after this long (default: %(default)s)")  # fmt: skip
+    add("--device", choices=["cpu", "gpu"], default="cpu")
+    add("--to-static", action="store_true", help="train: compile our model")
+    add("--torch-python", metavar="PYTHON", help="interpreter that has torchvision")
+    args = parser.parse_args(argv)
+    if args.against == "torchvision" and args.task != "train":
+        parser.error("--against torchvision goes with train only")
+    if args.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    annotations = "annotations/instances_train2017.json"
+    if args.data and not (args.data / annotations).is_file():
+        raise UserError(f"--data {args.data}: {annotations} not found in it")
+    if args.against == "torchvision" and (reason := _no_torchvision(args.torch_python)):
+        print(f"skipped: {reason}")
+        return 0
+    options = tasks.Options(
+        config=args.config,
+        stock_config=args.stock_config,
+        overrides=[_override(text) for text in args.opt],
+        data=args.data and args.data.resolve(),
+        rounds=args.rounds,
+        limit=args.limit,
+        device=args.device,
+        profile=args.profile,
+        to_static=args.to_static,
+        **({"torch_python": args.torch_python} if args.torch_python else {}),
+    )
+    task = tasks.train_torchvision if args.against == "torchvision" else getattr(tasks, args.task)
+    with tasks.Bench(options) as bench:
+        found = task(bench)
+    result = {"task": args.task, **found, "settings": _settings(args), "machine": machine()}
+    report(result)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+def _override(text: str) -> tuple[str, object]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise UserError(f"-o {text}: expected KEY=VALUE")
+    return key, yaml.safe_load(value)
+
+
+def _no_torchvision(python: str | None) -> str:
+    """Why the comparison with torchvision can't run; '' when it can."""
+    if python:
+        if not os.access(python, os.X_OK):
+            raise UserError(f"--torch-python {python}: not an interpreter")
+        return ""
+    if find_spec("torchvision") is None:
+        return "torchvision is not installed (pip install torchvision, or --torch-python PYTHON)"
+    return ""
+
+
+def machine() -> dict:
+    """Processor, cores, memory and versions."""
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+
+    def entry(name: str) -> str:
+        match = re.search(rf"^{name}\s*:\s*(.*)$", cpuinfo, re.M)
+        return match[1] if match else ""
+
+    flags = set(entry("flags").split())
+    packages = {}
+    for name in ("paddlepaddle", "paddlepaddle-gpu", "paddledet", "numpy",
+                 "opencv-python-headless", "torch", "torchvision"):  # fmt: skip
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "cpu": entry("model name") or platform.processor(),
+        "vendor": entry("vendor_id"),
+        "flags": sorted(flags & {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8", "fma"}),
+        "cores": cpu_math.cores(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "python": platform.python_version(),
+        "packages": packages,
+    }
+
+
+def _settings(args: argparse.Namespace) -> dict[str, str]:
+    """What each side ran with, in words."""
+    tuned = " ".join(f"{k}={v}" for k, v in cpu_math.settings(cpu_math.cores()).items())
+    if args.device != "cpu":
+        tuned = "none"
+    common = f"; -o {' '.join(args.opt)}" if args.opt else ""
+    stock = (
+        f"{Path(args.stock_config).name}, paddledet's own Trainer and readers{common}; "
+        "np.reshape(newshape=) put back where NumPy has dropped it"
+    )
+    settings = {"ours": f"{Path(args.config).name}{common}; CPU settings: {tuned}"}
+    if args.against == "torchvision":
+        settings["torchvision"] = (
+            "fcos_resnet50_fpn, FrozenBatchNorm2d, stem and layer1 frozen, images in memory; "
+            f"environment: {tuned}"
+        )
+        return settings
+    settings["stock"] = f"{stock}; environment as installed (Paddle sets OMP_NUM_THREADS=1)"
+    if args.task == "train":
+        settings["stock_tuned"] = f"{stock}; environment: {tuned}"
+    return settings
+
+
+def report(result: dict) -> None:
+    """Print what was measured."""
+    machine = result["machine"]
+    print(f"{result['task']}: {result['unit']}")
+    print(f"machine: {machine['cpu']} ({machine['vendor']}; {' '.join(machine['flags'])}), "
+          f"{machine['cores']} cores; {machine['packages']}")  # fmt: skip
+    print(f"{'':<14}{'median':>10}{'low':>10}{'high':>10}   ours is faster by")
+    for name, side in result["sides"].items():
+        ratio = result["ratios"].get(name)
+        print(f"{name:<14}{side['median']:>10.4g}{side['low']:>10.4g}{side['high']:>10.4g}"
+              + (f"   {ratio:.2f}x" if ratio and not name.startswith("ours") else ""))  # fmt: skip
+    for name, side in result["sides"].items():
+        for key, value in side.items():
+            if key in ("median", "low", "high", "samples", "profile"):
+                continue
+            print(f"  {name}: {key.replace('_', ' ')}: {_shown(value)}")
+    for key in ("ratio_by_boxes", "bytes_ratio"):
+        if key in result:
+            print(f"  {key.replace('_', ' ')}: {_shown(result[key])}")
+    for name, side in result["sides"].items():
+        if "profile" in side:
+            _print_profile(name, side["profile"])
+    for name, text in result["settings"].items():
+        print(f"settings of {name}: {text}")
+
+
+def _shown(value) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_shown(item)}" for key, item in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _print_profile(name: str, profile: dict) -> None:
+    reads = _shown(profile["host_reads"]) or "none"
+    print(f"profile of one step of {name}: {profile['operators']} operators, host reads: {reads}")
+    for row in profile["top"]:
+        print(f"  {row['seconds']:>8.3f} s {row['calls']:>5} x {row['name']}")

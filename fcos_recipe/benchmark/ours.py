@@ -1,0 +1,174 @@
+"""This recipe's side, as `fcos train` runs it: `python -m fcos_recipe.benchmark.ours`."""
+
+import contextlib
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from fcos_recipe.benchmark.pipe import Line
+from fcos_recipe.config import load_config
+
+
+def configure(setup: dict):
+    """The config of `setup` with its overrides, pairs of dotted key and value."""
+    overrides = [f"{key}={json.dumps(value)}" for key, value in setup["overrides"]]
+    return load_config(setup["config"], overrides, strict=False)
+
+
+def train(line: Line) -> None:
+    """The Trainer and its whole loop, one step per request."""
+    setup = line.setup
+    device = start(setup["device"])
+
+    from fcos_recipe.benchmark.probe import Gate
+    from fcos_recipe.engine.run_dir import RunDir
+    from fcos_recipe.engine.trainer import Trainer
+
+    trainer = Trainer(configure(setup), "train", device)
+    trainer.load_weights(setup["weights"])
+    if setup["to_static"]:
+        trainer.compile()
+    trainer.watchdog = _Steps(Gate(line, trainer.model))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer.train(RunDir(Path(folder) / "run", writer=True))
+
+
+class _Steps:
+    """Stands where the watchdog hears of every step."""
+
+    def __init__(self, gate):
+        self.gate = gate
+
+    def beat(self, _phase: str) -> None:
+        self.gate.done()
+
+    def phase(self, _name: str):
+        return contextlib.nullcontext()
+
+    def stop(self) -> None:
+        pass
+
+
+def start(requested: str) -> str:
+    """CPU settings, then the device, as every command of the recipe begins."""
+    from fcos_recipe.runtime import cpu_math, device
+
+    cpu_math.ensure(requested)
+    return device.set_device(requested)
+
+
+def reader(setup: dict):
+    """Data set and reader as the Trainer makes them."""
+    from fcos_recipe import compat
+
+    config = configure(setup)
+    compat.workspace(config.stock_data())
+    from ppdet.core.workspace import create
+
+    return create("TrainReader")(create("TrainDataset")(), config.data["worker_num"])
+
+
+def data(line: Line) -> None:
+    """What a data worker does for one batch, without the worker."""
+    from fcos_recipe.benchmark.pipeline import Batches
+    from fcos_recipe.data.reader import Pipeline, _one_thread
+
+    made, config = reader(line.setup), configure(line.setup).data["TrainReader"]
+    _one_thread(0)
+    work = Pipeline(made.dataset, made.chain, made.target, made.seed, True, made.max_bad_images)
+
+    def collate(items: list) -> dict:
+        batch = work.collate(items)
+        batch.pop("bad")
+        return batch
+
+    sizes = made.dataset.image_sizes()
+    line.serve(Batches(work.__getitem__, collate, made.sampler.batches, sizes, config))
+
+
+def targets(line: Line) -> None:
+    """Seconds of Gt2FCOSTarget on one image."""
+    import numpy as np
+
+    from fcos_recipe.benchmark.pipeline import timed
+    from fcos_recipe.data.targets import Gt2FCOSTarget
+
+    operator = Gt2FCOSTarget(**line.setup["arguments"])
+    height, width = line.setup["size"]
+
+    def work(boxes: list, classes: list, repeat: int) -> dict:
+        boxes, classes = np.array(boxes, np.float32), np.array(classes, np.int32)
+        return {"samples": timed(lambda: operator([boxes], [classes], height, width), repeat)}
+
+    line.serve(work)
+
+
+def startup(line: Line) -> None:
+    """From creating the data set to the first batch out of the loader."""
+    import fcos_recipe.engine.trainer  # noqa: F401 (what `fcos train` imports)
+
+    begin = time.perf_counter()
+    first = next(iter(reader(line.setup)))
+    line.send(data=time.perf_counter() - begin, images=int(first["image"].shape[0]))
+
+
+def memory(line: Line) -> None:
+    """What the indexed annotations hold in one process, after every record was read."""
+    from fcos_recipe.benchmark.pipeline import proportional_mib
+    from fcos_recipe.data.dataset import COCODataSet
+
+    config = configure(line.setup).data["TrainDataset"]
+    before = proportional_mib()
+    dataset = COCODataSet(**{k: v for k, v in config.items() if k != "name"})
+    dataset.parse_dataset()
+    for i in range(len(dataset)):
+        dataset.record(i)
+    line.serve(lambda: {"mib": proportional_mib() - before, "images": len(dataset)})
+
+
+def weights(line: Line) -> None:
+    """Write weights to start from: random, with the frozen BatchNorms' statistics fitted.
+
+    Frozen BatchNorm over random convolutions lets activations grow to thousands and the loss to
+    infinity; statistics measured on the benchmark's images keep them in range.
+    """
+    setup = line.setup
+    device = start(setup["device"])
+    import paddle
+
+    from fcos_recipe.engine.trainer import Trainer
+
+    trainer = Trainer(configure(setup), "train", device)
+    fit_norms(trainer.model, next(iter(trainer.loader)))
+    paddle.save(trainer.model.state_dict(), setup["path"])
+    line.send(done=True)
+
+
+def fit_norms(model, batch: dict) -> None:
+    """Set every BatchNorm's mean and variance to those of its input on this batch, in one pass."""
+    import paddle
+    from paddle.nn import BatchNorm2D
+
+    def fit(layer, inputs):
+        layer._mean.set_value(inputs[0].mean([0, 2, 3]))
+        layer._variance.set_value(inputs[0].var([0, 2, 3]))
+
+    hooks = [
+        layer.register_forward_pre_hook(fit)
+        for layer in model.sublayers()
+        if isinstance(layer, BatchNorm2D)
+    ]
+    with paddle.no_grad():
+        model(batch)
+    for hook in hooks:
+        hook.remove()
+
+
+TASKS = {f.__name__: f for f in (train, data, targets, startup, memory, weights)}
+
+if __name__ == "__main__":
+    channel = Line()
+    TASKS[channel.setup["task"]](channel)
+    os._exit(0)  # data workers are still about

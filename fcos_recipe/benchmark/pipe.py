@@ -1,0 +1,124 @@
+"""The line between the benchmark and the processes it measures: one JSON object per line."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from fcos_recipe.errors import RunFailure
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Child:
+    """A side of the comparison in its own process (the benchmark's end of the line).
+
+    Args:
+        module: run as `python -m MODULE`; it makes a `Line`.
+        setup: what to do, the first thing the process reads.
+        environment: variables to set, or to remove where the value is None.
+        python: interpreter.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        setup: dict,
+        environment: dict[str, str | None],
+        python: str = sys.executable,
+    ):
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *_python_path()])}
+        for name, value in environment.items():
+            env.pop(name, None)
+            if value is not None:
+                env[name] = value
+        self.module = module
+        self.log = tempfile.TemporaryFile("w+")
+        self.started = time.perf_counter()
+        self.process = subprocess.Popen(
+            [python, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=env,
+            start_new_session=True,  # so that its data workers end with it
+        )
+        self.send(**setup)
+
+    def send(self, **request) -> None:
+        """Ask without waiting."""
+        with contextlib.suppress(BrokenPipeError):  # `receive` tells what happened
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+
+    def receive(self) -> dict:
+        """The next answer.
+
+        Raises:
+            RunFailure: the process ended; the message has the end of what it wrote.
+        """
+        line = self.process.stdout.readline()
+        if not line:
+            self.close()
+            self.log.seek(0)
+            tail = [text for text in self.log.read().splitlines() if text.strip()][-8:]
+            raise RunFailure("\n".join([f"benchmark: {self.module} ended:", *tail]))
+        return json.loads(line)
+
+    def ask(self, **request) -> dict:
+        """Ask and wait for the answer."""
+        self.send(**request)
+        return self.receive()
+
+    def close(self) -> None:
+        """End the process and everything it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+    def __enter__(self) -> "Child":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+        self.log.close()
+
+
+def _python_path() -> list[str]:
+    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+
+
+class Line:
+    """The measured process's end. Whatever it prints goes to its log, not between the answers."""
+
+    def __init__(self):
+        self._out = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+        self.setup = self.receive()
+        if "core" in self.setup:
+            os.sched_setaffinity(0, [self.setup["core"]])
+
+    def receive(self) -> dict:
+        """The next request; ends the process when the benchmark has gone."""
+        request = sys.stdin.readline()
+        if not request:
+            os._exit(0)
+        return json.loads(request)
+
+    def send(self, **answer) -> None:
+        self._out.write(json.dumps(answer) + "\n")
+        self._out.flush()
+
+    def serve(self, work) -> None:
+        """Answer every request with `work(**request)`, a dict."""
+        self.send(ready=True)
+        while True:
+            self.send(**work(**self.receive()))

@@ -1,0 +1,119 @@
+"""What happens inside a training step: time, shapes, operators, host reads."""
+
+import time
+from collections import Counter, defaultdict
+
+import paddle
+from paddle.profiler import Profiler, ProfilerTarget
+from paddle.profiler.profiler import TracerEventType
+
+READS = ("numpy", "item", "tolist", "__array__", "__bool__", "__float__", "__int__", "__index__")
+
+
+class Gate:
+    """Lets one training step through per request and answers with what it took.
+
+    The time of a step runs from the request to the end of the step, the wait for data included.
+    The data workers of a side that waits stand still once their queue is full, so that a step pays
+    for the batch that replaces the one it takes.
+
+    Args:
+        line: a `pipe.Line`.
+        model: the layer whose input batch tells the number of images and pixels.
+    """
+
+    def __init__(self, line, model: paddle.nn.Layer):
+        self.line = line
+        self.reads = Counter()
+        self.profiler = None
+        self.counting = False
+        model.register_forward_pre_hook(self._see)
+        self.start = time.perf_counter()
+
+    def _see(self, _layer, inputs) -> None:
+        batch = inputs[0]
+        self.shape, self.im_shape = batch["image"].shape, batch["im_shape"]
+
+    def done(self) -> None:
+        """Call it at the end of every step; returns when the next may begin."""
+        if paddle.get_device() != "cpu":
+            paddle.device.synchronize()
+        seconds = time.perf_counter() - self.start
+        profile = {"profile": self._end_count()} if self.counting else {}
+        self.line.send(seconds=seconds, **self._pixels(), **profile)
+        request = self.line.receive()
+        if request["do"] == "profile":
+            self._begin_count()
+        self.start = time.perf_counter()
+
+    def _pixels(self) -> dict:
+        images, *sides = self.shape
+        height, width = sides[:2] if sides[2] == 3 else sides[1:]
+        real = self.im_shape.astype("float64").prod(axis=1).sum()
+        return {"images": images, "padded": images * height * width, "real": float(real)}
+
+    def _begin_count(self) -> None:
+        self.counting, self.reads = True, Counter()
+        self.original = {name: getattr(paddle.Tensor, name, None) for name in READS}
+        for name, method in self.original.items():
+            if method is not None:
+                setattr(paddle.Tensor, name, self._counted(name, method))
+        self.profiler = Profiler(targets=[ProfilerTarget.CPU], on_trace_ready=lambda _: None)
+        self.profiler.start()
+
+    def _counted(self, name: str, method):
+        inside = self
+
+        def read(*args, **kwargs):
+            # one method may be built on another: only the outermost is a read
+            if inside.counting:
+                inside.reads[name] += 1
+                inside.counting = False
+                try:
+                    return method(*args, **kwargs)
+                finally:
+                    inside.counting = True
+            return method(*args, **kwargs)
+
+        return read
+
+    def _end_count(self) -> dict:
+        self.counting = False
+        for name, method in self.original.items():
+            if method is not None:
+                setattr(paddle.Tensor, name, method)
+        self.profiler.stop()
+        count, time_of = operators(self.profiler.profiler_result.get_data())
+        return {
+            "operators": sum(count.values()),
+            "host_reads": dict(self.reads),
+            "top": [
+                {"name": name, "calls": count[name], "seconds": time_of[name]}
+                for name in sorted(time_of, key=time_of.get, reverse=True)[:15]
+            ],
+        }
+
+
+def operators(trees: dict) -> tuple[Counter, dict[str, float]]:
+    """Calls and seconds of each operator in a profile.
+
+    Args:
+        trees: the profiler's result, thread -> root node.
+
+    Returns:
+        name -> number of 'Operator' events, as in the profiler's own summary; name -> seconds, an
+        operator called by another counted once, with its caller.
+    """
+    count, seconds = Counter(), defaultdict(float)
+    stack = [(root, False) for root in trees.values()]
+    while stack:
+        node, inside = stack.pop()
+        here = node.type == TracerEventType.Operator
+        if here:
+            name = node.name.split(" ")[0]
+            count[name] += 1
+            if not inside:
+                seconds[name] += (node.end_ns - node.start_ns) / 1e9
+        stack += [(child, inside or here) for child in node.children_node]
+    return count, seconds
+

@@ -1,0 +1,146 @@
+"""Stock's side: paddledet 2.6.0 with PaddleDetection's own FCOS config, as a newcomer runs it.
+
+A process of its own that loads nothing of this recipe that could change stock: run it with
+`python -m fcos_recipe.benchmark.stock`, a `pipe.Child` does.
+"""
+
+import inspect
+import os
+import time
+
+import numpy as np
+
+from fcos_recipe.benchmark.pipe import Line
+from fcos_recipe.compat import before_paddle, missing_stand_ins
+
+
+def mend_reshape() -> None:
+    """Give NumPy 2.4 back np.reshape(newshape=), without which Gt2FCOSTarget does not run."""
+    if "newshape" in inspect.signature(np.reshape).parameters:
+        return
+    reshape = np.reshape
+
+    def compatible(array, shape=None, order="C", *, newshape=None, **rest):
+        return reshape(array, newshape if shape is None else shape, order, **rest)
+
+    np.reshape = compatible
+
+
+def configure(setup: dict):
+    """PaddleDetection's config with the data's place and what the benchmark varies.
+
+    Args:
+        setup: `config` path; `overrides`, pairs of dotted key and value; `device`.
+    """
+    from ppdet.core.workspace import load_config, merge_config
+
+    cfg = load_config(setup["config"])
+    for key, value in setup["overrides"]:
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        merge_config(value)
+    cfg.use_gpu = setup["device"] == "gpu"
+    return cfg
+
+
+def train(line: Line) -> None:
+    """Stock's own Trainer and its whole loop, one step per request."""
+    import paddle
+    from ppdet.engine import Trainer
+    from ppdet.engine.callbacks import Callback
+
+    from fcos_recipe.benchmark.probe import Gate
+
+    setup = line.setup
+    paddle.set_device(setup["device"])
+    paddle.seed(0)
+    trainer = Trainer(configure(setup), mode="train")
+    trainer.load_weights(setup["weights"])
+    gate = Gate(line, trainer.model)
+
+    class Steps(Callback):
+        def on_step_end(self, status):
+            gate.done()
+
+    trainer.register_callbacks([Steps(trainer)])
+    trainer.train(False)
+
+
+def reader(setup: dict):
+    """Data set and reader as stock's Trainer makes them."""
+    from ppdet.core.workspace import create
+
+    cfg = configure(setup)
+    return create("TrainReader")(create("TrainDataset")(), cfg.worker_num)
+
+
+def data(line: Line) -> None:
+    """What a data worker does for one batch, without the worker."""
+    from ppdet.core.workspace import global_config
+
+    from fcos_recipe.benchmark.pipeline import Batches
+
+    loader = reader(line.setup).dataloader
+    dataset, sampler = loader.dataset, loader.batch_sampler
+
+    def epoch(number: int) -> list:
+        sampler.set_epoch(number)
+        return list(sampler)
+
+    sizes = [(record["h"], record["w"]) for record in dataset.roidbs]
+    config = global_config["TrainReader"]
+    line.serve(Batches(dataset.__getitem__, loader.collate_fn, epoch, sizes, config))
+
+
+def targets(line: Line) -> None:
+    """Seconds of Gt2FCOSTarget on one image."""
+    from ppdet.data.transform import Gt2FCOSTarget
+
+    from fcos_recipe.benchmark.pipeline import timed
+
+    operator = Gt2FCOSTarget(**line.setup["arguments"])
+    height, width = line.setup["size"]
+    image = np.zeros([3, height, width], np.float32)
+
+    def work(boxes: list, classes: list, repeat: int) -> dict:
+        boxes = np.array(boxes, np.float32)
+        classes = np.array(classes, np.int32).reshape(-1, 1)
+
+        def once():
+            operator([{"image": image, "gt_bbox": boxes, "gt_class": classes}])
+
+        return {"samples": timed(once, repeat)}
+
+    line.serve(work)
+
+
+def startup(line: Line) -> None:
+    """From creating the data set to the first batch out of the loader."""
+    start = time.perf_counter()
+    first = next(reader(line.setup))
+    line.send(data=time.perf_counter() - start, images=int(first["image"].shape[0]))
+
+
+def memory(line: Line) -> None:
+    """What the parsed annotations hold in one process."""
+    from ppdet.core.workspace import create
+
+    from fcos_recipe.benchmark.pipeline import proportional_mib
+
+    configure(line.setup)
+    before = proportional_mib()
+    dataset = create("TrainDataset")()
+    dataset.parse_dataset()
+    line.serve(lambda: {"mib": proportional_mib() - before, "images": len(dataset)})
+
+
+TASKS = {f.__name__: f for f in (train, data, targets, startup, memory)}
+
+if __name__ == "__main__":
+    channel = Line()
+    before_paddle()
+    mend_reshape()
+    with missing_stand_ins():
+        import ppdet.engine  # noqa: F401
+    TASKS[channel.setup["task"]](channel)
+    os._exit(0)  # data workers are still about
