@@ -107,6 +107,9 @@ def import_ppdet():
             f"paddledet {found} is installed, this recipe needs {PADDLEDET}; "
             f"run: pip install --no-deps paddledet=={PADDLEDET}"
         )
+    before_paddle()
+    import paddle  # noqa: F401 (before the stand-ins: its setuptools needs the real pkg_resources)
+
     finder, before = _StandInFinder(), {m for m in sys.modules if _root(m) in _STAND_INS}
     # already imported by somebody else: leave it, an import finds it in sys.modules
     sys.meta_path.insert(0, finder)
