@@ -1,4 +1,4 @@
-"""`fcos config print|validate|diff`."""
+"""`fcos config print|validate|diff|keys`."""
 
 import argparse
 from collections.abc import Iterator
@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
+from fcos_recipe.config.check import describe
 from fcos_recipe.config.load import Config, Dumper, Node, display, load_config
-from fcos_recipe.config.schema import ROOT
+from fcos_recipe.config.schema import RECIPE, ROOT, UNSET
 from fcos_recipe.errors import UserError, UserErrors
 
 DESCRIPTION = """\
@@ -16,6 +17,7 @@ examples:
   fcos config print configs/fcos/fcos_r50_fpn_1x_coco.yml -o LearningRate.base_lr=1e-3
   fcos config validate                          # every YAML of the project
   fcos config validate my.yml --strict --files
+  fcos config keys
   fcos config diff configs/fcos/fcos_r50_fpn_1x_coco.yml configs/fcos/fcos_r50_fpn_iou_1x_coco.yml
 """
 
@@ -39,7 +41,11 @@ def main(argv: list[str]) -> int:
         sub.add_argument("-o", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
         sub.add_argument("--strict", action="store_true", default=None,
                          help="what PaddleDetection silently ignores is an error")  # fmt: skip
+    commands.add_parser("keys", help="the recipe's keys: type, default, meaning")
     args = parser.parse_args(argv)
+    if args.command == "keys":
+        print("\n".join(reference(RECIPE)))
+        return 0
     if args.command == "print":
         config = load_config(args.config, args.o, args.strict)
         print(resolved(config), end="")
@@ -48,6 +54,17 @@ def main(argv: list[str]) -> int:
         a, b = (load_config(path, args.o, args.strict) for path in args.config)
         return _diff(a, b)
     return _validate(args)
+
+
+def reference(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The recipe's own keys as lines: key, type, default, meaning; * for PaddleDetection's keys."""
+    for name, key in table.items():
+        if isinstance(key, dict):
+            yield from reference(key, f"{prefix}{name}.")
+        else:
+            default = "-" if key.default is UNSET else _text(key.default)
+            mark = "*" if key.stock else " "
+            yield f"{mark} {prefix + name:<24}{describe(key.kind):<36}{default:<12}{key.doc}"
 
 
 def resolved(config: Config) -> str:

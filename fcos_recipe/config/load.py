@@ -245,8 +245,6 @@ class _Reader:
             self.errors.append(f"{self.place(mark, file)}: not valid YAML: {why}")
         except RecursionError:
             self.errors.append(f"{file or COMMAND_LINE}: nested too deeply")
-        except OverflowError as error:
-            self.errors.append(f"{file or COMMAND_LINE}: {error}")
         return None
 
     @staticmethod
@@ -256,7 +254,8 @@ class _Reader:
     def build(self, node: yaml.Node, file: str) -> Node:
         self.count += 1
         if self.count > MAX_NODES:
-            raise OverflowError(f"more than {MAX_NODES} values: aliases that contain aliases?")
+            bomb = f"{file}: more than {MAX_NODES} values: aliases or bases that multiply?"
+            raise UserErrors([*self.errors, bomb])
         where = self.place(node.start_mark, file)
         name = node.tag[1:] if node.tag[1:] in sum(SCHEDULERS, ()) else None
         if not name and node.tag.removeprefix(TAG) not in PLAIN_TAGS:
@@ -348,5 +347,6 @@ def _find_data(tree: Node) -> list[str]:
             name, place = places[0]
             node.value = display(place)
             if name != written:
-                found.setdefault(f"{node.where}: {written} not found, using {node.value}")
-    return list(found)
+                line = f"{node.where}: {written} not found, using {node.value}"
+                found.setdefault(written, line)  # said once, not per section
+    return list(found.values())

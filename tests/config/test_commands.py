@@ -71,3 +71,11 @@ def test_it_answers_in_a_second_without_importing_paddle(root):
         best = min(best, time.perf_counter() - start)
         assert done.returncode == 0, done.stderr
     assert best < 1.0
+
+
+def test_keys_lists_every_recipe_key_with_its_default(capsys):
+    assert run("config", ["keys"]) == 0
+    rows = {line[2:].split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert {"epoch", "launch.cards", "early_stop.patience", "export.nms"} <= set(rows)
+    assert rows["max_bad_images"].split()[1:5] == ["a", "whole", "number", "10"]
+    assert rows["epoch"].startswith("*") and not rows["accumulate"].startswith("*")

@@ -56,9 +56,11 @@ def test_upstreams_tree_loads_with_its_data_found_under_datasets(tmp_path, monke
     (tmp_path / "datasets/coco").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     cfg = load_config(upstream(PUBLISHED[0]), strict=True)
-    assert cfg.data["TrainDataset"]["dataset_dir"] == "datasets/coco"
-    assert len(cfg.warnings) == 3
-    assert "TrainDataset" not in cfg.warnings[0] and "dataset/coco not found" in cfg.warnings[0]
+    assert {cfg.data[f"{part}Dataset"]["dataset_dir"] for part in ("Train", "Eval", "Test")} == {
+        "datasets/coco"
+    }
+    assert len(cfg.warnings) == 1
+    assert "dataset/coco not found, using datasets/coco" in cfg.warnings[0]
     (tmp_path / "dataset/coco").mkdir(parents=True)
     assert load_config(upstream(PUBLISHED[0])).data["TrainDataset"]["dataset_dir"] == "dataset/coco"
 
