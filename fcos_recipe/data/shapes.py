@@ -18,7 +18,7 @@ from fcos_recipe.errors import UserError
 
 CLASSES = ["circle", "square", "triangle", "star"]
 MANIFEST = "shapes.json"
-_VERSION = 1  # of the drawing: a set drawn by another version is drawn anew
+_VERSION = 2  # of the drawing: a set drawn by another version is drawn anew
 
 
 def make_shapes(
@@ -112,27 +112,27 @@ def draw_scene(
         x, y, w, h in pixels, visible area in pixels).
     """
     height, width = size
-    image = _texture(rng, size, contrast=40)
+    image = _texture(rng, size, contrast=35)
     owner = np.full(size, -1, np.int16)  # index of the object that shows at each pixel
     labels, outlines, full = [], [], []
     for _ in range(0 if rng.random() < 0.08 else rng.integers(1, 7)):
         for _ in range(20):  # tries to find a place that hides nothing too much
-            small = rng.random() < 0.22
-            side = rng.uniform(16, 34) if small else rng.uniform(38, 0.6 * height)
+            small = rng.random() < 0.2
+            side = rng.uniform(18, 34) if small else rng.uniform(42, 0.6 * height)
             centre = rng.uniform([side / 2] * 2, [width - side / 2, height - side / 2])
-            if outlines and rng.random() < 0.2:  # beside an earlier one, so that they overlap
+            if outlines and rng.random() < 0.1:  # beside an earlier one, so that they overlap
                 other = outlines[rng.integers(len(outlines))]
                 reach = (side + np.ptp(other[:, 0])) / 2 * rng.uniform(0.5, 0.8)
                 angle = rng.uniform(0, 2 * np.pi)
                 centre = other.mean(0) + reach * np.array([np.cos(angle), np.sin(angle)])
             label = int(rng.integers(len(CLASSES)))
-            outline = centre + side / 2 * _outline(label, rng.uniform(0, 2 * np.pi))
+            outline = centre + side / 2 * _outline(label, rng.uniform(-0.35, 0.35))
             if (outline < 0).any() or (outline > [width - 1, height - 1]).any():
                 continue
             mask = cv2.fillPoly(np.zeros(size, np.uint8), [outline.round().astype(np.int32)], 1)
             after = np.where(mask > 0, np.int16(len(labels)), owner)
             shown = np.bincount(after.ravel() + 1, minlength=len(labels) + 1)[1 : len(labels) + 1]
-            if all(now >= 0.6 * whole for now, whole in zip(shown, full, strict=True)):
+            if all(now >= 0.75 * whole for now, whole in zip(shown, full, strict=True)):
                 break
         else:
             continue
@@ -150,13 +150,14 @@ def draw_scene(
 
 
 def _outline(label: int, angle: float) -> np.ndarray:
-    """Corners of a shape inside the unit circle, float [n, 2]."""
+    """Corners of a shape inside the unit circle, float [n, 2]; `angle` turns it (radians)."""
     name = CLASSES[label]
     corners = {"circle": 40, "square": 4, "triangle": 3, "star": 10}[name]
+    start = {"circle": 0, "square": np.pi / 4, "triangle": -np.pi / 2, "star": -np.pi / 2}[name]
     radius = np.ones(corners)
     if name == "star":
         radius[1::2] = 0.45
-    turn = angle + np.arange(corners) * 2 * np.pi / corners
+    turn = start + angle + np.arange(corners) * 2 * np.pi / corners
     return radius[:, None] * np.stack([np.cos(turn), np.sin(turn)], axis=1)
 
 
