@@ -54,6 +54,8 @@ def before_paddle() -> None:
     # Paddle's own modules, not the user's: nothing the user could do about them.
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="paddle")
     warnings.filterwarnings("ignore", message=".*pkg_resources.*")
+    # what every BatchNorm does; Paddle says so once a run
+    warnings.filterwarnings("ignore", message="When training, we now always track global mean")
 
 
 class _StandIn(types.ModuleType):

@@ -43,7 +43,7 @@ def build_loader(cfg, rank: int, ranks: int):
         cfg: ppdet's global config.
 
     Returns:
-        (loader, metric).
+        (loader, metric, ids of the images to judge on: None for all of the annotations).
     """
     dataset = create("EvalDataset")()
     dataset.check_or_download_dataset()
@@ -51,15 +51,18 @@ def build_loader(cfg, rank: int, ranks: int):
     batches = DealtBatches(len(dataset), cfg["EvalReader"].get("batch_size", 1), rank, ranks)
     loader = create("EvalReader")(dataset, cfg["worker_num"], batch_sampler=batches)
     by_class = {class_id: category for category, class_id in dataset.catid2clsid.items()}
-    return loader, CocoMetric(dataset.get_anno(), [by_class[k] for k in sorted(by_class)])
+    metric = CocoMetric(dataset.get_anno(), [by_class[k] for k in sorted(by_class)])
+    # only an explicit sample_num narrows the judgement: a missing image counts as not found
+    chosen = range(len(dataset)) if dataset.sample_num > 0 else None
+    return loader, metric, chosen and [dataset.image_info(i)["im_id"] for i in chosen]
 
 
-def evaluate(model, loader, metric: CocoMetric, autocast, beat=lambda: None) -> dict:
+def evaluate(model, loader, metric: CocoMetric, img_ids, autocast, beat=lambda: None) -> dict:
     """COCO figures of a model. All ranks must call it; all get the result.
 
     Args:
         model: in any mode; left in evaluation mode.
-        loader, metric: from `build_loader`.
+        loader, metric, img_ids: from `build_loader`.
         autocast: makes the context of each forward pass.
         beat: called after each batch, for a watchdog.
 
@@ -84,7 +87,7 @@ def evaluate(model, loader, metric: CocoMetric, autocast, beat=lambda: None) -> 
     result = None
     if dist.get_rank() == 0:
         metric.merge(state for state, _, _ in shares)
-        result = metric.result()
+        result = metric.result(img_ids)
         result["images"] = sum(count for _, count, _ in shares)
         slowest = max(seconds for _, _, seconds in shares)
         result["images_per_second"] = result["images"] / slowest

@@ -134,7 +134,7 @@ class Trainer(ppdet.engine.Trainer):
     @property
     def metric(self):
         """The last evaluation's `CocoMetric`, whole on rank 0."""
-        return self._metric
+        return self._judge[1]
 
     def compile(self) -> None:
         """Let Paddle compile backbone, neck and head into one static graph each."""
@@ -261,7 +261,7 @@ class Trainer(ppdet.engine.Trainer):
             log.warning("warning: %s", line)
         log.info("run directory: %s", run.path)
         if validate:
-            self._eval_loader, self._metric = build_loader(self.cfg, self._local_rank, self._nranks)
+            self._judge = build_loader(self.cfg, self._local_rank, self._nranks)
         parameters = sum(int(np.prod(p.shape)) for p in self.model.parameters())
         log.info("model: %.2f M parameters on %s, %d images", parameters / 1e6, self.device,
                  len(self.dataset))  # fmt: skip
@@ -284,7 +284,7 @@ class Trainer(ppdet.engine.Trainer):
             rate = self.optimizer.get_lr()
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            self.optimizer.clear_grad()
+            self.optimizer.clear_grad(set_to_zero=False)  # freed, not filled with zeros
             self.lr.step()
             if self.ema:
                 self.ema.update()
@@ -344,14 +344,12 @@ class Trainer(ppdet.engine.Trainer):
         Returns:
             as `engine.evaluate.evaluate`.
         """
-        self._eval_loader, self._metric = build_loader(self.cfg, self._local_rank, self._nranks)
+        self._judge = build_loader(self.cfg, self._local_rank, self._nranks)
         with self.watchdog.phase("eval"):
             return self._figures()
 
     def _figures(self) -> dict:
-        return evaluate(
-            self.model, self._eval_loader, self._metric, self.autocast, self.watchdog.beat
-        )
+        return evaluate(self.model, *self._judge, self.autocast, self.watchdog.beat)
 
     def _validate(self, epoch: int) -> None:
         with self.watchdog.phase("eval"), self._averaged():

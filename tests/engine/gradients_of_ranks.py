@@ -22,17 +22,16 @@ def main(config: str, out: str, *indices: str) -> None:
         if isinstance(layer, paddle.nn.BatchNorm2D):
             layer.eval()  # frozen: its statistics would differ between the ranks
     # every rank builds the whole list of batches, so that they do not depend on the ranks
-    dataset, reader = trainer.dataset, trainer.cfg["TrainReader"]
-    size = reader["batch_size"]
+    size = trainer.cfg["TrainReader"]["batch_size"]
     fixed = [list(range(k * size, (k + 1) * size)) for k in map(int, indices)]
     fixed = fixed[trainer.rank :: trainer._nranks]
-    loader = compat.workspace(trainer.config.stock_data()) and trainer.loader.__class__(
-        **{**reader, "shuffle": False}
-    )(dataset, 0, batch_sampler=fixed)
+    loader = compat.create("TrainReader")(trainer.dataset, 0, batch_sampler=fixed)
     model = paddle.DataParallel(trainer.model) if trainer._nranks > 1 else trainer.model
     trainer.accumulate = len(fixed)
-    for number, batch in enumerate(loader, start=1):
-        trainer._backward(model, batch, synchronise=number == len(fixed))
+    for _ in range(2):  # the second time over what a step leaves behind
+        trainer.optimizer.clear_grad(set_to_zero=False)
+        for number, batch in enumerate(loader, start=1):
+            trainer._backward(model, batch, synchronise=number == len(fixed))
     if trainer.rank == 0:
         named = trainer.model.named_parameters()
         np.savez(out, **{n: p.grad.numpy() for n, p in named if p.grad is not None})

@@ -46,6 +46,7 @@ def test_two_ranks_and_two_accumulated_batches_give_the_mean_gradient(tiny, tmp_
     assert_same(gradients(tiny, tmp_path, 2, 0, 1, 2, 3), gradients(tiny, tmp_path, 1, 0, 1, 2, 3))
 
 
+@pytest.mark.matrix
 def test_two_ranks_train_and_every_number_of_ranks_evaluates_alike(tiny, tmp_path):
     done = run_tool("train", "-c", tiny, "--eval", "--output", tmp_path / "run", cwd=tmp_path,
                     launch=2)  # fmt: skip

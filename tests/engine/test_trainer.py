@@ -29,6 +29,7 @@ def finished(tiny, tmp_path_factory):
     return path
 
 
+@pytest.mark.matrix
 def test_a_run_leaves_all_that_repeats_it(finished, tiny):
     names = {p.name for p in finished.iterdir()}
     assert {"config.yml", "environment.json", "log.txt", "metrics.jsonl", "eval.json",
@@ -50,6 +51,7 @@ def test_a_run_leaves_all_that_repeats_it(finished, tiny):
     assert again.data["TrainReader"] == first.data["TrainReader"]
 
 
+@pytest.mark.matrix
 def test_resume_equals_the_uninterrupted_run(finished, tiny, tmp_path):
     path = tmp_path / "cut"
     assert train(tiny, path, "--eval", "-o", "epoch=1") == 0
@@ -99,6 +101,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny, tmp_path, capfd):
         assert all(np.isfinite(v).all() for v in state.values() if hasattr(v, "shape"))
 
 
+@pytest.mark.matrix
 def test_accumulated_gradients_are_the_mean(tiny):
     from fcos_recipe.engine.trainer import Trainer
 
@@ -137,6 +140,7 @@ def test_stock_checkpoint_resumes_and_missing_optimizer_is_refused(finished, tin
     assert "pretrain_weights" in capfd.readouterr().err
 
 
+@pytest.mark.matrix
 def test_eval_of_the_saved_weights_gives_the_run_s_figures(finished, tiny, tmp_path):
     out = tmp_path / "out.json"
     assert run("eval", ["-c", str(tiny), "--weights", str(finished / "model_final"), "--json",
