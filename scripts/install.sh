@@ -160,7 +160,7 @@ COMPLETE='from importlib.util import find_spec
 import sys
 sys.exit(not all(map(find_spec, sys.argv[1:])))'
 complete() { # the environment starts and nothing has gone missing
-    "$VENV/bin/python" -c "$COMPLETE" paddle numpy cv2 yaml pycocotools hotcoco tqdm psutil six \
+    "$VENV/bin/python" -c "$COMPLETE" paddle numpy cv2 yaml pycocotools hotcoco msgspec tqdm psutil six \
         ppdet fcos_recipe 2>/dev/null
 }
 

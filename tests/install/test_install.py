@@ -1,5 +1,6 @@
 """scripts/install.sh: its decision for every kind of machine, and one real offline installation."""
 
+import ast
 import os
 import re
 import shutil
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import venv
 import zipfile
-from importlib.metadata import distribution
+from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
 import pytest
@@ -203,12 +204,14 @@ def test_directories_of_the_users_own(machine):
     assert "requirements-base.txt" in done.stdout
 
 
+def direct_requirements(root: Path) -> set[str]:
+    text = "".join((root / f"requirements{part}.txt").read_text() for part in ("", "-base"))
+    return {name.lower() for name in re.findall(r"^([A-Za-z][\w-]*)", text, re.MULTILINE)}
+
+
 def test_lock_files_are_complete_and_from_pypi(root):
     """Every locked line is exact and hashed, and no index or file of one computer is in them."""
-    direct = set()
-    for name in ("requirements.txt", "requirements-base.txt"):
-        text = (root / name).read_text()
-        direct |= {m.lower() for m in re.findall(r"^([A-Za-z][\w-]*)", text, re.MULTILINE)}
+    direct = direct_requirements(root)
     for lock in root.glob("requirements-lock-*.txt"):
         text = lock.read_text()
         assert not re.search(r"file:|https?:|--index|--find-links", text), lock
@@ -217,6 +220,23 @@ def test_lock_files_are_complete_and_from_pypi(root):
             assert re.match(r"[\w.-]+==[\w.]+", package) and "--hash=sha256:" in package, package
         if "cpu" in lock.name:
             assert direct <= {package.split("==")[0] for package in packages}, lock
+
+
+def test_every_import_is_a_stated_dependency(root):
+    """What the package imports is the standard library's or listed in the requirements."""
+    optional = {"visualdl", "torch", "torchvision"}  # logs on request; compared with in benchmarks
+    modules = set()
+    for path in root.glob("fcos_recipe/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                modules.add(node.module.partition(".")[0])
+    modules -= set(sys.stdlib_module_names) | optional | {"fcos_recipe"}
+    direct = direct_requirements(root) | {"paddledet", "pillow"}  # Pillow: Paddle itself needs it
+    distributions = packages_distributions()
+    missing = {m for m in modules if not {d.lower() for d in distributions.get(m, [])} & direct}
+    assert modules and not missing
 
 
 def wheel(folder: Path, name: str, version: str, files: dict[str, str]) -> None:
@@ -232,7 +252,7 @@ def wheel(folder: Path, name: str, version: str, files: dict[str, str]) -> None:
 
 
 def test_real_installation_offline_into_an_activated_environment(root, tmp_path):
-    """Fails clearly without packages; of two at once one works and one waits; nothing is touched."""
+    """Fails clearly without packages; of two at once one waits; Paddle is never touched."""
     if int(distribution("setuptools").version.split(".")[0]) < 71:
         pytest.skip("setuptools of this environment is too old to build the package")
     clone, wheels, own = tmp_path / "clone", tmp_path / "wheels", tmp_path / "own"
@@ -255,8 +275,8 @@ def test_real_installation_offline_into_an_activated_environment(root, tmp_path)
     assert failed.returncode == 1 and len(failed.stderr.splitlines()) == 1
     assert "installing around Paddle failed" in failed.stderr
 
-    modules = "yaml pycocotools hotcoco tqdm psutil six ppdet".split()
-    names = "PyYAML pycocotools hotcoco tqdm psutil six paddledet".split()
+    modules = "yaml pycocotools hotcoco msgspec tqdm psutil six ppdet".split()
+    names = "PyYAML pycocotools hotcoco msgspec tqdm psutil six paddledet".split()
     for name, inside in zip(names, modules, strict=True):
         version = "2.6.0" if name == "paddledet" else "9.0"
         wheel(wheels, name, version, {f"{inside}/__init__.py": ""})
