@@ -1,8 +1,8 @@
 """`fcos config`: what it prints loads again; it answers without Paddle in under a second."""
 
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -64,13 +64,12 @@ def test_it_answers_in_a_second_without_importing_paddle(root):
         "import sys; from fcos_recipe.cli import run; run('config', ['validate']); "
         "sys.exit(any(m in sys.modules for m in ('paddle', 'ppdet', 'numpy')))"
     )
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True)
-        best = min(best, time.perf_counter() - start)
-        assert done.returncode == 0, done.stderr
-    assert best < 1.0
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    # Processor time: what a clock shows depends on what else the machine is doing.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
 
 
 def test_keys_lists_every_recipe_key_with_its_default(capsys):
