@@ -29,6 +29,7 @@ from fcos_recipe.errors import UserError
 
 FORMAT = b"FCOSIDX1"
 EPSILON = 1e-5  # smallest width and height of a box that is kept, pixels (stock's)
+HUGE = 1e9  # largest coordinate of a box that is kept, pixels
 
 
 @dataclass(frozen=True)
@@ -153,16 +154,14 @@ def _read_header(place: Path) -> tuple[dict[str, Any], mmap.mmap, int] | None:
     try:
         with open(place, "rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        length = int.from_bytes(mapped[8:16], "little")
-        if mapped[:8] != FORMAT or length > len(mapped):
+        if mapped[:8] != FORMAT:
             return None
-        header = json.loads(mapped[16 : 16 + length])
-        body = _aligned(16 + length)
-        # The check sum covers the arrays: 20 ms for COCO's 25 MB, and no half-written page is used.
-        if len(mapped) != body + header["bytes"] or header["crc"] != zlib.crc32(
-            memoryview(mapped)[body:]
-        ):
+        # The check sum covers all that follows: 20 ms for COCO, and no half-written page is used.
+        check, length = (int.from_bytes(mapped[i : i + 8], "little") for i in (8, 16))
+        if check != zlib.crc32(memoryview(mapped)[16:]):
             return None
+        header = json.loads(mapped[24 : 24 + length])
+        body = _aligned(24 + length)
         return header, mapped, body
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -233,21 +232,14 @@ def _write(
         blocks += [data.tobytes(), bytes(padding)]
         end = _aligned(end + data.nbytes)
     body = b"".join(blocks)
-    header = json.dumps(
-        {
-            "stat": stat,
-            "content": content,
-            "meta": meta,
-            "arrays": layout,
-            "bytes": end,
-            "crc": zlib.crc32(body),
-        }
-    ).encode()
-    start = FORMAT + len(header).to_bytes(8, "little") + header
+    header = json.dumps({"stat": stat, "content": content, "meta": meta, "arrays": layout}).encode()
+    rest = len(header).to_bytes(8, "little") + header
+    rest += bytes(_aligned(16 + len(rest)) - 16 - len(rest))
+    check = zlib.crc32(body, zlib.crc32(rest))
     handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=place.name)
     try:
         with open(handle, "wb") as file:
-            file.write(start + bytes(_aligned(len(start)) - len(start)))
+            file.write(FORMAT + check.to_bytes(8, "little") + rest)
             file.write(body)
         os.chmod(temporary, 0o644)
         os.replace(temporary, place)
@@ -288,8 +280,9 @@ def parse(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read a COCO annotation file into arrays.
 
     What stock's COCODataSet would not train on is left out and counted: boxes that are marked
-    `ignore`, missing, all zero, with an area <= 0 or a side <= 1e-5 pixels, and annotations of
-    images that the file does not list. Missing areas are width x height, missing `iscrowd` is 0.
+    `ignore`, missing, all zero, with an area <= 0 or a side <= 1e-5 pixels (or absurdly large), and
+    annotations of images that the file does not list. Missing areas are width x height, missing
+    `iscrowd` is 0.
 
     Returns:
         the arrays of `Index` by name, and its other fields but `path`.
@@ -427,7 +420,8 @@ def _boxes(
     start, end = xywh[:, :2], xywh[:, :2] + xywh[:, 2:]
     orphan = row < 0
     empty = ~xywh.any(axis=1)
-    degenerate = ~((area > 0) & (end - start > EPSILON).all(axis=1)) & ~empty & ~ignored
+    usable = (area > 0) & (end - start > EPSILON).all(axis=1) & (abs(xywh) < HUGE).all(axis=1)
+    degenerate = ~usable & ~empty & ~ignored
     _count(counts, "annotations of images that are not listed", orphan)
     _count(counts, "annotations marked ignore", ignored)
     _count(counts, "annotations without a box", empty)
