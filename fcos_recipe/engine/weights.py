@@ -1,20 +1,16 @@
 """Weights files: find, read, and load them into a model with a report of what fitted."""
 
-import hashlib
 import io
-import os
 import pickle
 import re
-import shutil
-import tempfile
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import paddle
 
+from fcos_recipe.data.download import digest
+from fcos_recipe.engine.zoo import cached
 from fcos_recipe.errors import UserError
 
 # A weights file is a pickle. Only these may be named in it: arrays and plain containers.
@@ -87,7 +83,7 @@ def resolve(source: str) -> Path:
         UserError: no such file, or the download failed.
     """
     if re.match(r"https?://|ppdet://", source):
-        return _cached(source.replace("ppdet://", "https://paddledet.bj.bcebos.com/"))
+        return cached(source.replace("ppdet://", "https://paddledet.bj.bcebos.com/"))
     given = Path(source).expanduser()
     for path in (given, given.with_name(given.name + ".pdparams"), given / "model.pdparams"):
         if path.is_file():
@@ -98,47 +94,9 @@ def resolve(source: str) -> Path:
     )
 
 
-def cache_dir() -> Path:
-    """Where downloaded weights are kept: FCOS_CACHE, else ~/.cache/fcos_recipe."""
-    return Path(os.environ.get("FCOS_CACHE", "~/.cache/fcos_recipe")).expanduser() / "weights"
-
-
-def _cached(url: str) -> Path:
-    path = cache_dir() / url.rsplit("/", 1)[-1]
-    note = path.with_name(path.name + ".sha256")
-    if path.is_file() and note.is_file():
-        if sha256(path) == note.read_text().strip():
-            return path
-        raise UserError(f"{path}: does not match its recorded SHA-256; delete it to fetch it again")
-    # Stock's own cache, filled by an earlier PaddleDetection run, serves as well.
-    theirs = Path("~/.cache/paddle/weights").expanduser() / path.name
-    if theirs.is_file():
-        return theirs
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False)
-    try:
-        with part, urllib.request.urlopen(url, timeout=30) as reply:
-            shutil.copyfileobj(reply, part)
-            expected = reply.headers.get("Content-Length")
-        size = os.path.getsize(part.name)
-        if expected is not None and size != int(expected):
-            raise UserError(f"{url}: {size} of {expected} bytes arrived; try again")
-        note.write_text(sha256(part.name) + "\n")
-        os.replace(part.name, path)
-    except (urllib.error.URLError, OSError) as error:
-        raise UserError(
-            f"pretrain_weights: {url}: {error}; fetch the file elsewhere and put it at {path}, or "
-            "set pretrain_weights to a local path ('' trains from scratch)"
-        ) from None
-    finally:
-        Path(part.name).unlink(missing_ok=True)
-    print(f"fetched {url} -> {path} (SHA-256 {note.read_text().strip()}, recorded, not pinned)")
-    return path
-
-
 def sha256(path: str | Path) -> str:
     """Hex digest of a file's bytes."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return digest(path, "sha256")
 
 
 class LoadReport(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 import pytest
 
-from fcos_recipe.engine import weights
+from fcos_recipe.engine import weights, zoo
 from fcos_recipe.errors import UserError
 
 
@@ -101,12 +101,12 @@ def test_url_is_fetched_once_and_checked(server, tmp_path, monkeypatch):
     weights.load(Net(), url, exact=True)
     weights.load(Net(), url, exact=True)
     assert server.requests == ["/net.pdparams"]
-    cached = weights.cache_dir() / "net.pdparams"
+    cached = zoo.cache_dir() / "net.pdparams"
     cached.write_bytes(cached.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match="SHA-256"):
         weights.load(Net(), url)
     with pytest.raises(UserError, match="pretrain_weights: .*404"):
         weights.load(Net(), url.replace("net", "gone"))
-    assert sorted(p.name for p in weights.cache_dir().iterdir()) == [
+    assert sorted(p.name for p in zoo.cache_dir().iterdir()) == [
         "net.pdparams", "net.pdparams.sha256",
     ]  # fmt: skip

@@ -1,0 +1,511 @@
+"""Fetch a file over HTTP so that a cut, a kill or a reboot costs seconds, not the download.
+
+While a transfer runs, `NAME.part` holds its bytes and `NAME.part.json` says which of them are
+safely on the disk and which version of the server's file they belong to. `NAME` itself appears only
+when its length and, where known, its MD5 are right.
+"""
+
+import base64
+import binascii
+import contextlib
+import errno
+import fcntl
+import hashlib
+import http.client
+import json
+import math
+import os
+import queue
+import random
+import re
+import shutil
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from fcos_recipe import __version__
+from fcos_recipe.errors import RunFailure, UserError
+
+TIMEOUT = 30.0  # seconds without a byte until a connection counts as dead
+PIECE = 64 << 20  # bytes per request when several connections share a file
+BLOCK = 256 << 10  # bytes per read
+SAVE_EVERY = 3.0  # seconds between two records of what is safely on the disk
+FIRST_TRIES = 5  # in a row without a byte, while nothing has arrived yet: fails within 20 s
+LATER_TRIES = 40  # the same afterwards: rides out half an hour without network
+RESTARTS = 5  # from byte 0, when the server's file changes or the server can't resume
+BACKOFF = 1.0  # seconds before the second try; doubled each time
+LONGEST_PAUSE = 60.0  # seconds
+
+
+class DownloadError(RunFailure):
+    """The transfer could not be completed; what has arrived is kept. Exit code 1."""
+
+    code = 1
+
+
+class Damaged(DownloadError):
+    """Bytes that are not those expected: checksum, length, count, unsafe archive. Exit code 3."""
+
+    code = 3
+
+
+class NoSpace(DownloadError):
+    """The disk is, or would become, full. Exit code 4."""
+
+    code = 4
+
+
+class _Broken(Exception):
+    """A reply that another try may better."""
+
+
+class _Changed(Exception):
+    """What has arrived can't be continued."""
+
+
+class _Stopped(Exception):
+    """Another connection of the same transfer has failed."""
+
+
+def fetch(
+    url: str, path: str | Path, md5: str | None = None, connections: int = 1, piece: int = 0
+) -> None:
+    """Fetch `url` into `path`, going on from what an earlier call left.
+
+    Not safe against a second process on the same path: hold `locked` around it.
+
+    Args:
+        url: http or https; redirects and the usual proxy variables are followed.
+        path: the file to make; its directory is made as well.
+        md5: hex digest that the bytes must have. Without it, a Content-MD5 sent with the whole file
+            is used; where there is none either, the length alone is checked.
+        connections: how many at once, for servers that limit each connection's speed.
+        piece: bytes per request if `connections` > 1; default `PIECE`.
+
+    Raises:
+        UserError: not such a URL, or the directory can't be written.
+        Damaged: the server's bytes don't match `md5` even when fetched anew.
+        NoSpace: too little room.
+        DownloadError: the server refuses, or fails too often in a row.
+    """
+    path = Path(path)
+    if not re.match(r"https?://[^/\s]+", url):
+        raise UserError(f"{url}: not an http or https address")
+    prepare(path.parent)
+    mismatches = 0
+    for _ in range(RESTARTS + 1):
+        transfer = _Transfer(url, path, md5, connections, piece or PIECE)
+        try:
+            expected = transfer.run()
+        except _Changed as reason:
+            say(f"{path.name}: {reason}: starting over")
+            transfer.discard()
+            continue
+        if expected and digest(transfer.part, "md5", f"{path.name}: checking") != expected:
+            transfer.discard()
+            mismatches += 1
+            if mismatches == 2:
+                raise Damaged(f"{url}: the MD5 is not {expected}, fetched twice; try --mirror")
+            say(f"{path.name}: the MD5 is not {expected}: starting over")
+            continue
+        os.replace(transfer.part, path)
+        transfer.discard()
+        return
+    raise DownloadError(f"{url}: had to start over {RESTARTS + 1} times; try --mirror")
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file; waits, and says so, while another process holds it.
+
+    The kernel frees the lock of a killed process, so none is ever stale; the file is removed at
+    the end.
+    """
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(file, path)
+            # The one that held it has removed the file: lock the next one, not a ghost.
+            if os.path.exists(path) and os.path.samestat(os.fstat(file), os.stat(path)):
+                try:
+                    yield
+                finally:
+                    path.unlink(missing_ok=True)
+                return
+        finally:
+            os.close(file)
+
+
+def _lock(file: int, path: Path) -> None:
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another process is at work here ({path}): waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        raise UserError(
+            f"{path}: can't be locked ({error.strerror}); use a directory on another file system"
+        ) from None
+
+
+def digest(path: str | Path, algorithm: str, label: str = "") -> str:
+    """Hex digest of a file's bytes; with a label its progress is shown."""
+    summed = hashlib.new(algorithm)
+    with open(path, "rb") as file, Progress(label, os.path.getsize(path)) as progress:
+        while block := file.read(4 << 20):
+            summed.update(block)
+            progress.add(len(block))
+    return summed.hexdigest()
+
+
+def prepare(folder: Path) -> None:
+    """Make a directory and make sure that it can be written.
+
+    Raises:
+        UserError: it can't.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: can't be made: {error.strerror}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: not writable")
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes where `folder` is, or would be made."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def local_failure(error: OSError, path: Path) -> DownloadError:
+    """What to raise for a failed write."""
+    kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else DownloadError
+    return kind(f"{path}: {error.strerror}; what is there is kept for the next call")
+
+
+def amount(size: float) -> str:
+    """Bytes in decimal units, as disks and networks count."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"
+
+
+def say(line: str) -> None:
+    """A line for the person who waits; never for a program, which reads stdout."""
+    print(line, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Amount done, speed, time left: a bar on a terminal, else a line each ten seconds.
+
+    Args:
+        label: what is going on; nothing is shown without one.
+        total: bytes, or None when not known.
+        done: bytes done before.
+    """
+
+    EVERY = 10.0  # seconds
+
+    def __init__(self, label: str, total: int | None, done: int = 0):
+        self.label, self.total, self.done = label, total, done
+        self.began = self.told = time.monotonic()
+        self.before = done
+        self.bar = None
+        if label and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(desc=label, total=total, initial=done, unit="B", unit_scale=True)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_exception) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def add(self, count: int) -> None:
+        """`count` more bytes."""
+        self.done += count
+        if self.bar is not None:
+            self.bar.update(count)
+        elif self.label and time.monotonic() - self.told >= self.EVERY:
+            self.told = time.monotonic()
+            say(self.line())
+
+    def line(self) -> str:
+        """The present state in words."""
+        speed = (self.done - self.before) / max(time.monotonic() - self.began, 1e-3)
+        text = f"{self.label}: {amount(self.done)}"
+        if self.total:
+            text += f" of {amount(self.total)} ({100 * self.done // self.total}%)"
+        text += f", {amount(speed)}/s"
+        if self.total and speed:
+            left = round((self.total - self.done) / speed)
+            text += f", {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+        return text
+
+
+@dataclass
+class _Note:
+    """What `NAME.part.json` holds."""
+
+    url: str
+    length: int | None  # None: the server doesn't tell
+    piece: int  # bytes per request; 0: the file in one
+    etag: str | None
+    modified: str | None  # Last-Modified
+    md5: str | None  # Content-MD5 of the whole, hex
+    done: list[int] = field(default_factory=list)  # bytes from the start of each piece
+
+    def span(self, index: int) -> tuple[int, int | None]:
+        """First byte and end of a piece."""
+        if not self.piece:
+            return 0, self.length
+        return index * self.piece, min((index + 1) * self.piece, self.length)
+
+    def complete(self, index: int) -> bool:
+        start, end = self.span(index)
+        return end is not None and start + self.done[index] >= end
+
+
+class _Transfer:
+    """One attempt at a file. Connections are threads; all they share is behind `guard`."""
+
+    def __init__(self, url: str, path: Path, md5: str | None, connections: int, piece: int):
+        self.url, self.md5, self.connections, self.piece = url, md5, connections, piece
+        self.name = path.name
+        self.part = path.with_name(path.name + ".part")
+        self.note_path = path.with_name(path.name + ".part.json")
+        self.guard = threading.Lock()
+        self.stop = threading.Event()
+        self.received = 0
+        self.saved = time.monotonic()
+        self.note = self._load()
+        self.progress: Progress | None = None
+
+    def _load(self) -> _Note | None:
+        """The earlier call's record, if the file of bytes beside it can belong to it."""
+        try:
+            note = _Note(**json.loads(self.note_path.read_text()))
+            spans = [note.span(i)[0] + done for i, done in enumerate(note.done) if done]
+            if self.part.stat().st_size < max(spans, default=0):
+                return None
+        except (OSError, ValueError, TypeError):
+            return None
+        if note.url != self.url:
+            if not self.md5:  # nothing could tell whether the other server's file is the same
+                return None
+            note.url, note.etag, note.modified = self.url, None, None
+        return note
+
+    def discard(self) -> None:
+        """Remove what this transfer has written beside the file itself."""
+        self.note_path.unlink(missing_ok=True)
+        self.part.unlink(missing_ok=True)
+
+    def run(self) -> str | None:
+        """Fetch what is missing; returns the MD5 that the bytes must have, if one is known."""
+        try:
+            flags = os.O_RDWR | os.O_CREAT | (0 if self.note else os.O_TRUNC)
+            self.file = os.open(self.part, flags, 0o666)
+        except OSError as error:
+            raise UserError(f"{self.part}: {error.strerror}") from None
+        try:
+            if self.note:
+                self._begin()
+                if self.progress.done:
+                    say(f"{self.name}: going on at {amount(self.progress.done)}")
+            else:
+                self._fetch(0)  # its reply tells how the rest can be had
+            self._fetch_rest()
+        finally:
+            with self.guard:  # after this no thread writes any more
+                self.stop.set()
+                with contextlib.suppress(OSError):
+                    self._save()
+                os.close(self.file)
+                if self.progress:
+                    self.progress.__exit__()
+                if not self.note:  # not a single reply
+                    self.discard()
+        return self.md5 or self.note.md5
+
+    def _begin(self) -> None:
+        done = sum(self.note.done)
+        self.progress = Progress(self.name, self.note.length, done)
+        missing = (self.note.length or 0) - done
+        if (free := free_bytes(self.part.parent)) < missing:
+            raise NoSpace(
+                f"{self.part.parent}: {amount(missing)} to come, {amount(free)} free; "
+                "make room or choose another directory"
+            )
+
+    def _fetch_rest(self) -> None:
+        pieces: queue.SimpleQueue = queue.SimpleQueue()
+        rest = [i for i in range(len(self.note.done)) if not self.note.complete(i)]
+        for index in rest:
+            pieces.put(index)
+        ends: queue.SimpleQueue = queue.SimpleQueue()
+
+        def work() -> None:
+            try:
+                with contextlib.suppress(queue.Empty):
+                    while True:
+                        self._fetch(pieces.get_nowait())
+                ends.put(None)
+            except BaseException as error:
+                ends.put(error)
+
+        threads = min(self.connections, len(rest))
+        for _ in range(threads):
+            threading.Thread(target=work, daemon=True).start()
+        for _ in range(threads):
+            if error := ends.get():
+                raise error
+
+    def _fetch(self, index: int) -> None:
+        """One piece, with as many tries as it takes."""
+        failures = 0
+        while not (self.note and self.note.complete(index)):
+            before, pause = self.received, 0.0
+            try:
+                self._request(index)
+                continue
+            except urllib.error.HTTPError as error:
+                reason = f"HTTP {error.code} {error.reason}"
+                error.close()
+                if error.code == 416 and self.note:
+                    raise _Changed("the server's file is shorter than what was there") from None
+                if error.code < 500 and error.code not in (408, 425, 429):
+                    raise DownloadError(f"{self.url}: {reason}") from None
+                with contextlib.suppress(TypeError, ValueError):
+                    pause = min(float(error.headers.get("Retry-After")), 2 * LONGEST_PAUSE)
+            except (_Broken, http.client.HTTPException, urllib.error.URLError, OSError) as error:
+                reason = str(getattr(error, "reason", None) or error) or type(error).__name__
+            failures = 1 if self.received > before else failures + 1
+            if failures >= (LATER_TRIES if self.received else FIRST_TRIES):
+                raise DownloadError(
+                    f"{self.url}: {reason} ({failures} tries in a row); the same command goes on "
+                    "from what has arrived"
+                )
+            pause = max(pause, min(BACKOFF * 2 ** (failures - 1), LONGEST_PAUSE))
+            say(f"{self.name}: {reason}; again in {pause:.0f} s")
+            if self.stop.wait(pause * random.uniform(0.5, 1) if pause < LONGEST_PAUSE else pause):
+                raise _Stopped
+
+    def _request(self, index: int) -> None:
+        start, end = self.note.span(index) if self.note else (0, None)
+        position = start + (self.note.done[index] if self.note else 0)
+        headers = {
+            "User-Agent": f"fcos_recipe/{__version__}",
+            "Accept-Encoding": "identity",
+            "Range": f"bytes={position}-{end - 1 if end else ''}",
+        }
+        if self.note and position:
+            strong = self.note.etag if (self.note.etag or "").startswith('"') else None
+            if validator := strong or self.note.modified:
+                headers["If-Range"] = validator
+        request = urllib.request.Request(self.url, headers=headers)
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
+            self._judge(reply, position)
+            end = self.note.span(index)[1]
+            while end is None or position < end:
+                block = reply.read1(BLOCK if end is None else min(BLOCK, end - position))
+                if not block and end is None and position:
+                    self.note.length = position  # the last chunk has been seen
+                    return
+                if not block:
+                    raise _Broken("the connection ended early")
+                self._write(index, position, block)
+                position += len(block)
+
+    def _judge(self, reply: http.client.HTTPResponse, position: int) -> None:
+        """Take over a first reply's description of the file, or compare a later one with it."""
+        headers = reply.headers
+        if headers.get("Content-Encoding", "identity") != "identity":
+            raise DownloadError(f"{self.url}: the server compresses the file on its way")
+        whole = reply.status == 200
+        if whole:
+            length = reply.length
+        elif reply.status == 206:
+            match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", headers.get("Content-Range", ""))
+            if not match or int(match[1]) != position:
+                raise _Broken(f"sent another range: {headers.get('Content-Range')}")
+            length = int(match[3])
+        else:
+            raise _Broken(f"HTTP {reply.status} where a file was expected")
+        etag, modified = headers.get("ETag"), headers.get("Last-Modified")
+        note = self.note
+        if note is None:
+            chunked = headers.get("Transfer-Encoding", "").lower() == "chunked"
+            if length is None and not chunked and not self.md5:
+                raise DownloadError(f"{self.url}: the server doesn't tell the length")
+            if length == 0:
+                raise Damaged(f"{self.url}: the server's file is empty")
+            share = not whole and self.connections > 1 and length > self.piece
+            md5 = _content_md5(headers) if whole or int(match[2]) == length - 1 else None
+            note = _Note(self.url, length, self.piece if share else 0, etag, modified, md5)
+            note.done = [0] * (math.ceil(length / self.piece) if share else 1)
+            self.note = note
+            self._begin()
+            return
+        same = length == note.length and (not etag or not note.etag or etag == note.etag)
+        if not note.etag and modified and note.modified:
+            same = same and modified == note.modified
+        if not same:
+            raise _Changed("the server's file has changed")
+        if whole and position:
+            raise _Changed("the server can't resume")
+        note.etag, note.modified = note.etag or etag, note.modified or modified
+
+    def _write(self, index: int, position: int, block: bytes) -> None:
+        with self.guard:
+            if self.stop.is_set():
+                raise _Stopped
+            try:
+                view = memoryview(block)
+                while view:
+                    count = os.pwrite(self.file, view, position)
+                    view, position = view[count:], position + count
+                self.note.done[index] += len(block)
+                if time.monotonic() - self.saved > SAVE_EVERY:
+                    self._save()
+            except OSError as error:
+                raise local_failure(error, self.part) from None
+            self.received += len(block)
+            self.progress.add(len(block))
+
+    def _save(self) -> None:
+        """Bytes first, then the record of them: a power cut leaves no hole that looks done."""
+        if self.note:
+            os.fdatasync(self.file)
+            write_json(self.note_path, asdict(self.note))
+        self.saved = time.monotonic()
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Write a JSON file in one step: readers see the old or the new one."""
+    draft = path.with_name(path.name + ".tmp")
+    with open(draft, "w") as file:
+        json.dump(value, file, separators=(",", ":"))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+def _content_md5(headers: http.client.HTTPMessage) -> str | None:
+    try:
+        value = base64.b64decode(headers.get("Content-MD5", ""), validate=True).hex()
+    except binascii.Error:
+        return None
+    return value if len(value) == 32 else None
