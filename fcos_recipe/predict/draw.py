@@ -49,17 +49,19 @@ def draw(
     pen = ImageDraw.Draw(picture)
     short = min(image.shape[:2])
     width, size = max(1, round(short / 250)), max(10, round(short / 35))
-    for k in np.argsort(scores, kind="stable"):
-        if scores[k] < threshold:
-            continue
+    shown = [k for k in np.argsort(scores, kind="stable") if scores[k] >= threshold]
+    for k in shown:
+        x1, y1, x2, y2 = (float(v) for v in boxes[k])
+        corners = [x1, y1, max(x1, x2), max(y1, y2)]
+        pen.rectangle(corners, outline=color(int(labels[k])), width=width)
+    for k in shown:  # after all boxes, so that no line crosses a label
         label = int(labels[k])
         name, font = _printable(names[label], label, size)
         fill = color(label)
-        x1, y1, x2, y2 = (float(v) for v in boxes[k])
-        pen.rectangle([x1, y1, max(x1, x2), max(y1, y2)], outline=fill, width=width)
         text = f"{name} {scores[k]:.2f}"
         _, top, right, bottom = font.getbbox(text)
         high = bottom - top + 4
+        x1, y1 = (float(v) for v in boxes[k][:2])
         left = max(0.0, min(x1, picture.width - right - 4))
         above = y1 - high if y1 >= high else min(max(y1, 0), picture.height - high)
         pen.rectangle([left, above, left + right + 4, above + high], fill=fill)
