@@ -37,7 +37,8 @@ def test_lr_and_warmup_follow_the_images_per_step(
     assert p.learning_rate["base_lr"] == p.lr
     assert p.learning_rate["schedulers"][0]["milestones"] == [8, 11]  # epochs: never scaled
     assert p.warnings == []
-    assert f"{cards} cards x {batch} images x {accumulate} accumulated" in p.lines[0]
+    assert f"{cards} card" in p.lines[0] and ("cards" in p.lines[0]) == (cards > 1)
+    assert f" x {batch} images x {accumulate} accumulated" in p.lines[0]
     assert f"= {p.total_batch} per step" in p.lines[0]
     assert f"LR       {lr:g} = 0.01 x {p.total_batch} / 16" in p.lines[1]
 
