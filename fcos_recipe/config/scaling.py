@@ -109,7 +109,8 @@ def plan(cfg: Config, cards: int, images: int) -> ScalePlan:
         kept = {k: v for k, v in warmup.items() if k != "epochs"}
         schedulers = [decay, {**kept, "steps": warm}]
     lines = [
-        f"batch    {cards} card{'s'[: cards - 1]} x {batch} images x {accumulate} accumulated = {total} per step",
+        f"batch    {cards} card{'s'[: cards - 1]} x {batch} images x {accumulate} accumulated"
+        f" = {total} per step",
         f"LR       {lr:g} "
         + (f"(not scaled: {why_not})" if why_not else f"= {base_lr:g} x {total} / {base_batch}")
         + f"  [{cfg.origin('LearningRate.base_lr')}]",
