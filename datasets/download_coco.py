@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also where nothing is installed yet
 
-from fcos_recipe.cli import run  # noqa: E402
+from fcos_recipe.cli import leave, run  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(run("dataset", ["download", *sys.argv[1:]]))
+    leave(run("dataset", ["download", *sys.argv[1:]]))

@@ -1,5 +1,6 @@
 """Command name -> function. `fcos NAME ...` and `python tools/NAME.py ...` both end here."""
 
+import atexit
 import os
 import sys
 from importlib import import_module
@@ -56,6 +57,21 @@ def run(name: str, argv: list[str] | None = None) -> int:
         raise
 
 
+def leave(code: int):
+    """End the process with this code, after everything that Python has registered for its end.
+
+    Native code is not asked any more: the plugin for Iluvatar was reported to crash while it
+    unloads after a finished run, and Paddle 2.6 aborts when a reader's thread is still alive,
+    which would turn the exit code into a signal.
+    """
+    if "paddle" in sys.modules:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def usage() -> str:
     rows = "\n".join(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items())
     return (
@@ -65,16 +81,16 @@ def usage() -> str:
     )
 
 
-def main() -> int:
+def main():
     """Console entry point `fcos`."""
     argv = sys.argv[1:]
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
-        return 0
+        leave(OK)
     if argv[0] == "--version":
         print(__version__)
-        return 0
+        leave(OK)
     if argv[0] not in COMMANDS:
         print(f"error: no command {argv[0]!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
-    return run(argv[0], argv[1:])
+        leave(BAD_INPUT)
+    leave(run(argv[0], argv[1:]))

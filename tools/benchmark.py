@@ -1,8 +1,6 @@
 """Measure this recipe and stock paddledet side by side: as `fcos benchmark`; see `--help`."""
 
-import sys
-
-from fcos_recipe.cli import run
+from fcos_recipe.cli import leave, run
 
 if __name__ == "__main__":
-    sys.exit(run("benchmark"))
+    leave(run("benchmark"))

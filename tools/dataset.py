@@ -1,8 +1,6 @@
 """Fetch and look at data sets: the same as `fcos dataset`; see `--help`."""
 
-import sys
-
-from fcos_recipe.cli import run
+from fcos_recipe.cli import leave, run
 
 if __name__ == "__main__":
-    sys.exit(run("dataset"))
+    leave(run("dataset"))

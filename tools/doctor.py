@@ -1,8 +1,6 @@
 """Check this machine: the same as `fcos doctor`; see `--help`."""
 
-import sys
-
-from fcos_recipe.cli import run
+from fcos_recipe.cli import leave, run
 
 if __name__ == "__main__":
-    sys.exit(run("doctor"))
+    leave(run("doctor"))

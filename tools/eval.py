@@ -1,8 +1,6 @@
 """Evaluate a weights file: the same as `fcos eval`; see `--help`."""
 
-import sys
-
-from fcos_recipe.cli import run
+from fcos_recipe.cli import leave, run
 
 if __name__ == "__main__":
-    sys.exit(run("eval"))
+    leave(run("eval"))

@@ -1,8 +1,6 @@
 """Predict on images: the same as `fcos infer`; see `--help`."""
 
-import sys
-
-from fcos_recipe.cli import run
+from fcos_recipe.cli import leave, run
 
 if __name__ == "__main__":
-    sys.exit(run("infer"))
+    leave(run("infer"))

@@ -1,8 +1,6 @@
 """Train a model: the same as `fcos train`; see `--help`."""
 
-import sys
-
-from fcos_recipe.cli import run
+from fcos_recipe.cli import leave, run
 
 if __name__ == "__main__":
-    sys.exit(run("train"))
+    leave(run("train"))

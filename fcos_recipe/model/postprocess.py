@@ -52,9 +52,9 @@ def postprocess(
     while True:
         levels = [
             _candidates(cls, reg, decode, stride, nms_pre, num_shift, sqrt_score)
-            for cls, reg, decode, stride in zip(logits, regression, decoders, strides)
+            for cls, reg, decode, stride in zip(logits, regression, decoders, strides, strict=True)
         ]
-        scores, boxes, cuts = (list(part) for part in zip(*levels))
+        scores, boxes, cuts = (list(part) for part in zip(*levels, strict=True))
         boxes = paddle.concat(boxes, axis=1) / scale
         bbox, bbox_num = _nms(nms, boxes, paddle.concat(scores, axis=2))
         if not paddle.in_dynamic_mode() or _complete(bbox, bbox_num, cuts, nms):
@@ -140,7 +140,7 @@ def _complete(bbox: Tensor, bbox_num: Tensor, cuts: list, nms: object) -> bool:
         return True
     cut = paddle.stack(cuts).max(axis=0).numpy()
     scores, end = bbox[:, 1].numpy(), 0
-    for limit, count in zip(cut.tolist(), bbox_num.tolist()):
+    for limit, count in zip(cut.tolist(), bbox_num.tolist(), strict=True):
         begin, end = end, end + count
         full = count == nms.keep_top_k and scores[begin:end].min() > limit
         if limit > nms.score_threshold and not full:
@@ -150,6 +150,8 @@ def _complete(bbox: Tensor, bbox_num: Tensor, cuts: list, nms: object) -> bool:
 
 def _clip(bbox: Tensor, bbox_num: Tensor, im_shape: Tensor, scale_factor: Tensor) -> Tensor:
     """Cut boxes to the original image of their row."""
+    if bbox.shape[0] == 0:  # Paddle before 3.1 cannot slice and concatenate nothing
+        return bbox
     size = paddle.floor(im_shape / scale_factor + 0.5).flip(axis=1)  # x, y
     limit = paddle.concat([size, size], axis=1)
     image = paddle.repeat_interleave(paddle.arange(paddle.shape(bbox_num)[0]), bbox_num)
