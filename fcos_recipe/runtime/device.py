@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -213,6 +214,11 @@ def ask_paddle_outside(seconds: float = 180) -> PaddleFacts:
         raise UserError(f"Paddle cannot be imported: {last}; install it: bash scripts/install.sh")
     facts = json.loads(done.stdout.splitlines()[-1])
     return PaddleFacts(facts["version"], facts["cuda"], tuple(facts["custom"]), facts["count"])
+
+
+def requested(data: Mapping) -> str:
+    """The device that a resolved config asks for; `use_gpu: false` is PaddleDetection's `cpu`."""
+    return "cpu" if data["device"] == "auto" and data.get("use_gpu") is False else data["device"]
 
 
 def resolve(requested: str, facts: PaddleFacts | None = None) -> str:

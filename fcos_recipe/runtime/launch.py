@@ -17,7 +17,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +29,10 @@ from fcos_recipe.errors import UserError
 from fcos_recipe.runtime import cpu_math, device, exit_codes
 
 HEADLINE = "configs/fcos/fcos_r50_fpn_1x_coco.yml"
+TRAIN = device.ROOT / "tools" / "train.py"
 GRACE = 15  # seconds the ranks have to end by themselves after a failure
 STOP_GRACE = 45  # seconds after Ctrl-C or SIGTERM: a rank may be writing a checkpoint
+_LIBC = ctypes.CDLL(None)
 TAIL = 20  # lines of a failed rank's log on the console
 
 
@@ -91,15 +94,23 @@ def choose_cards(asked: str | None, configured: int, visible: list[str] | None) 
     return visible[:count]
 
 
-def plan(kind: str, labels: list[str], visible: list[str], train: list[str], log_dir: Path) -> Plan:
+def plan(
+    kind: str,
+    labels: list[str],
+    visible: list[str],
+    arguments: list[str],
+    log_dir: Path,
+    script: Path = TRAIN,
+) -> Plan:
     """Command and environment of a run.
 
     Args:
         kind: an answer of `device.resolve`.
         labels: the chosen cards; on the CPU one entry per rank.
         visible: all visible cards, in the order of the visibility variable.
-        train: arguments of tools/train.py.
+        arguments: of the script.
         log_dir: where the launcher puts workerlog.N.
+        script: what each rank runs.
     """
     env: dict[str, str | None] = {"PYTHONPATH": device.child_environment()["PYTHONPATH"]}
     count = len(labels)
@@ -119,15 +130,15 @@ def plan(kind: str, labels: list[str], visible: list[str], train: list[str], log
     notes = [f"{count} x {kind}" + (f": cards {','.join(labels)}" if visible else " processes")]
     if idle:
         notes.append(f"visible but idle: cards {','.join(idle)}")
-    script = [str(device.ROOT / "tools" / "train.py"), *train]
+    program = [str(script), *arguments]
     if count == 1:
         if visible:
             env[f"FLAGS_selected_{kind}s"] = str(visible.index(labels[0]))
-        return Plan([sys.executable, *script], env, 1, log_dir, notes)
+        return Plan([sys.executable, *program], env, 1, log_dir, notes)
     which = ["--gpus", ",".join(labels)] if visible else ["--nproc_per_node", str(count)]
     launcher = [sys.executable, "-m", "paddle.distributed.launch", "--log_dir", str(log_dir)]
     notes.append(f"the log of each rank: {log_dir}/workerlog.N")
-    return Plan([*launcher, *which, *script], env, count, log_dir, notes)
+    return Plan([*launcher, *which, *program], env, count, log_dir, notes)
 
 
 def supervise(run: Plan) -> int:
@@ -137,38 +148,54 @@ def supervise(run: Plan) -> int:
         An exit code of `exit_codes`.
     """
     run.log_dir.mkdir(parents=True, exist_ok=True)
-    before = {p.pid for p in psutil.Process().children(recursive=True)}
-    libc = ctypes.CDLL(None)
-    libc.prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: orphans of a dead rank come to us to be ended
     stops: list[int] = []
-    old = {s: signal.signal(s, lambda n, _: stops.append(n)) for s in (2, 15)}
-    launcher_log = run.log_dir / "launcher.log"
+    signals = (signal.SIGINT, signal.SIGTERM)
+    old = {s: signal.signal(s, lambda number, _: stops.append(number)) for s in signals}
     try:
-        with launcher_log.open("ab") as log:
-            launcher = subprocess.Popen(
-                run.command,
-                env=run.environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
-                # PR_SET_PDEATHSIG: if this process is killed, the launcher ends the ranks.
-                preexec_fn=lambda: libc.prctl(1, signal.SIGTERM),
-            )
-        return _watch(run, launcher, launcher_log, stops)
+        with no_process_left():
+            log = run.log_dir / "launcher.log"
+            return _watch(run, start(run, log), log, stops)
     finally:
-        _end([p for p in psutil.Process().children(recursive=True) if p.pid not in before])
         for number, handler in old.items():
             signal.signal(number, handler)
 
 
+def start(run: Plan, log: Path) -> subprocess.Popen:
+    """Start the command of `run` in a session of its own, its console in the file `log`.
+
+    Ctrl-C then reaches this process alone, which passes it on; and when this process is killed,
+    the kernel sends SIGTERM to the launcher, which ends the ranks.
+    """
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            run.command,
+            env=run.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            preexec_fn=lambda: _LIBC.prctl(1, signal.SIGTERM),  # PR_SET_PDEATHSIG
+        )
+
+
+@contextmanager
+def no_process_left() -> Iterator[None]:
+    """End every process that was started inside, orphans included (data workers of a dead rank)."""
+    before = {p.pid for p in psutil.Process().children(recursive=True)}
+    _LIBC.prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: orphans become children of this process
+    try:
+        yield
+    finally:
+        _end([p for p in psutil.Process().children(recursive=True) if p.pid not in before])
+
+
 def _watch(run: Plan, launcher: subprocess.Popen, launcher_log: Path, stops: list[int]) -> int:
     console = _Stream(run.log_dir / "workerlog.0")
-    ranks = _Ranks(launcher.pid)
+    ranks = _Ranks(launcher.pid, run.ranks)
     deadline = None
     forwarded = 0
     while launcher.poll() is None and (deadline is None or time.monotonic() < deadline):
-        ranks.wait(0.2)
+        ranks.wait()
         console.pump()
         if len(stops) > forwarded:
             if forwarded:  # asked twice: now
@@ -249,16 +276,19 @@ class _Ranks:
     lost its peer. A pidfd tells each death at once.
     """
 
-    def __init__(self, launcher_pid: int):
+    def __init__(self, launcher_pid: int, expected: int):
         self._launcher = psutil.Process(launcher_pid)
+        self._expected = expected
         self._poll = select.poll()
         self._ranks: dict[int, tuple[int, int]] = {}  # pidfd -> rank, pid
         self._seen: set[int] = set()
         self._codes: dict[int, int] = {}
 
-    def wait(self, seconds: float) -> None:
-        """Look for new ranks, then wait for deaths."""
-        self._find()
+    def wait(self) -> None:
+        """Look for ranks while some are missing; then wait up to 0.2 s for deaths."""
+        if len(self._seen) < self._expected:
+            self._find()
+        seconds = 0.2 if len(self._seen) == self._expected else 0.05
         for fd, _ in self._poll.poll(seconds * 1000):
             rank, pid = self._ranks[fd]
             code = _zombie_code(pid)
@@ -362,7 +392,7 @@ def prepare(argv: list[str]) -> tuple[Plan, bool]:
     if os.environ.get("DEVICE"):
         overrides.append(f"device={os.environ['DEVICE']}")
     config = load_config(path, overrides)
-    requested = config.data.get("device") or "auto"
+    requested = device.requested(config.data)
     visible: list[str] = []
     if requested == "cpu" or (requested == "auto" and not device.has_card_hardware()):
         kind = "cpu"
@@ -370,14 +400,14 @@ def prepare(argv: list[str]) -> tuple[Plan, bool]:
         facts = device.ask_paddle_outside()
         kind = device.resolve(requested, facts)
         visible = device.visible_cards(kind, facts)
-    cards = int((config.data.get("launch") or {}).get("cards") or 0)
+    cards = config.data["launch"]["cards"]
     labels = choose_cards(args.gpus, cards, None if kind == "cpu" else visible)
     train = ["-c", path, *rest]
     if args.output:
         train += ["--output", args.output]
     if overrides:
         train += ["-o", *overrides]
-    output = Path(args.output or config.data.get("save_dir") or "output")
+    output = Path(args.output or config.data["save_dir"])
     stamp = f"{Path(path).stem}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     log_dir = args.log_dir or output / "launch" / stamp
     return plan(kind, labels, visible, train, log_dir), args.dry_run

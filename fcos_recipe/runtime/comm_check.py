@@ -1,0 +1,15 @@
+"""One rank of the doctor's communication check: a sum over ranks, on the CPU."""
+
+import paddle
+import paddle.distributed as dist
+
+from fcos_recipe.runtime.device import set_device
+
+if __name__ == "__main__":
+    set_device("cpu")
+    dist.init_parallel_env()
+    value = paddle.full([1000], dist.get_rank() + 1.0)
+    dist.all_reduce(value)
+    ranks = dist.get_world_size()
+    assert float(value.sum()) == 1000 * ranks * (ranks + 1) / 2, f"wrong sum: {value[0].item()}"
+    print("sum over", ranks, "ranks is right")
