@@ -45,6 +45,9 @@ device: cpu
 worker_num: 0
 log_iter: 1
 epoch: 2
+eval_interval: 1
+snapshot_epoch: 1
+use_ema: false
 TrainDataset: {{dataset_dir: {shapes}}}
 EvalDataset: {{dataset_dir: {shapes}}}
 TestDataset: {{dataset_dir: {shapes}}}
