@@ -1,11 +1,13 @@
 """One rank of the doctor's communication check: a sum over ranks, on the CPU."""
 
-import paddle
-import paddle.distributed as dist
-
+from fcos_recipe.compat import before_paddle
 from fcos_recipe.runtime.device import set_device
 
 if __name__ == "__main__":
+    before_paddle()
+    import paddle
+    import paddle.distributed as dist
+
     set_device("cpu")
     dist.init_parallel_env()
     value = paddle.full([1000], dist.get_rank() + 1.0)

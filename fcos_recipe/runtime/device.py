@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fcos_recipe.compat import before_paddle
 from fcos_recipe.errors import UserError
 
 PLUGIN = "iluvatar_gpu"  # the custom device type of Iluvatar's Paddle plugin
@@ -311,4 +312,5 @@ def set_device(device: str) -> str:
 
 
 if __name__ == "__main__":
+    before_paddle()
     print(json.dumps(asdict(ask_paddle())))

@@ -44,8 +44,6 @@ class Finding:
 def _python() -> Finding:
     version = platform.python_version()
     text = f"{version} ({sys.executable})"
-    if sys.version_info < (3, 10):
-        return Finding(RED, "Python", text, "use Python 3.10, 3.11 or 3.12")
     if sys.version_info >= (3, 13):
         return Finding(YELLOW, "Python", text, "tested with 3.10 to 3.12 only")
     return Finding(GREEN, "Python", text)

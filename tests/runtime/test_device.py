@@ -1,0 +1,267 @@
+"""Rows of the card table as the driver's tools print them, and what follows for a run."""
+
+import os
+import re
+
+import pytest
+
+from fcos_recipe.errors import UserError
+from fcos_recipe.runtime import device, launch
+from fcos_recipe.runtime.device import PaddleFacts
+
+HEAD = """Timestamp    Mon Jan  5 10:00:00 2026
++------------------------------------------------------------------------+
+|  IX-ML: {version}     Driver Version: {version}     CUDA Version: 10.2  |
+|-------------------------------+------------------+---------------------|
+| GPU  Name                     | Bus-Id           | Clock-SM  Clock-Mem |
+| Fan  Temp  Perf  Pwr:Usage/Cap|   Memory-Usage   | GPU-Util  Compute M.|
+|===============================+==================+=====================|
+"""
+ROW = """| {index}    Iluvatar {name}    | 00000000:{index:02X}:00.0 | 1500MHz  1200MHz |
+| N/A  40C  P0   {power} | {used}MiB / 32768MiB | 0%    Default |
++-------------------------------+------------------+---------------------+
+"""
+PROCESSES = """
++------------------------------------------------------------------------+
+| Processes:                                                  GPU Memory |
+|  GPU        PID      Process name                           Usage(MiB) |
+|========================================================================|
+|    0       4242      python3                                       64  |
++------------------------------------------------------------------------+
+"""
+
+
+def ixsmi(version, name, count, power="50W / 250W"):
+    rows = [ROW.format(index=i, name=name, power=power, used=64) for i in range(count)]
+    return HEAD.format(version=version) + "".join(rows) + PROCESSES
+
+
+NVIDIA = """
++-----------------------------------------------------------------------------------------+
+| NVIDIA-SMI 550.54.15              Driver Version: 550.54.15      CUDA Version: 12.4     |
+|-----------------------------------------+------------------------+----------------------+
+| GPU  Name                 Persistence-M | Bus-Id          Disp.A | Volatile Uncorr. ECC |
+|=========================================+========================+======================|
+|   0  NVIDIA A100-SXM4-40GB          On  |   00000000:07:00.0 Off |                    0 |
+| N/A   30C    P0             55W /  400W |       5MiB /  40960MiB |      0%      Default |
+|                                         |                        |             Disabled |
++-----------------------------------------+------------------------+----------------------+
+|   1  NVIDIA A100-SXM4-40GB          Off |   00000000:0F:00.0 Off |                  ERR! |
+|ERR!  ERR! ERR!           ERR! / ERR!    |      5MiB / 40960MiB   |    ERR!      Default |
++-----------------------------------------+------------------------+----------------------+
+|  Processes:                                                                              |
+|    0   N/A  N/A      1234      C   python                                      12000MiB |
++------------------------------------------------------------------------------------------+
+"""
+
+
+def test_parse_ixsmi_and_its_process_table():
+    driver = device.parse_smi(ixsmi("4.3.0", "BI-V150", 16))
+    assert (driver.version, driver.driver, driver.cuda) == ("4.3.0", "4.3.0", "10.2")
+    assert [card.index for card in driver.cards] == list(range(16))
+    assert driver.cards[3] == device.Card(3, "Iluvatar BI-V150", 32768, 64, "")
+
+
+def test_parse_nvidia_smi_with_a_broken_card():
+    driver = device.parse_smi(NVIDIA, "nvidia-smi")
+    assert driver.version == "550.54.15"
+    good, broken = driver.cards
+    assert good == device.Card(0, "NVIDIA A100-SXM4-40GB", 40960, 5, "")
+    assert broken.index == 1 and "error" in broken.fault
+
+
+@pytest.mark.parametrize("lost", [" | 64MiB / 32768MiB", "MiB / 32768MiB"])
+def test_a_card_without_memory_or_sensors_is_faulty_not_a_crash(lost):
+    text = ixsmi("3.0.1", "BI-V100", 2).replace(lost, "", 1)
+    assert [bool(card.fault) for card in device.parse_smi(text).cards] == [True, False]
+    overflow = device.parse_smi(ixsmi("3.0.1", "BI-V100", 1, power="65535W / 250"))
+    assert "65535 W" in overflow.cards[0].fault
+
+
+@pytest.mark.parametrize("text", ["", "no devices were found\n", "| 0 |\n+--+\n"])
+def test_parse_of_nothing(text):
+    assert device.parse_smi(text).cards == ()
+
+
+def test_samples_of_real_cards(shared):
+    cards = {
+        path.stem: device.parse_smi(path.read_text()).cards
+        for path in (shared / "reference" / "ixsmi").glob("*.txt")
+    }
+    names = {stem: [(c.index, c.name, bool(c.fault)) for c in row] for stem, row in cards.items()}
+    assert names == {
+        "bi_v100_faulty_card": [(5, "Iluvatar BI-V100", True)],
+        "bi_v100_two_cards": [(0, "Iluvatar BI-V100", False), (1, "Iluvatar BI-V100", False)],
+        "bi_v150_one_board": [(0, "Iluvatar BI-V150", False), (1, "Iluvatar BI-V150", False)],
+        "mr_v100_wide_columns": [(0, "Iluvatar MR-V100 DUO", False)],
+    }
+    assert all(card.memory_total == 32768 for row in cards.values() for card in row)
+
+
+def test_sdk_table_is_the_reference(shared):
+    """Every row of ixuca.md, in its order: release, device, certainty."""
+    text = (shared / "reference" / "ixuca.md").read_text()
+    rows = re.findall(
+        r"^\| (\d[\d.]*)[^|]*\| ([^|]*) \| ([^|]*) \| `(\w+)` \| (\w) \|$", text, re.M
+    )
+    ours = [(s.version, s.python, s.device, s.sure) for s in device.SDKS]
+    assert ours == [(v, python, kind, sure) for v, _, python, kind, sure in rows]
+    for (_, paddle, *_rest), row in zip(rows, device.SDKS):
+        version = re.search(r"\d\.\d\.\d", paddle)
+        assert not version or version.group() in row.paddle
+
+
+@pytest.mark.parametrize(
+    "version, releases, runs",
+    [
+        ("3.0.1", {"3.0.0"}, {"no"}),
+        ("4.2.0", {"4.2.0"}, {"yes"}),
+        ("4.3.0", {"4.3.0"}, {"yes"}),
+        ("4.4.0", {"4.3.8"}, {"yes"}),
+        ("2.9", set(), set()),
+    ],
+)
+def test_sdk_rows(version, releases, runs):
+    rows = device.sdk_rows(version)
+    assert {row.version for row in rows} == releases and {row.runs for row in rows} == runs
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch, root):
+    """Makes a stand-in `ixsmi` on PATH and stubs Paddle's answer."""
+    monkeypatch.chdir(root)
+
+    def make(sdk, cards=8, environment=()):
+        name = "BI-V100" if sdk.version < "4" else "BI-V150"
+        tool = tmp_path / "ixsmi"
+        tool.write_text(f"#!/bin/sh\ncat <<'END'\n{ixsmi(sdk.version, name, cards)}END\n")
+        tool.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        for variable in ("DEVICE", "CUDA_VISIBLE_DEVICES", "ILUVATAR_GPU_VISIBLE_DEVICES"):
+            monkeypatch.delenv(variable, raising=False)
+        for variable, value in dict(environment).items():
+            monkeypatch.setenv(variable, value)
+        plugin = sdk.device == device.PLUGIN
+        facts = PaddleFacts(sdk.paddle, not plugin, (device.PLUGIN,) if plugin else (), cards)
+        monkeypatch.setattr(device, "ask_paddle_outside", lambda: facts)
+        return facts
+
+    return make
+
+
+def words(command):
+    """The launcher's part of a command: what precedes the training script."""
+    return command[1 : next(i for i, word in enumerate(command) if word.endswith("train.py"))]
+
+
+@pytest.mark.parametrize("sdk", device.SDKS, ids=lambda s: f"{s.version}-{s.device}")
+def test_every_row_of_the_table(sdk, machine):
+    """Device, environment, launch command and AMP choice on a machine with this SDK."""
+    facts = machine(sdk, cards=16)
+    driver = device.read_driver()
+    assert (driver.tool, driver.version, len(driver.cards)) == ("ixsmi", sdk.version, 16)
+    assert device.has_card_hardware()
+    kind = device.resolve("auto", facts)
+    assert kind == sdk.device
+    assert device.amp_supported(kind)
+    run, dry = launch.prepare(["--gpus", "8", "--dry-run", "--eval"])
+    assert dry and run.ranks == 8
+    cards = "0,1,2,3,4,5,6,7"
+    launcher = ["-m", "paddle.distributed.launch", "--log_dir", str(run.log_dir), "--gpus", cards]
+    assert words(run.command) == launcher
+    assert run.command[7:] == [str(launch.TRAIN), "-c", launch.HEADLINE, "--eval"]
+    expected = {}
+    if sdk.device == device.PLUGIN:
+        every = ",".join(str(i) for i in range(16))
+        expected = {
+            "PADDLE_XCCL_BACKEND": "iluvatar_gpu",
+            "ILUVATAR_GPU_VISIBLE_DEVICES": every,
+        }
+    assert {k: v for k, v in run.env.items() if k != "PYTHONPATH"} == expected
+    assert "visible but idle: cards 8,9,10,11,12,13,14,15" in run.notes
+
+
+@pytest.mark.parametrize("kind", ["gpu", device.PLUGIN])
+def test_one_card_is_a_plain_process_on_the_chosen_card(kind, machine):
+    sdk = next(s for s in device.SDKS if s.device == kind)
+    machine(sdk, cards=2, environment={"CUDA_VISIBLE_DEVICES": "4,5"})
+    run, _ = launch.prepare(["configs/fcos/fcos_r18_fpn_demo.yml", "--gpus", "5,"])
+    assert words(run.command) == [] and run.ranks == 1
+    assert run.env[f"FLAGS_selected_{kind}s"] == "1"
+    if kind == device.PLUGIN:  # the plugin's launcher path knows labels only by this name
+        assert run.env["ILUVATAR_GPU_VISIBLE_DEVICES"] == "4,5"
+
+
+def test_nvidia_with_eight_cards(machine):
+    machine(device.Sdk("4.3.0", "3.3.1", "3.11", "gpu", "H", "yes"), cards=8)
+    run, _ = launch.prepare([])
+    assert words(run.command)[-2:] == ["--gpus", "0,1,2,3,4,5,6,7"]
+    assert set(run.env) == {"PYTHONPATH"}
+
+
+def test_more_cards_than_exist(machine):
+    machine(device.SDKS[-1], cards=2)
+    with pytest.raises(UserError, match=r"launch.cards: 8: 2 visible \(0,1\); choose fewer"):
+        launch.prepare([])
+
+
+def test_cpu_on_a_machine_with_cards_hides_them(machine):
+    machine(device.SDKS[2], cards=8, environment={"DEVICE": "cpu"})
+    run, _ = launch.prepare(["--gpus", "2"])
+    assert words(run.command)[-2:] == ["--nproc_per_node", "2"]
+    assert run.env["CUDA_VISIBLE_DEVICES"] == "-1,-1"
+    assert run.env["PADDLE_DISTRI_BACKEND"] == "gloo"
+    assert int(run.env["OMP_NUM_THREADS"]) >= 1
+    assert run.command[-2:] == ["-o", "device=cpu"]
+
+
+CPU = PaddleFacts("3.3.1", False, (), 0)
+CUDA = PaddleFacts("2.5.2+corex", True, (), 8)
+BLIND = PaddleFacts("2.5.2+corex", True, (), 0)
+PLUGGED = PaddleFacts("3.3.0", False, (device.PLUGIN,), 8)
+
+
+@pytest.mark.parametrize(
+    "requested, facts, answer",
+    [
+        ("auto", CPU, "cpu"),
+        ("auto", CUDA, "gpu"),
+        ("auto", BLIND, "cpu"),
+        ("auto", PLUGGED, "iluvatar_gpu"),
+        ("cpu", CUDA, "cpu"),
+        ("gpu", CUDA, "gpu"),
+        ("iluvatar_gpu", PLUGGED, "iluvatar_gpu"),
+        ("gpu", CPU, "the installed Paddle 3.3.1 offers cpu"),
+        ("gpu", PLUGGED, "offers iluvatar_gpu and cpu"),
+        ("iluvatar_gpu", CUDA, "offers gpu and cpu"),
+        ("gpu", BLIND, "Paddle sees no card"),
+        ("npu", CPU, "'npu' is unknown"),
+    ],
+)
+def test_resolve(requested, facts, answer):
+    if " " not in answer:
+        assert device.resolve(requested, facts) == answer
+    else:
+        with pytest.raises(UserError, match=answer):
+            device.resolve(requested, facts)
+
+
+def test_visible_cards(monkeypatch):
+    monkeypatch.delenv("ILUVATAR_GPU_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "all")
+    assert device.visible_cards("gpu", CUDA) == [str(i) for i in range(8)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6, 7")
+    assert device.visible_cards("gpu", CUDA) == ["6", "7"]
+    assert device.visible_cards(device.PLUGIN, PLUGGED) == ["6", "7"]
+    monkeypatch.setenv("ILUVATAR_GPU_VISIBLE_DEVICES", "2,3")
+    assert device.visible_cards(device.PLUGIN, PLUGGED) == ["2", "3"]
+    assert device.visible_cards("gpu", CUDA) == ["6", "7"]
+    assert device.visible_cards("cpu", CPU) == []
+
+
+def test_paddle_of_this_environment_answers():
+    facts = device.ask_paddle_outside()
+    assert facts == device.ask_paddle()
+    assert device.amp_supported("cpu") is device.amp_supported("cpu", "bfloat16") is False
+    place = device.set_device(device.resolve("cpu"))
+    assert place == "cpu" and os.environ.pop("PADDLE_DISTRI_BACKEND") == "gloo"

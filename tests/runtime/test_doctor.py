@@ -1,0 +1,149 @@
+"""The report on this machine, on broken ones (stand-in tools), and without Paddle."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fcos_recipe.errors import UserError
+from fcos_recipe.runtime import device, doctor
+from tests.runtime.test_device import NVIDIA, ixsmi
+
+CPU = device.PaddleFacts("3.3.1", False, (), 0)
+CUDA = device.PaddleFacts("2.5.2+corex", True, (), 2)
+
+
+@pytest.fixture
+def examine(tmp_path, monkeypatch):
+    """Examine with a stand-in `tool` that runs `script`, and Paddle's answer `facts`."""
+
+    def run(facts, script="exit 0", tool="ixsmi", config=None, overrides=()):
+        path = tmp_path / tool
+        path.write_text("#!/bin/sh\n" + script)
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+        def answer(seconds):
+            if isinstance(facts, Exception):
+                raise facts
+            return facts
+
+        monkeypatch.setattr(device, "ask_paddle_outside", answer)
+        found = doctor.examine(config, list(overrides), communication=False)
+        return {item.name: item for item in found}
+
+    return run
+
+
+def show(text):
+    return f"cat <<'END'\n{text}END\n"
+
+
+def test_healthy_cards(examine):
+    found = examine(CUDA, show(ixsmi("4.3.0", "BI-V150", 2)))
+    assert found["card 1"].text == "Iluvatar BI-V150, 64 of 32768 MiB used"
+    assert "IXUCA 4.3.0: Paddle 3.0.0+corex.4.3.0 on Python 3.10" in found["SDK"].text
+    assert not any(item.level == doctor.RED for item in found.values())
+
+
+def test_a_faulty_card_is_named_with_the_ones_to_use(examine, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    card = examine(CUDA, show(NVIDIA), "nvidia-smi")["card 1"]
+    assert card.level == doctor.RED and card.remedy.endswith("export CUDA_VISIBLE_DEVICES=0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert examine(CUDA, show(NVIDIA), "nvidia-smi")["card 1"].level == doctor.YELLOW
+
+
+def test_releases(examine):
+    old = examine(CUDA, show(ixsmi("3.0.1", "BI-V100", 2)))["SDK"]
+    assert old.level == doctor.RED and "Python >= 3.10" in old.remedy
+    assert examine(CUDA, show(ixsmi("3.1.0", "BI-V100", 2)))["SDK"].level == doctor.YELLOW
+    newer = examine(CUDA, show(ixsmi("4.4.0", "BI-V150", 2)))["SDK"]
+    assert newer.level == doctor.YELLOW and "nearest row" in newer.remedy
+
+
+def test_broken_driver_idle_cards_and_no_paddle(examine):
+    broken = examine(CPU, "echo 'cannot open /dev/iluvatar0' >&2; exit 9")["driver"]
+    assert broken.level == doctor.RED
+    assert broken.text == "ixsmi: exit code 9: cannot open /dev/iluvatar0"
+    idle = examine(CPU, show(ixsmi("4.3.8", "BI-V150", 2)))["Paddle"]
+    assert idle.level == doctor.YELLOW and "runs would use the CPU" in idle.text
+    gone = UserError("Paddle cannot be imported: No module named 'paddle'; install it: xyz")
+    absent = examine(gone)["Paddle"]
+    assert absent == doctor.Finding(
+        doctor.RED, "Paddle", "cannot be imported: No module named 'paddle'", "install it: xyz"
+    )
+
+
+COCO = {
+    "images": [{"id": i, "file_name": f"{i}.jpg", "width": 640, "height": 480} for i in range(80)],
+    "annotations": [
+        {"id": i + 1, "image_id": i, "category_id": 1, "bbox": [1, 1, 50, 50]} for i in range(64)
+    ],
+    "categories": [{"id": 1, "name": "thing"}],
+}
+
+
+def test_a_planned_run(examine, tmp_path, root):
+    (tmp_path / "a.json").write_text(json.dumps(COCO))
+    data = [
+        f"{section}.{key}={value}"
+        for section in ("TrainDataset", "EvalDataset")
+        for key, value in (
+            ("dataset_dir", tmp_path),
+            ("image_dir", "."),
+            ("anno_path", "a.json"),
+        )
+    ]
+    config = str(root / "configs/fcos/fcos_r50_fpn_1x_coco.yml")
+    cards = show(ixsmi("3.1.0", "BI-V100", 2))
+    found = examine(CUDA, cards, config=config, overrides=[*data, "launch.cards=2"])
+    # 64 images with objects, 12 epochs, 2 cards x 2 images
+    assert "64 images x 12 epochs = 192 steps on 2" in found["time"].text
+    hours = 64 * 12 / (8.24 * 2) / 3600
+    assert f"{hours:.1f} h at the published 8.24 images/s per BI-V100" in found["time"].text
+    # 32,350,490 parameters and the BatchNorm statistics: 32.4 M; 5 x 2 + 2 times 4 bytes
+    assert "32.4 M parameters; disk 1.6 GB" in found["size"].text
+    # 3 x 4 bytes per parameter and 1600 per pixel of 2 images of 800 x 1333
+    assert "at least 3.5 GiB per card at batch 2" in found["size"].text
+    few = examine(CUDA, cards, config=config, overrides=data)["launch.cards"]
+    assert few.level == doctor.RED and few.remedy == "--gpus 2, or launch.cards: 2"
+    on_cpu = examine(CPU, "exit 1", config=config, overrides=[*data, "amp=true", "device=gpu"])
+    assert on_cpu["device"].level == doctor.RED and "offers cpu" in on_cpu["device"].text
+
+
+def test_the_command_on_this_machine(root, tmp_path):
+    """For real, with the two processes; then a data set that is not there."""
+    command = [sys.executable, str(root / "tools" / "doctor.py"), "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=150)
+    report = json.loads(done.stdout)
+    assert done.returncode == 0 and report["ok"], done.stdout + done.stderr
+    found = {item["name"]: item for item in report["findings"]}
+    assert found["communication"]["level"] == "green"
+    assert "OMP_NUM_THREADS" in found["CPU settings"]["text"]
+    config = root / "configs" / "fcos" / "fcos_r50_fpn_1x_coco.yml"
+    done = subprocess.run(
+        [*command, "--no-comm", "-c", str(config), "-o", f"TrainDataset.dataset_dir={tmp_path}"],
+        capture_output=True, text=True, env=environment, timeout=150,
+    )  # fmt: skip
+    wrong = [item for item in json.loads(done.stdout)["findings"] if item["level"] == "red"]
+    assert done.returncode == 1 and wrong[0]["name"] == "data"
+    assert str(tmp_path / "train2017") in wrong[0]["text"]
+
+
+def test_without_paddle(root, tmp_path):
+    (tmp_path / "paddle").mkdir()
+    (tmp_path / "paddle" / "__init__.py").write_text("raise ImportError('libgomp.so.1 is gone')")
+    done = subprocess.run(
+        [sys.executable, str(root / "tools" / "doctor.py")],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{root}"},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert (
+        "FAIL Paddle         cannot be imported: ImportError: libgomp.so.1 is gone" in done.stdout
+    )
+    assert "bash scripts/install.sh" in done.stdout
