@@ -59,9 +59,7 @@ def _start(config) -> str:
     """Settings that must precede Paddle's import, then the device this process runs on."""
     from fcos_recipe.runtime import cpu_math, device
 
-    requested = config.data["device"]
-    if requested == "auto" and config.data.get("use_gpu") is False:
-        requested = "cpu"  # PaddleDetection's way to say so
+    requested = device.requested(config.data)
     cpu_math.ensure(requested)
     found = device.resolve(requested)
     device.set_device(found)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fcos_recipe import __version__
 from fcos_recipe.errors import UserError
+from fcos_recipe.runtime.device import read_driver
 
 CONFIG, ENVIRONMENT, LOG, METRICS = "config.yml", "environment.json", "log.txt", "metrics.jsonl"
 log = logging.getLogger("fcos")
@@ -53,6 +54,7 @@ class RunDir:
                 f"{path}: {error.strerror}; choose another place with --output"
             ) from None
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setLevel(logging.DEBUG)
         log.addHandler(handler)
 
     def add_sink(self, sink) -> None:
@@ -113,12 +115,11 @@ def _refuse_if_locked(path: Path):
     return lock
 
 
-def environment(device: str, cards: list[str]) -> dict:
+def environment(device: str) -> dict:
     """Versions, hardware and source state, for environment.json.
 
     Args:
         device: what Paddle runs on.
-        cards: their names, when known.
     """
     packages = "paddlepaddle paddlepaddle-gpu paddledet numpy opencv-python-headless hotcoco"
     versions = {}
@@ -135,11 +136,19 @@ def environment(device: str, cards: list[str]) -> dict:
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
         "device": device,
-        "cards": cards,
+        "cards": _cards() if device != "cpu" else [],
         "git": _git(),
         "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _cards() -> list[str]:
+    try:
+        driver = read_driver()
+    except UserError:  # a run that works without the tool does not end for the want of it
+        return []
+    return [card.name for card in driver.cards] if driver else []
 
 
 def _cpu() -> str:
@@ -164,11 +173,12 @@ def _git() -> str | None:
 
 def to_console(rank: int) -> None:
     """Plain messages of this package's logger on standard output, from rank 0 only."""
-    log.setLevel(logging.INFO if rank == 0 else logging.ERROR)
+    log.setLevel(logging.DEBUG if rank == 0 else logging.ERROR)
     log.propagate = False
     log.handlers.clear()  # an earlier run of this process, its log file included
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setLevel(logging.INFO)
     log.addHandler(handler)
 
 

@@ -2,13 +2,16 @@
 
 import contextlib
 import functools
+import logging
 import resource
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import paddle
 import paddle.distributed as dist
+from tqdm import tqdm
 
 from fcos_recipe import compat
 from fcos_recipe.compat import create
@@ -242,6 +245,11 @@ class Trainer(ppdet.engine.Trainer):
                 log.info("early stop: no gain over AP %.4f of epoch %d in %d evaluations",
                          self.best["AP"], self.best["epoch"], patience)  # fmt: skip
                 break
+        if self.loader.bad_images:
+            log.warning(
+                "%d images could not be read and were skipped: %s",
+                len(self.loader.bad_images), ", ".join(self.loader.bad_images),
+            )  # fmt: skip
         if run.writer:
             with self._averaged() as state:
                 checkpoint.save_weights(run.path / "model_final.pdparams", state, self._facts())
@@ -253,7 +261,7 @@ class Trainer(ppdet.engine.Trainer):
         run, data = self.run, self.config.data
         if run.writer:
             (run.path / CONFIG).write_text(resolved(self.config))
-            checkpoint.write_json(run.path / ENVIRONMENT, environment(self.device, []))
+            checkpoint.write_json(run.path / ENVIRONMENT, environment(self.device))
         run.forget_after(self.start_epoch)
         for line in self.plan.lines:
             log.info(line)
@@ -271,6 +279,7 @@ class Trainer(ppdet.engine.Trainer):
         model.train()
         self.loader.set_epoch(epoch)
         window = _Window()
+        bar = self._bar(epoch)
         for step, (data_time, batch) in enumerate(_timed(self.loader)):
             if step >= self.steps_per_epoch * self.accumulate:
                 break  # an incomplete accumulation would be a step of another size
@@ -292,9 +301,22 @@ class Trainer(ppdet.engine.Trainer):
             window.finite = None
             self.watchdog.beat(self.steps_done)
             done = (step + 1) // self.accumulate
+            bar.update()
             if done % self._log_iter == 0 or done == self.steps_per_epoch:
-                self._log_step(window, epoch, done, rate)
+                self._log_step(window, epoch, done, rate, bar)
                 window = _Window()
+        bar.close()
+
+    def _bar(self, epoch: int) -> tqdm:
+        """Progress of an epoch; shown on a terminal only, where it takes the lines' place."""
+        return tqdm(
+            total=self.steps_per_epoch,
+            desc=f"epoch {epoch + 1}/{self.config.data['epoch']}",
+            disable=self.rank > 0 or not sys.stdout.isatty(),
+            unit="step",
+            dynamic_ncols=True,
+            file=sys.stdout,
+        )
 
     def _backward(self, model, batch: dict, synchronise: bool) -> dict:
         """Forward and backward of one batch; gradients are averaged over ranks on the last."""
@@ -314,7 +336,9 @@ class Trainer(ppdet.engine.Trainer):
             "the warm-up, and check these images' boxes"
         )
 
-    def _log_step(self, window: "_Window", epoch: int, done: int, rate: float) -> None:
+    def _log_step(
+        self, window: "_Window", epoch: int, done: int, rate: float, bar: tqdm
+    ) -> None:
         seconds = time.perf_counter() - window.start
         losses = window.means()
         per_card = window.images / seconds
@@ -329,7 +353,12 @@ class Trainer(ppdet.engine.Trainer):
         left = (self.config.data["epoch"] * self.steps_per_epoch - self.steps_done) * (
             seconds * self.accumulate / window.batches
         )
-        log.info(
+        bar.set_postfix(
+            loss=f"{losses['loss']:.3f}", lr=f"{rate:.2g}", images_per_s=f"{per_card:.1f}",
+            run_ETA=_hms(left),
+        )  # fmt: skip
+        log.log(
+            logging.INFO if bar.disable else logging.DEBUG,
             "epoch %d/%d step %d/%d lr %.5f %s | %.2f images/s per card, %.2f total | data %.3f s "
             "| ETA %s", epoch + 1, self.config.data["epoch"], done, self.steps_per_epoch, rate,
             " ".join(f"{k} {v:.4f}" for k, v in losses.items()), per_card,

@@ -1,6 +1,11 @@
 """Training in this process: the loop, its refusals, what it leaves behind."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -180,3 +185,33 @@ def test_paddle_says_amp_is_off_on_the_cpu(tiny, tmp_path, capfd):
     assert train(tiny, tmp_path / "amp", "--amp", "-o", "epoch=1") == 0
     assert "amp: off" in capfd.readouterr().out
     assert paddle.get_device() == "cpu"
+
+
+def test_unreadable_images_are_skipped_up_to_a_limit(shapes, tiny, tmp_path, capfd):
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+    for number in (3, 7):
+        (data / "train" / f"{number:06d}.jpg").write_bytes(b"\xff\xd8 no picture")
+    here = ["-o", f"TrainDataset.dataset_dir={data}", "epoch=1"]
+    assert train(tiny, tmp_path / "two", *here) == 0
+    assert "2 images could not be read" in capfd.readouterr().out
+    assert len(records(tmp_path / "two")) == 6  # as many steps as without them
+    assert train(tiny, tmp_path / "none", *here, "max_bad_images=1") == 2
+    error = capfd.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and "max_bad_images" in error[0] and "000003.jpg" in error[0]
+
+
+def test_a_terminal_gets_a_progress_bar(tiny, tmp_path):
+    """`script` gives the process a terminal of its own."""
+    if not shutil.which("script"):
+        pytest.skip("the command `script` (util-linux) is not here")
+    tool = Path(__file__).parents[2] / "tools" / "train.py"
+    command = f"stty cols 140; {sys.executable} {tool} -c {tiny} --output {tmp_path / 'tty'} -o epoch=1"
+    done = subprocess.run(
+        ["script", "-qec", command, "/dev/null"], capture_output=True, text=True, timeout=200,
+        stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(tool.parents[1])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert " 6/6 " in done.stdout and "images_per_s=" in done.stdout
+    assert "step 6/6" not in done.stdout
+    assert "step 6/6" in (tmp_path / "tty" / "log.txt").read_text()
