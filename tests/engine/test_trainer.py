@@ -206,7 +206,8 @@ def test_a_terminal_gets_a_progress_bar(tiny, tmp_path):
     if not shutil.which("script"):
         pytest.skip("the command `script` (util-linux) is not here")
     tool = Path(__file__).parents[2] / "tools" / "train.py"
-    command = f"stty cols 140; {sys.executable} {tool} -c {tiny} --output {tmp_path / 'tty'} -o epoch=1"
+    command = f"stty cols 140 rows 40; {sys.executable} {tool} -c {tiny} -o epoch=1"
+    command += f" --output {tmp_path / 'tty'}"
     done = subprocess.run(
         ["script", "-qec", command, "/dev/null"], capture_output=True, text=True, timeout=200,
         stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(tool.parents[1])},
