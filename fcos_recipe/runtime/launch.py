@@ -225,7 +225,15 @@ def _report(run: Plan, failed: Mapping[int, int]) -> int:
     Args:
         failed: rank -> exit code (signals negative), in the order of death.
     """
-    rank, code = next(iter(failed.items()))
+    # Of several that hung, those inside a collective operation only waited for another one.
+    waited = [
+        rank
+        for rank, code in failed.items()
+        if code == exit_codes.HUNG
+        and "/paddle/distributed/" in _reason(_lines(run.log_dir / f"workerlog.{rank}"), code)
+    ]
+    order = sorted(failed, key=lambda rank: rank in waited)
+    rank, code = order[0], failed[order[0]]
     log = run.log_dir / f"workerlog.{rank}"
     said = _lines(log)
     if code == exit_codes.BAD_INPUT:
@@ -240,7 +248,10 @@ def _report(run: Plan, failed: Mapping[int, int]) -> int:
     print(
         f"launch: rank {rank} of {run.ranks} failed first: {_reason(said, code)}", file=sys.stderr
     )
-    for other, other_code in list(failed.items())[1:]:
+    for other in order[1:]:
+        other_code = failed[other]
+        if other_code in (-signal.SIGTERM, -signal.SIGKILL):  # ended because of the first
+            continue
         reason = _reason(_lines(run.log_dir / f"workerlog.{other}"), other_code)
         print(f"launch: then rank {other}: {reason}", file=sys.stderr)
     print(f"launch: the other ranks were ended; whole log: {log}", file=sys.stderr)

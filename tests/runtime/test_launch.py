@@ -88,23 +88,32 @@ def test_bad_input_is_told_once(tmp_path, capfd):
     assert (out + err).splitlines() == ["error: x.yml: epoch: must be a number"]
 
 
-def test_a_hung_rank_is_ended_by_its_watchdog_and_named(tmp_path, capfd):
+def test_a_hung_rank_is_named_not_the_one_that_waited_for_it(tmp_path, capfd):
+    """Real collectives over Gloo: rank 0 hangs too, in all_reduce."""
     body = """
+from fcos_recipe.compat import before_paddle
+before_paddle()
+import paddle
+import paddle.distributed as dist
+from fcos_recipe.runtime import device
 from fcos_recipe.runtime.watchdog import Watchdog
 def read_next_batch():
     time.sleep(300)
-with Watchdog({"step": 1}, rank, grace=0.5) as watchdog:
+device.set_device("cpu")
+dist.init_parallel_env()
+with Watchdog({"step": 3 if rank else 2}, rank) as watchdog:
     for step in range(100):
         if rank == 1 and step == 3:
             read_next_batch()
-        time.sleep(0.2)
+        dist.all_reduce(paddle.ones([1]))
         watchdog.beat()
 """
     code, seconds = run_ranks(tmp_path, body)
     err = capfd.readouterr().err
-    assert code == exit_codes.HUNG and seconds < 40
+    assert code == exit_codes.HUNG and seconds < 60
     assert "rank 1 of 2 failed first: hung, ended by its watchdog: nothing done for" in err
-    assert "in phase step at step 3 (limit 1 s" in err and "in read_next_batch" in err
+    assert "in phase step at step 3 (limit 3 s" in err and "in read_next_batch" in err
+    assert "then rank 0: hung" in err and "all_reduce" in err
     assert not leftovers(tmp_path)
 
 
