@@ -199,8 +199,8 @@ def train2017(images: int = TRAIN2017[0], boxes: int = TRAIN2017[1]) -> Path:
 
 
 def _polygon(rng: np.random.Generator) -> str:
-    """Text of an outline of 10 to 40 corners, 24 on average."""
-    corners = int(rng.integers(10, 39))
+    """Text of an outline of 8 to 27 corners."""
+    corners = int(rng.integers(8, 28))
     angle = np.linspace(0, 2 * math.pi, corners, endpoint=False)
     x, y = 300 + 99 * np.cos(angle), 200 + 99 * np.sin(angle)
     return ", ".join(f"{value:.2f}" for point in zip(x, y) for value in point)

@@ -32,7 +32,7 @@ def train(line: Line) -> None:
         trainer.compile()
     trainer.watchdog = _Steps(Gate(line, trainer.model))
     with tempfile.TemporaryDirectory() as folder:
-        trainer.train(RunDir(Path(folder) / "run", writer=True))
+        trainer.train(RunDir(Path(folder) / "run", writer=True, resume=False))
 
 
 class _Steps:

@@ -28,7 +28,10 @@ class Gate:
         self.profiler = None
         self.counting = False
         model.register_forward_pre_hook(self._see)
-        self.start = time.perf_counter()
+        self._begin()
+
+    def _begin(self) -> None:
+        self.start, self.cpu_start = time.perf_counter(), time.process_time()
 
     def _see(self, _layer, inputs) -> None:
         batch = inputs[0]
@@ -39,12 +42,13 @@ class Gate:
         if paddle.get_device() != "cpu":
             paddle.device.synchronize()
         seconds = time.perf_counter() - self.start
+        cpu = time.process_time() - self.cpu_start
         profile = {"profile": self._end_count()} if self.counting else {}
-        self.line.send(seconds=seconds, **self._pixels(), **profile)
+        self.line.send(seconds=seconds, cpu_seconds=cpu, **self._pixels(), **profile)
         request = self.line.receive()
         if request["do"] == "profile":
             self._begin_count()
-        self.start = time.perf_counter()
+        self._begin()
 
     def _pixels(self) -> dict:
         images, *sides = self.shape

@@ -138,9 +138,10 @@ TASKS = {f.__name__: f for f in (train, data, targets, startup, memory)}
 
 if __name__ == "__main__":
     channel = Line()
+    task = TASKS[channel.setup["task"]]
     before_paddle()
     mend_reshape()
     with missing_stand_ins():
         import ppdet.engine  # noqa: F401
-    TASKS[channel.setup["task"]](channel)
+    task(channel)
     os._exit(0)  # data workers are still about

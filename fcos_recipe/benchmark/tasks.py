@@ -224,6 +224,10 @@ def _steps(bench: Bench, sides: dict[str, Child], options: Options) -> dict:
     for name, steps in answers.items():
         side = summary([step["images"] / step["seconds"] for step in steps])
         side["seconds_per_step"] = statistics.median(step["seconds"] for step in steps)
+        # time of the training process on all its cores: other load on the machine matters less to it
+        side["cpu_seconds_per_image"] = statistics.median(
+            step["cpu_seconds"] / step["images"] for step in steps
+        )
         if "padded" in steps[0]:
             padded, real = (sum(step[key] for step in steps) for key in ("padded", "real"))
             side["padded_per_real"] = padded / real

@@ -78,13 +78,14 @@ def main(line: Line) -> None:
 
     def work(do: str) -> dict:
         nonlocal step
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         losses = model(*load(step))
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
         step += 1
-        return {"seconds": time.perf_counter() - start, "images": batch}
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        return {"seconds": seconds, "cpu_seconds": cpu, "images": batch}
 
     work("step")
     line.serve(work)
