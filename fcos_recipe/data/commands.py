@@ -74,7 +74,7 @@ def download(argv: list[str]) -> int:
         args.connections, args.verify,
     )  # fmt: skip
     try:
-        lines = (coco.plan if args.dry_run else coco.get)(args.dir, options=options)
+        lines = (coco.plan if args.dry_run else coco.get)(args.dir, coco.COCO_2017, options)
     except DownloadError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code
