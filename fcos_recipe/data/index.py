@@ -312,7 +312,7 @@ def parse(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     _count(counts, "images with a negative or absurd size", bad_size)
     order = order[~bad_size]
     image_id, size = image_id[order], size[order].astype(np.int32)
-    encoded = [names[i].encode("utf-8", "surrogateescape") for i in order]
+    encoded = [names[i].encode() for i in order]
 
     categories = data.categories or []
     category_id = _ids(path, "categories", "id", [c.id for c in categories])

@@ -87,7 +87,8 @@ def test_identical_on_all_of_coco_mini(shared):
             xywh = np.array([a["bbox"] for a in annotations])
             box = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1).astype(np.float32)
             label = np.array([a["category_id"] for a in annotations])
-            short = (800, 480, 320, 224)[number % 4]  # stock needs 0.1 s per image at 800
+            # Stock takes 0.1 s per image at 800.
+            short = 800 if number % 16 == 0 else (384, 320, 256, 192)[number % 4]
             scale = short / min(image["height"], image["width"])
             box *= scale
             flipped = box.copy()
@@ -95,7 +96,7 @@ def test_identical_on_all_of_coco_mini(shared):
             height = int(np.ceil(image["height"] * scale / 32)) * 32
             width = int(np.ceil(image["width"] * scale / 32)) * 32
             positives += check_same(stock, arguments, [box, flipped], [label] * 2, height, width)
-    assert positives > 10_000
+    assert positives > 9_000
 
 
 @pytest.mark.stock
