@@ -1,0 +1,107 @@
+"""Every command of the README runs, or is listed here with the reason why it cannot."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fcos_recipe.cli import run
+from tests.conftest import ROOT, run_tool
+
+# Commands are compared by their beginnings. What a test of its own runs names that test.
+ELSEWHERE = {
+    "bash scripts/demo.sh": "tests/test_demo.py and its own installation",
+    "bash scripts/test.sh": "is what runs this test",
+    "bash scripts/install.sh": "tests/install",
+    "bash .ci/run": "runs all tests",
+    "pip install": "tests/install and the lock files",
+    "python datasets/download_coco.py": "needs 20 GB from the network; tests/data/test_download.py",
+}
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    text = "\n".join(blocks).replace("\\\n", " ")
+    lines = (re.sub(r"\s+#.*", "", line).strip() for line in text.splitlines())
+    return [" ".join(line.split()) for line in lines if line]
+
+
+def inline() -> list[str]:
+    """`python tools/...` commands inside sentences and tables."""
+    found = re.findall(r"`(python tools/[^`]*|fcos [a-z]+[^`]*)`", (ROOT / "README.md").read_text())
+    return [" ".join(text.split()) for text in found if "..." not in text]
+
+
+def test_commands_are_known():
+    assert len(commands()) > 10
+    for command in commands() + inline():
+        assert plan(command) is not None, f"README: no test knows how to run: {command}"
+
+
+def plan(command: str):
+    """How to try a command: a reason to leave it, or the words of a dry or short run."""
+    for start, reason in ELSEWHERE.items():
+        if command.startswith(start):
+            return reason
+    words = shlex.split(command)
+    while words and "=" in words[0] and not words[0].startswith("-"):
+        words = words[1:]
+    if words[:1] == ["bash"] and words[1].startswith("scripts/train"):
+        return ["bash", *words[1:], "--dry-run"]
+    if "paddle.distributed.launch" in command:
+        return [w for w in words[words.index("tools/train.py"):]]
+    if words[:1] in (["python"], ["fcos"]):
+        return words[1:] if words[0] == "python" else [f"tools/{words[1]}.py", *words[2:]]
+    return None
+
+
+@pytest.mark.parametrize("command", sorted({*commands(), *inline()}))
+def test_command_is_accepted(command, tmp_path, capfd, monkeypatch):
+    """Options and configs are real: each command gets as far as the data it lacks here."""
+    words = plan(command)
+    if isinstance(words, str):
+        return
+    monkeypatch.chdir(ROOT)
+    if words[0] == "bash":
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            words, capture_output=True, text=True, timeout=120, cwd=ROOT,
+            env={**os.environ, "DEVICE": "cpu", "PATH": path},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "paddle.distributed.launch" in done.stdout or "tools/train.py" in done.stdout
+        return
+    name, arguments = words[0].removeprefix("tools/").removesuffix(".py"), words[1:]
+    code = run(name, arguments)
+    captured = capfd.readouterr()
+    if name in ("train", "eval", "infer"):  # COCO is not here: refused for that, nothing else
+        assert code == 2
+        assert re.search("does not exist|no such|no image found", captured.err), captured.err
+    else:
+        assert code in (0, 1), captured.err
+
+
+def test_files_that_the_readme_names_exist():
+    text = (ROOT / "README.md").read_text()
+    for path in set(re.findall(r"\b(?:configs|scripts|tools|tests)/[\w./-]+\.(?:yml|sh|py)\b", text)):
+        assert (ROOT / path).is_file(), f"README.md names {path}"
+
+
+@pytest.mark.e2e
+def test_own_data_as_the_readme_says(shapes, tiny, tmp_path):
+    """The README's config for a user's own folder, with this folder in it."""
+    block = re.search(r"```yaml\n(_BASE_.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
+    config = tmp_path / "mine.yml"
+    text = re.sub(r"^_BASE_.*$", f"_BASE_: ['{tiny}']", block, flags=re.M)
+    text = re.sub(r"^pretrain_weights.*$", "", text, flags=re.M).replace("/data/cells", str(shapes))
+    text = text.replace("annotations/", "annotations/instances_").replace(
+        "num_classes: 3", "num_classes: 4"
+    )
+    config.write_text(text)
+    done = run_tool("train", "-c", config, "--eval", "-o", "epoch=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "output" / "mine" / "best_model.pdparams").is_file()
