@@ -87,7 +87,8 @@ def test_command_is_accepted(command, tmp_path, capfd, monkeypatch):
 
 def test_files_that_the_readme_names_exist():
     text = (ROOT / "README.md").read_text()
-    for path in set(re.findall(r"\b(?:configs|scripts|tools|tests)/[\w./-]+\.(?:yml|sh|py)\b", text)):
+    named = re.findall(r"\b(?:configs|scripts|tools|tests)/[\w./-]+\.(?:yml|sh|py)\b", text)
+    for path in set(named):
         assert (ROOT / path).is_file(), f"README.md names {path}"
 
 
