@@ -225,14 +225,17 @@ def _report(run: Plan, failed: Mapping[int, int]) -> int:
     Args:
         failed: rank -> exit code (signals negative), in the order of death.
     """
-    # Of several that hung, those inside a collective operation only waited for another one.
-    waited = [
-        rank
-        for rank, code in failed.items()
-        if code == exit_codes.HUNG
-        and "/paddle/distributed/" in _reason(_lines(run.log_dir / f"workerlog.{rank}"), code)
-    ]
-    order = sorted(failed, key=lambda rank: rank in waited)
+    ended = (-signal.SIGTERM, -signal.SIGKILL)
+    hung, waited = [], []
+    for rank, code in failed.items():
+        own = _own_word(_lines(run.log_dir / f"workerlog.{rank}"))
+        if code == exit_codes.HUNG or (code in ended and own.startswith("hung")):
+            # inside a collective operation it may only have waited for another one
+            (waited if "/paddle/distributed/" in own else hung).append(rank)
+    failed = {**failed, **dict.fromkeys(hung + waited, exit_codes.HUNG)}
+    order = list(failed)
+    if order[0] in waited:
+        order = [*hung, *waited, *(rank for rank in order if rank not in hung + waited)]
     rank, code = order[0], failed[order[0]]
     log = run.log_dir / f"workerlog.{rank}"
     said = _lines(log)
@@ -250,7 +253,7 @@ def _report(run: Plan, failed: Mapping[int, int]) -> int:
     )
     for other in order[1:]:
         other_code = failed[other]
-        if other_code in (-signal.SIGTERM, -signal.SIGKILL):  # ended because of the first
+        if other_code in ended:  # because of the first
             continue
         reason = _reason(_lines(run.log_dir / f"workerlog.{other}"), other_code)
         print(f"launch: then rank {other}: {reason}", file=sys.stderr)
@@ -258,13 +261,17 @@ def _report(run: Plan, failed: Mapping[int, int]) -> int:
     return 128 - code if code < 0 else code
 
 
+def _own_word(lines: list[str]) -> str:
+    """What `watchdog.announce` wrote last: "hung: ..." or "failed: ..."; "" if nothing."""
+    own = [m.group(1) for line in lines if (m := re.match(r"rank \d+ ((failed|hung): .*)", line))]
+    return own[-1] if own else ""
+
+
 def _reason(lines: list[str], code: int) -> str:
-    """A rank's own last word (`watchdog.announce`), else its last line when it raised."""
-    own = [m for line in lines if (m := re.match(r"rank \d+ (?:failed|hung): (.*)", line))]
-    if own:
-        return f"{exit_codes.describe(code)}: {own[-1].group(1)}"
-    last = f": {lines[-1].strip()}" if code == exit_codes.FAILED and lines else ""
-    return exit_codes.describe(code) + last
+    """A rank's own last word, else its last line when it raised."""
+    own = _own_word(lines).partition(": ")[2]
+    last = own or (lines[-1].strip() if code == exit_codes.FAILED and lines else "")
+    return ": ".join(filter(None, (exit_codes.describe(code), last)))
 
 
 def _lines(path: Path) -> list[str]:
