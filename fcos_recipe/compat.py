@@ -8,6 +8,7 @@ import contextlib
 import copy
 import importlib
 import io
+import os
 import sys
 import types
 import warnings
@@ -50,6 +51,8 @@ def before_paddle() -> None:
     """
     import zlib  # noqa: F401
 
+    # Paddle's C++ side reports each socket it opens; warnings stay
+    os.environ.setdefault("GLOG_minloglevel", "1")
     warnings.filterwarnings("ignore", message="No ccache found")
     # Paddle's own modules, not the user's: nothing the user could do about them.
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="paddle")

@@ -66,6 +66,7 @@ class Trainer(ppdet.engine.Trainer):
                     f"{self._nranks} cards x batch_size {self.loader.batch_size} of one step; "
                     "lower TrainReader.batch_size"
                 )
+            self._check_normalization()
         self.model = create(self.cfg["architecture"])
         self.model.load_meanstd(self.cfg["TestReader"]["sample_transforms"])
         self._init_amp()
@@ -73,6 +74,19 @@ class Trainer(ppdet.engine.Trainer):
         self.best = {"AP": -1.0, "epoch": 0}
         if mode == "train":
             self._init_schedule()
+
+    def _check_normalization(self) -> None:
+        """The model normalises, with one mean and deviation for training and prediction."""
+        found = [
+            next((t["NormalizeImage"] for t in self.cfg[f"{part}Reader"]["sample_transforms"]
+                  if "NormalizeImage" in t), None)
+            for part in ("Train", "Test")
+        ]  # fmt: skip
+        if found[0] is not None and found[0] != found[1]:
+            raise UserError(
+                f"{self.config.path}: TrainReader's NormalizeImage {found[0]} differs from "
+                f"TestReader's {found[1]}; make them equal"
+            )
 
     def _init_amp(self) -> None:
         data = self.config.data
@@ -192,14 +206,13 @@ class Trainer(ppdet.engine.Trainer):
             saved.setdefault(name, value)
         if state.get("steps_per_epoch", self.steps_per_epoch) != self.steps_per_epoch:
             # another number of cards or images: epochs go on, steps are counted anew
-            saved["LR_Scheduler"]["last_epoch"] = self.start_epoch * self.steps_per_epoch
             log.warning(
                 "resume: %s steps per epoch became %s; LR follows the epochs",
                 state["steps_per_epoch"], self.steps_per_epoch,
             )  # fmt: skip
         self.optimizer.set_state_dict(saved)
-        self.lr.step(self.start_epoch * self.steps_per_epoch)
-        self.steps_done = self.start_epoch * self.steps_per_epoch
+        self.steps_done = self._steps_before(self.start_epoch)
+        self.lr.step(self.steps_done)
         if self.ema:
             self.ema.step = self.steps_done
         if "scaler" in state:
@@ -207,6 +220,11 @@ class Trainer(ppdet.engine.Trainer):
         self.best, self.history = state.get("best", self.best), state.get("history", [])
         log.info("resume: %s, %d epochs done, best AP %.3f", path, self.start_epoch,
                  self.best["AP"])  # fmt: skip
+
+    def _steps_before(self, epoch: int) -> int:
+        """Optimizer steps of the epochs before this one."""
+        steps = self.loader.sampler.steps
+        return sum(steps(k) // self.accumulate for k in range(epoch))
 
     # ---- training --------------------------------------------------------------------------
 
@@ -270,18 +288,32 @@ class Trainer(ppdet.engine.Trainer):
         log.info("run directory: %s", run.path)
         if validate:
             self._judge = build_loader(self.cfg, self._local_rank, self._nranks)
+            self._check_classes(list(self.metric.categories.values()))
         parameters = sum(int(np.prod(p.shape)) for p in self.model.parameters())
         log.info("model: %.2f M parameters on %s, %d images", parameters / 1e6, self.device,
                  len(self.dataset))  # fmt: skip
         self._log_iter = data["log_iter"]
 
+    def _check_classes(self, names: list[str]) -> None:
+        """Classes are numbered by each file's order of categories: the orders must agree."""
+        if names != self.dataset.class_names:
+            pair = next(
+                ((a, b) for a, b in zip(self.dataset.class_names, names) if a != b),
+                (f"{len(self.dataset.class_names)} classes", f"{len(names)}"),
+            )
+            raise UserError(
+                f"{self.metric.source}: categories: not those of {self.dataset.get_anno()} in the "
+                f"same order ({pair[0]} there, {pair[1]} here); make both lists equal"
+            )
+
     def _train_epoch(self, model, epoch: int) -> None:
         model.train()
         self.loader.set_epoch(epoch)
+        steps = len(self.loader) // self.accumulate  # grouped batches: may differ by one
         window = _Window()
-        bar = self._bar(epoch)
+        bar = self._bar(epoch, steps)
         for step, (data_time, batch) in enumerate(_timed(self.loader)):
-            if step >= self.steps_per_epoch * self.accumulate:
+            if step >= steps * self.accumulate:
                 break  # an incomplete accumulation would be a step of another size
             update = (step + 1) % self.accumulate == 0
             losses = self._backward(model, batch, synchronise=update)
@@ -302,15 +334,15 @@ class Trainer(ppdet.engine.Trainer):
             self.watchdog.beat(self.steps_done)
             done = (step + 1) // self.accumulate
             bar.update()
-            if done % self._log_iter == 0 or done == self.steps_per_epoch:
+            if done % self._log_iter == 0 or done == steps:
                 self._log_step(window, epoch, done, rate, bar)
                 window = _Window()
         bar.close()
 
-    def _bar(self, epoch: int) -> tqdm:
+    def _bar(self, epoch: int, steps: int) -> tqdm:
         """Progress of an epoch; shown on a terminal only, where it takes the lines' place."""
         return tqdm(
-            total=self.steps_per_epoch,
+            total=steps,
             desc=f"epoch {epoch + 1}/{self.config.data['epoch']}",
             disable=self.rank > 0 or not sys.stdout.isatty(),
             unit="step",
@@ -360,7 +392,7 @@ class Trainer(ppdet.engine.Trainer):
         log.log(
             logging.INFO if bar.disable else logging.DEBUG,
             "epoch %d/%d step %d/%d lr %.5f %s | %.2f images/s per card, %.2f total | data %.3f s "
-            "| ETA %s", epoch + 1, self.config.data["epoch"], done, self.steps_per_epoch, rate,
+            "| ETA %s", epoch + 1, self.config.data["epoch"], done, bar.total, rate,
             " ".join(f"{k} {v:.4f}" for k, v in losses.items()), per_card,
             per_card * self._nranks, record["data_time"], _hms(left),
         )  # fmt: skip

@@ -216,3 +216,18 @@ def test_a_terminal_gets_a_progress_bar(tiny, tmp_path):
     assert " 6/6 " in done.stdout and "images_per_s=" in done.stdout
     assert "step 6/6" not in done.stdout
     assert "step 6/6" in (tmp_path / "tty" / "log.txt").read_text()
+
+
+def test_other_class_order_or_normalisation_is_refused(shapes, tiny, tmp_path, capfd):
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+    file = data / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    content["categories"].reverse()
+    file.write_text(json.dumps(content))
+    assert train(tiny, tmp_path / "a", "--eval", "-o", f"EvalDataset.dataset_dir={data}") == 2
+    assert "instances_val.json: categories" in capfd.readouterr().err
+    other = "TestReader.sample_transforms=[{Decode: {}}, {NormalizeImage: {mean: [0, 0, 0], " \
+        "std: [1, 1, 1], is_scale: true}}, {Permute: {}}]"
+    assert train(tiny, tmp_path / "b", "-o", other) == 2
+    assert "NormalizeImage" in capfd.readouterr().err
