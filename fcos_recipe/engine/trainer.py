@@ -228,15 +228,12 @@ class Trainer(ppdet.engine.Trainer):
 
     # ---- training --------------------------------------------------------------------------
 
-    def train(self, run: RunDir, validate: bool = False) -> dict:
+    def train(self, run: RunDir, validate: bool = False) -> None:
         """Train to the config's last epoch.
 
         Args:
             run: where results go.
             validate: evaluate every `eval_interval` epochs and after the last.
-
-        Returns:
-            {"epochs", "best", "images_per_second"} of this run.
 
         Raises:
             RunFailure: the loss is not finite.
@@ -249,6 +246,8 @@ class Trainer(ppdet.engine.Trainer):
                 model, find_unused_parameters=data["find_unused_parameters"]
             )
         patience = data["early_stop"]["patience"]
+        if self.start_epoch >= data["epoch"]:
+            log.warning("nothing to do: %d of %d epochs are done", self.start_epoch, data["epoch"])
         for epoch in range(self.start_epoch, data["epoch"]):
             last = epoch + 1 == data["epoch"]
             self._train_epoch(model, epoch)
@@ -272,8 +271,8 @@ class Trainer(ppdet.engine.Trainer):
             with self._averaged() as state:
                 checkpoint.save_weights(run.path / "model_final.pdparams", state, self._facts())
             log.info("done: %s", run.path)
-        dist.get_world_size() > 1 and dist.barrier()
-        return {"epochs": epoch + 1, "best": self.best}
+        if self._nranks > 1:
+            dist.barrier()  # nobody leaves while rank 0 still writes
 
     def _begin(self, validate: bool) -> None:
         run, data = self.run, self.config.data
@@ -463,7 +462,11 @@ class Trainer(ppdet.engine.Trainer):
                     **self._facts(), "epoch": epoch, "best": self.best, "history": self.history,
                     "steps_per_epoch": self.steps_per_epoch, "scaler": _plain(self.scaler),
                 }  # fmt: skip
-                path = checkpoint.save(self.run.checkpoints, f"{epoch:04d}", objects, state)
+                try:
+                    path = checkpoint.save(self.run.checkpoints, f"{epoch:04d}", objects, state)
+                except OSError as error:  # a full disk: the earlier ones are still whole
+                    log.error("checkpoint of epoch %d not saved: %s; training goes on", epoch, error)
+                    return
                 checkpoint.prune(self.run.checkpoints, self.config.data["keep_checkpoints"])
                 log.info("saved %s", path)
 
