@@ -465,7 +465,7 @@ class Trainer(ppdet.engine.Trainer):
                 try:
                     path = checkpoint.save(self.run.checkpoints, f"{epoch:04d}", objects, state)
                 except OSError as error:  # a full disk: the earlier ones are still whole
-                    log.error("checkpoint of epoch %d not saved: %s; training goes on", epoch, error)
+                    log.error("epoch %d was not saved: %s; training goes on", epoch, error)
                     return
                 checkpoint.prune(self.run.checkpoints, self.config.data["keep_checkpoints"])
                 log.info("saved %s", path)

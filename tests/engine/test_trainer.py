@@ -231,3 +231,20 @@ def test_other_class_order_or_normalisation_is_refused(shapes, tiny, tmp_path, c
         "std: [1, 1, 1], is_scale: true}}, {Permute: {}}]"
     assert train(tiny, tmp_path / "b", "-o", other) == 2
     assert "NormalizeImage" in capfd.readouterr().err
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(tiny, tmp_path, monkeypatch,
+                                                                  capfd):  # fmt: skip
+    write, calls = checkpoint.save, []
+
+    def full(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return write(*args)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    assert train(tiny, tmp_path / "full", "-o", "epoch=3") == 0
+    assert "No space left on device" in capfd.readouterr().out
+    names = sorted(p.name for p in (tmp_path / "full" / "checkpoints").iterdir())
+    assert names == ["0001", "0003"]
