@@ -4,7 +4,7 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,7 +161,7 @@ class _Job:
         record = self._record(archive)
         if record is None:
             return False
-        found = dict(_listing(self.folder / archive.folder, archive.folder))
+        found = _listing(self.folder / archive.folder, archive.folder)
         wrong, lost, touched = [], [], False
         files = record["files"]
         verify = self.options.verify and not quiet
@@ -176,7 +176,7 @@ class _Job:
                     touched = touched or found[name][1] != changed
                     if crc is not None and archives.checksum(self.folder / name) != crc:
                         wrong.append(name)
-                progress.add(size)
+                    progress.add(size)
         if archive is self.release.annotations:  # adopted for fewer splits, perhaps
             lost += [s.anno for s in self.splits if s.anno not in files]
         if wrong:
@@ -190,14 +190,18 @@ class _Job:
             self._write_record(archive, {n: crc for n, (_, _, crc) in files.items()}, record)
         if verify and any(crc is None for *_, crc in files.values()):
             say(f"{archive.folder}: not unpacked here, so only sizes and counts can be compared")
+        if lost:
+            return False
+        if not record.get("keep", True):  # killed before it could be removed
+            (self.ours / archive.name).unlink(missing_ok=True)
         self.was_there.add(archive.folder)
-        return not lost
+        return True
 
     def _adopt(self, archive: Archive, quiet: bool) -> bool:
         """Whether a folder that something else has filled is complete; if so it is written down."""
         if self._record(archive) is not None:
             return False
-        listing = dict(_listing(self.folder / archive.folder, archive.folder))
+        listing = _listing(self.folder / archive.folder, archive.folder)
         if archive is self.release.annotations:
             names = [s.anno for s in self.splits if s.anno in listing]
             good = len(names) == len(self.splits) and all(
@@ -231,7 +235,7 @@ class _Job:
 
     def _write_record(self, archive: Archive, crcs: dict, more: dict) -> None:
         """Note size, time (ns) and CRC-32 of each file, where a note can be written."""
-        found = dict(_listing(self.folder / archive.folder, archive.folder))
+        found = _listing(self.folder / archive.folder, archive.folder)
         record = {**more, "files": {name: [*found[name], crc] for name, crc in crcs.items()}}
         try:
             self.ours.mkdir(parents=True, exist_ok=True)
@@ -261,7 +265,7 @@ class _Job:
             )
             files = archive.unpacked
             for folder in (self.folder, self.ours / f"unpack-{archive.folder}"):
-                files -= sum(size for _, (size, _) in _listing(folder / archive.folder, ""))
+                files -= sum(size for size, _ in _listing(folder / archive.folder, "").values())
             files = max(files, 0)
             worst = max(worst, used + max(own - arrived, 0) + files)
             used += files - arrived + (own if self.options.keep_zips else 0)
@@ -291,11 +295,12 @@ class _Job:
                 f"{self.folder}: {_some(kept)}: there with another content than in {archive.name}, "
                 "left alone; move them away and call again"
             )
-        self._write_record(archive, crcs, {"md5": archive.md5})
+        keep = self.options.keep_zips
+        self._write_record(archive, crcs, {"md5": archive.md5, "keep": keep})
         self.was_there.discard(archive.folder)
         self.unchecked.add(archive.folder)
-        if not given and not self.options.keep_zips:
-            source.unlink()
+        if not given and not keep:
+            source.unlink(missing_ok=True)
 
     def count(self) -> dict[str, tuple[int, int]]:
         """Images and boxes of each split, read once and then remembered in the record.
@@ -319,7 +324,7 @@ class _Job:
                     f"{split.images:,} and {split.boxes:,}"
                 )
             if level == "all":
-                found = dict(_listing(self.folder / folder, folder))
+                found = _listing(self.folder / folder, folder)
                 if lost := [n for n in names if f"{folder}/{n}" not in found]:
                     raise Damaged(f"{self.folder / folder}: {_some(lost)}: missing")
             counts[folder] = (images, boxes, level)
@@ -343,20 +348,22 @@ class _Job:
         return lines + [f"  kept: {path}" for path in zips]
 
 
-def _listing(folder: Path, prefix: str) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Path below the data set, size and time of change (ns) of each file; nothing if absent."""
+def _listing(folder: Path, prefix: str) -> dict[str, tuple[int, int]]:
+    """Path below the data set -> size and time of change (ns) of each file; empty if absent."""
+    found = {}
     try:
         entries = os.scandir(folder)
     except (FileNotFoundError, NotADirectoryError):
-        return
+        return found
     with entries:
         for entry in entries:
             name = f"{prefix}/{entry.name}"
-            if entry.is_dir():
-                yield from _listing(folder / entry.name, name)
-            elif entry.is_file():
+            if entry.is_file():
                 status = entry.stat()
-                yield name, (status.st_size, status.st_mtime_ns)
+                found[name] = status.st_size, status.st_mtime_ns
+            elif entry.is_dir():
+                found |= _listing(folder / entry.name, name)
+    return found
 
 
 def _is_image(name: str) -> bool:
