@@ -5,6 +5,9 @@ import paddle
 from paddle import Tensor, nn
 from ppdet.core.workspace import create
 
+from fcos_recipe.model.loss import as_float32
+from fcos_recipe.model.postprocess import level_size
+
 
 class FCOS(nn.Layer):
     """FCOS (https://arxiv.org/abs/1904.01355): backbone, neck and head in a row.
@@ -27,8 +30,8 @@ class FCOS(nn.Layer):
         self.backbone = backbone
         self.neck = neck
         self.fcos_head = fcos_head
-        for name in ("pixel_scale", "pixel_bias"):
-            self.register_buffer(name, paddle.zeros([1, 3, 1, 1]), persistable=False)
+        # the value of padding, then that of byte b in channel c at 1 + 256 c + b
+        self.register_buffer("pixel_values", paddle.zeros([769]), persistable=False)
         self.load_meanstd([{"NormalizeImage": {}}])
 
     @classmethod
@@ -47,17 +50,20 @@ class FCOS(nn.Layer):
         """
         found = next((t["NormalizeImage"] for t in transforms if "NormalizeImage" in t), {})
         found = found or {}
-        mean = np.float64(found.get("mean", [0.485, 0.456, 0.406]))
-        std = np.float64(found.get("std", [0.229, 0.224, 0.225]))
-        scale = (1 / 255 if found.get("is_scale", True) else 1.0) / std
-        for buffer, value in ((self.pixel_scale, scale), (self.pixel_bias, -mean / std)):
-            buffer.set_value(value.astype("float32").reshape(1, 3, 1, 1))
+        # in stock's dtypes and order of operations, so that every value is stock's to the last bit
+        values = np.arange(256, dtype=np.float32).repeat(3).reshape(256, 3)
+        if found.get("is_scale", True):
+            values *= 1 / 255
+        if found.get("norm_type", "mean_std") == "mean_std":
+            values -= np.array(found.get("mean", [0.485, 0.456, 0.406]))
+            values /= np.array(found.get("std", [0.229, 0.224, 0.225]))
+        self.pixel_values.set_value(np.append(np.float32(0), values.T.ravel()))
 
     def normalize(self, image: Tensor, im_shape: Tensor) -> Tensor:
         """Normalise pixels, zero outside the image as if it had been padded afterwards.
 
         Args:
-            image: uint8 [N, H, W, 3], zero outside the image; float [N, 3, H, W] is returned.
+            image: uint8 [N, H, W, 3]; float [N, 3, H, W] is returned.
             im_shape: [N, 2], height and width of the image inside.
 
         Returns:
@@ -65,13 +71,17 @@ class FCOS(nn.Layer):
         """
         if image.dtype != paddle.uint8:
             return image
-        height, width = paddle.shape(image)[1], paddle.shape(image)[2]
-        rows = paddle.arange(height, dtype="float32").reshape([1, 1, -1, 1])
-        columns = paddle.arange(width, dtype="float32").reshape([1, 1, 1, -1])
-        h, w = im_shape.astype("float32").reshape([-1, 2, 1, 1]).split(2, axis=1)
-        inside = paddle.logical_and(rows < h, columns < w).astype("float32")
-        pixels = image.transpose([0, 3, 1, 2]).astype("float32")
-        return pixels * self.pixel_scale + self.pixel_bias * inside
+        image = image.transpose([0, 3, 1, 2])
+        height, width = level_size(image)
+        h, w = im_shape.unsqueeze([1, 3]).split(2, axis=2)  # [N, 1, 1, 1]
+        inside = paddle.logical_and(_range(height).unsqueeze(1) < h, _range(width) < w)
+        if not paddle.in_dynamic_mode():  # inference engines are faster at arithmetic: 1e-6 off
+            first = self.pixel_values[1:].reshape([1, 3, 256, 1])
+            slope = (first[:, :, 255:] - first[:, :, :1]) / 255.0
+            return image.astype("float32") * slope + first[:, :, :1] * as_float32(inside)
+        channel = paddle.to_tensor([1, 257, 513], dtype="int32").reshape([1, 3, 1, 1])
+        index = (image.astype("int32") + channel) * inside.astype("int32")
+        return paddle.gather(self.pixel_values, index.flatten()).reshape(index.shape)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Losses in training, detections in evaluation.
@@ -93,3 +103,10 @@ class FCOS(nn.Layer):
             self.fcos_head(feats), batch["im_shape"], batch["scale_factor"]
         )
         return {"bbox": bbox, "bbox_num": bbox_num}
+
+
+def _range(count: int | Tensor) -> Tensor:
+    """float32 0 .. count - 1: one tensor, not the four operators of arange, if `count` is known."""
+    if isinstance(count, int):
+        return paddle.to_tensor(np.arange(count, dtype=np.float32))
+    return paddle.arange(count, dtype="float32")

@@ -8,7 +8,9 @@ from paddle import ParamAttr, Tensor, nn
 from paddle.nn.initializer import Constant, Normal
 from ppdet.modeling.heads.fcos_head import ScaleReg
 
-from fcos_recipe.model.postprocess import postprocess
+from fcos_recipe.model.loss import as_float32
+from fcos_recipe.model.postprocess import level_size, postprocess
+from fcos_recipe.model.towers import predict, run_towers
 
 
 class FCOSHead(nn.Layer):
@@ -94,54 +96,50 @@ class FCOSHead(nn.Layer):
 
         Returns:
             With targets: losses loss_cls, loss_box, loss_quality and their sum, loss.
-            Without: (logits, regression), each a list over levels: class logits
-            [N, num_classes, H_l, W_l]; l, t, r, b before scale and activation, then the quality
-            logit, [N, 5, H_l, W_l].
+            Without: logits [N, num_classes, S] of all S locations, level by level; regression
+            [N, 5, S]: l, t, r, b before scale and activation, then the quality logit; and the
+            (H_l, W_l) of each level.
         """
-        logits, regression = self._predict(fpn_feats)
-        return (logits, regression) if targets is None else self._loss(logits, regression, targets)
-
-    def _predict(self, feats: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        cls_feats, reg_feats = run_towers(self.fcos_feat, fpn_feats)
+        logits = predict(cls_feats, self.fcos_head_cls)
         reg, ctn = self.fcos_head_reg, self.fcos_head_centerness
-        if self.centerness_on_reg:  # one convolution for both: the input is unfolded once
-            weight = paddle.concat([reg.weight, ctn.weight])
-            bias = paddle.concat([reg.bias, ctn.bias])
-        logits, regression = [], []
-        for feat in feats:
-            cls_feat, reg_feat = self.fcos_feat(feat)
-            logits.append(self.fcos_head_cls(cls_feat))
-            if self.centerness_on_reg:
-                regression.append(F.conv2d(reg_feat, weight, bias, padding=1))
-            else:
-                regression.append(paddle.concat([reg(reg_feat), ctn(cls_feat)], axis=1))
-        return logits, regression
+        if self.centerness_on_reg:
+            regression = predict(reg_feats, reg, ctn)
+        else:
+            regression = paddle.concat([predict(reg_feats, reg), predict(cls_feats, ctn)], axis=1)
+        sizes = [level_size(feat) for feat in fpn_feats]
+        if targets is None:
+            return logits, regression, sizes
+        return self._loss(logits, regression, sizes, targets)
 
     def distances(self, raw: Tensor, scale: Tensor) -> Tensor:
         """Distances l, t, r, b from the last convolution's output, in the unit of training."""
         raw = raw * scale
         return F.relu(raw) if self.norm_reg_targets else paddle.exp(raw)
 
-    def _loss(self, logits: list, regression: list, targets: dict) -> dict[str, Tensor]:
-        """Gather the positives from each level's [N, C, H, W], which stays in its layout."""
-        images = logits[0].shape[0]
-        sizes = [level.shape[2] * level.shape[3] for level in logits]
-        begins = [sum(sizes[:i]) for i in range(len(sizes))]
-        table = paddle.to_tensor([[images * b, s, b] for b, s in zip(begins, sizes)], dtype="int64")
-        index, label = targets["pos_index"], targets["pos_label"]
-        level = paddle.searchsorted(table[1:, 0], index, right=True)
-        start, size, begin = paddle.gather(table, level).unbind(axis=1)
+    def _loss(
+        self, logits: Tensor, regression: Tensor, sizes: list, targets: dict
+    ) -> dict[str, Tensor]:
+        """Gather the positives where they are, without bringing channels last."""
+        areas = [height * width for height, width in sizes]
+        begins = [sum(areas[:i]) for i in range(len(areas))]
+        images = logits.shape[0]
+        table = paddle.to_tensor(
+            [[images * b, a, b] for a, b in zip(areas, begins, strict=True)], dtype="int64"
+        )
+        starts = paddle.to_tensor([images * b for b in begins[1:]], dtype="int64")
+        index = targets["pos_index"]
+        level = paddle.searchsorted(starts, index, right=True)
+        start, area, begin = paddle.gather(table, level).unbind(axis=1)
         offset = index - start
-        image, place = offset // size, offset % size + begin
+        image, place = offset // area, offset % area + begin
 
-        logits = paddle.concat([x.flatten(2) for x in logits], axis=2)
-        regression = paddle.concat([x.flatten(2) for x in regression], axis=2)
-        pos_logits = paddle.gather_nd(logits, paddle.stack([image, label, place], axis=1))
-        pos_reg = paddle.gather_nd(
-            regression.transpose([0, 2, 1]), paddle.stack([image, place], axis=1)
-        ).astype("float32")
-        raw, quality = pos_reg.split([4, 1], axis=1)
+        at = paddle.stack([image, targets["pos_label"], place], axis=1)
+        pos_logits = paddle.gather_nd(logits, at)
+        at = paddle.stack([image, place], axis=1)
+        raw, quality = paddle.gather_nd(regression.transpose([0, 2, 1]), at).split([4, 1], axis=1)
         scales = paddle.stack([layer.scale_reg for layer in self.scales_regs])
-        boxes = self.distances(raw, paddle.gather(scales, level))
+        boxes = self.distances(as_float32(raw), paddle.gather(scales, level))
         if self.norm_reg_targets and self.multiply_strides_reg_targets:
             strides = paddle.to_tensor(self.fpn_stride, dtype="float32")
             boxes = boxes * paddle.gather(strides, level).unsqueeze(1)
@@ -158,19 +156,17 @@ class FCOSHead(nn.Layer):
         return losses
 
     def post_process(
-        self, outputs: tuple[list[Tensor], list[Tensor]], im_shape: Tensor, scale_factor: Tensor
+        self, outputs: tuple[Tensor, Tensor, list], im_shape: Tensor, scale_factor: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Detections of `forward`'s outputs, see `postprocess`."""
-        logits, regression = outputs
 
         def decoder(stride: int, layer: ScaleReg):
             unit = stride if self.norm_reg_targets else 1
             return lambda raw: self.distances(raw, layer.scale_reg) * unit
 
         return postprocess(
-            logits,
-            regression,
-            [decoder(*pair) for pair in zip(self.fpn_stride, self.scales_regs)],
+            *outputs,
+            [decoder(*pair) for pair in zip(self.fpn_stride, self.scales_regs, strict=True)],
             self.fpn_stride,
             im_shape,
             scale_factor,

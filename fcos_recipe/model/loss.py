@@ -1,9 +1,15 @@
 """FCOS loss over sparse positives."""
 
+import numpy as np
 import paddle
 import paddle.distributed as dist
 import paddle.nn.functional as F
 from paddle import Tensor, nn
+
+
+def as_float32(x: Tensor) -> Tensor:
+    """`x` itself if it is float32 already: a cast to the same dtype would still be a copy."""
+    return x if x.dtype == paddle.float32 else x.astype("float32")
 
 
 class FCOSLoss(nn.Layer):
@@ -67,18 +73,13 @@ class FCOSLoss(nn.Layer):
         """
         # O2 would cast the loss's own operators to half precision
         with paddle.amp.auto_cast(enable=False):
-            logits, pos_logits = logits.astype("float32"), pos_logits.astype("float32")
-            pos_boxes, pos_quality = pos_boxes.astype("float32"), pos_quality.astype("float32")
-            row = paddle.arange(pos_logits.shape[0], dtype="int64")
-            mask = (row < num_pos).astype("float32")
+            logits, pos_logits = as_float32(logits), as_float32(pos_logits)
+            pos_boxes, pos_quality = as_float32(pos_boxes), as_float32(pos_quality)
+            row = paddle.to_tensor(np.arange(pos_logits.shape[0]))
+            mask = as_float32(row < num_pos)
             weight = centerness_targets * mask
             positives, total_weight = self._normalizers(num_pos, weight)
 
-            # Every logit as a negative, then what a positive differs by: no dense one-hot target.
-            loss_cls = (
-                self._negative(logits).sum()
-                + ((self._positive(pos_logits) - self._negative(pos_logits)) * mask).sum()
-            )
             box_loss, iou = self._box_loss(pos_boxes, reg_targets)
             if self.quality == "centerness":
                 loss_box = (box_loss * weight).sum() / total_weight
@@ -92,29 +93,37 @@ class FCOSLoss(nn.Layer):
                 pos_quality, quality_target, weight=mask, reduction="sum"
             )
             return {
-                "loss_cls": loss_cls / positives,
+                "loss_cls": self._focal_loss(logits, pos_logits, mask) / positives,
                 "loss_box": loss_box,
                 "loss_quality": loss_quality / positives,
             }
 
     def _normalizers(self, num_pos: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Number of positives and sum of centre-ness, at least 1 and 1e-6, each float32 0-D."""
-        sums = paddle.stack([num_pos.astype("float32").sum(), weight.sum()])
+        sums = paddle.stack([num_pos.astype("float32").squeeze(), weight.sum()])
         cards = dist.get_world_size() if self.reduce_positives else 1
         if cards > 1:
             dist.all_reduce(sums)
-        # clipped before the mean, so that few positives on many cards keep their common divisor
-        positives, total_weight = sums.unbind()
-        return positives.clip(min=1.0) / cards, total_weight.clip(min=1e-6) / cards
+        sums = paddle.maximum(sums, paddle.to_tensor([1.0, 1e-6]))
+        if cards > 1:  # after the limit, so that few positives on many cards keep one divisor
+            sums = sums / cards
+        return sums.unbind()
 
-    def _negative(self, logits: Tensor) -> Tensor:
-        """Focal loss with target 0: (1 - alpha) p^gamma softplus(x)."""
-        loss = F.sigmoid(logits) ** self.loss_gamma * F.softplus(logits)
-        return loss * (1.0 - self.loss_alpha)
+    def _focal_loss(self, logits: Tensor, pos_logits: Tensor, mask: Tensor) -> Tensor:
+        """Sum of the focal loss over all logits.
 
-    def _positive(self, logits: Tensor) -> Tensor:
-        """Focal loss with target 1: alpha (1 - p)^gamma softplus(-x)."""
-        return F.sigmoid(-logits) ** self.loss_gamma * F.softplus(-logits) * self.loss_alpha
+        With f(x) = p^gamma softplus(x), p = sigmoid(x), a negative costs (1 - alpha) f(x) and a
+        positive alpha f(-x). Every logit counts as a negative first, then the positives' difference
+        is added: no dense one-hot target.
+        """
+        alpha = self.loss_alpha
+
+        def f(x: Tensor) -> Tensor:
+            return F.sigmoid(x) ** self.loss_gamma * F.softplus(x)
+
+        factors = paddle.to_tensor([[alpha], [alpha - 1.0]], dtype="float32")
+        difference = f(paddle.stack([-pos_logits, pos_logits])) * (factors * mask)
+        return f(logits).sum() * (1.0 - alpha) + difference.sum()
 
     def _box_loss(self, boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Box loss and IoU, each [P], of distances [P, 4].
@@ -123,8 +132,9 @@ class FCOSLoss(nn.Layer):
         """
         inner, outer = paddle.minimum(boxes, targets), paddle.maximum(boxes, targets)
         distances = paddle.stack([boxes, targets, inner, outer])
-        sides = distances[:, :, :2] + distances[:, :, 2:]
-        area, target_area, intersection, enclosing = (sides[:, :, 0] * sides[:, :, 1]).unbind()
+        width, height = distances.reshape([4, -1, 2, 2]).sum(axis=2).unbind(axis=2)
+        # not prod(), whose gradient is NaN where a side is zero
+        area, target_area, intersection, enclosing = (width * height).unbind()
         union = area + target_area - intersection
         iou = (intersection + 1.0) / (union + 1.0)
         if self.iou_loss_type == "linear_iou":

@@ -14,10 +14,21 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
+from fcos_recipe.model.loss import as_float32
+
+
+def level_size(feat: Tensor) -> tuple:
+    """Height and width of [N, C, H, W]; tensors where an export does not know them yet."""
+    if paddle.in_dynamic_mode() or min(feat.shape[2:]) >= 0:
+        return feat.shape[2], feat.shape[3]
+    shape = paddle.shape(feat)
+    return shape[2], shape[3]
+
 
 def postprocess(
-    logits: list[Tensor],
-    regression: list[Tensor],
+    logits: Tensor,
+    regression: Tensor,
+    sizes: list[tuple],
     decoders: list[Callable[[Tensor], Tensor]],
     strides: list[int],
     im_shape: Tensor,
@@ -31,8 +42,9 @@ def postprocess(
     """Detections of a batch.
 
     Args:
-        logits: class logits of each level, [N, num_classes, H_l, W_l].
-        regression: each level's raw l, t, r, b and quality logit, [N, 5, H_l, W_l].
+        logits: [N, num_classes, S], class logits of the S locations of all levels.
+        regression: [N, 5, S], raw l, t, r, b and quality logit.
+        sizes: (H_l, W_l) of each level, in the order of the locations.
         decoders: for each level, raw l, t, r, b to distances in pixels of the network's input.
         strides: of each level, in pixels.
         im_shape: [N, 2], height and width of the resized image.
@@ -47,70 +59,72 @@ def postprocess(
         float32 [M, 6]: class, score, x1, y1, x2, y2 in pixels of the original image, by image,
         then class, then score; int32 [N]: rows of each image.
     """
-    scale_y, scale_x = scale_factor.astype("float32").split(2, axis=1)
+    logits, regression = as_float32(logits), as_float32(regression)
+    distance, quality = regression[:, :4], F.sigmoid(regression[:, 4:])
+    best = F.sigmoid(logits.max(axis=1)) * quality.squeeze(1)
+    scale_y, scale_x = as_float32(scale_factor).split(2, axis=1)
     scale = paddle.concat([scale_x, scale_y, scale_x, scale_y], axis=1).unsqueeze(1)
     while True:
-        levels = [
-            _candidates(cls, reg, decode, stride, nms_pre, num_shift, sqrt_score)
-            for cls, reg, decode, stride in zip(logits, regression, decoders, strides, strict=True)
-        ]
-        scores, boxes, cuts = (list(part) for part in zip(*levels, strict=True))
+        levels, begin = [], 0
+        for (height, width), decode, stride in zip(sizes, decoders, strides, strict=True):
+            end = begin + height * width
+            _, index = paddle.topk(best[:, begin:end], _at_most(nms_pre, height * width), axis=1)
+            index = index.sort(axis=1)  # stock's order decides between equal scores
+            center = paddle.stack([index % width, index // width], axis=2).astype("float32")
+            center = (center + num_shift) * stride
+
+            at = (index + begin).unsqueeze(1)
+            scores = F.sigmoid(_take(logits, at)) * _take(quality, at)
+            distances = decode(_take(distance, at).transpose([0, 2, 1]))
+            corners = [center - distances[:, :, :2], center + distances[:, :, 2:]]
+            scores, cut = _best_pairs(scores.sqrt() if sqrt_score else scores, nms_pre)
+            levels.append((scores, paddle.concat(corners, axis=2), cut))
+            begin = end
+        scores, boxes, cuts = zip(*levels, strict=True)
         boxes = paddle.concat(boxes, axis=1) / scale
         bbox, bbox_num = _nms(nms, boxes, paddle.concat(scores, axis=2))
         if not paddle.in_dynamic_mode() or _complete(bbox, bbox_num, cuts, nms):
             break
         nms_pre *= 8
-    if clip:
-        bbox = _clip(bbox, bbox_num, im_shape, scale_factor)
-    return bbox, bbox_num
+    return (_clip(bbox, bbox_num, im_shape, scale_factor) if clip else bbox), bbox_num
 
 
-def _candidates(
-    cls: Tensor,
-    reg: Tensor,
-    decode: Callable[[Tensor], Tensor],
-    stride: int,
-    nms_pre: int,
-    num_shift: float,
-    sqrt_score: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The best `nms_pre` pairs of location and class of one level.
+def _take(values: Tensor, index: Tensor) -> Tensor:
+    """values [N, C, S] at index [N, 1, K] of each image: [N, C, K].
 
-    They all lie in the `nms_pre` locations that are best by their best class, so only those are
-    looked at class by class.
+    Not by take_along_axis, which copies all values to the broadcast shape first.
+    """
+    images, channels, locations = (
+        values.shape if paddle.in_dynamic_mode() else paddle.shape(values).unbind()
+    )
+    row = paddle.arange(images * channels, dtype="int64").reshape([-1, values.shape[1], 1])
+    at = row * locations + index
+    taken = paddle.gather(values.flatten(), at.flatten())
+    return taken.reshape(at.shape if paddle.in_dynamic_mode() else paddle.shape(at))
+
+
+def _best_pairs(scores: Tensor, nms_pre: int) -> tuple[Tensor, Tensor | None]:
+    """Of one level's scores [N, C, K] keep the best `nms_pre` of each image, -1 for the others.
+
+    They are the best of the level: each lies in one of the `nms_pre` locations that are best by
+    their best class.
 
     Returns:
-        scores float32 [N, C, K], -1 for a pair not taken; boxes float32 [N, K, 4] in input
-        pixels; the lowest score taken, [N, 1, 1], None if all were.
+        the scores; the lowest one kept, [N, 1, 1], None if all were.
     """
-    width = paddle.shape(cls)[3]
-    logits, reg = cls.flatten(2).astype("float32"), reg.flatten(2).astype("float32")
-    quality = F.sigmoid(reg[:, 4])
-    _, index = paddle.topk(F.sigmoid(logits.max(axis=1)) * quality, _at_most(nms_pre, quality), 1)
-    index = index.sort(axis=1)  # stock's order decides between equal scores
-
-    logits = paddle.take_along_axis(logits, index.unsqueeze(1), axis=2)
-    scores = F.sigmoid(logits) * paddle.take_along_axis(quality, index, axis=1).unsqueeze(1)
-    if sqrt_score:
-        scores = scores.sqrt()
-    raw = paddle.take_along_axis(reg[:, :4], index.unsqueeze(1), axis=2).transpose([0, 2, 1])
-    distances = decode(raw)
-    center = paddle.stack([index % width, index // width], axis=2).astype("float32")
-    center = center * stride + stride * num_shift
-    boxes = paddle.concat([center - distances[:, :, :2], center + distances[:, :, 2:]], axis=2)
-
     pairs = scores.flatten(1)
-    if pairs.shape[1] >= 0 and pairs.shape[1] <= nms_pre:
-        return scores, boxes, None
-    cut = paddle.topk(pairs, _at_most(nms_pre, pairs), 1)[0][:, -1:].unsqueeze(2)
-    return paddle.where(scores >= cut, scores, paddle.full_like(scores, -1.0)), boxes, cut
+    if 0 <= pairs.shape[1] <= nms_pre:
+        return scores, None
+    count = pairs.shape[1] if pairs.shape[1] >= 0 else paddle.shape(pairs)[1]
+    cut = paddle.topk(pairs, _at_most(nms_pre, count), axis=1)[0][:, -1:].unsqueeze(2)
+    return paddle.where(scores >= cut, scores, paddle.full_like(scores, -1.0)), cut
 
 
-def _at_most(limit: int, values: Tensor) -> int | Tensor:
-    """The smaller of `limit` and the second dimension, which an export does not know yet."""
-    if values.shape[1] >= 0:
-        return min(limit, values.shape[1])
-    return paddle.minimum(paddle.shape(values)[1], paddle.full([], limit, dtype="int32"))
+def _at_most(limit: int, count: int | Tensor) -> int | Tensor:
+    """The smaller one; `count` is a tensor where an export does not know it yet."""
+    if isinstance(count, int):
+        return min(limit, count)
+    return paddle.minimum(count, paddle.full([], limit, dtype=count.dtype))
 
 
 def _nms(nms: object, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,7 +147,7 @@ def _nms(nms: object, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
     return bbox, bbox_num
 
 
-def _complete(bbox: Tensor, bbox_num: Tensor, cuts: list, nms: object) -> bool:
+def _complete(bbox: Tensor, bbox_num: Tensor, cuts: tuple, nms: object) -> bool:
     """Whether no candidate that was left out could have changed the result."""
     cuts = [cut.flatten() for cut in cuts if cut is not None]
     if not cuts:
@@ -150,7 +164,7 @@ def _complete(bbox: Tensor, bbox_num: Tensor, cuts: list, nms: object) -> bool:
 
 def _clip(bbox: Tensor, bbox_num: Tensor, im_shape: Tensor, scale_factor: Tensor) -> Tensor:
     """Cut boxes to the original image of their row."""
-    if bbox.shape[0] == 0:  # Paddle before 3.1 cannot slice and concatenate nothing
+    if bbox.shape[0] == 0:  # before 3.1 Paddle cannot concatenate empty tensors
         return bbox
     size = paddle.floor(im_shape / scale_factor + 0.5).flip(axis=1)  # x, y
     limit = paddle.concat([size, size], axis=1)

@@ -1,0 +1,71 @@
+"""The head's convolutions over all levels, with what does not depend on the level done once."""
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+
+def run_towers(feat: nn.Layer, levels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Both towers of an `FCOSFeat`, side by side in one tensor per level.
+
+    Two convolutions are one grouped convolution, two GroupNorms one of twice the groups: half the
+    operators, same results to the last bit. (Whether a card runs the grouped convolution as fast
+    is not verified on hardware.) Deformable convolutions and other norms run layer by layer.
+
+    Args:
+        feat: the towers.
+        levels: [N, feat_in, H_l, W_l] each.
+
+    Returns:
+        Class features and box features, [N, feat_out, H_l, W_l] for each level.
+    """
+    layers = [x for pair in zip(feat.cls_subnet_convs, feat.reg_subnet_convs) for x in pair]  # noqa: B905
+    if not layers or not all(
+        isinstance(x.conv, nn.Conv2D) and isinstance(x.norm, nn.GroupNorm) for x in layers
+    ):
+        return tuple(zip(*[feat(level) for level in levels], strict=True))
+    depth, norm = feat.num_convs, layers[0].norm
+    biases = _pack([x.conv.bias for x in layers], [depth, 1, -1, 1, 1])
+    affine = [x.norm.weight for x in layers] + [x.norm.bias for x in layers]
+    affine = _pack(affine, [2 * depth, -1])
+    first = [x.conv.weight for x in layers[:2]]
+    levels = [paddle.concat([F.conv2d(x, w, padding=1) for w in first], axis=1) for x in levels]
+    for i in range(depth):
+        if i > 0:
+            weight = paddle.concat([x.conv.weight for x in layers[2 * i : 2 * i + 2]])
+            levels = [F.conv2d(x, weight, padding=1, groups=2) for x in levels]
+        args = 2 * norm._num_groups, norm._epsilon, affine[i], affine[depth + i]
+        levels = [F.relu(F.group_norm(x + biases[i], *args)) for x in levels]
+    return tuple(zip(*[x.split(2, axis=1) for x in levels], strict=True))
+
+
+def _pack(parameters: list[Tensor], shape: list[int]) -> list[Tensor]:
+    """Parameters of successive layers as one tensor per first dimension of `shape`."""
+    return paddle.concat(parameters).reshape(shape).unbind()
+
+
+def predict(levels: list[Tensor], *layers: nn.Conv2D) -> Tensor:
+    """The outputs of 3x3 convolutions of the same input, channels side by side.
+
+    On the CPU run as the transposed convolution by the flipped kernel, equal up to float32
+    rounding: Paddle's CPU kernels are im2col + sgemm, and im2col, on one thread, costs more than
+    the sgemm here. The transposed form unfolds the few output channels instead of the 256 input
+    channels, forward and backward.
+
+    Args:
+        levels: [N, C, H_l, W_l] each.
+        layers: the convolutions; together they have O outputs.
+
+    Returns:
+        [N, O, S], S the locations of all levels.
+    """
+    weight, bias = layers[0].weight, layers[0].bias
+    if len(layers) > 1:
+        weight = paddle.concat([layer.weight for layer in layers])
+        bias = paddle.concat([layer.bias for layer in layers])
+    convolution = F.conv2d
+    # not in a graph for export: inference engines have better kernels
+    if paddle.in_dynamic_mode() and levels[0].place.is_cpu_place():
+        weight, convolution = weight.flip([2, 3]).transpose([1, 0, 2, 3]), F.conv2d_transpose
+    outputs = [convolution(x, weight, padding=1).flatten(2) for x in levels]
+    return paddle.concat(outputs, axis=2) + bias.unsqueeze(1)
