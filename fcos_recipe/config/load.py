@@ -128,7 +128,12 @@ class Config:
                 named = {name: Path(section).expanduser()} if local else {}
             for key, path in named.items():
                 if not path.exists() and not path.with_name(path.name + ".pdparams").exists():
-                    found.append(f"{self.origin(key)}: {key}: {path} does not exist")
+                    remedy = f"set {name}.dataset_dir to your data's folder"
+                    if "2017" in path.name:
+                        remedy = f"fetch COCO: python datasets/download_coco.py, or {remedy}"
+                    elif not isinstance(section, dict):
+                        remedy = "name a file or a URL; '' trains from scratch"
+                    found.append(f"{self.origin(key)}: {key}: {path} does not exist; {remedy}")
         return found
 
 

@@ -218,7 +218,8 @@ def _run(
     yield from (Finding(YELLOW, "config", line) for line in config.warnings)
     missing = config.missing_files("TrainDataset", "EvalDataset")
     for line in missing:
-        yield Finding(RED, "data", line, "put the data set there, or set dataset_dir")
+        problem, remedy = line.split("; ", 1)
+        yield Finding(RED, "data", problem, remedy)
     data = config.data
     kind = "cpu"
     if facts:
