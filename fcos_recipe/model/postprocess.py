@@ -62,13 +62,18 @@ def postprocess(
     logits, regression = as_float32(logits), as_float32(regression)
     distance, quality = regression[:, :4], F.sigmoid(regression[:, 4:])
     best = F.sigmoid(logits.max(axis=1)) * quality.squeeze(1)
+    best = best.sqrt() if sqrt_score else best
     scale_y, scale_x = as_float32(scale_factor).split(2, axis=1)
     scale = paddle.concat([scale_x, scale_y, scale_x, scale_y], axis=1).unsqueeze(1)
     while True:
         levels, begin = [], 0
         for (height, width), decode, stride in zip(sizes, decoders, strides, strict=True):
             end = begin + height * width
-            _, index = paddle.topk(best[:, begin:end], _at_most(nms_pre, height * width), axis=1)
+            score = best[:, begin:end]
+            count = height * width
+            if paddle.in_dynamic_mode():  # no more than can pass
+                count = max(1, int((score > nms.score_threshold).sum(axis=1).max()))
+            _, index = paddle.topk(score, _at_most(nms_pre, count), axis=1)
             index = index.sort(axis=1)  # stock's order decides between equal scores
             center = paddle.stack([index % width, index // width], axis=2).astype("float32")
             center = (center + num_shift) * stride
@@ -113,7 +118,7 @@ def _best_pairs(scores: Tensor, nms_pre: int) -> tuple[Tensor, Tensor | None]:
         the scores; the lowest one kept, [N, 1, 1], None if all were.
     """
     pairs = scores.flatten(1)
-    if 0 <= pairs.shape[1] <= nms_pre:
+    if 0 <= pairs.shape[1] < nms_pre:
         return scores, None
     count = pairs.shape[1] if pairs.shape[1] >= 0 else paddle.shape(pairs)[1]
     cut = paddle.topk(pairs, _at_most(nms_pre, count), axis=1)[0][:, -1:].unsqueeze(2)
