@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import logging
-import resource
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from fcos_recipe.engine import checkpoint, weights
 from fcos_recipe.engine.coco_metric import table
 from fcos_recipe.engine.distributed import all_true, gather, start
 from fcos_recipe.engine.evaluate import build_loader, evaluate
+from fcos_recipe.engine.meter import Window, hms, memory_mib, timed
 from fcos_recipe.engine.run_dir import CONFIG, ENVIRONMENT, RunDir, environment, log, to_console
 from fcos_recipe.errors import RunFailure, UserError
 from fcos_recipe.runtime.device import amp_supported
@@ -309,9 +309,9 @@ class Trainer(ppdet.engine.Trainer):
         model.train()
         self.loader.set_epoch(epoch)
         steps = len(self.loader) // self.accumulate  # grouped batches: may differ by one
-        window = _Window()
+        window = Window()
         bar = self._bar(epoch, steps)
-        for step, (data_time, batch) in enumerate(_timed(self.loader)):
+        for step, (data_time, batch) in enumerate(timed(self.loader)):
             if step >= steps * self.accumulate:
                 break  # an incomplete accumulation would be a step of another size
             update = (step + 1) % self.accumulate == 0
@@ -335,7 +335,7 @@ class Trainer(ppdet.engine.Trainer):
             bar.update()
             if done % self._log_iter == 0 or done == steps:
                 self._log_step(window, epoch, done, rate, bar)
-                window = _Window()
+                window = Window()
         bar.close()
 
     def _bar(self, epoch: int, steps: int) -> tqdm:
@@ -356,7 +356,10 @@ class Trainer(ppdet.engine.Trainer):
         with local:
             with self.autocast():
                 losses = model(batch)
-            self.scaler.scale(losses["loss"] / self.accumulate).backward()
+            loss = losses["loss"]
+            if self.accumulate > 1:
+                loss = loss / self.accumulate
+            self.scaler.scale(loss).backward()
         return losses
 
     def _refuse_step(self, epoch: int, step: int, batch: dict) -> None:
@@ -367,9 +370,7 @@ class Trainer(ppdet.engine.Trainer):
             "the warm-up, and check these images' boxes"
         )
 
-    def _log_step(
-        self, window: "_Window", epoch: int, done: int, rate: float, bar: tqdm
-    ) -> None:
+    def _log_step(self, window: Window, epoch: int, done: int, rate: float, bar: tqdm) -> None:
         seconds = time.perf_counter() - window.start
         losses = window.means()
         per_card = window.images / seconds
@@ -378,7 +379,7 @@ class Trainer(ppdet.engine.Trainer):
             "images_per_second_per_card": round(per_card, 3),
             "images_per_second": round(per_card * self._nranks, 3),
             "data_time": round(window.data_time / window.batches, 4),
-            "memory_mib": _memory_mib(self.device),
+            "memory_mib": memory_mib(self.device),
         }  # fmt: skip
         self.run.record(**record)
         left = (self.config.data["epoch"] * self.steps_per_epoch - self.steps_done) * (
@@ -386,14 +387,14 @@ class Trainer(ppdet.engine.Trainer):
         )
         bar.set_postfix(
             loss=f"{losses['loss']:.3f}", lr=f"{rate:.2g}", images_per_s=f"{per_card:.1f}",
-            run_ETA=_hms(left),
+            run_ETA=hms(left),
         )  # fmt: skip
         log.log(
             logging.INFO if bar.disable else logging.DEBUG,
             "epoch %d/%d step %d/%d lr %.5f %s | %.2f images/s per card, %.2f total | data %.3f s "
             "| ETA %s", epoch + 1, self.config.data["epoch"], done, bar.total, rate,
             " ".join(f"{k} {v:.4f}" for k, v in losses.items()), per_card,
-            per_card * self._nranks, record["data_time"], _hms(left),
+            per_card * self._nranks, record["data_time"], hms(left),
         )  # fmt: skip
 
     # ---- evaluation ------------------------------------------------------------------------
@@ -476,50 +477,8 @@ class Trainer(ppdet.engine.Trainer):
         return facts if ap is None else {**facts, "AP": ap}
 
 
-class _Window:
-    """What happened since the last log line, kept on the device until the line is due."""
-
-    def __init__(self):
-        self.start, self.batches, self.images, self.data_time = time.perf_counter(), 0, 0, 0.0
-        self.losses, self.finite = [], None
-
-    def add(self, losses: dict, batch: dict, data_time: float) -> None:
-        self.names = list(losses)
-        self.losses.append([value.detach() for value in losses.values()])
-        finite = paddle.isfinite(losses["loss"].detach())
-        self.finite = finite if self.finite is None else paddle.logical_and(self.finite, finite)
-        self.batches += 1
-        self.images += batch["image"].shape[0]
-        self.data_time += data_time
-
-    def means(self) -> dict[str, float]:
-        flat = [value.reshape([1]).astype("float32") for row in self.losses for value in row]
-        rows = paddle.concat(flat).numpy().reshape(len(self.losses), -1)
-        return {k: round(float(v), 6) for k, v in zip(self.names, rows.mean(axis=0))}
-
-
-def _timed(loader):
-    """(seconds waited, batch) for each batch."""
-    before = time.perf_counter()
-    for batch in loader:
-        yield time.perf_counter() - before, batch
-        before = time.perf_counter()
-
-
 def _plain(scaler) -> dict:
     return {
         key: np.asarray(value).item() if isinstance(value, np.ndarray) else value
         for key, value in scaler.state_dict().items()
     }
-
-
-def _memory_mib(device: str) -> int:
-    """Peak memory: allocated on a CUDA device, resident in the process otherwise."""
-    if device == "gpu":
-        return paddle.device.cuda.max_memory_allocated() >> 20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-
-
-def _hms(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
