@@ -18,7 +18,7 @@ from fcos_recipe.errors import UserError
 
 CLASSES = ["circle", "square", "triangle", "star"]
 MANIFEST = "shapes.json"
-_VERSION = 2  # of the drawing: a set drawn by another version is drawn anew
+_VERSION = 3  # of the drawing: a set drawn by another version is drawn anew
 
 
 def make_shapes(
@@ -112,27 +112,27 @@ def draw_scene(
         x, y, w, h in pixels, visible area in pixels).
     """
     height, width = size
-    image = _texture(rng, size, contrast=35)
+    image = _texture(rng, size, contrast=30)
     owner = np.full(size, -1, np.int16)  # index of the object that shows at each pixel
     labels, outlines, full = [], [], []
-    for _ in range(0 if rng.random() < 0.08 else rng.integers(1, 7)):
+    for _ in range(0 if rng.random() < 0.08 else rng.integers(2, 8)):
         for _ in range(20):  # tries to find a place that hides nothing too much
             small = rng.random() < 0.2
-            side = rng.uniform(18, 34) if small else rng.uniform(42, 0.6 * height)
+            side = rng.uniform(20, 34) if small else rng.uniform(44, 0.55 * height)
             centre = rng.uniform([side / 2] * 2, [width - side / 2, height - side / 2])
-            if outlines and rng.random() < 0.1:  # beside an earlier one, so that they overlap
+            if outlines and rng.random() < 0.05:  # beside an earlier one, so that they overlap
                 other = outlines[rng.integers(len(outlines))]
                 reach = (side + np.ptp(other[:, 0])) / 2 * rng.uniform(0.5, 0.8)
                 angle = rng.uniform(0, 2 * np.pi)
                 centre = other.mean(0) + reach * np.array([np.cos(angle), np.sin(angle)])
             label = int(rng.integers(len(CLASSES)))
-            outline = centre + side / 2 * _outline(label, rng.uniform(-0.35, 0.35))
+            outline = centre + side / 2 * _outline(label, rng.uniform(-0.3, 0.3))
             if (outline < 0).any() or (outline > [width - 1, height - 1]).any():
                 continue
             mask = cv2.fillPoly(np.zeros(size, np.uint8), [outline.round().astype(np.int32)], 1)
             after = np.where(mask > 0, np.int16(len(labels)), owner)
             shown = np.bincount(after.ravel() + 1, minlength=len(labels) + 1)[1 : len(labels) + 1]
-            if all(now >= 0.75 * whole for now, whole in zip(shown, full, strict=True)):
+            if all(now >= 0.8 * whole for now, whole in zip(shown, full, strict=True)):
                 break
         else:
             continue
@@ -185,10 +185,10 @@ def _paint(
     part = np.s_[max(y - 2, 0) : y + h + 2, max(x - 2, 0) : x + w + 2]
     patch, inside = image[part], mask[part] > 0
     below = patch[inside].mean(0)
-    fill = _texture(rng, inside.shape, contrast=20)
+    fill = _texture(rng, inside.shape, contrast=15)
     gap = np.linalg.norm(fill[inside].mean(0) - below)
-    if gap < 80:  # too alike to be seen: make it darker on a light ground, lighter on a dark one
-        fill += (80 - gap) * (1 if below.mean() < 128 else -1)
+    if gap < 110:  # too alike to be seen: make it darker on a light ground, lighter on a dark one
+        fill += (110 - gap) * (1 if below.mean() < 128 else -1)
     soft = cv2.GaussianBlur(inside.astype(np.float32), (3, 3), 0)[..., None]  # smooth edge
     patch += (fill - patch) * soft
     if rng.random() < 0.3:
