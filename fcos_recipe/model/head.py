@@ -134,12 +134,14 @@ class FCOSHead(nn.Layer):
         offset = index - start
         image, place = offset // area, offset % area + begin
 
+        # once for the gathers and the loss: half precision would also round the sums of gradients
+        logits, regression = as_float32(logits), as_float32(regression)
         at = paddle.stack([image, targets["pos_label"], place], axis=1)
         pos_logits = paddle.gather_nd(logits, at)
         at = paddle.stack([image, place], axis=1)
         raw, quality = paddle.gather_nd(regression.transpose([0, 2, 1]), at).split([4, 1], axis=1)
         scales = paddle.stack([layer.scale_reg for layer in self.scales_regs])
-        boxes = self.distances(as_float32(raw), paddle.gather(scales, level))
+        boxes = self.distances(raw, paddle.gather(scales, level))
         if self.norm_reg_targets and self.multiply_strides_reg_targets:
             strides = paddle.to_tensor(self.fpn_stride, dtype="float32")
             boxes = boxes * paddle.gather(strides, level).unsqueeze(1)

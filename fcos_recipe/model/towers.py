@@ -10,7 +10,8 @@ def run_towers(feat: nn.Layer, levels: list[Tensor]) -> tuple[list[Tensor], list
 
     Two convolutions are one grouped convolution, two GroupNorms one of twice the groups: half the
     operators, same results to the last bit. (Whether a card runs the grouped convolution as fast
-    is not verified on hardware.) Deformable convolutions and other norms run layer by layer.
+    is not verified on hardware.) Deformable convolutions, other norms and graphs for export run
+    layer by layer.
 
     Args:
         feat: the towers.
@@ -20,9 +21,8 @@ def run_towers(feat: nn.Layer, levels: list[Tensor]) -> tuple[list[Tensor], list
         Class features and box features, [N, feat_out, H_l, W_l] for each level.
     """
     layers = [x for pair in zip(feat.cls_subnet_convs, feat.reg_subnet_convs) for x in pair]  # noqa: B905
-    if not layers or not all(
-        isinstance(x.conv, nn.Conv2D) and isinstance(x.norm, nn.GroupNorm) for x in layers
-    ):
+    plain = all(isinstance(x.conv, nn.Conv2D) and isinstance(x.norm, nn.GroupNorm) for x in layers)
+    if not (layers and plain and paddle.in_dynamic_mode()):
         return tuple(zip(*[feat(level) for level in levels], strict=True))
     depth, norm = feat.num_convs, layers[0].norm
     biases = _pack([x.conv.bias for x in layers], [depth, 1, -1, 1, 1])
@@ -34,8 +34,9 @@ def run_towers(feat: nn.Layer, levels: list[Tensor]) -> tuple[list[Tensor], list
         if i > 0:
             weight = paddle.concat([x.conv.weight for x in layers[2 * i : 2 * i + 2]])
             levels = [F.conv2d(x, weight, padding=1, groups=2) for x in levels]
-        args = 2 * norm._num_groups, norm._epsilon, affine[i], affine[depth + i]
-        levels = [F.relu(F.group_norm(x + biases[i], *args)) for x in levels]
+        # F.group_norm came with Paddle 3.0
+        args = affine[i], affine[depth + i], norm._epsilon, 2 * norm._num_groups, "NCHW"
+        levels = [F.relu(paddle._C_ops.group_norm(x + biases[i], *args)) for x in levels]
     return tuple(zip(*[x.split(2, axis=1) for x in levels], strict=True))
 
 
