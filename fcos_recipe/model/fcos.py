@@ -59,6 +59,7 @@ class FCOS(nn.Layer):
             values /= np.array(found.get("std", [0.229, 0.224, 0.225]))
         self.pixel_values.set_value(np.append(np.float32(0), values.T.ravel()))
 
+    @paddle.jit.not_to_static  # its branches are Python's, also in a graph
     def normalize(self, image: Tensor, im_shape: Tensor) -> Tensor:
         """Normalise pixels, zero outside the image as if it had been padded afterwards.
 
@@ -71,16 +72,15 @@ class FCOS(nn.Layer):
         """
         if image.dtype != paddle.uint8:
             return image
-        image = image.transpose([0, 3, 1, 2])
-        height, width = level_size(image)
         h, w = im_shape.unsqueeze([1, 3]).split(2, axis=2)  # [N, 1, 1, 1]
-        inside = paddle.logical_and(_range(height).unsqueeze(1) < h, _range(width) < w)
         if not paddle.in_dynamic_mode():  # inference engines are faster at arithmetic: 1e-6 off
-            first = self.pixel_values[1:].reshape([1, 3, 256, 1])
-            slope = (first[:, :, 255:] - first[:, :, :1]) / 255.0
-            return image.astype("float32") * slope + first[:, :, :1] * as_float32(inside)
+            image = image.astype("float32").transpose([0, 3, 1, 2])
+            values = self.pixel_values[1:].reshape([1, 3, 256, 1])
+            slope = (values[:, :, 255:] - values[:, :, :1]) / 255.0
+            return (image * slope + values[:, :, :1]) * as_float32(_inside(image, h, w))
+        image = image.transpose([0, 3, 1, 2])
         channel = paddle.to_tensor([1, 257, 513], dtype="int32").reshape([1, 3, 1, 1])
-        index = (image.astype("int32") + channel) * inside.astype("int32")
+        index = (image.astype("int32") + channel) * _inside(image, h, w).astype("int32")
         return paddle.gather(self.pixel_values, index.flatten()).reshape(index.shape)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -103,6 +103,12 @@ class FCOS(nn.Layer):
             self.fcos_head(feats), batch["im_shape"], batch["scale_factor"]
         )
         return {"bbox": bbox, "bbox_num": bbox_num}
+
+
+def _inside(image: Tensor, h: Tensor, w: Tensor) -> Tensor:
+    """Whether pixels of [N, 3, H, W] are above h and left of w, [N, 1, 1, 1]: bool [N, 1, H, W]."""
+    height, width = level_size(image)
+    return paddle.logical_and(_range(height).unsqueeze(1) < h, _range(width) < w)
 
 
 def _range(count: int | Tensor) -> Tensor:

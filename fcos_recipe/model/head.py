@@ -157,6 +157,7 @@ class FCOSHead(nn.Layer):
         losses["loss"] = paddle.add_n(list(losses.values()))
         return losses
 
+    @paddle.jit.not_to_static
     def post_process(
         self, outputs: tuple[Tensor, Tensor, list], im_shape: Tensor, scale_factor: Tensor
     ) -> tuple[Tensor, Tensor]:

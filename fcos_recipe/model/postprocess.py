@@ -17,6 +17,7 @@ from paddle import Tensor
 from fcos_recipe.model.loss import as_float32
 
 
+@paddle.jit.not_to_static
 def level_size(feat: Tensor) -> tuple:
     """Height and width of [N, C, H, W]; tensors where an export does not know them yet."""
     if paddle.in_dynamic_mode() or min(feat.shape[2:]) >= 0:
@@ -25,6 +26,7 @@ def level_size(feat: Tensor) -> tuple:
     return shape[2], shape[3]
 
 
+@paddle.jit.not_to_static  # its branches are Python's, also in a graph
 def postprocess(
     logits: Tensor,
     regression: Tensor,
@@ -65,7 +67,8 @@ def postprocess(
     best = best.sqrt() if sqrt_score else best
     scale_y, scale_x = as_float32(scale_factor).split(2, axis=1)
     scale = paddle.concat([scale_x, scale_y, scale_x, scale_y], axis=1).unsqueeze(1)
-    while True:
+
+    def detect(nms_pre: int) -> tuple[Tensor, Tensor, list]:
         levels, begin = [], 0
         for (height, width), decode, stride in zip(sizes, decoders, strides, strict=True):
             end = begin + height * width
@@ -85,12 +88,16 @@ def postprocess(
             scores, cut = _best_pairs(scores.sqrt() if sqrt_score else scores, nms_pre)
             levels.append((scores, paddle.concat(corners, axis=2), cut))
             begin = end
-        scores, boxes, cuts = zip(*levels, strict=True)
+        scores, boxes, cuts = [list(part) for part in zip(*levels, strict=True)]
         boxes = paddle.concat(boxes, axis=1) / scale
         bbox, bbox_num = _nms(nms, boxes, paddle.concat(scores, axis=2))
-        if not paddle.in_dynamic_mode() or _complete(bbox, bbox_num, cuts, nms):
-            break
-        nms_pre *= 8
+        return bbox, bbox_num, cuts
+
+    bbox, bbox_num, cuts = detect(nms_pre)
+    if paddle.in_dynamic_mode():
+        while not _complete(bbox, bbox_num, cuts, nms):
+            nms_pre *= 8
+            bbox, bbox_num, cuts = detect(nms_pre)
     return (_clip(bbox, bbox_num, im_shape, scale_factor) if clip else bbox), bbox_num
 
 
@@ -152,7 +159,7 @@ def _nms(nms: object, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
     return bbox, bbox_num
 
 
-def _complete(bbox: Tensor, bbox_num: Tensor, cuts: tuple, nms: object) -> bool:
+def _complete(bbox: Tensor, bbox_num: Tensor, cuts: list, nms: object) -> bool:
     """Whether no candidate that was left out could have changed the result."""
     cuts = [cut.flatten() for cut in cuts if cut is not None]
     if not cuts:

@@ -5,6 +5,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 
+@paddle.jit.not_to_static  # its branches are Python's, also in a graph
 def run_towers(feat: nn.Layer, levels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Both towers of an `FCOSFeat`, side by side in one tensor per level.
 
@@ -45,6 +46,7 @@ def _pack(parameters: list[Tensor], shape: list[int]) -> list[Tensor]:
     return paddle.concat(parameters).reshape(shape).unbind()
 
 
+@paddle.jit.not_to_static  # its branches are Python's, also in a graph
 def predict(levels: list[Tensor], *layers: nn.Conv2D) -> Tensor:
     """The outputs of 3x3 convolutions of the same input, channels side by side.
 
