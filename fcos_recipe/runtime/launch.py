@@ -391,7 +391,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help="number of cards, or their labels: 0,1,2 (one: `3,`); default: launch.cards of "
         "the config, else all visible ones",
     )
-    parser.add_argument("--log_dir", type=Path, help="rank logs; default: OUTPUT/launch/...")
+    parser.add_argument("--log_dir", type=Path, help="rank logs; default: launch/ beside the run directory")
     parser.add_argument("--output", help="passed on to tools/train.py")
     parser.add_argument("--dry-run", action="store_true", help="print command and environment")
     args, rest = parser.parse_known_args(argv)
@@ -425,7 +425,8 @@ def prepare(argv: list[str]) -> tuple[Plan, bool]:
         train += ["--output", args.output]
     if overrides:
         train += ["-o", *overrides]
-    output = Path(args.output or config.data["save_dir"])
+    # beside the run directories, not in one: a new run moves an older directory of its name away
+    output = Path(args.output).parent if args.output else Path(config.data["save_dir"])
     stamp = f"{Path(path).stem}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     log_dir = args.log_dir or output / "launch" / stamp
     return plan(kind, labels, visible, train, log_dir), args.dry_run
