@@ -174,7 +174,9 @@ class PaddleFacts:
 
 def ask_paddle() -> PaddleFacts:
     """Import Paddle and ask it. A `+corex` in the version proves nothing, so it is not read."""
-    import paddle
+    from fcos_recipe.compat import import_paddle
+
+    paddle = import_paddle()
 
     cuda = paddle.is_compiled_with_cuda()
     custom = tuple(paddle.device.get_all_custom_device_type() or ())
@@ -297,7 +299,9 @@ def set_device(device: str) -> str:
     Returns:
         The place, such as "gpu:3" or "cpu".
     """
-    import paddle
+    from fcos_recipe.compat import import_paddle
+
+    paddle = import_paddle()
 
     if device == "cpu":
         # A build for cards would otherwise look for NCCL when the ranks meet.
