@@ -224,7 +224,7 @@ def _steps(bench: Bench, sides: dict[str, Child], options: Options) -> dict:
     for name, steps in answers.items():
         side = summary([step["images"] / step["seconds"] for step in steps])
         side["seconds_per_step"] = statistics.median(step["seconds"] for step in steps)
-        # time of the training process on all its cores: other load on the machine matters less to it
+        # of the training process on all its cores: other load on the machine matters less to it
         side["cpu_seconds_per_image"] = statistics.median(
             step["cpu_seconds"] / step["images"] for step in steps
         )

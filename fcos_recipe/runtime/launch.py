@@ -391,7 +391,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help="number of cards, or their labels: 0,1,2 (one: `3,`); default: launch.cards of "
         "the config, else all visible ones",
     )
-    parser.add_argument("--log_dir", type=Path, help="rank logs; default: launch/ beside the run directory")
+    parser.add_argument("--log_dir", type=Path, help="rank logs; default: launch/ beside the run")
     parser.add_argument("--output", help="passed on to tools/train.py")
     parser.add_argument("--dry-run", action="store_true", help="print command and environment")
     args, rest = parser.parse_known_args(argv)
