@@ -22,10 +22,12 @@ NAMES = (
 )  # fmt: skip
 
 STOCK = """
-import zlib, inspect, json, sys
-from ppdet.core import workspace
-from ppdet.data import transform
-from ppdet.optimizer import optimizer
+import inspect, json, sys
+from fcos_recipe.compat import missing_stand_ins
+with missing_stand_ins():
+    from ppdet.core import workspace
+    from ppdet.data import transform
+    from ppdet.optimizer import optimizer
 asked = json.load(sys.stdin)
 registered = dict(workspace.global_config)
 plain = lambda o: {"name": type(o).__name__, **vars(o)}

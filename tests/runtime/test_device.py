@@ -205,7 +205,8 @@ def test_more_cards_than_exist(machine):
         launch.prepare([])
 
 
-def test_cpu_on_a_machine_with_cards_hides_them(machine):
+def test_cpu_on_a_machine_with_cards_hides_them(machine, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # Paddle, imported earlier, sets it
     machine(device.SDKS[2], cards=8, environment={"DEVICE": "cpu"})
     run, _ = launch.prepare(["--gpus", "2"])
     assert words(run.command)[-2:] == ["--nproc_per_node", "2"]
