@@ -62,6 +62,11 @@ RECIPE: dict[str, Any] = {
     "init_loss_scaling": Key(NUMBER, 1024, "first loss scale of float16", True),
     "to_static": Key(bool, False, "train the compiled graph", True),
     "find_unused_parameters": Key(bool, False, "let ranks leave parameters unused", True),
+    "comm_buffer_mb": Key(int, 25, "MiB of gradients that ranks average in one message", least=1),
+    "autotune": {
+        "kernel": Key(bool, False, "time convolution algorithms in the first steps; cards only"),
+        "layout": Key(bool, False, "channels-last where it helps low precision; cards only"),
+    },
     "use_ema": Key(bool, False, "evaluate an exponential moving average of the weights", True),
     "ema_decay": Key(NUMBER, 0.9998, "decay of the average", True),
     "ema_decay_type": Key(("threshold", "normal", "exponential"), "threshold", "its ramp", True),

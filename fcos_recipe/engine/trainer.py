@@ -55,6 +55,10 @@ class Trainer(ppdet.engine.Trainer):
         self.watchdog = watchdog or Watchdog()
         self.cfg = compat.workspace(config.stock_data())
         paddle.seed(data["seed"])
+        if any(data["autotune"].values()):
+            paddle.incubate.autotune.set_config(
+                {kind: {"enable": on} for kind, on in data["autotune"].items()}
+            )
         # Optimizer states are stored by parameter names, which Paddle numbers per process.
         paddle.utils.unique_name.switch()
         if mode == "train":
@@ -243,7 +247,9 @@ class Trainer(ppdet.engine.Trainer):
         model = self.model
         if self._nranks > 1:
             model = paddle.DataParallel(
-                model, find_unused_parameters=data["find_unused_parameters"]
+                model,
+                comm_buffer_size=data["comm_buffer_mb"],
+                find_unused_parameters=data["find_unused_parameters"],
             )
         patience = data["early_stop"]["patience"]
         if self.start_epoch >= data["epoch"]:
