@@ -245,7 +245,7 @@ def _compared(found: dict, faster: Callable[[float, float], float]) -> dict:
     others = [name for name in medians if name != "ours"]
     found.update(medians)
     found["ratios"] = {name: faster(medians["ours"], medians[name]) for name in others}
-    found["ratio"] = found["ratios"][others[0]]
+    found["ratio"] = found["ratios"][next(n for n in others if not n.startswith("ours"))]
     return found
 
 
