@@ -23,7 +23,7 @@ _VERSION = 3  # of the drawing: a set drawn by another version is drawn anew
 
 def make_shapes(
     root: str | Path,
-    train: int = 800,
+    train: int = 1000,
     val: int = 100,
     seed: int = 0,
     size: tuple[int, int] = (160, 224),
@@ -205,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output", required=True, help="directory to make")
-    parser.add_argument("--train", type=int, default=800, help="images (default %(default)s)")
+    parser.add_argument("--train", type=int, default=1000, help="images (default %(default)s)")
     parser.add_argument("--val", type=int, default=100, help="images (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
