@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -63,13 +64,24 @@ class Child:
         Raises:
             RunFailure: the process ended; the message has the end of what it wrote.
         """
-        line = self.process.stdout.readline()
+        # Its data workers hold the other end, too: the line does not close when it alone dies.
+        while not (ready := select.select([self.process.stdout], [], [], 1.0)[0]):
+            if self._end():
+                break
+        line = self.process.stdout.readline() if ready else ""
         if not line:
+            end = self._end()
+            killed = end is not None and end.si_status == signal.SIGKILL
             self.close()
             self.log.seek(0)
             tail = [text for text in self.log.read().splitlines() if text.strip()][-8:]
-            raise RunFailure("\n".join([f"benchmark: {self.module} ended:", *tail]))
+            what = "was killed, perhaps for want of memory" if killed else "ended"
+            raise RunFailure("\n".join([f"benchmark: {self.module} {what}:", *tail]))
         return json.loads(line)
+
+    def _end(self):
+        """How the process ended, None while it lives. Not reaped: its number stays its own."""
+        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
 
     def ask(self, **request) -> dict:
         """Ask and wait for the answer."""
@@ -78,6 +90,8 @@ class Child:
 
     def close(self) -> None:
         """End the process and everything it started."""
+        if self.process.returncode is not None:
+            return  # its number may be another's by now
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()

@@ -13,7 +13,8 @@ from tests.conftest import run_tool
 TINY = [
     "ResNet.depth=18",
     "TrainReader.sample_transforms=[{Decode: {}}, {Resize: {target_size: [64, 96], "
-    "keep_ratio: true, interp: 1}}, {NormalizeImage: {}}, {RandomFlip: {}}]",
+    "keep_ratio: true, interp: 1}}, {NormalizeImage: {mean: [0.485, 0.456, 0.406], "
+    "std: [0.229, 0.224, 0.225], is_scale: true}}, {RandomFlip: {}}]",
 ]
 
 
@@ -111,6 +112,16 @@ def test_a_side_that_ends_is_told_with_the_end_of_its_log():
         with pytest.raises(RunFailure, match="no such task"):
             child.receive()
     assert child.process.returncode is not None
+
+
+def test_a_side_that_is_killed_is_told_although_its_workers_hold_the_line(tmp_path):
+    script = tmp_path / "side.py"
+    script.write_text("import os, time\nif os.fork() == 0: time.sleep(60)\nos.kill(os.getpid(), 9)")
+    where = {"PYTHONPATH": str(tmp_path)}
+    child = pipe.Child("side", {}, where)
+    with pytest.raises(RunFailure, match="killed, perhaps for want of memory"):
+        child.receive()
+    child.close()  # harmless the second time
 
 
 def test_train2017_like_file_has_the_size_asked_for(tmp_path, monkeypatch):
