@@ -81,8 +81,10 @@ class Trainer(ppdet.engine.Trainer):
 
     def _check_normalization(self) -> None:
         """The model normalises, with one mean and deviation for training and prediction."""
+        usual = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "is_scale": True}
         found = [
-            next((t["NormalizeImage"] for t in self.cfg[f"{part}Reader"]["sample_transforms"]
+            next(({**usual, **(t["NormalizeImage"] or {})}
+                  for t in self.cfg[f"{part}Reader"]["sample_transforms"]
                   if "NormalizeImage" in t), None)
             for part in ("Train", "Test")
         ]  # fmt: skip
