@@ -18,6 +18,7 @@ ELSEWHERE = {
     "bash scripts/test.sh": "is what runs this test",
     "bash scripts/install.sh": "tests/install",
     "bash .ci/run": "runs all tests",
+    "python tools/benchmark.py": "takes minutes and gigabytes; tests/benchmark",
     "pip install": "tests/install and the lock files",
     "python datasets/download_coco.py": "needs 20 GB from the network; tests/data/test_download.py",
 }
