@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fcos_recipe.benchmark.pipe import Line
 from fcos_recipe.config import load_config
+from fcos_recipe.engine.commands import start
 
 
 def configure(setup: dict):
@@ -41,32 +42,19 @@ class _Steps:
     def __init__(self, gate):
         self.gate = gate
 
-    def beat(self, _phase: str) -> None:
+    def beat(self, _step: int) -> None:
         self.gate.done()
 
     def phase(self, _name: str):
         return contextlib.nullcontext()
 
-    def stop(self) -> None:
-        pass
-
-
-def start(requested: str) -> str:
-    """CPU settings, then the device, as every command of the recipe begins."""
-    from fcos_recipe.runtime import cpu_math, device
-
-    cpu_math.ensure(requested)
-    return device.set_device(requested)
-
 
 def reader(setup: dict):
     """Data set and reader as the Trainer makes them."""
-    from fcos_recipe import compat
+    from fcos_recipe.compat import create, workspace
 
     config = configure(setup)
-    compat.workspace(config.stock_data())
-    from ppdet.core.workspace import create
-
+    workspace(config.stock_data())
     return create("TrainReader")(create("TrainDataset")(), config.data["worker_num"])
 
 

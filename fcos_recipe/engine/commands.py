@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fcos_recipe.config import load_config
 from fcos_recipe.errors import UserError, UserErrors
+from fcos_recipe.runtime.device import requested
 
 _TRAIN_EXAMPLE = """\
 examples:
@@ -55,11 +56,17 @@ def _load(args, parser, overrides: list[str]):
     return config, Path(args.output or Path(config.data["save_dir"]) / config.name)
 
 
-def _start(config) -> str:
-    """Settings that must precede Paddle's import, then the device this process runs on."""
+def start(requested: str) -> str:
+    """Settings that must precede Paddle's import, then the device this process runs on.
+
+    Args:
+        requested: auto, cpu, gpu or iluvatar_gpu.
+
+    Returns:
+        cpu, gpu or iluvatar_gpu.
+    """
     from fcos_recipe.runtime import cpu_math, device
 
-    requested = device.requested(config.data)
     cpu_math.ensure(requested)
     found = device.resolve(requested)
     device.set_device(found)
@@ -91,7 +98,7 @@ def train(argv: list[str]) -> int:
         sections.append("pretrain_weights")
     if missing := config.missing_files(*sections):
         raise UserErrors(missing)
-    device = _start(config)
+    device = start(requested(config.data))
 
     from fcos_recipe.engine.run_dir import RunDir, visualdl_sink
     from fcos_recipe.engine.trainer import Trainer
@@ -140,7 +147,7 @@ def evaluate(argv: list[str]) -> int:
         parser.error("--weights W is required (or -o weights=W)")
     if missing := config.missing_files("EvalDataset"):
         raise UserErrors(missing)
-    device = _start(config)
+    device = start(requested(config.data))
 
     from fcos_recipe.engine import checkpoint
     from fcos_recipe.engine.coco_metric import table

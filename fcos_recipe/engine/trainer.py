@@ -160,7 +160,7 @@ class Trainer(ppdet.engine.Trainer):
         return self._judge[1]
 
     def compile(self) -> None:
-        """Let Paddle compile backbone, neck and head into one static graph each."""
+        """Let Paddle compile backbone and neck into one static graph each."""
         for part in ("backbone", "neck"):
             setattr(self.model, part, paddle.jit.to_static(getattr(self.model, part)))
 

@@ -80,13 +80,11 @@ class Predictor:
         from fcos_recipe.engine import weights as weights_file
 
         cfg = compat.workspace(config.stock_data())
-        from ppdet.core.workspace import create
-
-        self.model = create(cfg["architecture"])
+        self.model = compat.create(cfg["architecture"])
         self.model.load_meanstd(cfg["TestReader"]["sample_transforms"])
         self.report = weights_file.load(self.model, weights, exact=True)
         self.model.eval()
-        self._chain = create("TestReader").chain
+        self._chain = compat.create("TestReader").chain
         self.names, self.category_ids, self.image_ids = _names(weights, data)
 
     def __call__(self, images: Sequence[str | os.PathLike]) -> list[Detections]:

@@ -10,8 +10,6 @@ from fcos_recipe.config import load_config
 
 if __name__ == "__main__":
     config = load_config(sys.argv[1], sys.argv[2:])
-    compat.before_paddle()
-    compat.import_ppdet()
     compat.workspace(config.stock_data())
     model = compat.create(config.data["architecture"])
     print(sum(value.size for value in model.state_dict().values()))
