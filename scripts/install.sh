@@ -150,7 +150,8 @@ case $PADDLE in
     *) LOCK=$ROOT/requirements-lock-cpu-$PADDLE.txt ;;
 esac
 [ -f "$LOCK" ] || die "--paddle $PADDLE: no lock file for it; choose 3.3.1, 3.0.0 or 2.6.2"
-DEV_LOCK=$ROOT/requirements-lock-dev.txt
+DEV_LOCK=$ROOT/requirements-lock-dev-$PADDLE.txt # the ONNX converter differs
+[ -f "$DEV_LOCK" ] || DEV_LOCK=$ROOT/requirements-lock-dev.txt
 hash_of() { cat "$@" | sha256sum | cut -c 1-16; }
 KEY="$MODE $EXE $VERSION $LOCATION $ROOT $(hash_of "$LOCK" "$ROOT"/requirements{-base,-gpu}.txt \
     "$ROOT/setup.py" "$ROOT/scripts/install.sh") ${FCOS_PADDLE_INDEX:-}"
@@ -161,7 +162,7 @@ import sys
 sys.exit(not all(map(find_spec, sys.argv[1:])))'
 complete() { # the environment starts and nothing has gone missing
     "$VENV/bin/python" -c "$COMPLETE" paddle numpy cv2 yaml pycocotools hotcoco msgspec tqdm psutil six \
-        ppdet fcos_recipe 2>/dev/null
+        matplotlib ppdet fcos_recipe 2>/dev/null
 }
 
 say() { echo "install: $*"; }
