@@ -275,8 +275,10 @@ def test_real_installation_offline_into_an_activated_environment(root, tmp_path)
     assert failed.returncode == 1 and len(failed.stderr.splitlines()) == 1
     assert "installing around Paddle failed" in failed.stderr
 
-    modules = "yaml pycocotools hotcoco msgspec tqdm psutil six ppdet".split()
-    names = "PyYAML pycocotools hotcoco msgspec tqdm psutil six paddledet".split()
+    modules = "yaml pycocotools hotcoco msgspec tqdm psutil six matplotlib ppdet".split()
+    names = "PyYAML pycocotools hotcoco msgspec tqdm psutil six matplotlib paddledet".split()
+    for name in "contourpy cycler fonttools kiwisolver packaging pyparsing python-dateutil".split():
+        modules, names = [*modules, name.replace("-", "_")], [*names, name]
     for name, inside in zip(names, modules, strict=True):
         version = "2.6.0" if name == "paddledet" else "9.0"
         wheel(wheels, name, version, {f"{inside}/__init__.py": ""})
