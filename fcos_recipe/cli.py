@@ -14,7 +14,7 @@ from fcos_recipe.runtime.watchdog import announce_failure, rank
 # so that `--help` and the commands without a model never pay for importing Paddle.
 COMMANDS = {
     "train": ("fcos_recipe.engine.commands:train", "train a model, with --eval after each epoch"),
-    "eval": ("fcos_recipe.engine.commands:evaluate", "COCO figures of a weights file"),
+    "eval": ("fcos_recipe.engine.eval_commands:evaluate", "COCO figures of a weights file"),
     "infer": ("fcos_recipe.predict.commands:main", "draw boxes on images, write COCO results"),
     "dataset": ("fcos_recipe.data.commands:main", "fetch COCO; look at data before training"),
     "weights": ("fcos_recipe.engine.zoo:main", "published weights: list, get, verify"),

@@ -1,12 +1,10 @@
-"""`fcos train` and `fcos eval`: arguments in, exit code out."""
+"""`fcos train`: arguments in, exit code out; and what `fcos eval` shares with it."""
 
 import argparse
-import json
-import os
 from pathlib import Path
 
 from fcos_recipe.config import load_config
-from fcos_recipe.errors import UserError, UserErrors
+from fcos_recipe.errors import UserErrors
 from fcos_recipe.runtime.device import requested
 
 _TRAIN_EXAMPLE = """\
@@ -17,15 +15,6 @@ examples:
       -c configs/fcos/fcos_r50_fpn_1x_coco.yml --eval
 exit codes: 0 done, 1 failed, 2 bad input (one line says what), 130 interrupted
 """
-_EVAL_EXAMPLE = """\
-examples:
-  python tools/eval.py -c configs/fcos/fcos_r18_fpn_demo.yml \\
-      --weights output/fcos_r18_fpn_demo/best_model.pdparams
-  python tools/eval.py --predictions dets.json --annotations instances_val2017.json --json out.json
-exit codes: 0 done, 1 failed, 2 bad input
-"""
-
-
 def yes(text: str) -> bool:
     """A boolean option's value; PaddleDetection's `type=bool` took "False" for True."""
     known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -34,7 +23,7 @@ def yes(text: str) -> bool:
     return known[text.lower()]
 
 
-def _parser(name: str, text: str, example: str) -> argparse.ArgumentParser:
+def common_parser(name: str, text: str, example: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"fcos {name}", description=text, epilog=example,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -49,7 +38,7 @@ def _parser(name: str, text: str, example: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _load(args, parser, overrides: list[str]):
+def load(args, parser, overrides: list[str]):
     if not args.config:
         parser.error("-c CONFIG is required")
     config = load_config(args.config, [*args.opt, *overrides], strict=args.strict)
@@ -75,7 +64,7 @@ def start(requested: str) -> str:
 
 def train(argv: list[str]) -> int:
     """Train a model."""
-    parser = _parser("train", "Train a model.", _TRAIN_EXAMPLE)
+    parser = common_parser("train", "Train a model.", _TRAIN_EXAMPLE)
     add = parser.add_argument
     add("--eval", action="store_true", help="evaluate during training, keep the best weights")
     add("-r", "--resume", metavar="PATH|auto",
@@ -92,7 +81,7 @@ def train(argv: list[str]) -> int:
     overrides = ["amp=true"] if args.amp else []
     if args.seed is not None or args.enable_ce:
         overrides.append(f"seed={args.seed or 0}")
-    config, path = _load(args, parser, overrides)
+    config, path = load(args, parser, overrides)
     sections = ["TrainDataset", *(["EvalDataset"] if args.eval else [])]
     if not args.resume:
         sections.append("pretrain_weights")
@@ -121,68 +110,4 @@ def train(argv: list[str]) -> int:
             folder = args.vdl_log_dir or config.data["vdl_log_dir"] or path / "vdl"
             run.add_sink(visualdl_sink(folder))
         trainer.train(run, args.eval)
-    return 0
-
-
-def evaluate(argv: list[str]) -> int:
-    """Evaluate weights, or a file of detections."""
-    parser = _parser("eval", "COCO figures of a weights file or of a detections file.",
-                     _EVAL_EXAMPLE)  # fmt: skip
-    add = parser.add_argument
-    add("--weights", metavar="W", help="weights file, checkpoint folder or URL")
-    add("--predictions", metavar="DETS.json", help="COCO results file to judge without a model")
-    add("--annotations", metavar="GT.json", help="annotations that --predictions belong to")
-    add("--json", metavar="FILE", help="also write the result here")
-    add("--save-predictions", metavar="FILE", help="write all detections as COCO results")
-    add("--classwise", action="store_true", help="accepted; AP per class is always shown")
-    add("--amp", action="store_true", help="automatic mixed precision (cards only)")
-    add("--output_eval", metavar="DIR", help="PaddleDetection's name of --output")
-    args = parser.parse_args(argv)
-    args.output = args.output or args.output_eval
-    if args.predictions:
-        return _evaluate_file(args, parser)
-    config, path = _load(args, parser, ["amp=true"] if args.amp else [])
-    weights = args.weights or config.data.get("weights")
-    if not weights:
-        parser.error("--weights W is required (or -o weights=W)")
-    if missing := config.missing_files("EvalDataset"):
-        raise UserErrors(missing)
-    device = start(requested(config.data))
-
-    from fcos_recipe.engine import checkpoint
-    from fcos_recipe.engine.coco_metric import table
-    from fcos_recipe.engine.trainer import Trainer
-    from fcos_recipe.runtime.watchdog import Watchdog, rank
-
-    with Watchdog(config.data["watchdog"], rank()) as watchdog:
-        trainer = Trainer(config, "eval", device, watchdog)
-        trainer.load_weights(weights, exact=True)
-        result = trainer.evaluate()
-    if trainer.rank == 0:
-        print(table(result))
-        print(f"{result['images']} images, {result['images_per_second']:.2f} images/s, "
-              f"{result['seconds']:.1f} s with the matching")  # fmt: skip
-        targets = [args.json] if args.json else []
-        for target in [*targets, *([path / "eval.json"] if args.output else [])]:
-            Path(target).parent.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_json(Path(target), {"weights": str(weights), **result})
-        if args.save_predictions:
-            trainer.metric.write_predictions(args.save_predictions)
-    return 0
-
-
-def _evaluate_file(args, parser) -> int:
-    if not args.annotations:
-        parser.error("--predictions needs --annotations GT.json")
-    from fcos_recipe.engine.coco_metric import CocoMetric, table
-
-    metric = CocoMetric(args.annotations)
-    metric.load_result_json(args.predictions)
-    result = metric.result()
-    print(table(result))
-    if args.json:
-        try:
-            Path(args.json).write_text(json.dumps(result, indent=1) + os.linesep)
-        except OSError as error:
-            raise UserError(f"--json {args.json}: {error.strerror}") from None
     return 0
