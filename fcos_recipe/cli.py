@@ -6,8 +6,8 @@ import sys
 from importlib import import_module
 
 from fcos_recipe import __version__
-from fcos_recipe.errors import RunFailure, UserError
-from fcos_recipe.runtime.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, OK
+from fcos_recipe.errors import RunFailure, Stopped, UserError
+from fcos_recipe.runtime.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, OK, SAVED
 from fcos_recipe.runtime.watchdog import announce_failure, rank
 
 # name: (module:function, one line for `fcos --help`). Modules are imported only when called,
@@ -35,8 +35,7 @@ def run(name: str, argv: list[str] | None = None) -> int:
         argv: arguments after the command's name; default `sys.argv[1:]`.
 
     Returns:
-        The process's exit code: the command's own, 1 after a failed run, 2 after bad input, 130
-        after Ctrl-C.
+        The process's exit code: the command's own, or one of `runtime.exit_codes`.
     """
     module, function = COMMANDS[name][0].split(":")
     try:
@@ -45,6 +44,9 @@ def run(name: str, argv: list[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return BAD_INPUT if isinstance(error, UserError) else FAILED
+    except Stopped as error:
+        print(error, file=sys.stderr)
+        return SAVED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -19,3 +19,7 @@ class UserErrors(UserError):
 
 class RunFailure(Exception):
     """A run that can't go on for a reason other than its input. One line; exit code 1."""
+
+
+class Stopped(Exception):
+    """SIGTERM asked for the end and a checkpoint was saved first. Exit code 75."""

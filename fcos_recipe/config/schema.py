@@ -75,7 +75,16 @@ RECIPE: dict[str, Any] = {
     "ema_filter_no_grad": Key(bool, False, "leave frozen parameters out of the average", True),
     "eval_interval": Key(int, 1, "epochs between two evaluations with --eval", least=1),
     "snapshot_epoch": Key(int, 1, "epochs between two checkpoints", True, least=1),
-    "keep_checkpoints": Key(int, 5, "newest checkpoints to keep; the best stays", least=1),
+    "snapshot_steps": Key(int, 0, "steps between two checkpoints inside an epoch; 0: off", least=0),
+    "snapshot_minutes": Key(NUMBER, 15, "minutes between two checkpoints; 0: off", least=0),
+    "keep_checkpoints": Key(int, 5, "newest checkpoints to keep; the best weights stay", least=1),
+    "max_failed_saves": Key(int, 3, "saves in a row that may fail before a run stops", least=1),
+    "bad_numbers": {
+        "policy": Key(("stop", "skip", "rollback"), "stop", "at a loss or gradient of NaN or Inf"),
+        "max_skips": Key(int, 10, "steps skipped or rolled back before a run stops", least=0),
+        "lr_factor": Key(NUMBER, 0.5, "LR after a rollback over the LR before it"),
+        "diverged": Key(NUMBER, 5, "warn of a loss over so many running medians; 0: no", least=0),
+    },
     "early_stop": {
         "patience": Key(int, 0, "evaluations without a better AP before the run ends; 0: off"),
         "min_delta": Key(NUMBER, 0.0, "AP (0-1) that counts as better"),

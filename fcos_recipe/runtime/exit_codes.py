@@ -5,13 +5,16 @@
 | 0       | done                                                                        |
 | 1       | failed: the log ends with the error                                         |
 | 2       | bad input: one line says what and how to mend it                            |
+| 75      | SIGTERM: a checkpoint was saved first; `--resume auto` goes on from it      |
 | 124     | hung: the watchdog ended the process; the log has the stacks of all threads |
 | 128 + N | ended by signal N: 130 Ctrl-C, 137 SIGKILL (often out of memory), 143 SIGTERM |
 """
 
+import os
 import signal
 
 OK, FAILED, BAD_INPUT, HUNG = 0, 1, 2, 124
+SAVED = os.EX_TEMPFAIL  # of sysexits.h: try again later
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 
@@ -22,5 +25,8 @@ def describe(code: int) -> str:
     if code > 128 and code - 128 in iter(signal.Signals):
         name = signal.Signals(code - 128).name
         return f"killed by {name}" + (" (out of memory? see `dmesg`)" if name == "SIGKILL" else "")
-    known = {OK: "done", BAD_INPUT: "bad input", HUNG: "hung, ended by its watchdog"}
+    known = {
+        OK: "done", BAD_INPUT: "bad input", HUNG: "hung, ended by its watchdog",
+        SAVED: "ended by SIGTERM after a checkpoint was saved",
+    }  # fmt: skip
     return known.get(code, f"exit code {code}")

@@ -1,0 +1,99 @@
+"""Ctrl-C and SIGTERM as a wish that the training loop meets between two steps."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+
+from fcos_recipe.runtime import exit_codes
+
+_LIBC = ctypes.CDLL(None)
+_active = False
+
+
+class StopRequest:
+    """Inside `with`, the first Ctrl-C or SIGTERM only sets `signal`; a second Ctrl-C ends at once.
+
+    A thread reads the signals as the kernel delivers them, so that the second Ctrl-C also works
+    while the main thread sits in native code, such as a collective that hangs. Outside of the
+    program's main thread it does nothing.
+
+    Data workers that are forked meanwhile outlive a Ctrl-C and a SIGTERM to the whole process
+    group, which a terminal, Paddle's launcher and batch systems send: without them no step would
+    end any more. They obey only their parent, and end when it does: Paddle's own watch over it
+    does not end a worker whose pipe is full.
+    """
+
+    def __init__(self):
+        self.signal: int | None = None  #: number of the signal that asked for the end
+
+    def __enter__(self) -> "StopRequest":
+        global _active
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            _active = True
+            self._reader, self._writer = socket.socketpair()
+            self._writer.setblocking(False)
+            self._old_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+            numbers = (signal.SIGINT, signal.SIGTERM)
+            self._old = {n: signal.signal(n, lambda *_: None) for n in numbers}
+            threading.Thread(target=self._listen, name="signals", daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        global _active
+        if self._main:
+            _active = False
+            for number, handler in self._old.items():
+                # once asked to end, a process is not hurried by a launcher that asks again
+                asked_again = number == signal.SIGTERM == self.signal
+                signal.signal(number, signal.SIG_IGN if asked_again else handler)
+            signal.set_wakeup_fd(self._old_fd)
+            self._writer.close()  # ends the thread
+
+    def _listen(self) -> None:
+        while number := self._reader.recv(1):
+            if number[0] not in self._old:
+                continue
+            if self.signal is None:
+                self.signal = number[0]
+                print(
+                    f"{signal.Signals(number[0]).name}: a checkpoint is saved after this step; "
+                    "Ctrl-C again ends at once", flush=True,
+                )  # fmt: skip
+            elif number[0] == signal.SIGINT:
+                for child in multiprocessing.active_children():
+                    child.kill()
+                os._exit(exit_codes.INTERRUPTED)
+        self._reader.close()
+
+
+def _in_child() -> None:
+    """What a process forked during training does with signals that are meant for its parent."""
+    if not _active:
+        return
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: sent when the parent dies
+    parent = os.getppid()
+
+    def obey():
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent == os.getppid():
+            continue
+        _free_shared_memory()
+        os._exit(exit_codes.OK)
+
+    threading.Thread(target=obey, name="signals", daemon=True).start()
+
+
+def _free_shared_memory() -> None:
+    """Unlink the batches in /dev/shm that this worker made and nobody has taken."""
+    import paddle
+
+    paddle.base.core._cleanup_mmap_fds()
+
+
+os.register_at_fork(after_in_child=_in_child)
