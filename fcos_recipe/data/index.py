@@ -304,7 +304,7 @@ def parse(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise UserError(f"{path}: not COCO's instances format: nested too deeply") from None
     counts: dict[str, int] = {}
 
-    image_id = _ids(path, "images", "id", [image.id for image in data.images])
+    image_id = whole_ids(path, "images", "id", [image.id for image in data.images])
     size = np.array([(i.height or 0, i.width or 0) for i in data.images], np.float64).reshape(-1, 2)
     names = [image.file_name for image in data.images]
     order = _unique_images(path, image_id, names, counts)
@@ -315,7 +315,7 @@ def parse(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     encoded = [names[i].encode() for i in order]
 
     categories = data.categories or []
-    category_id = _ids(path, "categories", "id", [c.id for c in categories])
+    category_id = whole_ids(path, "categories", "id", [c.id for c in categories])
     if len(np.unique(category_id)) < len(category_id):
         raise UserError(f"{path}: categories: an id occurs twice; give each class its own")
     class_names = [
@@ -353,7 +353,7 @@ def _count(counts: dict[str, int], kind: str, mask: np.ndarray) -> None:
         counts[kind] = int(mask.sum())
 
 
-def _ids(path: str, section: str, field: str, values: list[int | str]) -> np.ndarray:
+def whole_ids(path: str, section: str, field: str, values: list[int | str]) -> np.ndarray:
     """Ids as int64; strings of digits ("000000000139") count as numbers."""
     try:
         return np.fromiter(map(int, values), np.int64, len(values))
@@ -397,8 +397,8 @@ def _boxes(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Image row, class, box and crowd flag of every usable annotation, grouped by image."""
     number = len(annotations)
-    of_image = _ids(path, "annotations", "image_id", [a.image_id for a in annotations])
-    of_class = _ids(path, "annotations", "category_id", [a.category_id for a in annotations])
+    of_image = whole_ids(path, "annotations", "image_id", [a.image_id for a in annotations])
+    of_class = whole_ids(path, "annotations", "category_id", [a.category_id for a in annotations])
     nothing = (0.0, 0.0, 0.0, 0.0)
     xywh = np.fromiter(
         chain.from_iterable(a.bbox or nothing for a in annotations), np.float64, 4 * number
