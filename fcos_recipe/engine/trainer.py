@@ -17,6 +17,7 @@ from fcos_recipe.compat import create
 from fcos_recipe.config import Config, scaling
 from fcos_recipe.config.commands import resolved
 from fcos_recipe.engine import checkpoint, weights
+from fcos_recipe.engine.analysis import finish_evaluation
 from fcos_recipe.engine.coco_metric import table
 from fcos_recipe.engine.distributed import all_true, gather, start
 from fcos_recipe.engine.evaluate import build_loader, evaluate
@@ -278,6 +279,10 @@ class Trainer(ppdet.engine.Trainer):
         if run.writer:
             with self._averaged() as state:
                 checkpoint.save_weights(run.path / "model_final.pdparams", state, self._facts())
+            if self.history:
+                with self.watchdog.phase("eval"):
+                    for line in finish_evaluation(self.metric, run.path):
+                        log.info("%s", line)
             log.info("done: %s", run.path)
         if self._nranks > 1:
             dist.barrier()  # nobody leaves while rank 0 still writes
@@ -407,13 +412,16 @@ class Trainer(ppdet.engine.Trainer):
 
     # ---- evaluation ------------------------------------------------------------------------
 
-    def evaluate(self) -> dict:
+    def evaluate(self, **judging) -> dict:
         """Evaluate the loaded weights on EvalDataset, on all ranks.
+
+        Args:
+            judging: `score_threshold`, `max_dets` of `CocoMetric`.
 
         Returns:
             as `engine.evaluate.evaluate`.
         """
-        self._judge = build_loader(self.cfg, self._local_rank, self._nranks)
+        self._judge = build_loader(self.cfg, self._local_rank, self._nranks, **judging)
         with self.watchdog.phase("eval"):
             return self._figures()
 
