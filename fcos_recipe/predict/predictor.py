@@ -12,6 +12,7 @@ from fcos_recipe.config import Config, load_config
 from fcos_recipe.errors import UserError
 
 log = logging.getLogger("fcos")
+INPUTS = ("image", "im_shape", "scale_factor")
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,9 @@ class Detections:
 class Predictor:
     """A model with its weights, pre-processing and class names.
 
-    Pre-processing is that of the config's TestReader. Not thread-safe, and PaddleDetection's
-    registry is one per process: make a Predictor per process.
+    Pre-processing is that of the config's TestReader. May be called from several threads: an
+    engine that does not allow it takes one batch at a time. PaddleDetection's registry is one per
+    process, so make Predictors one after the other.
 
     Args:
         weights: checkpoint of this recipe, run directory's .pdparams, zoo file, or URL.
@@ -65,6 +67,7 @@ class Predictor:
         device: str | None = None,
         score_threshold: float = 0.0,
     ):
+        from fcos_recipe.predict import backends
         from fcos_recipe.runtime import device as devices
 
         weights = str(weights)
@@ -72,53 +75,78 @@ class Predictor:
             config = load_config(config or _run_config(weights))
         self.config = config
         self.score_threshold = score_threshold
-        data = config.data
-        self.device = devices.resolve(device or data["device"])
-        devices.set_device(self.device)
+        self.device = devices.resolve(device or config.data["device"])
+        self.backend = backends.Eager(weights, config, self.device)
+        self.chain = _chain(config.data)
+        self.names, self.category_ids, self.image_ids = _names(weights, config.data)
 
-        from fcos_recipe import compat
-        from fcos_recipe.engine import weights as weights_file
-
-        cfg = compat.workspace(config.stock_data())
-        self.model = compat.create(cfg["architecture"])
-        self.model.load_meanstd(cfg["TestReader"]["sample_transforms"])
-        self.report = weights_file.load(self.model, weights, exact=True)
-        self.model.eval()
-        self._chain = compat.create("TestReader").chain
-        self.names, self.category_ids, self.image_ids = _names(weights, data)
-
-    def __call__(self, images: Sequence[str | os.PathLike]) -> list[Detections]:
-        """Detections of each image.
-
-        The images make one batch: padded to the largest, which GroupNorm sees. Images that shall
-        not influence each other's scores go in one by one.
+    def __call__(
+        self, images: Sequence[str | os.PathLike | np.ndarray], batch_size: int = 1
+    ) -> list[Detections]:
+        """Detections of each image, in their order.
 
         Args:
-            images: files.
+            images: files, or uint8 [H, W, 3] arrays in RGB.
+            batch_size: images that run together. They are padded to the largest, which GroupNorm
+                sees: with more than 1 they change each other's scores a little.
 
         Raises:
             BadImage (data.reader): a file that cannot be decoded.
+            UserError: an array of another kind.
         """
-        import paddle
+        found = []
+        for begin in range(0, len(images), batch_size):
+            bbox, counts = self.run(self.batch(images[begin : begin + batch_size]))
+            found += np.split(bbox, counts.cumsum()[:-1])
+        return [self._detections(rows) for rows in found]
 
+    def batch(self, images: Sequence[str | os.PathLike | np.ndarray]) -> dict[str, np.ndarray]:
+        """Images as `run` takes them; errors as of a call."""
         from fcos_recipe.data.reader import Pipeline
 
-        if not len(images):
-            return []
         rng = np.random.default_rng(0)
-        records = [{"im_file": os.fspath(p), "im_id": np.zeros(1, np.int64)} for p in images]
-        samples = [(self._chain.sample(record, rng), []) for record in records]
-        batch = Pipeline(samples, self._chain, None, 0, False, 0).collate(samples)
-        batch = {k: paddle.to_tensor(v) for k, v in batch.items() if isinstance(v, np.ndarray)}
-        with paddle.no_grad():
-            found = self.model(batch)
-        ends = found["bbox_num"].numpy().cumsum()
-        return [self._detections(rows) for rows in np.split(found["bbox"].numpy(), ends[:-1])]
+        samples = [(self.chain.sample(_record(image), rng), []) for image in images]
+        batch = Pipeline(samples, self.chain, None, 0, False, 0).collate(samples)
+        batch.pop("bad")
+        return batch
+
+    def run(self, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Detections of a batch as EvalReader and TestReader make it.
+
+        Args:
+            batch: `image` uint8 [N, H, W, 3], zero outside each image; `im_shape` float32 [N, 2],
+                height and width of the resized image inside; `scale_factor` float32 [N, 2],
+                resized over original, y then x. Other entries are ignored.
+
+        Returns:
+            float32 [M, 6]: class, score, x1, y1, x2, y2 in pixels of the original image, image
+            by image; int32 [N]: rows of each image.
+        """
+        return self.backend.run({key: batch[key] for key in INPUTS})
 
     def _detections(self, rows: np.ndarray) -> Detections:
         rows = rows[rows[:, 1] >= self.score_threshold]
         rows = rows[np.argsort(-rows[:, 1], kind="stable")]
         return Detections(rows[:, 2:], rows[:, 1], rows[:, 0].astype(np.int64), self.names)
+
+
+def _chain(data: dict):
+    """TestReader's transforms."""
+    from fcos_recipe.data.reader import TestReader
+
+    arguments = {"num_classes": data["num_classes"], **(data.get("TestReader") or {})}
+    return TestReader(**arguments).chain
+
+
+def _record(image: str | os.PathLike | np.ndarray) -> dict:
+    """An image as the reader's transforms take it."""
+    identity = np.zeros(1, np.int64)
+    if not isinstance(image, np.ndarray):
+        return {"im_file": os.fspath(image), "im_id": identity}
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        kind = f"{image.dtype} {list(image.shape)}"
+        raise UserError(f"an image array is {kind}; give uint8 [H, W, 3], RGB")
+    return {"image": image, "im_id": identity}
 
 
 def _run_config(weights: str) -> Path:

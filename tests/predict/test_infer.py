@@ -68,7 +68,7 @@ def test_equals_evaluation(predictor, data):
     expected = []
     for batch in create("EvalReader")(dataset, 0):
         with paddle.no_grad():
-            found = predictor.model(batch)
+            found = predictor.backend.model(batch)
         ends = found["bbox_num"].numpy().cumsum()
         expected += np.split(found["bbox"].numpy(), ends[:-1])
     files = [data / f"val/{i:06d}.jpg" for i in range(1, 7)]
