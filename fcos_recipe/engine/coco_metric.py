@@ -14,23 +14,24 @@ from pathlib import Path
 
 import numpy as np
 
+from fcos_recipe.engine.coco_files import COLUMNS, read_annotations, read_results
 from fcos_recipe.errors import UserError
 
 NAMES = [
     "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
     "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large",
 ]  # fmt: skip
-# (IoU, area range, largest number of detections) of each figure, in COCO's order
+# (IoU, area range, row of the limits on detections per image) of each figure, in COCO's order
 _DEFINITIONS = [
-    ("0.50:0.95", "all", 100), ("0.50", "all", 100), ("0.75", "all", 100),
-    ("0.50:0.95", "small", 100), ("0.50:0.95", "medium", 100), ("0.50:0.95", "large", 100),
-    ("0.50:0.95", "all", 1), ("0.50:0.95", "all", 10), ("0.50:0.95", "all", 100),
-    ("0.50:0.95", "small", 100), ("0.50:0.95", "medium", 100), ("0.50:0.95", "large", 100),
+    ("0.50:0.95", "all", 2), ("0.50", "all", 2), ("0.75", "all", 2),
+    ("0.50:0.95", "small", 2), ("0.50:0.95", "medium", 2), ("0.50:0.95", "large", 2),
+    ("0.50:0.95", "all", 0), ("0.50:0.95", "all", 1), ("0.50:0.95", "all", 2),
+    ("0.50:0.95", "small", 2), ("0.50:0.95", "medium", 2), ("0.50:0.95", "large", 2),
 ]  # fmt: skip
 _AREAS = ["all", "small", "medium", "large"]
-_MAX_DETECTIONS = [1, 10, 100]
 _IOUS = {"0.50:0.95": slice(None), "0.50": slice(0, 1), "0.75": slice(5, 6)}
-_COLUMNS = {"image_id": np.int64, "category_id": np.int64, "bbox": np.float64, "score": np.float64}
+MAX_DETS = 100  #: COCO's: figures with another limit are not COCO's
+_BINS = np.array([0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, *np.arange(0.1, 1.05, 0.1)])
 
 
 class CocoMetric:
@@ -42,6 +43,12 @@ class CocoMetric:
         category_ids: category id of each class index; default the order of the file's
             `categories`, which is also the order in which the data set numbers its classes.
         engine: "hotcoco" or "pycocotools"; default the first that can be imported.
+        score_threshold: detections that score less are left out, which can only lower the figures.
+        max_dets: detections per image that are judged; COCO's figures are those with 100.
+
+    Attributes:
+        last: the last `result()`; None before.
+        judge: hotcoco's COCOeval behind it; None where pycocotools judged.
 
     Raises:
         UserError: what is wrong with the annotations, with file and field.
@@ -52,10 +59,15 @@ class CocoMetric:
         annotations: str | Path | dict,
         category_ids: list[int] | None = None,
         engine: str | None = None,
+        score_threshold: float = 0.0,
+        max_dets: int = MAX_DETS,
     ):
         self.source = "annotations" if isinstance(annotations, dict) else str(annotations)
-        content = annotations if isinstance(annotations, dict) else _read_json(annotations)
-        self.images, self.categories, self._truth = _ground_truth(content, self.source)
+        self.images, self.categories, self._truth = read_annotations(annotations)
+        self.score_threshold, self.limits = score_threshold, sorted({1, 10, max_dets})
+        if len(self.limits) != 3 or max_dets < 10:
+            raise UserError(f"--max-dets {max_dets}: want more than 10, as AR1 and AR10 stay")
+        self.judge = self.last = None
         self.category_ids = np.array(category_ids or list(self.categories), np.int64)
         self.engine = engine or _engine()
         self.reset()
@@ -63,7 +75,8 @@ class CocoMetric:
     def reset(self) -> None:
         """Forget the detections; the annotations stay."""
         self._seen: list[np.ndarray] = []
-        self._parts: dict[str, list[np.ndarray]] = {name: [] for name in _COLUMNS}
+        self._parts: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
+        self.low_scores = np.zeros(len(_BINS) - 1, np.int64)
         self.notes: list[str] = []
 
     def update(self, image_ids: np.ndarray, boxes: np.ndarray, counts: np.ndarray) -> None:
@@ -96,8 +109,16 @@ class CocoMetric:
         columns = dict(image_id=image_id, category_id=category_id, bbox=bbox, score=score)
         if not (np.isfinite(bbox).all() and np.isfinite(score).all()):
             raise UserError(f"{self.source}: a detection has a box or score that is not finite")
-        for name, dtype in _COLUMNS.items():
+        if self.score_threshold > 0:
+            low = score < self.score_threshold
+            self.count_low(score[low])
+            columns = _rows(columns, ~low)
+        for name, dtype in COLUMNS.items():
             self._parts[name].append(np.asarray(columns[name], dtype))
+
+    def count_low(self, scores: np.ndarray) -> None:
+        """Count scores, float [K], that are too low to be judged: they explain an AP of 0."""
+        self.low_scores += np.histogram(np.clip(scores, 0, 1), _BINS)[0]
 
     @property
     def seen(self) -> np.ndarray:
@@ -109,11 +130,11 @@ class CocoMetric:
 
         Returns:
             `seen` int64 [K], `image_id` and `category_id` int64 [M], `bbox` float64 [M, 4]
-            (x, y, w, h), `score` float64 [M].
+            (x, y, w, h), `score` float64 [M]; `low_scores` int64, a histogram.
         """
-        empty = {name: np.empty((0, 4) if name == "bbox" else 0, t) for name, t in _COLUMNS.items()}
-        joined = {name: np.concatenate([empty[name], *self._parts[name]]) for name in _COLUMNS}
-        return {"seen": self.seen, **joined}
+        empty = {name: np.empty((0, 4) if name == "bbox" else 0, t) for name, t in COLUMNS.items()}
+        joined = {name: np.concatenate([empty[name], *self._parts[name]]) for name in COLUMNS}
+        return {"seen": self.seen, "low_scores": self.low_scores, **joined}
 
     def merge(self, states: Iterable[dict[str, np.ndarray]]) -> None:
         """Replace what was collected by the union of all ranks' `state()`, this rank's included."""
@@ -121,7 +142,8 @@ class CocoMetric:
         self.reset()
         for state in states:
             self._seen.append(state["seen"])
-            self.add(*(state[name] for name in _COLUMNS))
+            self.add(*(state[name] for name in COLUMNS))
+            self.low_scores = self.low_scores + state["low_scores"]
 
     def detections(self) -> dict[str, np.ndarray]:
         """All detections sorted by image, each image's in the order in which they came.
@@ -133,6 +155,7 @@ class CocoMetric:
             ValueError: an image was evaluated twice; its boxes would count twice.
         """
         state = self.state()
+        del state["low_scores"]
         ids, times = np.unique(state.pop("seen"), return_counts=True)
         if (times > 1).any():
             raise ValueError(f"image id {ids[times > 1][0]} was evaluated more than once")
@@ -148,10 +171,10 @@ class CocoMetric:
 
         Returns:
             JSON-ready dict: `stats` (12 floats in COCO's order, -1 where a size range has no
-            annotation) and their `names`; `per_class`, best first (id, name, AP, AP50,
-            instances, detections); `images`, `instances` (without crowds), `crowds`,
-            `detections`; `reason` why AP is 0 or undefined, else None; `notes`; `engine`;
-            `seconds`.
+            annotation) and their `names`; `per_class`, best first (id, name, AP, AP50, AP75,
+            AP by size, AR, instances, detections); `images`, `instances` (without crowds),
+            `crowds`, `detections`; `max_dets`, `score_threshold`; `reason` why AP is 0 or
+            undefined, else None; `notes`; `engine`; `seconds`.
         """
         start = time.perf_counter()
         chosen = np.array(sorted(self.images if img_ids is None else set(map(int, img_ids))))
@@ -165,10 +188,11 @@ class CocoMetric:
         images = [self.images[i] for i in chosen.tolist()]
         categories = [{"id": i, "name": self.categories[i]} for i in ids]
 
-        precision, recall = _ENGINES[self.engine](images, categories, truth, known)
+        tables = _ENGINES[self.engine](images, categories, truth, known, self.limits)
+        precision, recall, self.judge = tables
         stats = []
         for k, (iou, area, limit) in enumerate(_DEFINITIONS):
-            at = _AREAS.index(area), _MAX_DETECTIONS.index(limit)
+            at = _AREAS.index(area), limit
             table = precision[..., at[0], at[1]] if k < 6 else recall[..., at[0], at[1]]
             stats.append(_mean(table[_IOUS[iou]]))
         crowd = truth["iscrowd"] > 0
@@ -178,6 +202,9 @@ class CocoMetric:
                 "name": self.categories[i],
                 "AP": _mean(precision[:, :, k, 0, 2]),
                 "AP50": _mean(precision[:1, :, k, 0, 2]),
+                "AP75": _mean(precision[5:6, :, k, 0, 2]),
+                **{f"AP_{_AREAS[a]}": _mean(precision[:, :, k, a, 2]) for a in (1, 2, 3)},
+                "AR": _mean(recall[:, k, 0, 2]),
                 "instances": int((truth["category_id"][~crowd] == i).sum()),
                 "detections": int((known["category_id"] == i).sum()),
             }
@@ -186,19 +213,31 @@ class CocoMetric:
         reason = None
         if stats[1] <= 0:
             reason = self._reason(images, truth, known, int(unknown.sum()))
-        return {
+        self.last = {
             "stats": stats,
-            "names": NAMES,
+            "names": [name.replace("100", str(self.limits[2])) for name in NAMES],
             "per_class": sorted(per_class, key=lambda row: (-row["AP"], row["id"])),
             "images": len(images),
             "instances": int((~crowd).sum()),
             "crowds": int(crowd.sum()),
             "detections": len(known["score"]),
+            "max_dets": self.limits[2],
+            "score_threshold": self.score_threshold,
             "reason": reason,
-            "notes": self.notes + _unknown_note(detections["category_id"][unknown], ids),
+            "notes": self.notes
+            + _unknown_note(detections["category_id"][unknown], ids)
+            + self._deviations(),
             "engine": self.engine,
             "seconds": round(time.perf_counter() - start, 3),
         }
+        return dict(self.last)
+
+    def instances(self) -> dict[int, int]:
+        """Annotations of each category id on all images, without crowds."""
+        ids, counts = np.unique(
+            self._truth["category_id"][self._truth["iscrowd"] == 0], return_counts=True
+        )
+        return dict.fromkeys(self.categories, 0) | dict(zip(ids.tolist(), counts.tolist()))
 
     def _reason(self, images: list, truth: dict, found: dict, unknown: int) -> str:
         """One line on why nothing was matched."""
@@ -210,13 +249,17 @@ class CocoMetric:
                     f"class ids disagree: none of the {unknown} detections has a category id of "
                     f"{self.source}"
                 )
-            return f"no detection on {len(images)} images: no box above the score threshold"
+            above = f" {self.score_threshold:g}" if self.score_threshold else ""
+            text = f"no detection on {len(images)} images: no box above the score threshold{above}"
+            return text + (f"; scores below it: {_bars(self.low_scores)}" if any(self.low_scores)
+                           else "")  # fmt: skip
         scores = f"scores {found['score'].min():.3g} to {found['score'].max():.3g}"
         one = {"category_id": np.ones_like}
         truth, found_any = (
             {k: one.get(k, np.asarray)(v) for k, v in table.items()} for table in (truth, found)
         )
-        _, recall = _ENGINES[self.engine](images, [{"id": 1, "name": "any"}], truth, found_any)
+        any_class = [{"id": 1, "name": "any"}]
+        _, recall, _ = _ENGINES[self.engine](images, any_class, truth, found_any, self.limits)
         if _mean(recall[:1, :, 0, 2]) > 0:
             return (
                 f"class ids disagree: of {len(found['score'])} detections ({scores}) some lie on "
@@ -247,65 +290,72 @@ class CocoMetric:
         Path(path).write_text(json.dumps(rows), encoding="utf-8")
 
     def load_result_json(self, path: str | Path) -> None:
-        """Add the detections of a COCO results file.
-
-        Image ids written as text ("000000000139", "000000000139.jpg") are mapped to the
-        annotations' ids and a line in `notes` says so.
+        """Add the detections of a COCO results file, see `coco_files.read_results`.
 
         Raises:
             UserError: an entry is malformed, or its image is not in the annotations.
         """
-        entries = _read_json(path)
-        if not isinstance(entries, list):
-            raise UserError(f"{path}: a COCO results file is a list of detections")
-        ids, texts = [], 0
-        for k, entry in enumerate(entries):
-            missing = [n for n in _COLUMNS if not isinstance(entry, dict) or n not in entry]
-            if missing or len(entry["bbox"]) != 4:
-                field = missing[0] if missing else "bbox"
-                raise UserError(f"{path}: [{k}].{field}: missing or malformed; want {[*_COLUMNS]}")
-            texts += isinstance(entry["image_id"], str)
-            ids.append(self._image_id(entry["image_id"], f"{path}: [{k}].image_id"))
-        if texts:
-            self.notes.append(f"{path}: {texts} image ids written as text were read as numbers")
-        self.add(
-            np.array(ids, np.int64),
-            np.array([entry["category_id"] for entry in entries], np.int64),
-            np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, 4),
-            np.array([entry["score"] for entry in entries], np.float64),
-        )
+        columns, notes = read_results(path)
+        strange = ~np.isin(columns["image_id"], list(self.images))
+        if strange.any():
+            first = int(np.flatnonzero(strange)[0])
+            raise UserError(
+                f"{path}: [{first}].image_id: image {columns['image_id'][first]} is not in "
+                f"{self.source}; another split?"
+            )
+        self.notes += notes
+        self.add(**columns)
 
-    def _image_id(self, value: int | str, where: str) -> int:
-        if isinstance(value, str):
-            stem = Path(value).stem
-            if not stem.isdigit():
-                raise UserError(f"{where}: {value!r} is not a number; want the annotations' id")
-            value = int(stem)
-        if value not in self.images:
-            raise UserError(f"{where}: image {value} is not in {self.source}; another split?")
-        return value
+    def _deviations(self) -> list[str]:
+        """What keeps the figures from being comparable with published ones."""
+        notes = []
+        if self.limits[2] != MAX_DETS:
+            notes.append(
+                f"not COCO's figures: {self.limits[2]} detections per image, not {MAX_DETS}"
+            )
+        if self.score_threshold > 0:
+            notes.append(
+                f"not COCO's figures: detections that score less than {self.score_threshold:g} "
+                f"({self.low_scores.sum()}) were left out"
+            )
+        return notes
 
 
-def table(result: dict) -> str:
-    """The twelve figures in pycocotools' wording and AP per class, as console text."""
+def table(result: dict, classwise: bool = False) -> str:
+    """The twelve figures in pycocotools' wording and AP per class, as console text.
+
+    Args:
+        result: `CocoMetric.result()`.
+        classwise: more columns for each class.
+    """
     lines = []
+    limits = [1, 10, result["max_dets"]]
     for k, ((iou, area, limit), value) in enumerate(
         zip(_DEFINITIONS, result["stats"], strict=True)
     ):
         kind = "Average Precision (AP)" if k < 6 else "Average Recall    (AR)"
         lines.append(
-            f" {kind} @[ IoU={iou:<9} | area={area:>6} | maxDets={limit:>3} ] = {value:.3f}"
+            f" {kind} @[ IoU={iou:<9} | area={area:>6} | maxDets={limits[limit]:>3} ] = {value:.3f}"
         )
+    more = ["AP75", "AP_small", "AP_medium", "AP_large", "AR"] if classwise else []
     width = max([len(row["name"]) for row in result["per_class"]] + [5])
-    lines.append(f"\n {'class':<{width}}     AP   AP50  instances  detections")
+    titles = "".join(f"{name:>10}" for name in more)
+    lines.append(f"\n {'class':<{width}}     AP   AP50{titles}  instances  detections")
     for row in result["per_class"]:
+        figures = "".join(f"{row[name]:10.3f}" for name in more)
         lines.append(
-            f" {row['name']:<{width}} {row['AP']:6.3f} {row['AP50']:6.3f}"
+            f" {row['name']:<{width}} {row['AP']:6.3f} {row['AP50']:6.3f}{figures}"
             f" {row['instances']:10d} {row['detections']:11d}"
         )
     if result["reason"]:
         lines.append(f"\n {result['reason']}")
     return "\n".join(lines + [f" {note}" for note in result["notes"]])
+
+
+def _bars(counts: np.ndarray) -> str:
+    """A histogram over `_BINS` in words."""
+    rows = zip(_BINS, _BINS[1:], counts.tolist(), strict=False)
+    return ", ".join(f"{count} in {low:g}-{high:g}" for low, high, count in rows if count)
 
 
 def _engine() -> str:
@@ -316,8 +366,8 @@ def _engine() -> str:
     return "hotcoco"
 
 
-def _hotcoco(images: list, categories: list, truth: dict, found: dict):
-    """Precision [10 IoU, 101 recall, K, 4 areas, 3 limits] and recall [10, K, 4, 3] by hotcoco."""
+def _hotcoco(images: list, categories: list, truth: dict, found: dict, limits: list[int]):
+    """Precision [10 IoU, 101 recall, K, 4 areas, 3 limits], recall [10, K, 4, 3], COCOeval."""
     import hotcoco
 
     annotations = hotcoco.COCO.from_arrays(
@@ -334,12 +384,13 @@ def _hotcoco(images: list, categories: list, truth: dict, found: dict):
         np.column_stack([found[n] for n in ("image_id", "bbox", "score", "category_id")])
     )
     judge = hotcoco.COCOeval(annotations, results, "bbox")
+    judge.params.max_dets = limits
     judge.evaluate()
     judge.accumulate()
-    return judge.eval["precision"], judge.eval["recall"]
+    return judge.eval["precision"], judge.eval["recall"], judge
 
 
-def _pycocotools(images: list, categories: list, truth: dict, found: dict):
+def _pycocotools(images: list, categories: list, truth: dict, found: dict, limits: list[int]):
     """The same tables by pycocotools."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -358,9 +409,10 @@ def _pycocotools(images: list, categories: list, truth: dict, found: dict):
             tables[-1].dataset = dict(images=images, categories=categories, annotations=annotations)
             tables[-1].createIndex()
         judge = COCOeval(*tables, "bbox")
+        judge.params.maxDets = limits
         judge.evaluate()
         judge.accumulate()
-    return judge.eval["precision"], judge.eval["recall"]
+    return judge.eval["precision"], judge.eval["recall"], None
 
 
 _ENGINES = {"hotcoco": _hotcoco, "pycocotools": _pycocotools}
@@ -384,69 +436,3 @@ def _unknown_note(category_ids: np.ndarray, known: list[int]) -> list[str]:
         f"{len(category_ids)} detections of categories that the annotations do not have "
         f"({listed}) were left out; theirs are {known[0]} to {known[-1]}"
     ]
-
-
-def _read_json(path: str | Path):
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
-
-
-def _ground_truth(content: dict, source: str) -> tuple[dict, dict, dict[str, np.ndarray]]:
-    """Annotations as columns.
-
-    Returns:
-        images: id -> {id, width, height}; categories: id -> name, in the file's order; columns
-        `image_id`, `category_id`, `iscrowd` int64 [G], `bbox` float64 [G, 4], `area` float64 [G].
-        Annotations of images that are not listed are left out, as pycocotools does.
-    """
-    for key in ("images", "categories", "annotations"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise UserError(f"{source}: {key}: missing; want a COCO annotation file")
-    for key in ("images", "categories"):
-        for k, entry in enumerate(content[key]):
-            if not isinstance(entry.get("id"), int):
-                raise UserError(
-                    f"{source}: {key}[{k}].id: {entry.get('id')!r} is not a whole number, which "
-                    "COCO's ids are; number them and use the same numbers in `annotations`"
-                )
-    images = {
-        entry["id"]: {k: entry.get(k, 0) for k in ("id", "width", "height")}
-        for entry in content["images"]
-    }
-    categories = {
-        entry["id"]: str(entry.get("name", entry["id"])) for entry in content["categories"]
-    }
-    for key, found in (("images", images), ("categories", categories)):
-        if len(found) != len(content[key]):
-            raise UserError(f"{source}: {key}: two entries have the same id")
-    kept = []
-    for k, entry in enumerate(content["annotations"]):
-        if entry.get("image_id") not in images:
-            if isinstance(entry.get("image_id"), int):
-                continue
-            raise UserError(f"{source}: annotations[{k}].image_id: want a whole number")
-        if entry.get("category_id") not in categories:
-            raise UserError(
-                f"{source}: annotations[{k}].category_id: {entry.get('category_id')!r} is not "
-                "among `categories`"
-            )
-        box = entry.get("bbox")
-        if not isinstance(box, list) or len(box) != 4:
-            raise UserError(f"{source}: annotations[{k}].bbox: want [x, y, width, height]")
-        kept.append(entry)
-    boxes = np.array([entry["bbox"] for entry in kept], np.float64).reshape(-1, 4)
-    columns = {
-        "image_id": np.array([entry["image_id"] for entry in kept], np.int64),
-        "category_id": np.array([entry["category_id"] for entry in kept], np.int64),
-        "bbox": boxes,
-        "area": np.array(
-            [e.get("area", w * h) for e, (_, _, w, h) in zip(kept, boxes.tolist(), strict=True)],
-            np.float64,
-        ),
-        "iscrowd": np.array([int(entry.get("iscrowd", 0)) for entry in kept], np.int64),
-    }
-    return images, categories, columns

@@ -1,40 +1,52 @@
 """`fcos eval`: COCO figures of weights, of an exported model, or of a file of detections."""
 
+import argparse
 import json
-import os
 from pathlib import Path
 
+from fcos_recipe.engine.coco_metric import MAX_DETS, CocoMetric, table
 from fcos_recipe.engine.commands import common_parser, load, start
 from fcos_recipe.errors import UserError, UserErrors
 from fcos_recipe.runtime.device import requested
 
-_EVAL_EXAMPLE = """\
+_EXAMPLE = """\
 examples:
   python tools/eval.py -c configs/fcos/fcos_r18_fpn_demo.yml \\
       --weights output/fcos_r18_fpn_demo/best_model.pdparams
+  python -m paddle.distributed.launch --gpus 0,1,2,3,4,5,6,7 tools/eval.py \\
+      -c configs/fcos/fcos_r50_fpn_1x_coco.yml --weights fcos_r50_fpn_1x_coco.pdparams
   python tools/eval.py --predictions dets.json --annotations instances_val2017.json --json out.json
+writes eval.json, analysis.json and plots/ into --output, for --predictions only if it is given
 exit codes: 0 done, 1 failed, 2 bad input
 """
 
 
 def evaluate(argv: list[str]) -> int:
     """Evaluate weights, or a file of detections."""
-    parser = common_parser(
-        "eval", "COCO figures of a weights file or of a detections file.", _EVAL_EXAMPLE
-    )  # fmt: skip
+    parser = common_parser("eval", "COCO figures of weights or of a file of detections.", _EXAMPLE)
     add = parser.add_argument
-    add("--weights", metavar="W", help="weights file, checkpoint folder or URL")
+    add("--weights", metavar="W", help="weights file, checkpoint folder, exported model or URL")
     add("--predictions", metavar="DETS.json", help="COCO results file to judge without a model")
     add("--annotations", metavar="GT.json", help="annotations that --predictions belong to")
     add("--json", metavar="FILE", help="also write the result here")
     add("--save-predictions", metavar="FILE", help="write all detections as COCO results")
-    add("--classwise", action="store_true", help="accepted; AP per class is always shown")
+    add("--classwise", action="store_true", help="more figures for each class")
+    add("--score-threshold", type=float, default=0.0, metavar="S",
+        help="leave out detections that score less; figures are then not COCO's")  # fmt: skip
+    add("--max-dets", type=int, default=MAX_DETS, metavar="N",
+        help="detections judged per image; other than %(default)s is not COCO's")  # fmt: skip
+    add("--no-plots", action="store_true", help="no pictures")
     add("--amp", action="store_true", help="automatic mixed precision (cards only)")
     add("--output_eval", metavar="DIR", help="PaddleDetection's name of --output")
     args = parser.parse_args(argv)
     args.output = args.output or args.output_eval
     if args.predictions:
-        return _evaluate_file(args, parser)
+        if not args.annotations:
+            parser.error("--predictions needs --annotations GT.json")
+        metric = CocoMetric(args.annotations, **_judging(args))
+        metric.load_result_json(args.predictions)
+        _report(args, metric, metric.result(), args.output, args.predictions)
+        return 0
     config, path = load(args, parser, ["amp=true"] if args.amp else [])
     weights = args.weights or config.data.get("weights")
     if not weights:
@@ -43,40 +55,54 @@ def evaluate(argv: list[str]) -> int:
         raise UserErrors(missing)
     device = start(requested(config.data))
 
-    from fcos_recipe.engine import checkpoint
-    from fcos_recipe.engine.coco_metric import table
     from fcos_recipe.engine.trainer import Trainer
     from fcos_recipe.runtime.watchdog import Watchdog, rank
 
     with Watchdog(config.data["watchdog"], rank()) as watchdog:
         trainer = Trainer(config, "eval", device, watchdog)
         trainer.load_weights(weights, exact=True)
-        result = trainer.evaluate()
+        result = trainer.evaluate(**_judging(args))
     if trainer.rank == 0:
-        print(table(result))
-        print(f"{result['images']} images, {result['images_per_second']:.2f} images/s, "
-              f"{result['seconds']:.1f} s with the matching")  # fmt: skip
-        targets = [args.json] if args.json else []
-        for target in [*targets, *([path / "eval.json"] if args.output else [])]:
-            Path(target).parent.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_json(Path(target), {"weights": str(weights), **result})
+        _report(args, trainer.metric, result, args.output or path / "eval", weights)
+    return 0
+
+
+def _judging(args: argparse.Namespace) -> dict:
+    return {"score_threshold": args.score_threshold, "max_dets": args.max_dets}
+
+
+def _report(
+    args: argparse.Namespace,
+    metric: CocoMetric,
+    result: dict,
+    output: str | Path | None,
+    source: str,
+) -> None:
+    """Show the figures and write them wherever they were asked for."""
+    from fcos_recipe.engine.analysis import finish_evaluation
+
+    print(table(result, args.classwise))
+    kind = "predictions" if args.predictions else "weights"
+    content = json.dumps({kind: str(source), **result}, indent=1)
+    try:
+        if output:
+            folder = Path(output)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "eval.json").write_text(content + "\n")
+            for line in finish_evaluation(metric, folder, pictures=not args.no_plots):
+                print(line)
+        if args.json:
+            Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+            Path(args.json).write_text(content + "\n")
         if args.save_predictions:
-            trainer.metric.write_predictions(args.save_predictions)
-    return 0
-
-
-def _evaluate_file(args, parser) -> int:
-    if not args.annotations:
-        parser.error("--predictions needs --annotations GT.json")
-    from fcos_recipe.engine.coco_metric import CocoMetric, table
-
-    metric = CocoMetric(args.annotations)
-    metric.load_result_json(args.predictions)
-    result = metric.result()
-    print(table(result))
-    if args.json:
-        try:
-            Path(args.json).write_text(json.dumps(result, indent=1) + os.linesep)
-        except OSError as error:
-            raise UserError(f"--json {args.json}: {error.strerror}") from None
-    return 0
+            metric.write_predictions(args.save_predictions)
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be written: {error.strerror}") from None
+    if "images_per_second" in result:
+        whole = result["images"] / result["seconds"]
+        print(
+            f"{result['images']} images, {result['images_per_second']:.2f} images/s up to the "
+            f"detections, {whole:.2f} with the matching ({result['seconds']:.1f} s)"
+        )
+    if output:
+        print(f"figures: {output}")

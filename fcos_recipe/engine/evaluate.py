@@ -1,5 +1,6 @@
 """Evaluation on all ranks: whole batches are dealt out, detections are gathered, figures agree."""
 
+import itertools
 import time
 
 import paddle
@@ -36,11 +37,13 @@ class DealtBatches:
         return len(self.batches)
 
 
-def build_loader(cfg, rank: int, ranks: int):
+def build_loader(cfg, rank: int, ranks: int, **judging):
     """Evaluation data set and this rank's loader.
 
     Args:
         cfg: ppdet's global config.
+        rank, ranks: this process and how many there are.
+        judging: `score_threshold` and `max_dets` of `CocoMetric`.
 
     Returns:
         (loader, metric, ids of the images to judge on: None for all of the annotations).
@@ -51,7 +54,7 @@ def build_loader(cfg, rank: int, ranks: int):
     batches = DealtBatches(len(dataset), cfg["EvalReader"].get("batch_size", 1), rank, ranks)
     loader = create("EvalReader")(dataset, cfg["worker_num"], batch_sampler=batches)
     by_class = {class_id: category for category, class_id in dataset.catid2clsid.items()}
-    metric = CocoMetric(dataset.get_anno(), [by_class[k] for k in sorted(by_class)])
+    metric = CocoMetric(dataset.get_anno(), [by_class[k] for k in sorted(by_class)], **judging)
     # only an explicit sample_num narrows the judgement: a missing image counts as not found
     chosen = range(len(dataset)) if dataset.sample_num > 0 else None
     return loader, metric, chosen and [dataset.image_info(i)["im_id"] for i in chosen]
@@ -83,6 +86,8 @@ def evaluate(model, loader, metric: CocoMetric, img_ids, autocast, beat=lambda: 
             images += len(counts)
             beat()
     inferred = time.perf_counter() - start
+    if not any(gather(len(metric.state()["score"]))):  # every rank sees the same and goes along
+        _count_low_scores(model, loader, metric, autocast, beat)
     shares = gather((metric.state(), images, inferred))
     result = None
     if dist.get_rank() == 0:
@@ -93,3 +98,23 @@ def evaluate(model, loader, metric: CocoMetric, img_ids, autocast, beat=lambda: 
         result["images_per_second"] = result["images"] / slowest
         result["seconds"] = time.perf_counter() - start
     return gather(result)[0]
+
+
+LOOKED_AT = 20  #: batches per rank of which low scores are counted
+
+
+def _count_low_scores(model, loader, metric: CocoMetric, autocast, beat) -> None:
+    """Tell the metric what the best boxes of some images score: none passed the threshold."""
+    nms = getattr(getattr(model, "fcos_head", None), "nms", None)
+    if nms is None:  # an exported model has its threshold inside
+        return
+    threshold, nms.score_threshold = nms.score_threshold, 0.0
+    try:
+        with paddle.no_grad():
+            for batch in itertools.islice(loader, LOOKED_AT):
+                with autocast():
+                    found = model(batch)
+                metric.count_low(found["bbox"].numpy().reshape(-1, 6)[:, 1])
+                beat()
+    finally:
+        nms.score_threshold = threshold

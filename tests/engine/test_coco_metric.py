@@ -211,11 +211,11 @@ def test_text_ids(published, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda c: c["images"][0].update(id="000001"), "images[0].id"),
+        (lambda c: c["images"][0].update(id="a1"), "images[0].id"),
         (lambda c: c["images"][1].update(id=c["images"][0]["id"]), "same id"),
         (lambda c: c["annotations"][2].pop("bbox"), "annotations[2].bbox"),
         (lambda c: c["annotations"][2].update(category_id=5), "annotations[2].category_id: 5"),
-        (lambda c: c["annotations"][1].update(image_id="12"), "annotations[1].image_id"),
+        (lambda c: c["annotations"][1].update(image_id="x"), "annotations[1].image_id"),
         (lambda c: c.pop("categories"), "categories: missing"),
     ],
 )
@@ -236,8 +236,11 @@ def test_bad_results(tmp_path):
     for entries, words in [
         ([good], "[0].score"),
         ([{**good, "score": 1, "image_id": 999999}], "[0].image_id: image 999999 is not in"),
-        ([{**good, "score": 1, "image_id": "cat.jpg"}], "'cat.jpg' is not a number"),
-        ([{**good, "score": float("nan")}], "not finite"),
+        ([{**good, "score": 1, "image_id": "cat.jpg"}], "[0].image_id: 'cat' is not a whole number"),
+        ([{**good, "score": float("nan")}], "NaN"),
+        ([{**good, "score": 1}, {**good, "score": "high"}], "[1].score: expected `float`"),
+        ([{**good, "score": 1, "bbox": [1, 2, 3]}], "[0].bbox"),
+        ([{**good, "score": 1, "bbox": [1e400, 2, 3, 4]}], "r.json"),
         ({"annotations": []}, "list of detections"),
     ]:
         path.write_text(json.dumps(entries))
@@ -251,3 +254,60 @@ def test_bad_results(tmp_path):
         CocoMetric(tmp_path / "none.json")
     with pytest.raises(UserError, match="3 classes, but the model found class 7"):
         metric.update([content["images"][0]["id"]], [[7, 0.5, 1, 1, 2, 2]], [1])
+
+
+def test_another_limit_on_detections_is_said_and_right(published, engine):
+    """Only `max_dets` differs from COCO's, and the figures are pycocotools' with that limit."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    content, boxes = synthetic(4)
+    crowded = np.concatenate([boxes, *[boxes + [0, 0, -0.01 * k, 0, 0, 0, 0] for k in range(9)]])
+    metric = feed(CocoMetric(content, engine=engine, max_dets=20), content, crowded, range(30))
+    result = metric.result()
+    assert result["names"][8] == "AR20" and result["max_dets"] == 20
+    assert "not COCO's figures: 20 detections" in result["notes"][0]
+    assert "maxDets= 20 ]" in table(result) and "AP75" in table(result, classwise=True)
+    state = metric.detections()
+    results = [
+        {"image_id": i, "category_id": c, "bbox": b, "score": s}
+        for i, c, b, s in zip(*(state[n].tolist() for n in state), strict=True)
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = copy.deepcopy(content)
+        truth.createIndex()
+        judge = COCOeval(truth, truth.loadRes(results), "bbox")
+        judge.params.maxDets = [1, 10, 20]
+        judge.evaluate()
+        judge.accumulate()
+    precision = judge.eval["precision"][:, :, :, 0, 2]
+    assert result["stats"][0] == pytest.approx(precision[precision > -1].mean(), abs=1e-12)
+    full = feed(CocoMetric(content, engine=engine), content, crowded, range(30)).result()
+    assert full["stats"][0] != result["stats"][0] and full["notes"] == []
+    with pytest.raises(UserError, match="more than 10"):
+        CocoMetric(content, max_dets=5)
+
+
+def test_score_threshold_leaves_out_and_explains(engine):
+    content, boxes = synthetic(6)
+    metric = feed(CocoMetric(content, engine=engine, score_threshold=0.35), content, boxes,
+                  range(30))  # fmt: skip
+    result = metric.result()
+    kept = boxes[boxes[:, 2] >= 0.35]
+    expected = feed(CocoMetric(content, engine=engine), content, kept, range(30)).result()
+    assert result["stats"] == expected["stats"] and len(kept) == result["detections"]
+    assert f"({len(boxes) - len(kept)}) were left out" in result["notes"][0]
+    parts = [feed(CocoMetric(content, engine=engine, score_threshold=0.95), content, boxes,
+                  range(k, 30, 2)) for k in (0, 1)]  # fmt: skip
+    parts[0].merge([part.state() for part in parts])
+    reason = parts[0].result()["reason"]
+    count = int((boxes[:, 2] == np.float32(0.9)).sum())
+    assert "no box above the score threshold 0.95" in reason and f"{count} in 0.8-0.9" in reason
+
+
+def test_no_detection_at_all_counts_low_scores(engine):
+    content, boxes = synthetic(6)
+    metric = feed(CocoMetric(content, engine=engine), content, boxes[:0], range(30))
+    metric.count_low(np.array([0.003, 0.004, 0.6]))
+    assert "scores below it: 2 in 0.002-0.005, 1 in 0.6-0.7" in metric.result()["reason"]

@@ -1,0 +1,184 @@
+"""What the twelve figures don't say: curves, confusions, what each kind of error costs.
+
+All of it is hotcoco's and from the matching that the figures come from: the two can't disagree.
+Written to a folder as analysis.json and, if matplotlib can, as pictures.
+"""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from fcos_recipe.engine.coco_metric import CocoMetric
+
+log = logging.getLogger("fcos")
+
+ANALYSIS, PLOTS = "analysis.json", "plots"
+# TIDE (Bolya et al., 2020): why a detection is wrong, and what was missed
+ERRORS = {
+    "Cls": "right place, wrong class",
+    "Loc": "right class, box too far off (IoU 0.1 to 0.5)",
+    "Both": "wrong class and box too far off",
+    "Dupe": "second box on an object already found",
+    "Bkg": "box on background",
+    "Miss": "object without any box",
+}
+
+
+def analyse(metric: CocoMetric) -> dict | None:
+    """Curves, confusions and errors of the metric's last `result()`.
+
+    Args:
+        metric: its `judge` is read.
+
+    Returns:
+        JSON-ready dict, None without hotcoco's matching or where nothing can be matched:
+
+        - `pr`: `recall` [101] and mean `precision` [101] at IoU 0.50, 0.75 and 0.50:0.95.
+        - `per_class`: id, name, `pr50` [101] precision at IoU 0.50, `best_f1` and the `score`
+          threshold that gives it: a starting point for --draw-threshold.
+        - `score_threshold`: the median of those, weighted by instances; used for `confusion`.
+        - `confusion`: `names` (classes, then "background") and `matrix`, [K+1][K+1] counts, rows
+          are annotations, columns detections, at IoU 0.50.
+        - `errors`: kind (see `ERRORS`) -> `count`, `cost` in AP50 (what AP50 would gain if errors
+          of this kind alone were mended), with `AP50`.
+        - `calibration`: bins of score with the share of right boxes; `ece`, the mean gap.
+        - `worst_images`: image ids with most missed and false boxes at that score threshold.
+    """
+    judge = metric.judge
+    if judge is None or not len(metric.detections()["score"]):
+        return None
+    tables = judge.eval
+    precision = tables["precision"][:, :, :, 0, 2]
+    names = [metric.categories[i] for i in sorted(metric.categories)]
+    recall = np.linspace(0, 1, precision.shape[1])
+    scores = tables["scores"][0, :, :, 0, 2]
+    classes = [
+        {"id": i, "name": name, **_best_f1(recall, precision[0, :, k], scores[:, k])}
+        for k, (i, name) in enumerate(zip(sorted(metric.categories), names, strict=True))
+    ]
+    threshold = _weighted_median(classes, metric.instances())
+    confusion = judge.confusion_matrix(iou_thr=0.5, min_score=threshold)
+    errors = judge.tide_errors()
+    images = judge.image_diagnostics(iou_thr=0.5, score_thr=threshold)["img_summary"]
+    worst = sorted(images.items(), key=lambda item: (-item[1]["fp"] - item[1]["fn"], item[0]))
+    calibration = judge.calibration()
+    return {
+        "pr": {
+            "recall": recall.round(2).tolist(),
+            "precision": {
+                "0.50": _curve(precision[0]),
+                "0.75": _curve(precision[5]),
+                "0.50:0.95": _curve(precision),
+            },
+        },
+        "per_class": classes,
+        "score_threshold": threshold,
+        "confusion": {"names": [*names, "background"], "matrix": confusion["matrix"].tolist()},
+        "errors": {
+            "AP50": errors["ap_base"],
+            **{
+                kind: {
+                    "count": errors["counts"][kind],
+                    "cost": errors["delta_ap"][kind],
+                    "means": ERRORS[kind],
+                }
+                for kind in ERRORS
+            },
+        },
+        "calibration": {k: calibration[k] for k in ("bins", "ece", "num_detections")},
+        "worst_images": [
+            {"image_id": i, "false": row["fp"], "missed": row["fn"], "right": row["tp"]}
+            for i, row in worst[:50]
+            if row["fp"] + row["fn"]
+        ],
+    }
+
+
+def lines(analysis: dict | None) -> list[str]:
+    """The gist of an analysis for the console."""
+    if analysis is None:
+        return []
+    errors = analysis["errors"]
+    kinds = sorted(ERRORS, key=lambda kind: -errors[kind]["cost"])
+    found = [
+        f"{100 * errors[kind]['cost']:.1f} {ERRORS[kind]}"
+        for kind in kinds
+        if errors[kind]["cost"] >= 0.0005
+    ]
+    result = [f"what errors cost, in points of AP50: {'; '.join(found) or 'nothing'}"]
+    matrix = np.array(analysis["confusion"]["matrix"])[:-1, :-1]
+    np.fill_diagonal(matrix, 0)
+    names = analysis["confusion"]["names"]
+    order = np.argsort(-matrix, axis=None, kind="stable")[:3]
+    pairs = [np.unravel_index(k, matrix.shape) for k in order]
+    mixed = [f"{names[a]} as {names[b]} ({matrix[a, b]})" for a, b in pairs if matrix[a, b]]
+    if mixed:
+        result.append(f"most confused: {', '.join(mixed)}")
+    result.append(
+        f"best F1 at a score of about {analysis['score_threshold']:.2f}; calibration error "
+        f"{analysis['calibration']['ece']:.3f}"
+    )
+    return result
+
+
+def finish_evaluation(metric: CocoMetric, folder: Path, pictures: bool = True) -> list[str]:
+    """Write analysis.json and pictures of the metric's last `result()` into a folder.
+
+    An evaluation never fails for them: what goes wrong with a picture is one line of the log.
+
+    Args:
+        metric: on the rank that has all detections.
+        folder: run directory.
+        pictures: also draw them, in folder/plots.
+
+    Returns:
+        lines for the console.
+    """
+    from fcos_recipe.engine.checkpoint import write_json
+
+    analysis = analyse(metric)
+    if analysis is None:
+        if metric.judge is None:
+            log.warning("analysis: curves, confusions and errors need hotcoco: pip install hotcoco")
+        return []
+    write_json(folder / ANALYSIS, analysis)
+    if pictures:
+        try:
+            from fcos_recipe.engine.plots import draw_plots
+
+            draw_plots(metric, analysis, folder / PLOTS)
+        except Exception as error:  # matplotlib's are of any kind
+            log.warning("pictures: not drawn: %s: %s", type(error).__name__, error)
+    return lines(analysis)
+
+
+def _curve(precision: np.ndarray) -> list[float]:
+    """Mean over all axes but recall of what is defined, [..., 101, K] -> [101]."""
+    values = np.where(precision > -1, precision, np.nan)
+    axes = tuple(k for k in range(values.ndim) if k != values.ndim - 2)
+    with np.errstate(all="ignore"):
+        count = (~np.isnan(values)).sum(axis=axes)
+        mean = np.nansum(values, axis=axes) / np.maximum(count, 1)
+    return mean.round(4).tolist()
+
+
+def _best_f1(recall: np.ndarray, precision: np.ndarray, scores: np.ndarray) -> dict:
+    if (precision < 0).all():  # no instance of this class
+        return {"pr50": None, "best_f1": None, "score": None}
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    best = int(f1.argmax())
+    return {
+        "pr50": precision.round(4).tolist(),
+        "best_f1": round(float(f1[best]), 4),
+        "score": round(float(scores[best]), 4),
+    }
+
+
+def _weighted_median(classes: list[dict], instances: dict[int, int]) -> float:
+    rows = [(c["score"], instances[c["id"]]) for c in classes if c["best_f1"]]
+    if not rows:
+        return 0.5
+    scores, weights = np.array(sorted(rows)).T
+    middle = np.searchsorted(weights.cumsum(), weights.sum() / 2)
+    return float(scores[middle])

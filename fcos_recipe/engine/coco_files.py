@@ -1,0 +1,154 @@
+"""COCO's annotation and results files as columns, typed while they are parsed."""
+
+import json
+import re
+from itertools import chain
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from fcos_recipe.data.index import whole_ids
+from fcos_recipe.errors import UserError
+
+#: columns of detections: name -> dtype; bbox is [M, 4], x, y, w, h in pixels
+COLUMNS = {"image_id": np.int64, "category_id": np.int64, "bbox": np.float64, "score": np.float64}
+
+
+class _Image(msgspec.Struct, gc=False):
+    id: int | str
+    width: float | None = None
+    height: float | None = None
+
+
+class _Category(msgspec.Struct, gc=False):
+    id: int | str
+    name: str | int | None = None
+
+
+class _Annotation(msgspec.Struct, gc=False):
+    image_id: int | str
+    category_id: int | str
+    bbox: tuple[float, float, float, float]
+    area: float | None = None
+    iscrowd: float | bool | None = None
+
+
+class _Annotations(msgspec.Struct, gc=False):
+    images: list[_Image]
+    categories: list[_Category]
+    annotations: list[_Annotation]
+
+
+class _Detection(msgspec.Struct, gc=False):
+    image_id: int | str
+    category_id: int
+    bbox: tuple[float, float, float, float]
+    score: float
+
+
+def read_annotations(
+    source: str | Path | dict,
+) -> tuple[dict[int, dict], dict[int, str], dict[str, np.ndarray]]:
+    """A COCO annotation file for judging.
+
+    `area` and `iscrowd` may be missing: width x height and 0 stand in. Ids written as text of
+    digits are numbers. Annotations of images that are not listed are left out, as pycocotools does.
+
+    Args:
+        source: the file, or its content.
+
+    Returns:
+        images: id -> {id, width, height}; categories: id -> name, in the file's order; columns
+        `image_id`, `category_id`, `iscrowd` int64 [G], `bbox` float64 [G, 4] (x, y, w, h in
+        pixels), `area` float64 [G].
+
+    Raises:
+        UserError: what is wrong, with file, entry and field.
+    """
+    name = "annotations" if isinstance(source, dict) else str(source)
+    data = _decode(source, name, _Annotations, "a COCO annotation file")
+    image_id = whole_ids(name, "images", "id", [i.id for i in data.images])
+    category_id = whole_ids(name, "categories", "id", [c.id for c in data.categories])
+    for key, ids in (("images", image_id), ("categories", category_id)):
+        if len(np.unique(ids)) < len(ids):
+            raise UserError(f"{name}: {key}: two entries have the same id; give each its own")
+    images = {
+        i: {"id": i, "width": entry.width or 0, "height": entry.height or 0}
+        for i, entry in zip(image_id.tolist(), data.images, strict=True)
+    }
+    categories = {
+        i: str(i if entry.name is None else entry.name)
+        for i, entry in zip(category_id.tolist(), data.categories, strict=True)
+    }
+    rows = data.annotations
+    columns = {
+        "image_id": whole_ids(name, "annotations", "image_id", [a.image_id for a in rows]),
+        "category_id": whole_ids(name, "annotations", "category_id", [a.category_id for a in rows]),
+        "bbox": _boxes(rows),
+        "area": np.array([a.area for a in rows], np.float64),  # None becomes NaN
+        "iscrowd": np.fromiter((bool(a.iscrowd) for a in rows), np.int64, len(rows)),
+    }
+    listed = np.isin(columns["image_id"], image_id)
+    unknown = listed & ~np.isin(columns["category_id"], category_id)
+    if unknown.any():
+        first = int(np.flatnonzero(unknown)[0])
+        raise UserError(
+            f"{name}: annotations[{first}].category_id: {columns['category_id'][first]} is not "
+            "among `categories`; add it there or remove the annotation"
+        )
+    box = columns["bbox"]
+    columns["area"] = np.where(np.isnan(columns["area"]), box[:, 2] * box[:, 3], columns["area"])
+    return images, categories, {key: column[listed] for key, column in columns.items()}
+
+
+def read_results(path: str | Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """A COCO results file: a list of detections.
+
+    Image ids written as text ("000000000139", "000000000139.jpg") are read as numbers, and a line
+    says so.
+
+    Returns:
+        `COLUMNS` of its M detections; lines about what was read otherwise than it is written.
+
+    Raises:
+        UserError: not such a file, and which entry and field.
+    """
+    rows = _decode(path, str(path), list[_Detection], "a COCO results file, a list of detections")
+    ids = [row.image_id for row in rows]
+    texts = [k for k, value in enumerate(ids) if isinstance(value, str)]
+    for k in texts:
+        ids[k] = re.sub(r"\.\w+$", "", ids[k])
+    notes = [f"{path}: {len(texts)} image ids written as text were read as numbers"]
+    columns = {
+        "image_id": whole_ids(str(path), "", "image_id", ids),
+        "category_id": np.fromiter((row.category_id for row in rows), np.int64, len(rows)),
+        "bbox": _boxes(rows),
+        "score": np.fromiter((row.score for row in rows), np.float64, len(rows)),
+    }
+    return columns, notes if texts else []
+
+
+def _boxes(rows: list) -> np.ndarray:
+    flat = chain.from_iterable(row.bbox for row in rows)
+    return np.fromiter(flat, np.float64, 4 * len(rows)).reshape(-1, 4)
+
+
+def _decode(source: str | Path | dict, name: str, kind: type, wanted: str):
+    try:
+        given = isinstance(source, dict)  # may hold NumPy's floats
+        content = json.dumps(source).encode() if given else Path(source).read_bytes()
+        return msgspec.json.decode(content, type=kind)
+    except OSError as error:
+        raise UserError(f"{name}: {error.strerror}") from None
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$")
+        field = re.match(r"Object missing required field `(\w+)`", what)
+        where = where.rstrip("`").lstrip(".") + (f".{field[1]}" if field else "")
+        what = "missing" if field else what[0].lower() + what[1:]
+        where = where.lstrip(".") or "content"
+        raise UserError(f"{name}: {where}: {what}; want {wanted}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{name}: not JSON: {error} (nor are NaN and Infinity)") from None
+    except RecursionError:
+        raise UserError(f"{name}: nested too deeply; want {wanted}") from None

@@ -1,0 +1,89 @@
+"""Pictures of an evaluation, drawn by hotcoco with matplotlib."""
+
+import contextlib
+import io
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from fcos_recipe.engine.coco_metric import CocoMetric
+
+HEATMAP = 40  #: classes up to which a confusion matrix can be read
+
+
+def draw_plots(metric: CocoMetric, analysis: dict, folder: Path) -> list[Path]:
+    """Draw precision-recall curves, AP per class, confusions, errors, calibration and scores.
+
+    Args:
+        metric: after `result()`, by hotcoco.
+        analysis: `analysis.analyse(metric)`.
+        folder: is made; pictures in it of these names are replaced.
+
+    Returns:
+        the files.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")  # no display
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    import hotcoco.plot as plot
+    import matplotlib.pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    judge, done = metric.judge, []
+    with contextlib.redirect_stdout(io.StringIO()):  # the curves want its summary, which it prints
+        judge.summarize()
+    few = len(metric.categories) <= HEATMAP
+    confusion = judge.confusion_matrix(iou_thr=0.5, min_score=analysis["score_threshold"])
+    draw_confusion = plot.confusion_matrix if few else plot.top_confusions
+    matrix = np.asarray(confusion["matrix"])
+    pictures = {
+        "pr_curve": lambda: plot.pr_curve_iou_sweep(judge),
+        "errors": lambda: plot.tide_errors(judge.tide_errors()),
+        "calibration": lambda: plot.reliability_diagram(judge.calibration()),
+        "ap_per_class": lambda: _ap_per_class(plt, analysis, metric),
+        "scores": lambda: _scores(plt, metric),
+    }
+    if matrix.sum() and (few or matrix.sum() > np.trace(matrix)):
+        pictures["confusion"] = lambda: draw_confusion(confusion)
+    for name, draw in pictures.items():
+        with plot.style():
+            figure = draw()[0]
+            path = folder / f"{name}.png"
+            figure.savefig(path, dpi=100, bbox_inches="tight")
+            plt.close(figure)
+            done.append(path)
+    return done
+
+
+def _ap_per_class(plt, analysis: dict, metric: CocoMetric):
+    """All classes, best first; hotcoco's own shows 25 and marks their mean."""
+    rows = [r for r in metric.last["per_class"] if r["AP"] > -1]
+    figure, axes = plt.subplots(figsize=(7, 1.2 + 0.22 * len(rows)), layout="constrained")
+    names = [f"{r['name'][:24]} ({r['instances']})" for r in rows]
+    axes.barh(range(len(rows)), [r["AP50"] for r in rows], color="#c9d6e8", label="AP50")
+    axes.barh(range(len(rows)), [r["AP"] for r in rows], color="#24447f", label="AP")
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(y=0.5 / max(len(rows), 1))
+    axes.set_xlim(0, 1)
+    axes.axvline(metric.last["stats"][0], color="#b4482f", linewidth=1, label="mean AP")
+    axes.legend(loc="lower right", fontsize=8)
+    axes.set_title("AP per class (instances)", fontsize=11)
+    return figure, axes
+
+
+def _scores(plt, metric: CocoMetric):
+    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    axes.hist(metric.detections()["score"], bins=np.linspace(0, 1, 41), color="#24447f")
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.8)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("score")
+    axes.set_ylabel("detections")
+    axes.set_title("Scores of all detections", fontsize=11)
+    return figure, axes
