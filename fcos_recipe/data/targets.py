@@ -37,6 +37,7 @@ def assign(
     radius: float,
     num_shift: float = 0.5,
     norm_by_stride: bool = True,
+    image: np.ndarray | None = None,
 ) -> Targets:
     """Assign boxes to locations.
 
@@ -57,7 +58,10 @@ def assign(
         radius: of centre sampling, in strides; <= 0 means the whole box.
         num_shift: offset of a location inside its cell, in strides.
         norm_by_stride: divide the distances by the level's stride.
+        image: integers [G], the image of each box, to assign those of many images at once; boxes
+            of different images never meet, and `cell` goes on from one image to the next.
     """
+    image = np.zeros(len(gt_bbox), np.int64) if image is None else image
     x1, y1, x2, y2 = (gt_bbox[:, i] for i in range(4))
     area = (x2 - x1) * (y2 - y1)
     center_x, center_y = (x1 + x2) / 2, (y1 + y2) / 2
@@ -97,7 +101,8 @@ def assign(
         )
         largest = reg.max(axis=1).astype(np.float64)
         keep = np.flatnonzero((largest > low) & (largest < high))
-        box, cell = box[keep], row[keep] * grid_w + column[keep]
+        box = box[keep]
+        cell = (image[box] * grid_h + row[keep]) * grid_w + column[keep]
         # Smallest area first within a cell; lexsort is stable, so equal areas keep box order.
         order = np.lexsort((area[box], cell))
         cell = cell[order]

@@ -1,6 +1,7 @@
 """Target assignment: every location as stock paddledet assigns it."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -13,9 +14,9 @@ BOUNDARY = [64, 128, 256, 512]
 
 def stock_target(**arguments):
     """Stock's operator, with the reshape keyword that NumPy 2.4 no longer has put back."""
-    operators = pytest.importorskip("ppdet.data.transform.batch_operators")
-    compat = pytest.importorskip("fcos_recipe.compat")
-    operator = compat.stock("Gt2FCOSTarget")(**arguments)
+    # Through compat: ppdet alone asks for packages that FCOS does not need.
+    operator = pytest.importorskip("fcos_recipe.compat").stock("Gt2FCOSTarget")(**arguments)
+    operators = sys.modules[type(operator).__module__]
 
     def call(samples, reshape=np.reshape):
         class Numpy:  # only this module's view of NumPy, only while stock runs
@@ -173,3 +174,21 @@ def test_dtypes_and_positions():
 def test_wrong_number_of_levels_is_told():
     with pytest.raises(ValueError, match="4 object_sizes_boundary"):
         Gt2FCOSTarget([64, 128], 1.5, STRIDES)
+
+
+def test_images_at_once_are_the_images_one_by_one():
+    rng = np.random.default_rng(7)
+    rules = dict(strides=[8, 16], ranges=[(-1, 64), (64, np.inf)], radius=1.5)
+    start = rng.uniform(0, 150, (60, 2))
+    boxes = np.concatenate([start, start + rng.uniform(2, 160, (60, 2))], 1).astype(np.float32)
+    image = np.sort(rng.integers(0, 5, 60))
+    together = assign(boxes, np.arange(60), 320, 320, image=image, **rules)
+    cells = np.array([h * w for h, w in grid_shapes(320, 320, rules["strides"])])[together.level]
+    for i in range(5):
+        own = np.flatnonzero(image == i)
+        alone = assign(boxes[own], own, 320, 320, **rules)
+        mine = together.cell // cells == i
+        assert len(alone.level) == mine.sum() > 0
+        np.testing.assert_array_equal(together.cell[mine] % cells[mine], alone.cell)
+        for name in ("level", "label", "reg", "centerness"):
+            np.testing.assert_array_equal(getattr(together, name)[mine], getattr(alone, name))
