@@ -1,4 +1,4 @@
-"""The four comparisons: each starts its sides, lets them take turns, and returns the figures."""
+"""The comparisons: each starts its sides, lets them take turns, and returns the figures."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fcos_recipe.benchmark import images
+from fcos_recipe.benchmark import evaluator, images
 from fcos_recipe.benchmark.pipe import Child
 from fcos_recipe.runtime import cpu_math
 
@@ -41,6 +41,7 @@ class Options:
         profile: look into one more step of each side.
         to_static: compile our model, see `fcos train --to_static`.
         torch_python: interpreter that has torchvision.
+        images: of the data set that `eval` draws.
     """
 
     config: str
@@ -53,6 +54,7 @@ class Options:
     profile: bool = False
     to_static: bool = False
     torch_python: str = sys.executable
+    images: int = evaluator.IMAGES
 
 
 def environment(kind: str) -> dict[str, str | None]:
@@ -380,4 +382,37 @@ def startup(bench: Bench) -> dict:
             child.close()
         # stock's ranks share nothing: eight hold eight times what one does
         found["sides"][name]["annotation_mib_8_ranks"] = sum(used) * 8 / processes
+    return _compared(found, faster=lambda ours, other: other / ours)
+
+
+def eval(bench: Bench) -> dict:
+    """Seconds from two files, of detections and of annotations, to the twelve figures.
+
+    Raises:
+        RuntimeError: the figures differ by more than 1e-12; then no time counts.
+    """
+    options = bench.options
+    files = evaluator.draw(bench.folder, images=options.images)
+    runs: dict[str, list[dict]] = {"ours": [], "pycocotools": []}
+    begin = time.perf_counter()
+    for number in range(min(options.rounds, 3)):
+        if number and (time.perf_counter() - begin) * (number + 1) / number > options.limit:
+            break
+        for name, rows in runs.items():
+            rows.append(evaluator.run_side(name, *files))
+            print(".", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    figures = [np.array(row["stats"]) for rows in runs.values() for row in rows]
+    worst = max(float(np.abs(figures[0] - other).max()) for other in figures)
+    if worst > 1e-12:
+        raise RuntimeError(f"the figures of ours and pycocotools differ by {worst:g}")
+    found: dict = {"unit": "s from two files to twelve figures", "sides": {}}
+    for name, rows in runs.items():
+        found["sides"][name] = {
+            **summary([row["total"] for row in rows]),
+            **{key: statistics.median(row[key] for row in rows) for key in ("read", "match")},
+        }
+    match = {name: side["match"] for name, side in found["sides"].items()}
+    found |= {"stats": figures[0].tolist(), "largest_difference": worst}
+    found["match_ratio"] = match["pycocotools"] / match["ours"]
     return _compared(found, faster=lambda ours, other: other / ours)

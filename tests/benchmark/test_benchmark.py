@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from fcos_recipe.benchmark import commands, images, pipe
+from fcos_recipe.benchmark import commands, images, pipe, tasks
 from fcos_recipe.benchmark.pipeline import Batches
 from fcos_recipe.errors import RunFailure
 from tests.conftest import run_tool
@@ -87,6 +87,16 @@ def test_startup(tmp_path, drawn):
     assert result["sides"]["ours"]["imports"] > 0
 
 
+def test_the_evaluators_agree_on_the_set_that_is_timed(tmp_path):
+    """`tasks.eval` itself refuses to report times of figures that differ."""
+    options = tasks.Options(config="", stock_config="", rounds=1, images=60)
+    with tasks.Bench(options) as bench:
+        found = tasks.eval(bench)
+    assert 0.05 < found["stats"][0] < 0.95 and found["largest_difference"] <= 1e-12
+    assert found["ratio"] == pytest.approx(found["pycocotools"] / found["ours"])
+    assert found["match_ratio"] > 0 and set(found["sides"]) == {"ours", "pycocotools"}
+
+
 def test_torchvision_is_skipped_with_a_reason(capsys, monkeypatch):
     monkeypatch.setattr(commands, "find_spec", lambda name: None)
     assert commands.main(["train", "--against", "torchvision"]) == 0
@@ -99,6 +109,7 @@ def test_torchvision_is_skipped_with_a_reason(capsys, monkeypatch):
         (["train", "--data", "/nowhere"], "/nowhere: annotations"),
         (["train", "-o", "x"], "expected KEY=VALUE"),
         (["train", "--against", "torchvision", "--torch-python", "/nowhere"], "not an interpreter"),
+        (["eval", "--data", "/nowhere"], "/nowhere: annotations"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, argv, words):
