@@ -19,6 +19,7 @@ COMMANDS = {
     "dataset": ("fcos_recipe.data.commands:main", "fetch COCO; look at data before training"),
     "weights": ("fcos_recipe.engine.zoo:main", "published weights: list, get, verify"),
     "config": ("fcos_recipe.config.commands:main", "print, validate or compare configs"),
+    "analyze_model": ("fcos_recipe.model.analyze:main", "parameters, multiply-adds, memory, time"),
     "benchmark": (
         "fcos_recipe.benchmark.commands:main",
         "measure speed side by side with stock paddledet",
@@ -47,8 +48,8 @@ def run(name: str, argv: list[str] | None = None) -> int:
     except Stopped as error:
         print(error, file=sys.stderr)
         return SAVED
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(str(error) or "interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `fcos config print ... | head`: not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -75,7 +76,7 @@ def leave(code: int):
 
 
 def usage() -> str:
-    rows = "\n".join(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items())
+    rows = "\n".join(f"  {name:<15}{text}" for name, (_, text) in COMMANDS.items())
     return (
         f"fcos {__version__}: FCOS on PaddlePaddle\n\nusage: fcos COMMAND [options]\n\n{rows}\n\n"
         "`fcos COMMAND --help` has the options and an example.\n"

@@ -1,0 +1,195 @@
+"""`fcos analyze_model`: parameters, multiply-adds, activations and time, by part of the model."""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+from fcos_recipe.config import load_config
+from fcos_recipe.errors import UserError
+from fcos_recipe.runtime.device import requested
+
+PARTS = ("backbone", "neck", "head")
+_EXAMPLE = """\
+columns:
+  parameters   millions of numbers, in brackets those that are trained
+  GMACs        thousand million multiply-adds of convolutions, for the whole batch (FLOPs: twice
+               that); norms, activations and additions, together a few per cent, are left out
+  activations  MiB of what convolutions and norms put out, float32: training keeps them
+  forward, +backward  median milliseconds on this device
+examples:
+  python tools/analyze_model.py -c configs/fcos/fcos_r50_fpn_1x_coco.yml
+  python tools/analyze_model.py -c configs/fcos/fcos_r18_fpn_demo.yml --size 160x224 --batch 4
+exit codes: 0 done, 2 bad input
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Print the facts of a config's model."""
+    parser = argparse.ArgumentParser(
+        prog="fcos analyze_model", description="Size, cost and time of a model, by part.",
+        epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("-c", "--config", required=True, help="YAML file")
+    add("-o", "--opt", nargs="*", action="extend", default=[], metavar="KEY=VALUE",
+        help="override config values")  # fmt: skip
+    add("--size", default="800x1344", metavar="HxW",
+        help="pixels of the padded image (default: %(default)s)")  # fmt: skip
+    add("--batch", type=int, default=1, help="images (default: %(default)s)")
+    add("--repeat", type=int, default=3, help="times each part is timed; 0: not at all")
+    add("--json", metavar="FILE", help="also write the result here")
+    args = parser.parse_args(argv)
+    try:
+        height, width = (int(x) for x in args.size.lower().split("x"))
+    except ValueError:
+        raise UserError(f"--size {args.size}: want HEIGHTxWIDTH, such as 800x1344") from None
+    if height < 1 or width < 1 or height % 32 or width % 32 or args.batch < 1:
+        raise UserError(f"--size {args.size}, --batch {args.batch}: want multiples of 32, and >= 1")
+    config = load_config(args.config, args.opt)
+
+    from fcos_recipe.engine.commands import start
+
+    device = start(requested(config.data))
+    from fcos_recipe import compat
+
+    compat.workspace(config.stock_data())
+    model = compat.create(config.data["architecture"])
+    if not hasattr(model, "fcos_head"):
+        raise UserError(f"{args.config}: architecture: {config.data['architecture']} is not FCOS")
+    result = analyze(model, (height, width), args.batch, args.repeat)
+    result = {"config": config.name, "device": device, **result}
+    print(_table(result))
+    if args.json:
+        try:
+            Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+        except OSError as error:
+            raise UserError(f"--json {args.json}: {error.strerror}") from None
+    return 0
+
+
+def analyze(model, size: tuple[int, int], batch: int = 1, repeat: int = 3) -> dict:
+    """Facts of an FCOS model.
+
+    Args:
+        model: `model.fcos.FCOS`.
+        size: height and width of the padded image, pixels, multiples of 32.
+        batch: images.
+        repeat: how often each part is timed; 0: not at all.
+
+    Returns:
+        JSON-ready: `size`, `batch`, `parts`: backbone, neck, head and total, each with
+        `parameters`, `trained` (numbers), `macs` (multiply-adds of convolutions),
+        `activation_mib`, and if timed `forward_ms`, `forward_backward_ms` (medians).
+    """
+    import paddle
+
+    image = paddle.randn([batch, 3, *size])
+    parts = {
+        name: {
+            "parameters": sum(p.size for p in layer.parameters()),
+            "trained": sum(p.size for p in layer.parameters() if not p.stop_gradient),
+        }
+        for name, layer in zip(PARTS, (model.backbone, model.neck, model.fcos_head), strict=True)
+    }
+    model.eval()
+    with paddle.no_grad():
+        feats, parts["backbone"]["macs"], parts["backbone"]["activation_mib"] = _count(
+            model.backbone, lambda: model.backbone({"image": image})
+        )
+        levels, parts["neck"]["macs"], parts["neck"]["activation_mib"] = _count(
+            model.neck, lambda: model.neck(feats)
+        )
+        _, parts["head"]["macs"], parts["head"]["activation_mib"] = _count(
+            model.fcos_head, lambda: _layer_by_layer(model.fcos_head, levels)
+        )
+    if repeat:
+        steps = {
+            "backbone": (lambda x: model.backbone({"image": x[0]}), [image]),
+            "neck": (model.neck, feats),
+            "head": (lambda x: model.fcos_head(x)[:2], levels),
+        }
+        for name, (call, inputs) in steps.items():
+            parts[name] |= _time(call, inputs, repeat)
+    total = {key: sum(part[key] for part in parts.values()) for key in parts["backbone"]}
+    return {"size": list(size), "batch": batch, "parts": {**parts, "total": total}}
+
+
+def _layer_by_layer(head, levels: list) -> None:
+    """The head as its layers have it; `FCOSHead` itself runs them merged, past their hooks."""
+    for level in levels:
+        cls_feat, reg_feat = head.fcos_feat(level)
+        head.fcos_head_cls(cls_feat)
+        head.fcos_head_reg(reg_feat)
+        head.fcos_head_centerness(reg_feat if head.centerness_on_reg else cls_feat)
+
+
+def _count(part, call) -> tuple:
+    """What `call()` returns, multiply-adds of the convolutions in it, MiB that layers put out."""
+    from paddle import nn
+    from paddle.vision.ops import DeformConv2D
+
+    counted = {"macs": 0, "bytes": 0}
+
+    def hook(layer, _, out):
+        counted["bytes"] += out.size * out.element_size()
+        if isinstance(layer, nn.Conv2D | DeformConv2D):
+            # weight: [out, in / groups, kh, kw]; each of its numbers meets each output location
+            counted["macs"] += layer.weight.size * out.shape[0] * out.shape[2] * out.shape[3]
+
+    kinds = (nn.Conv2D, DeformConv2D, nn.GroupNorm, nn.layer.norm._BatchNormBase)
+    hooks = [
+        layer.register_forward_post_hook(hook)
+        for layer in part.sublayers()
+        if isinstance(layer, kinds)
+    ]
+    try:
+        return call(), counted["macs"], round(counted["bytes"] / 2**20, 1)
+    finally:
+        for one in hooks:
+            one.remove()
+
+
+def _time(call, inputs: list, repeat: int) -> dict:
+    """Median milliseconds of `call(inputs)`, alone and with the backward pass."""
+    import paddle
+
+    on_card = not inputs[0].place.is_cpu_place()
+    wait = paddle.device.synchronize if on_card else lambda: None
+
+    def run(backward: bool) -> float:
+        given = [x.detach() for x in inputs]
+        for x in given:
+            x.stop_gradient = not backward
+        wait()
+        start = time.perf_counter()
+        with paddle.set_grad_enabled(backward):
+            outputs = call(given)
+            if backward:
+                paddle.autograd.backward([x for x in outputs if not x.stop_gradient])
+        wait()
+        return 1000 * (time.perf_counter() - start)
+
+    run(True)  # buffers are allocated, kernels chosen
+    return {
+        name: round(statistics.median(run(backward) for _ in range(repeat)), 1)
+        for name, backward in (("forward_ms", False), ("forward_backward_ms", True))
+    }
+
+
+def _table(result: dict) -> str:
+    size = "x".join(map(str, result["size"]))
+    timed = "forward_ms" in result["parts"]["total"]
+    rows = [
+        f"{result['config']} on {result['device']}, batch {result['batch']} at {size}",
+        f"{'part':<10}{'parameters':>18}{'GMACs':>9}{'activations':>13}"
+        + (f"{'forward':>11}{'+backward':>11}" if timed else ""),
+    ]
+    for name, part in result["parts"].items():
+        parameters = f"{part['parameters'] / 1e6:.2f} ({part['trained'] / 1e6:.2f})"
+        row = f"{name:<10}{parameters:>18}{part['macs'] / 1e9:>9.2f}{part['activation_mib']:>13.1f}"
+        if timed:
+            row += f"{part['forward_ms']:>11.1f}{part['forward_backward_ms']:>11.1f}"
+        rows.append(row)
+    return "\n".join(rows)
