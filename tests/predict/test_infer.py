@@ -10,7 +10,7 @@ import pytest
 from fcos_recipe.cli import run
 from fcos_recipe.data.shapes import CLASSES, make_shapes
 from fcos_recipe.errors import UserError
-from fcos_recipe.predict.commands import find_images
+from fcos_recipe.predict.inputs import find_inputs
 
 
 @pytest.fixture(scope="module")
@@ -171,11 +171,74 @@ def test_bad_input(trained, data, tmp_path, capsys):
         assert words in capsys.readouterr().err
 
 
-def test_find_images(data, tmp_path):
+def test_find_inputs(data, tmp_path):
     listed = tmp_path / "list.txt"
     listed.write_text(f"{data}/val/000002.jpg\n\n{data}/val/000001.jpg\n")
-    assert [p.name for p in find_images([str(listed)])] == ["000002.jpg", "000001.jpg"]
-    assert len(find_images([str(data / "val/*.jpg")])) == 6
-    both = find_images([str(data / "train/000001.jpg"), str(data / "val/000001.jpg")])
+    assert [p.name for p in find_inputs([str(listed)])] == ["000002.jpg", "000001.jpg"]
+    assert len(find_inputs([str(data / "val/*.jpg")])) == 6
+    both = find_inputs([str(data / "train/000001.jpg"), str(data / "val/000001.jpg")])
     assert [str(p) for p in both.values()] == ["000001.jpg", "000001_2.jpg"]
-    assert len(find_images([str(data)])) == 8
+    assert len(find_inputs([str(data)])) == 8
+
+
+def write_video(path, frames: int = 7, size=(96, 64)):
+    import cv2
+
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, size)
+    if not writer.isOpened():
+        pytest.skip("this OpenCV cannot write a video")
+    rng = np.random.default_rng(0)
+    for _ in range(frames):
+        writer.write(rng.integers(0, 255, (size[1], size[0], 3), np.uint8))
+    writer.release()
+    return path
+
+
+@pytest.mark.parametrize("size", ["1", "3"])
+def test_video(trained, tmp_path, size, capsys):
+    import cv2
+
+    video = write_video(tmp_path / "clip.avi")
+    out = tmp_path / "out"
+    assert run("infer", ["--weights", str(trained[0]), "--input", str(video), "--output", str(out),
+                         "--csv", "--batch-size", size]) == 0  # fmt: skip
+    rows = json.loads((out / "predictions.json").read_text())
+    assert {row["frame"] for row in rows} == set(range(7))
+    assert {row["seconds"] for row in rows if row["frame"] == 6} == {0.6}
+    assert {row["category_name"] for row in rows} <= set(trained[1])
+    capture = cv2.VideoCapture(str(out / "clip.mp4"))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 7 and capture.get(cv2.CAP_PROP_FPS) == 10
+    assert capture.read()[1].shape == (64, 96, 3)
+    assert "7 images" in capsys.readouterr().out
+    with open(out / "predictions.csv", newline="") as file:
+        assert [row["frame"] for row in csv.DictReader(file)][-1] == "6"
+
+
+def test_a_broken_video_is_named_and_the_rest_is_done(trained, data, tmp_path, capsys):
+    whole = write_video(tmp_path / "whole.avi", frames=30)
+    broken, empty = tmp_path / "broken.avi", tmp_path / "empty.mp4"
+    broken.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    empty.write_bytes(b"")
+    out = tmp_path / "out"
+    code = run("infer", ["--weights", str(trained[0]), "--output", str(out), "--input",
+                         str(empty), str(broken), str(data / "val/000001.jpg")])  # fmt: skip
+    captured = capsys.readouterr()
+    assert code == 1
+    errors = [x for x in captured.err.splitlines() if x.startswith("error: ")]
+    assert any("empty.mp4: not a video" in x for x in errors)
+    assert any("broken.avi" in x for x in errors) and len(errors) == 2
+    assert (out / "000001.jpg").is_file()
+
+
+def test_batches_find_what_single_images_find(trained, data, tmp_path):
+    """Images of one size share no padding, so a batch has the scores of its images."""
+    found = []
+    for size in ("1", "4"):
+        out = tmp_path / size
+        assert run("infer", ["--weights", str(trained[0]), "--input", str(data / "val"),
+                             "--output", str(out), "--batch-size", size]) == 0  # fmt: skip
+        rows = json.loads((out / "predictions.json").read_text())
+        found.append(sorted((r["file_name"], round(r["score"], 4), r["category_id"]) for r in rows))
+    assert found[0] and len(found[0]) == len(found[1])
+    for one, two in zip(*found, strict=True):
+        assert one[0] == two[0] and one[1] == pytest.approx(two[1], abs=2e-4)
