@@ -16,6 +16,7 @@ COMMANDS = {
     "train": ("fcos_recipe.engine.commands:train", "train a model, with --eval after each epoch"),
     "eval": ("fcos_recipe.engine.eval_commands:evaluate", "COCO figures of a weights file"),
     "infer": ("fcos_recipe.predict.commands:main", "draw boxes on images, write COCO results"),
+    "export_model": ("fcos_recipe.predict.export:main", "to Paddle Inference or ONNX, checked"),
     "dataset": ("fcos_recipe.data.commands:main", "fetch COCO; look at data before training"),
     "weights": ("fcos_recipe.engine.zoo:main", "published weights: list, get, verify"),
     "config": ("fcos_recipe.config.commands:main", "print, validate or compare configs"),

@@ -232,3 +232,29 @@ def missing_stand_ins():
         yield
     finally:
         sys.meta_path.remove(finder)
+
+
+@contextlib.contextmanager
+def doubling_without_interpolate():
+    """Let FPN double its maps by repetition while a program is traced: the pixels are the same.
+
+    Paddle 3.1 and newer save the scale of nearest_interp as doubles, which its own oneDNN
+    instructions ("not support ArrayAttribute<DoubleAttribute>") and paddle2onnx 2.1 ("MUST be
+    ir::FloatAttribute") refuse.
+    """
+    import paddle
+    from ppdet.modeling.necks import fpn
+
+    stock_functional = fpn.F
+
+    def interpolate(x, scale_factor, mode):
+        assert scale_factor == 2.0 and mode == "nearest", "FPN asks for another interpolation"
+        n, _, h, w = paddle.shape(x).unbind()
+        rows = x.unsqueeze([3, 5]).tile([1, 1, 1, 2, 1, 2])
+        return rows.reshape([n, x.shape[1], h * 2, w * 2])
+
+    fpn.F = types.SimpleNamespace(**{**vars(stock_functional), "interpolate": interpolate})
+    try:
+        yield
+    finally:
+        fpn.F = stock_functional

@@ -56,15 +56,52 @@ def evaluate(argv: list[str]) -> int:
     device = start(requested(config.data))
 
     from fcos_recipe.engine.trainer import Trainer
+    from fcos_recipe.predict.backends import export_facts
     from fcos_recipe.runtime.watchdog import Watchdog, rank
 
     with Watchdog(config.data["watchdog"], rank()) as watchdog:
         trainer = Trainer(config, "eval", device, watchdog)
-        trainer.load_weights(weights, exact=True)
+        if facts := export_facts(str(weights)):
+            trainer.model = _exported(str(weights), facts, config, device)
+        else:
+            trainer.load_weights(weights, exact=True)
         result = trainer.evaluate(**_judging(args))
     if trainer.rank == 0:
         _report(args, trainer.metric, result, args.output or path / "eval", weights)
     return 0
+
+
+def _exported(weights: str, facts: dict, config, device: str):
+    """An exported model in the place of the trained one: same reader, same evaluator.
+
+    Raises:
+        UserError: it was made for other classes.
+    """
+    import paddle
+
+    from fcos_recipe.data.index import open_index
+    from fcos_recipe.predict.backends import open_export
+
+    data = config.data["EvalDataset"]
+    annotations = Path(data.get("dataset_dir") or "") / data["anno_path"]
+    names = open_index(annotations).class_names
+    if names != facts["class_names"]:
+        raise UserError(
+            f"{weights}: class_names: made for {facts['class_names'][:3]}..., but {annotations} "
+            f"has {names[:3]}...; evaluate it on the data set that it was trained on"
+        )
+    engine = open_export(weights, facts, device)
+
+    class Exported:
+        def eval(self) -> None:
+            pass
+
+        def __call__(self, batch: dict) -> dict:
+            arrays = {key: batch[key].numpy() for key in ("image", "im_shape", "scale_factor")}
+            bbox, counts = engine.run(arrays)
+            return {"bbox": paddle.to_tensor(bbox), "bbox_num": paddle.to_tensor(counts)}
+
+    return Exported()
 
 
 def _judging(args: argparse.Namespace) -> dict:

@@ -95,14 +95,22 @@ class FCOS(nn.Layer):
             bbox, float32 [M, 6]: class, score, x1, y1, x2, y2 in original pixels; and
             bbox_num, int32 [N]: rows of each image.
         """
-        image = self.normalize(batch["image"], batch["im_shape"])
-        feats = self.neck(self.backbone({"image": image}))
+        feats = self._features(batch)
         if self.training:
             return self.fcos_head(feats, batch)
         bbox, bbox_num = self.fcos_head.post_process(
             self.fcos_head(feats), batch["im_shape"], batch["scale_factor"]
         )
         return {"bbox": bbox, "bbox_num": bbox_num}
+
+    def candidates(self, batch: dict[str, Tensor], nms_pre: int | None = None) -> tuple:
+        """What NMS starts with, see `FCOSHead.candidates`; in evaluation mode."""
+        outputs = self.fcos_head(self._features(batch))
+        return self.fcos_head.candidates(outputs, batch["scale_factor"], nms_pre)
+
+    def _features(self, batch: dict[str, Tensor]) -> list[Tensor]:
+        image = self.normalize(batch["image"], batch["im_shape"])
+        return self.neck(self.backbone({"image": image}))
 
 
 def _inside(image: Tensor, h: Tensor, w: Tensor) -> Tensor:

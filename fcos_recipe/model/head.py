@@ -9,7 +9,7 @@ from paddle.nn.initializer import Constant, Normal
 from ppdet.modeling.heads.fcos_head import ScaleReg
 
 from fcos_recipe.model.loss import as_float32
-from fcos_recipe.model.postprocess import level_size, postprocess
+from fcos_recipe.model.postprocess import candidates, level_size, postprocess
 from fcos_recipe.model.towers import predict, run_towers
 
 
@@ -157,25 +157,32 @@ class FCOSHead(nn.Layer):
         losses["loss"] = paddle.add_n(list(losses.values()))
         return losses
 
-    @paddle.jit.not_to_static
-    def post_process(
-        self, outputs: tuple[Tensor, Tensor, list], im_shape: Tensor, scale_factor: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Detections of `forward`'s outputs, see `postprocess`."""
+    def _decoding(self) -> tuple:
+        """Decoders and strides of the levels."""
 
         def decoder(stride: int, layer: ScaleReg):
             unit = stride if self.norm_reg_targets else 1
             return lambda raw: self.distances(raw, layer.scale_reg) * unit
 
+        pairs = zip(self.fpn_stride, self.scales_regs, strict=True)
+        return [decoder(*pair) for pair in pairs], self.fpn_stride
+
+    @paddle.jit.not_to_static
+    def post_process(
+        self, outputs: tuple[Tensor, Tensor, list], im_shape: Tensor, scale_factor: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Detections of `forward`'s outputs, see `postprocess`."""
         return postprocess(
-            *outputs,
-            [decoder(*pair) for pair in zip(self.fpn_stride, self.scales_regs, strict=True)],
-            self.fpn_stride,
-            im_shape,
-            scale_factor,
-            self.nms,
-            self.nms_pre,
-            self.num_shift,
-            self.sqrt_score,
-            self.clip,
-        )
+            *outputs, *self._decoding(), im_shape, scale_factor,
+            self.nms, self.nms_pre, self.num_shift, self.sqrt_score, self.clip,
+        )  # fmt: skip
+
+    @paddle.jit.not_to_static
+    def candidates(
+        self, outputs: tuple[Tensor, Tensor, list], scale_factor: Tensor, nms_pre: int | None = None
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        """What NMS starts with, see `postprocess.candidates`; `nms_pre` defaults to the head's."""
+        return candidates(
+            *outputs, *self._decoding(), scale_factor, self.nms.score_threshold,
+            nms_pre or self.nms_pre, self.num_shift, self.sqrt_score,
+        )  # fmt: skip

@@ -44,22 +44,60 @@ def postprocess(
     """Detections of a batch.
 
     Args:
-        logits: [N, num_classes, S], class logits of the S locations of all levels.
-        regression: [N, 5, S], raw l, t, r, b and quality logit.
-        sizes: (H_l, W_l) of each level, in the order of the locations.
-        decoders: for each level, raw l, t, r, b to distances in pixels of the network's input.
-        strides: of each level, in pixels.
+        logits, regression, sizes, decoders, strides, scale_factor, num_shift, sqrt_score: see
+            `candidates`.
         im_shape: [N, 2], height and width of the resized image.
-        scale_factor: [N, 2], resized over original, y then x.
         nms: thresholds and limits, a ppdet `MultiClassNMS`.
         nms_pre: candidates, pairs of location and class, per level and image.
-        num_shift: a location's place in its cell, in strides.
-        sqrt_score: score is the square root of class score times quality.
         clip: cut boxes to the original image, after NMS: selection and scores are not affected.
 
     Returns:
         float32 [M, 6]: class, score, x1, y1, x2, y2 in pixels of the original image, by image,
         then class, then score; int32 [N]: rows of each image.
+    """
+    while True:
+        boxes, scores, cuts = candidates(
+            logits, regression, sizes, decoders, strides, scale_factor,
+            nms.score_threshold, nms_pre, num_shift, sqrt_score,
+        )  # fmt: skip
+        bbox, bbox_num = _nms(nms, boxes, scores)
+        if not paddle.in_dynamic_mode() or _complete(bbox, bbox_num, cuts, nms):
+            break
+        nms_pre *= 8
+    return (_clip(bbox, bbox_num, im_shape, scale_factor) if clip else bbox), bbox_num
+
+
+@paddle.jit.not_to_static  # its branches are Python's, also in a graph
+def candidates(
+    logits: Tensor,
+    regression: Tensor,
+    sizes: list[tuple],
+    decoders: list[Callable[[Tensor], Tensor]],
+    strides: list[int],
+    scale_factor: Tensor,
+    score_threshold: float,
+    nms_pre: int = 1000,
+    num_shift: float = 0.5,
+    sqrt_score: bool = False,
+) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    """What NMS starts with: the best `nms_pre` pairs of location and class of each level.
+
+    Args:
+        logits: [N, num_classes, S], class logits of the S locations of all levels.
+        regression: [N, 5, S], raw l, t, r, b and quality logit.
+        sizes: (H_l, W_l) of each level, in the order of the locations.
+        decoders: for each level, raw l, t, r, b to distances in pixels of the network's input.
+        strides: of each level, in pixels.
+        scale_factor: [N, 2], resized over original, y then x.
+        score_threshold: locations that score no more may be left out.
+        nms_pre: pairs per level and image.
+        num_shift: a location's place in its cell, in strides.
+        sqrt_score: score is the square root of class score times quality.
+
+    Returns:
+        boxes, float32 [N, K, 4]: x1, y1, x2, y2 in pixels of the original image, of K locations;
+        scores, float32 [N, num_classes, K], -1 for pairs beyond the best; and the lowest score
+        that each level kept, [N, 1, 1], None where it kept all.
     """
     logits, regression = as_float32(logits), as_float32(regression)
     distance, quality = regression[:, :4], F.sigmoid(regression[:, 4:])
@@ -67,38 +105,27 @@ def postprocess(
     best = best.sqrt() if sqrt_score else best
     scale_y, scale_x = as_float32(scale_factor).split(2, axis=1)
     scale = paddle.concat([scale_x, scale_y, scale_x, scale_y], axis=1).unsqueeze(1)
+    levels, begin = [], 0
+    for (height, width), decode, stride in zip(sizes, decoders, strides, strict=True):
+        end = begin + height * width
+        score = best[:, begin:end]
+        count = height * width
+        if paddle.in_dynamic_mode():  # no more than can pass
+            count = max(1, int((score > score_threshold).sum(axis=1).max()))
+        _, index = paddle.topk(score, _at_most(nms_pre, count), axis=1)
+        index = index.sort(axis=1)  # stock's order decides between equal scores
+        center = paddle.stack([index % width, index // width], axis=2).astype("float32")
+        center = (center + num_shift) * stride
 
-    def detect(nms_pre: int) -> tuple[Tensor, Tensor, list]:
-        levels, begin = [], 0
-        for (height, width), decode, stride in zip(sizes, decoders, strides, strict=True):
-            end = begin + height * width
-            score = best[:, begin:end]
-            count = height * width
-            if paddle.in_dynamic_mode():  # no more than can pass
-                count = max(1, int((score > nms.score_threshold).sum(axis=1).max()))
-            _, index = paddle.topk(score, _at_most(nms_pre, count), axis=1)
-            index = index.sort(axis=1)  # stock's order decides between equal scores
-            center = paddle.stack([index % width, index // width], axis=2).astype("float32")
-            center = (center + num_shift) * stride
-
-            at = (index + begin).unsqueeze(1)
-            scores = F.sigmoid(_take(logits, at)) * _take(quality, at)
-            distances = decode(_take(distance, at).transpose([0, 2, 1]))
-            corners = [center - distances[:, :, :2], center + distances[:, :, 2:]]
-            scores, cut = _best_pairs(scores.sqrt() if sqrt_score else scores, nms_pre)
-            levels.append((scores, paddle.concat(corners, axis=2), cut))
-            begin = end
-        scores, boxes, cuts = [list(part) for part in zip(*levels, strict=True)]
-        boxes = paddle.concat(boxes, axis=1) / scale
-        bbox, bbox_num = _nms(nms, boxes, paddle.concat(scores, axis=2))
-        return bbox, bbox_num, cuts
-
-    bbox, bbox_num, cuts = detect(nms_pre)
-    if paddle.in_dynamic_mode():
-        while not _complete(bbox, bbox_num, cuts, nms):
-            nms_pre *= 8
-            bbox, bbox_num, cuts = detect(nms_pre)
-    return (_clip(bbox, bbox_num, im_shape, scale_factor) if clip else bbox), bbox_num
+        at = (index + begin).unsqueeze(1)
+        scores = F.sigmoid(_take(logits, at)) * _take(quality, at)
+        distances = decode(_take(distance, at).transpose([0, 2, 1]))
+        corners = [center - distances[:, :, :2], center + distances[:, :, 2:]]
+        scores, cut = _best_pairs(scores.sqrt() if sqrt_score else scores, nms_pre)
+        levels.append((scores, paddle.concat(corners, axis=2), cut))
+        begin = end
+    scores, boxes, cuts = [list(part) for part in zip(*levels, strict=True)]
+    return paddle.concat(boxes, axis=1) / scale, paddle.concat(scores, axis=2), cuts
 
 
 def _take(values: Tensor, index: Tensor) -> Tensor:
@@ -183,3 +210,22 @@ def _clip(bbox: Tensor, bbox_num: Tensor, im_shape: Tensor, scale_factor: Tensor
     image = paddle.repeat_interleave(paddle.arange(paddle.shape(bbox_num)[0]), bbox_num)
     boxes = paddle.minimum(bbox[:, 2:].clip(min=0.0), paddle.gather(limit, image))
     return paddle.concat([bbox[:, :2], boxes], axis=1)
+
+
+def nms_and_clip(
+    boxes: Tensor, scores: Tensor, im_shape: Tensor, scale_factor: Tensor, limits: dict, clip: bool
+) -> tuple[Tensor, Tensor]:
+    """What `postprocess` does with `candidates`, for an export that ends with them.
+
+    Args:
+        boxes, scores: see `candidates`.
+        im_shape, scale_factor, clip: see `postprocess`.
+        limits: arguments of ppdet's `MultiClassNMS`.
+
+    Returns:
+        see `postprocess`.
+    """
+    from ppdet.modeling.layers import MultiClassNMS
+
+    bbox, bbox_num = _nms(MultiClassNMS(**limits), boxes, scores)
+    return (_clip(bbox, bbox_num, im_shape, scale_factor) if clip else bbox), bbox_num

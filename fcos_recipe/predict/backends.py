@@ -1,8 +1,15 @@
 """What runs a model: a batch of the reader in, detections out. One class per engine."""
 
+import json
+import os
 import threading
+from pathlib import Path
 
 import numpy as np
+
+from fcos_recipe.errors import UserError
+
+METADATA = "fcos_export.json"
 
 
 class Eager:
@@ -39,3 +46,129 @@ class Eager:
         with self._lock, paddle.no_grad():
             found = self.model({k: paddle.to_tensor(v) for k, v in batch.items()})
             return found["bbox"].numpy(), found["bbox_num"].numpy()
+
+
+class PaddleInference:
+    """An export of `--format paddle` by Paddle's inference engine, with oneDNN on the CPU.
+
+    Calls from several threads queue.
+
+    Args:
+        folder: of the export.
+        facts: its metadata.
+        device: an answer of `runtime.device.resolve`; cards are not verified on hardware.
+    """
+
+    name = "paddle"
+
+    def __init__(self, folder: Path, facts: dict, device: str):
+        from paddle import inference
+
+        from fcos_recipe.runtime import cpu_math
+
+        program = next(p for p in (folder / "model.json", folder / "model.pdmodel") if p.is_file())
+        settings = inference.Config(str(program), str(folder / "model.pdiparams"))
+        if device == "cpu":
+            settings.disable_gpu()
+            settings.set_cpu_math_library_num_threads(cpu_math.cores())
+            settings.enable_mkldnn()
+            settings.set_mkldnn_cache_capacity(0)  # shapes change from image to image
+        elif device == "gpu":
+            settings.enable_use_gpu(256, int(os.environ.get("FLAGS_selected_gpus", "0")))
+        else:
+            settings.enable_custom_device(device)
+        settings.disable_glog_info()
+        self._facts, self._predictor = facts, inference.create_predictor(settings)
+        self._lock = threading.Lock()
+
+    def run(self, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """See `Predictor.run`."""
+        with self._lock:
+            for name in self._predictor.get_input_names():
+                self._predictor.get_input_handle(name).copy_from_cpu(batch[name])
+            self._predictor.run()
+            names = self._predictor.get_output_names()
+            outputs = [self._predictor.get_output_handle(n).copy_to_cpu() for n in names]
+        return tuple(outputs) if self._facts["nms"] else _finish(*outputs, batch, self._facts)
+
+
+class OnnxRuntime:
+    """An export of `--format onnx` by ONNX Runtime. Safe to call from several threads.
+
+    Args:
+        file: the model.
+        facts: its metadata.
+
+    Raises:
+        UserError: ONNX Runtime is missing.
+    """
+
+    name = "onnx"
+
+    def __init__(self, file: Path, facts: dict):
+        try:
+            import onnxruntime
+        except ImportError:
+            raise UserError(f"{file}: needs ONNX Runtime: pip install onnxruntime") from None
+        from fcos_recipe.runtime import cpu_math
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = cpu_math.cores()
+        options.log_severity_level = 3
+        usable = onnxruntime.get_available_providers()
+        wanted = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in usable]
+        self._session = onnxruntime.InferenceSession(str(file), options, providers=wanted)
+        self._inputs = [value.name for value in self._session.get_inputs()]
+        self._facts = facts
+
+    def run(self, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """See `Predictor.run`."""
+        outputs = self._session.run(None, {name: batch[name] for name in self._inputs})
+        if not self._facts["nms"]:
+            return _finish(*outputs, batch, self._facts)
+        rows, counts = outputs  # [N, keep, 6], of which the first `counts` are detections
+        kept = np.arange(rows.shape[1]) < counts[:, None]
+        return rows[kept], counts.astype(np.int32)
+
+
+def export_facts(weights: str) -> dict | None:
+    """Metadata of an export; None if `weights` is something else.
+
+    Raises:
+        UserError: an export whose metadata is missing or damaged.
+    """
+    path = Path(weights)
+    if path.suffix == ".onnx":
+        path = path.parent
+    elif not ((path / METADATA).is_file() or (path / "model.onnx").is_file()):
+        return None
+    try:
+        facts = json.loads((path / METADATA).read_text(encoding="utf-8"))
+        if not isinstance(facts["class_names"], list) or facts["version"] != 1:
+            raise ValueError("version")
+        return facts
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{path / METADATA}: missing, damaged or of another version; export the model again"
+        ) from None
+
+
+def open_export(weights: str, facts: dict, device: str):
+    """The engine of an export, see `export_facts`."""
+    path = Path(weights)
+    if facts["format"] == "onnx":
+        return OnnxRuntime(path if path.suffix == ".onnx" else path / "model.onnx", facts)
+    return PaddleInference(path, facts, device)
+
+
+def _finish(boxes: np.ndarray, scores: np.ndarray, batch: dict, facts: dict):
+    """NMS and clipping for an export that ends before them, by the operators of training."""
+    import paddle
+
+    from fcos_recipe.model.postprocess import nms_and_clip
+
+    found = nms_and_clip(
+        paddle.to_tensor(boxes), paddle.to_tensor(scores), paddle.to_tensor(batch["im_shape"]),
+        paddle.to_tensor(batch["scale_factor"]), facts["limits"], facts["clip"],
+    )  # fmt: skip
+    return tuple(value.numpy() for value in found)

@@ -43,8 +43,10 @@ class Predictor:
     process, so make Predictors one after the other.
 
     Args:
-        weights: checkpoint of this recipe, run directory's .pdparams, zoo file, or URL.
+        weights: checkpoint of this recipe, run directory's .pdparams, zoo file, URL, or an exported
+            model: its folder or its .onnx file.
         config: YAML file or loaded config; default the config.yml of the weights' run directory.
+            An export needs none: it has its pre-processing with it.
         device: auto, cpu, gpu or iluvatar_gpu; default the config's. A process that is to predict
             on the CPU at full speed calls `runtime.cpu_math.ensure()` before importing Paddle.
         score_threshold: detections that score less are left out; the NMS in the config has a
@@ -71,10 +73,18 @@ class Predictor:
         from fcos_recipe.runtime import device as devices
 
         weights = str(weights)
+        self.score_threshold = score_threshold
+        if facts := backends.export_facts(weights):
+            self.config = config
+            self.device = devices.resolve(device or "auto")
+            self.backend = backends.open_export(weights, facts, self.device)
+            self.chain = _chain(facts)
+            self.names, self.category_ids = facts["class_names"], facts["category_ids"]
+            self.image_ids = {}
+            return
         if not isinstance(config, Config):
             config = load_config(config or _run_config(weights))
         self.config = config
-        self.score_threshold = score_threshold
         self.device = devices.resolve(device or config.data["device"])
         self.backend = backends.Eager(weights, config, self.device)
         self.chain = _chain(config.data)

@@ -1,0 +1,234 @@
+"""`fcos export_model`: trained weights to a model that runs without this recipe's classes."""
+
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from fcos_recipe import __version__
+from fcos_recipe.config import load_config
+from fcos_recipe.errors import RunFailure, UserError
+from fcos_recipe.predict.backends import METADATA
+
+_EXAMPLE = """\
+The model takes uint8 images of any size and number, zero outside each image (`image`
+[N, H, W, 3], RGB), with the height and width inside (`im_shape` [N, 2]) and resized over original
+size (`scale_factor` [N, 2], y then x), all as the reader makes them; normalisation is inside.
+It gives class, score, x1, y1, x2, y2 in pixels of the original image: paddle `bbox` [M, 6] and
+`bbox_num` [N]; onnx `bbox` [N, keep_top_k, 6], of which the first `bbox_num` [N] count. With
+--no-nms: boxes [N, K, 4] and scores [N, classes, K] of the candidates.
+Before it is kept it must find what the trained model finds, on 8 images of different shapes and on
+a batch of two; else it stays as NAME.rejected, and an earlier export stays as it is.
+examples:
+  python tools/export_model.py -c configs/fcos/fcos_r18_fpn_demo.yml \\
+      --weights output/fcos_r18_fpn_demo/best_model.pdparams --format onnx
+  python tools/infer.py --weights output/export/fcos_r18_fpn_demo-onnx --input cat.jpg
+exit codes: 0 done, 1 the check failed, 2 bad input
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Export a model and check it."""
+    parser = argparse.ArgumentParser(
+        prog="fcos export_model", description="Export weights for inference, and check the export.",
+        epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("-c", "--config", help="YAML file (default: config.yml of the weights' run directory)")
+    add("-o", "--opt", nargs="*", action="extend", default=[], metavar="KEY=VALUE",
+        help="override config values; needs -c")  # fmt: skip
+    add("--weights", metavar="W", help="checkpoint, .pdparams or URL (default: config's `weights`)")
+    add("--format", choices=["paddle", "onnx"], default="paddle", help="default: %(default)s")
+    add("--no-nms", action="store_true", help="end before NMS")
+    add("--output", "--output_dir", default=os.path.join("output", "export"), metavar="DIR",
+        help="gets the folder CONFIG_NAME-FORMAT (default: %(default)s)")  # fmt: skip
+    args = parser.parse_args(argv)
+    if args.opt and not args.config:
+        parser.error("-o needs -c CONFIG")
+    config = load_config(args.config, args.opt) if args.config else None
+    weights = args.weights or (config.data.get("weights") if config else None)
+    if not weights:
+        raise UserError("--weights: missing; name a weights file (or -o weights=FILE with -c)")
+
+    from fcos_recipe.runtime import cpu_math
+
+    cpu_math.ensure((config.data["device"] if config else None) or "auto")
+    from fcos_recipe.engine.run_dir import to_console
+
+    to_console(0)
+    from fcos_recipe.predict.predictor import Predictor
+
+    predictor = Predictor(weights, config)
+    name = f"{predictor.config.name}-{args.format}" + ("-raw" if args.no_nms else "")
+    try:
+        verdict = export(predictor, Path(args.output) / name, args.format, not args.no_nms)
+    except OSError as error:
+        raise UserError(f"--output {args.output}: {error.strerror}") from None
+    print(
+        f"checked on {verdict.images} images: {verdict.detections} detections, scores within "
+        f"{verdict.score:.1e}, boxes within {verdict.pixels:.4f} pixels, {verdict.exempt} exempt "
+        f"at a limit\nexported: {Path(args.output) / name}"
+    )
+    return 0
+
+
+def export(predictor, target: Path, kind: str, nms: bool = True):
+    """Export a predictor's model into a folder, if it proves equal.
+
+    Args:
+        predictor: a `Predictor` of trained weights.
+        target: the folder; replaced only by an export that passed.
+        kind: paddle or onnx.
+        nms: whether NMS is inside.
+
+    Returns:
+        the gate's `Verdict`.
+
+    Raises:
+        RunFailure: the export differs; it is kept beside the target as NAME.rejected.
+        UserError: the ONNX converter is missing.
+    """
+    from fcos_recipe.predict import gate
+    from fcos_recipe.predict.onnx_graph import convert
+    from fcos_recipe.predict.predictor import Predictor
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(part, ignore_errors=True)
+    facts = _facts(predictor, kind, nms)
+    try:
+        part.mkdir()
+        _save_program(predictor.backend.model, part, inside=nms and kind == "paddle")
+        if kind == "onnx":
+            convert(part, facts)
+        _write_facts(part, facts)
+        batches = _batches(predictor)
+        verdict = gate.compare(
+            predictor.run, Predictor(part, device=predictor.device).run, batches, facts["limits"]
+        )
+        _write_facts(part, {**facts, "check": verdict.facts()})
+        if not verdict.passed:
+            rejected = target.with_name(f"{target.name}.rejected")
+            shutil.rmtree(rejected, ignore_errors=True)
+            part.rename(rejected)
+            worst = verdict.failures[0] if verdict.failures else "the trained model finds nothing"
+            raise RunFailure(
+                f"{target}: not written: on {verdict.images} images {len(verdict.failures)} "
+                f"detections differ; {worst} (kept as {rejected})"
+            )
+        old = target.with_name(f".{target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        part.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+        return verdict
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _facts(predictor, kind: str, nms: bool) -> dict:
+    import paddle
+
+    head = predictor.backend.model.fcos_head
+    norms = [x for x in head.sublayers() if isinstance(x, paddle.nn.GroupNorm)]
+    names = ("score_threshold", "nms_top_k", "keep_top_k", "nms_threshold")
+    data = predictor.config.data
+    return {
+        "version": 1,
+        "format": kind,
+        "nms": nms,
+        "config": predictor.config.name,
+        "class_names": list(predictor.names),
+        "category_ids": [int(i) for i in predictor.category_ids],
+        "num_classes": data["num_classes"],
+        "limits": {name: getattr(head.nms, name) for name in names},
+        "clip": bool(head.clip),
+        "group_norm_epsilon": sorted({x._epsilon for x in norms}),
+        "TestReader": data["TestReader"],
+        "made_by": {"fcos_recipe": __version__, "paddle": paddle.__version__},
+    }
+
+
+def _write_facts(folder: Path, facts: dict) -> None:
+    text = json.dumps(facts, indent=1, ensure_ascii=False)
+    (folder / METADATA).write_text(text + "\n", encoding="utf-8")
+
+
+def _save_program(model, folder: Path, inside: bool) -> None:
+    """The model as a Paddle program, up to detections or up to the candidates of NMS."""
+    import paddle
+
+    from fcos_recipe import compat
+
+    class Graph(paddle.nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.model, self.inside = model, inside  # 2.6 does not see variables around the class
+
+        def forward(self, image, im_shape, scale_factor):
+            batch = {"image": image, "im_shape": im_shape, "scale_factor": scale_factor}
+            if self.inside:
+                found = self.model(batch)
+                return found["bbox"], found["bbox_num"]
+            boxes, scores, _ = self.model.candidates(batch)
+            return boxes, scores
+
+    graph = Graph()
+    graph.eval()
+    spec = paddle.static.InputSpec
+    inputs = [
+        spec([None, None, None, 3], "uint8", "image"),
+        spec([None, 2], "float32", "im_shape"),
+        spec([None, 2], "float32", "scale_factor"),
+    ]
+    static = paddle.jit.to_static(graph, input_spec=inputs, full_graph=True)
+    with compat.doubling_without_interpolate():
+        paddle.jit.save(static, str(folder / "model"))
+
+
+def _batches(predictor, images: int = 8) -> list[dict[str, np.ndarray]]:
+    """Single images of different shapes and a batch of two, for the check.
+
+    Real ones of the config's evaluation or test set where they are there, cut to different shapes;
+    else noise with rectangles, in which a trained model finds something as well.
+    """
+    from fcos_recipe.data.reader import BadImage, read_image
+
+    found = []
+    for file in _files(predictor.config.data)[: 4 * images]:
+        try:
+            found.append(read_image(str(file)))
+        except BadImage:
+            continue
+        if len(found) == images:
+            break
+    rng = np.random.default_rng(0)
+    while len(found) < images:
+        picture = np.kron(rng.integers(0, 255, (12, 16, 3)), np.ones((32, 32, 1)))
+        found.append((picture + rng.integers(-20, 20, picture.shape)).clip(0, 255).astype(np.uint8))
+    cut = [
+        np.ascontiguousarray(x[: x.shape[0] * (16 - k) // 16, : x.shape[1] * (9 + k) // 16])
+        for k, x in enumerate(found)
+    ]
+    return [*(predictor.batch([x]) for x in cut), predictor.batch(cut[:2])]
+
+
+def _files(data: dict) -> list[Path]:
+    from fcos_recipe.data.index import open_index
+
+    for section in ("EvalDataset", "TestDataset", "TrainDataset"):
+        dataset = data.get(section) or {}
+        root = Path(dataset.get("dataset_dir") or ".")
+        annotations = root / (dataset.get("anno_path") or "")
+        if not dataset.get("image_dir") or not annotations.is_file():
+            continue
+        names = open_index(annotations).file_names()
+        files = [root / dataset["image_dir"] / name for name in names]
+        present = [file for file in files if file.is_file()]
+        if present:
+            return present[:: max(1, len(present) // 32)]
+    return []

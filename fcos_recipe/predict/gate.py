@@ -1,0 +1,112 @@
+"""Does an exported model find what the trained one finds?"""
+
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+SCORE, PIXELS = 1e-4, 0.05  #: largest differences of a score and of a box's corner
+
+
+@dataclass
+class Verdict:
+    """Outcome of a comparison.
+
+    Args:
+        images, detections: compared; detections of the reference.
+        exempt: detections that only one side has, within `SCORE` of a threshold or limit.
+        score, pixels: largest differences of matched detections.
+        failures: one line per detection that differs, worst first.
+    """
+
+    images: int = 0
+    detections: int = 0
+    exempt: int = 0
+    score: float = 0.0
+    pixels: float = 0.0
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures and self.detections > 0
+
+    def facts(self) -> dict:
+        """JSON-ready."""
+        return asdict(self)
+
+
+def compare(reference, other, batches: list[dict[str, np.ndarray]], limits: dict) -> Verdict:
+    """Run both on the same batches and match their detections.
+
+    Args:
+        reference, other: `Predictor.run`.
+        batches: of the reader.
+        limits: `score_threshold`, `nms_threshold`, `keep_top_k` of the model.
+
+    Returns:
+        the verdict; it fails when there is nothing to compare, too.
+    """
+    verdict = Verdict()
+    for number, batch in enumerate(batches):
+        sides = [_by_image(*run(batch)) for run in (reference, other)]
+        for image, (wanted, found) in enumerate(zip(*sides, strict=True)):
+            verdict.images += 1
+            verdict.detections += len(wanted)
+            place = f"image {number}" + (f".{image}" if len(sides[0]) > 1 else "")
+            _match(verdict, wanted, found, limits, place)
+    return verdict
+
+
+def _by_image(bbox: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
+    return np.split(np.asarray(bbox, np.float64).reshape(-1, 6), np.cumsum(counts)[:-1])
+
+
+def _match(verdict: Verdict, wanted, found, limits: dict, place: str) -> None:
+    """Pair each wanted detection with the nearest one of its class."""
+    free = np.ones(len(found), bool)
+    lost = []
+    for row in wanted[np.argsort(-wanted[:, 1], kind="stable")]:
+        same = np.flatnonzero(free & (found[:, 0] == row[0]))
+        distance = np.abs(found[same, 2:] - row[2:]).max(axis=1) if len(same) else np.array([])
+        if not len(same) or distance.min() > max(1.0, 20 * PIXELS):
+            lost.append(row)
+            continue
+        # equal boxes with other scores exist: the nearer score of those at hand
+        near = same[distance <= distance.min() + PIXELS]
+        best = near[np.abs(found[near, 1] - row[1]).argmin()]
+        free[best] = False
+        score = abs(found[best, 1] - row[1])
+        pixels = np.abs(found[best, 2:] - row[2:]).max()
+        verdict.score, verdict.pixels = max(verdict.score, score), max(verdict.pixels, pixels)
+        if score > SCORE or pixels > PIXELS:
+            verdict.failures.append(
+                f"{place}: class {row[0]:.0f} at {row[2:].round(1).tolist()}: score {row[1]:.5f} "
+                f"differs by {score:.1e}, box by {pixels:.3f} pixels"
+            )
+    for row, side in [(r, wanted) for r in lost] + [(r, found) for r in found[free]]:
+        if _at_a_limit(row, side, wanted, found, limits):
+            verdict.exempt += 1
+        else:
+            name = "is missing in the export" if side is wanted else "only the export has it"
+            verdict.failures.append(
+                f"{place}: class {row[0]:.0f} at {row[2:].round(1).tolist()}, score {row[1]:.5f}: "
+                f"{name}"
+            )
+
+
+def _at_a_limit(row, side, wanted, found, limits: dict) -> bool:
+    """Whether rounding alone can decide if this detection is kept."""
+    if row[1] - limits["score_threshold"] < SCORE:
+        return True
+    other = found if side is wanted else wanted
+    if len(other) >= limits["keep_top_k"] and row[1] - other[:, 1].min() < SCORE:
+        return True
+    same = np.concatenate([wanted, found])
+    same = same[(same[:, 0] == row[0]) & (same[:, 1] >= row[1] - SCORE)]
+    return bool((np.abs(_iou(row[2:], same[:, 2:]) - limits["nms_threshold"]) < 1e-3).any())
+
+
+def _iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+    common = (high - low).clip(0).prod(axis=1)
+    area = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) - common
+    return common / np.maximum(area, 1e-12)

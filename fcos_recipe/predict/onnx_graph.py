@@ -1,0 +1,135 @@
+"""Paddle program to ONNX, with NMS for any batch put behind it."""
+
+import inspect
+import json
+import os
+from pathlib import Path
+
+from fcos_recipe.errors import UserError
+
+OPSET = 16
+
+
+def convert(folder: Path, facts: dict) -> None:
+    """Turn folder/model.json or model.pdmodel, which ends with candidates, into folder/model.onnx.
+
+    Args:
+        folder: of the Paddle program; it goes, model.onnx stays.
+        facts: metadata, stored in the file as well.
+
+    Raises:
+        UserError: the converter is not installed.
+    """
+    import paddle
+
+    old = paddle.__version__.startswith("2.")
+    version = "paddle2onnx==1.3.1" if old else "paddle2onnx==2.1.0"
+    # its constant folding would otherwise run pip for what it finds missing
+    os.environ["POLYGRAPHY_AUTOINSTALL_DEPS"] = "0"
+    try:
+        import onnx
+        import paddle2onnx
+    except ImportError as error:
+        raise UserError(
+            f'--format onnx: {error.name} is missing; pip install {version} "onnx<1.18" onnxruntime'
+        ) from None
+    program = next(p for p in (folder / "model.json", folder / "model.pdmodel") if p.is_file())
+    wanted = {"opset_version": OPSET, "optimize_tool": "None", "enable_onnx_checker": True,
+              "verbose": False}  # fmt: skip
+    known = inspect.signature(paddle2onnx.export).parameters
+    target = folder / "model.onnx"
+    paddle2onnx.export(
+        str(program), str(folder / "model.pdiparams"), str(target),
+        **{key: value for key, value in wanted.items() if key in known},
+    )  # fmt: skip
+    model = onnx.load(str(target))
+    _set_epsilon(model, facts["group_norm_epsilon"])
+    if facts["nms"]:
+        _add_nms(model, facts)
+    for key in ("class_names", "category_ids", "config", "limits", "TestReader"):
+        model.metadata_props.add(key=key, value=json.dumps(facts[key], ensure_ascii=False))
+    onnx.checker.check_model(model)
+    onnx.save(model, str(target))
+    for path in folder.glob("model.*"):
+        if path != target:
+            path.unlink()
+
+
+def _set_epsilon(model, values: list[float]) -> None:
+    """GroupNorm's epsilon where the converter put it: 2.1.0 reads Paddle 3.3's doubles as noise."""
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "InstanceNormalization" and attribute.name == "epsilon":
+                (attribute.f,) = values  # one value for all of them, or the check would fail anyway
+
+
+def _add_nms(model, facts: dict) -> None:
+    """Boxes [N, K, 4] and scores [N, C, K] become `bbox` [N, keep, 6] and `bbox_num` [N].
+
+    NonMaxSuppression names what stays as (image, class, box). Its scores are scattered into zeros
+    of the scores' shape, and one TopK per image picks the best `keep_top_k`: all of it for any
+    batch. Rows beyond `bbox_num` are padding.
+    """
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph, limits = model.graph, facts["limits"]
+    boxes, scores = (value.name for value in graph.output)
+    keep = limits["keep_top_k"]
+
+    def constant(name: str, value, dtype) -> str:
+        graph.initializer.append(numpy_helper.from_array(np.array(value, dtype), name))
+        return name
+
+    def node(kind: str, inputs: list[str], *outputs: str, **attributes) -> str:
+        graph.node.append(helper.make_node(kind, inputs, list(outputs), **attributes))
+        return outputs[0]
+
+    per_class = constant("nms_per_class", [max(limits["nms_top_k"], keep)], np.int64)
+    overlap = constant("nms_overlap", [limits["nms_threshold"]], np.float32)
+    lowest = constant("nms_lowest", [limits["score_threshold"]], np.float32)
+    zero = constant("nms_zero", [0], np.int64)
+    one = constant("nms_one", [1], np.int64)
+    two = constant("nms_two", [2], np.int64)
+    minus = constant("nms_minus", [-1], np.int64)
+    chosen = node("NonMaxSuppression", [boxes, scores, per_class, overlap, lowest], "nms_chosen")
+    shape = node("Shape", [scores], "nms_shape")
+    blank = node(
+        "ConstantOfShape", [shape], "nms_blank", value=helper.make_tensor("z", 1, [1], [0.0])
+    )
+    values = node("GatherND", [scores, chosen], "nms_values")
+    table = node("ScatterND", [blank, chosen, values], "nms_table")
+    batch = node("Slice", [shape, zero, one], "nms_batch")
+    flat_shape = node("Concat", [batch, minus], "nms_flat_shape", axis=0)
+    flat = node("Reshape", [table, flat_shape], "nms_flat")
+    width = node("Slice", [node("Shape", [flat], "nms_flat_size"), one, two], "nms_width")
+    count = node("Min", [constant("nms_keep", [keep], np.int64), width], "nms_count")
+    node("TopK", [flat, count], "nms_best", "nms_at", axis=1)
+    three = constant("nms_three", [3], np.int64)
+    places = node("Slice", [shape, two, three], "nms_places")
+    label = node("Cast", [node("Div", ["nms_at", places], "nms_label")], "nms_label_f", to=1)
+    at = node("Mod", ["nms_at", places], "nms_box_at")
+    last = constant("nms_last", [2], np.int64)
+    at = node("Unsqueeze", [at, last], "nms_box_at3")
+    four = constant("nms_repeat", [1, 1, 4], np.int64)
+    at = node("Tile", [at, four], "nms_box_at4")
+    corners = node("GatherElements", [boxes, at], "nms_corners", axis=1)
+    if facts["clip"]:
+        size = node("Div", ["im_shape", "scale_factor"], "clip_size")
+        half = constant("clip_half", [0.5], np.float32)
+        size = node("Floor", [node("Add", [size, half], "clip_more")], "clip_whole")
+        order = constant("clip_order", [1, 0, 1, 0], np.int64)  # y, x to x, y, x, y
+        limit = node("Gather", [size, order], "clip_limit", axis=1)
+        limit = node("Unsqueeze", [limit, one], "clip_limit3")
+        corners = node("Relu", [corners], "clip_low")
+        corners = node("Min", [corners, limit], "clip_high")
+    columns = [node("Unsqueeze", [name, last], f"{name}_column") for name in (label, "nms_best")]
+    node("Concat", [*columns, corners], "bbox", axis=2)
+    positive = node("Greater", ["nms_best", constant("nms_none", [0], np.float32)], "nms_positive")
+    whole = node("Cast", [positive], "nms_whole", to=TensorProto.INT32)
+    node("ReduceSum", [whole, one], "bbox_num", keepdims=0)
+    del graph.output[:]
+    graph.output.extend([
+        helper.make_tensor_value_info("bbox", TensorProto.FLOAT, ["N", "keep", 6]),
+        helper.make_tensor_value_info("bbox_num", TensorProto.INT32, ["N"]),
+    ])  # fmt: skip

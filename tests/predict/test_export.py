@@ -1,0 +1,176 @@
+"""An export finds what the trained model finds, and one that does not is never kept."""
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+
+from fcos_recipe.cli import run
+from fcos_recipe.errors import RunFailure, UserError
+from fcos_recipe.predict import gate
+from tests.conftest import run_tool
+
+pytestmark = pytest.mark.matrix
+VARIANTS = [("paddle", []), ("paddle", ["--no-nms"]), ("onnx", []), ("onnx", ["--no-nms"])]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
+    """Weights trained for two epochs: enough to find something."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = run_tool("train", "-c", tiny, "--eval", "--output", folder / "run", cwd=folder)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return folder / "run" / "model_final.pdparams"
+
+
+def skip_without_converter(kind: str) -> None:
+    if kind == "onnx":
+        for name in ("paddle2onnx", "onnx", "onnxruntime"):
+            pytest.importorskip(name)
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "options"), VARIANTS, ids=lambda x: str(x))
+def test_export_is_equal_and_complete(trained, tiny, tmp_path, kind, options):
+    skip_without_converter(kind)
+    canary = tmp_path / "pip-was-called"
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("pip", "pip3"):
+        (tools / name).write_text(f"#!/bin/sh\ntouch '{canary}'\nexit 1\n")
+        (tools / name).chmod(0o755)
+    done = run_tool("export_model", "-c", tiny, "--weights", trained, "--format", kind, *options,
+                    "--output", tmp_path / "out", cwd=tmp_path,
+                    env={"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"})  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert not canary.exists() and "checked on 10 images" in done.stdout
+    (folder,) = (tmp_path / "out").iterdir()
+    facts = json.loads((folder / "fcos_export.json").read_text())
+    assert facts["class_names"] == ["circle", "square", "triangle", "star"] or facts["class_names"]
+    check = facts["check"]
+    assert check["failures"] == [] and check["detections"] > 20
+    assert check["score"] <= gate.SCORE and check["pixels"] <= gate.PIXELS
+    # the same predictor runs it: no config, names with it
+    out = tmp_path / "drawn"
+    weights = folder / "model.onnx" if kind == "onnx" else folder
+    done = run_tool("infer", "--weights", weights, "--input", trained.parents[2] / "none.jpg",
+                    "--output", out, cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 2 and "no image found" in done.stderr
+    stats = []
+    for source in (trained, folder):
+        target = tmp_path / "eval.json"
+        done = run_tool("eval", "-c", tiny, "--weights", source, "--json", target, "--no-plots",
+                        "--output", tmp_path / "evaluated", cwd=tmp_path)  # fmt: skip
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        stats.append(json.loads(target.read_text())["stats"])
+    np.testing.assert_allclose(stats[0], stats[1], atol=2e-3)
+
+
+def perturbed(run_model, change):
+    def run_other(batch):
+        bbox, counts = run_model(batch)
+        return change(np.array(bbox, np.float32)), counts
+
+    return run_other
+
+
+def reference(batch):
+    rng = np.random.default_rng(int(batch["seed"]))
+    corner = rng.uniform(0, 300, (20, 2))
+    box = np.concatenate([corner, corner + rng.uniform(10, 90, (20, 2))], axis=1)
+    label = rng.integers(0, 3, (20, 1))
+    return np.concatenate([label, rng.uniform(0.1, 0.9, (20, 1)), box], axis=1), np.array([12, 8])
+
+
+LIMITS = {"score_threshold": 0.05, "nms_threshold": 0.6, "keep_top_k": 100}
+BATCHES = [{"seed": np.array(k)} for k in range(4)]
+
+
+def test_gate_accepts_what_is_equal():
+    shuffled = perturbed(reference, lambda b: np.concatenate([b[:12][::-1], b[12:][::-1]]))
+    verdict = gate.compare(reference, shuffled, BATCHES, LIMITS)
+    assert verdict.passed and verdict.detections == 80 and verdict.images == 8
+    assert not gate.compare(lambda b: (np.zeros((0, 6)), np.array([0])),
+                            lambda b: (np.zeros((0, 6)), np.array([0])), BATCHES, LIMITS).passed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda b: b + np.array([0, 3e-4, 0, 0, 0, 0], np.float32),
+        lambda b: b + np.array([0, 0, 0.2, 0, 0, 0], np.float32),
+        lambda b: np.concatenate([(b[:1] + [1, 0, 0, 0, 0, 0]) % 3 * [1, 1, 1, 1, 1, 1], b[1:]]),
+        lambda b: np.concatenate([b[:11], b[12:13] * [1, 0.5, 1, 1, 1, 1], b[12:]]),
+    ],
+    ids=["score", "box", "class", "another"],
+)
+def test_gate_refuses_what_differs(change):
+    verdict = gate.compare(reference, perturbed(reference, change), BATCHES, LIMITS)
+    assert not verdict.passed and verdict.failures
+
+
+def test_gate_exempts_only_what_rounding_decides():
+    rows = np.array([[0, 0.9, 0, 0, 10, 10], [0, 0.05005, 50, 50, 60, 60]], float)
+    both, one = (lambda b: (rows, np.array([2]))), (lambda b: (rows[:1], np.array([1])))
+    verdict = gate.compare(both, one, BATCHES[:1], LIMITS)
+    assert verdict.passed and verdict.exempt == 1
+    rows[1, 1] = 0.06
+    assert not gate.compare(both, one, BATCHES[:1], LIMITS).passed
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+def test_a_wrong_export_is_not_kept_and_the_earlier_one_stays(trained, tiny, tmp_path, monkeypatch):
+    from fcos_recipe.predict import export as module
+    from fcos_recipe.predict.predictor import Predictor
+
+    predictor = Predictor(trained, tiny, device="cpu")
+    target = tmp_path / "model-paddle"
+    assert module.export(predictor, target, "paddle").passed
+    before = {p.name: p.read_bytes() for p in target.iterdir()}
+    normal = module._save_program
+
+    def wrong(model, folder, inside):
+        import paddle
+
+        values = model.pixel_values.clone()
+        model.pixel_values.set_value(values * 1.01)  # another normalisation
+        try:
+            normal(model, folder, inside)
+        finally:
+            model.pixel_values.set_value(values)
+        assert paddle is sys.modules["paddle"]
+
+    monkeypatch.setattr(module, "_save_program", wrong)
+    with pytest.raises(RunFailure, match="detections differ"):
+        module.export(predictor, target, "paddle")
+    assert before == {p.name: p.read_bytes() for p in target.iterdir()}
+    assert (tmp_path / "model-paddle.rejected" / "fcos_export.json").is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model-paddle", "model-paddle.rejected"]
+
+
+def test_damaged_metadata_is_refused(tmp_path):
+    from fcos_recipe.predict.backends import export_facts
+
+    (tmp_path / "fcos_export.json").write_text("{")
+    with pytest.raises(UserError, match="export the model again"):
+        export_facts(str(tmp_path))
+    with pytest.raises(UserError, match="export the model again"):
+        export_facts(str(tmp_path / "deep" / "model.onnx"))
+    assert export_facts(str(tmp_path / "weights.pdparams")) is None
+
+
+def test_missing_converter_is_one_line(monkeypatch, tmp_path, capsys):
+    from fcos_recipe.predict.onnx_graph import convert
+
+    monkeypatch.setitem(sys.modules, "paddle2onnx", None)
+    with pytest.raises(UserError, match="pip install paddle2onnx=="):
+        convert(tmp_path, {})
+
+
+def test_weights_are_needed(capsys):
+    assert run("export_model", ["--format", "onnx"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
