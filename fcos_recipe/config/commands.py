@@ -72,15 +72,18 @@ def resolved(config: Config) -> str:
     return "".join(line + "\n" for line in _lines(config.tree))
 
 
-def differences(a: Config, b: Config) -> list[tuple[str, str, str]]:
-    """(key, value in a, value in b) for every key in which they differ; "-" where it is absent."""
-    left, right = dict(_leaves(a.data)), dict(_leaves(b.data))
+def differences(a: dict, b: dict) -> list[tuple[str, str, str]]:
+    """(key, value in a, value in b) for every key in which two resolved configs' data differ.
+
+    Keys are dotted, values are YAML; "-" where a key is absent.
+    """
+    left, right = dict(_leaves(a)), dict(_leaves(b))
     rows = [(key, left.get(key, "-"), right.get(key, "-")) for key in {**left, **right}]
     return [row for row in rows if row[1] != row[2]]
 
 
 def _diff(a: Config, b: Config) -> int:
-    rows = [("key", display(a.path), display(b.path)), *differences(a, b)]
+    rows = [("key", display(a.path), display(b.path)), *differences(a.data, b.data)]
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     for key, left, right in rows if len(rows) > 1 else []:
         print(f"{key:<{widths[0]}}  {left:<{widths[1]}}  {right}")

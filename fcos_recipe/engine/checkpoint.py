@@ -1,24 +1,85 @@
 """Checkpoints: a folder that appears whole or not at all, and is checked when it is read.
 
-RUN_DIR/checkpoints/0003/   after the third epoch
+RUN_DIR/checkpoints/0003/          after the third epoch; 0003-000250: and 250 steps of the fourth
     model.pdparams   weights as PaddleDetection writes them (averaged ones under EMA)
     model.pdopt      optimizer, LR schedule and `last_epoch`, likewise
     model.pdema      the weights being trained, only under EMA
-    state.json       everything else, with the SHA-256 of the files above
+    average.pdema    the average before its bias is corrected, only under EMA
+    ranks.json       random generators and unreadable images of each rank
+    state.json       everything else, with the SHA-256 of the files above and of itself
 RUN_DIR/best_model.pdparams, RUN_DIR/model_final.pdparams   weights alone, with a .json beside them
 """
 
+import errno
+import hashlib
 import json
+import logging
 import os
+import pickle
+import re
 import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import paddle
 
 from fcos_recipe.engine import weights
-from fcos_recipe.errors import UserError
+from fcos_recipe.errors import RunFailure, UserError
 
 STATE = "state.json"
+FORMAT = 2  # of state.json; 0.1.0 wrote none, and saved after whole epochs only
+MID_EPOCH = 2  # checkpoints inside of an epoch to keep: one may turn out damaged
+NAMES = "StructuredToParameterName@@"  # paddle.save's table of parameter names
+log = logging.getLogger("fcos")
+
+
+def name(epoch: int, step: int = 0) -> str:
+    """Name of the folder after so many whole epochs and steps of the next one."""
+    return f"{epoch:04d}-{step:06d}" if step else f"{epoch:04d}"
+
+
+def position(path: Path) -> tuple[int, int] | None:
+    """(whole epochs, steps of the next one) by a folder's name; None for other files."""
+    match = re.fullmatch(r"(\d{4,})(?:-(\d{6,}))?", path.name)
+    return match and (int(match[1]), int(match[2] or 0))
+
+
+def found(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, oldest first, damaged ones included; [] where there is no folder."""
+    return sorted((p for p in folder.glob("*") if position(p)), key=position)
+
+
+def host(values: dict) -> dict:
+    """A copy in host memory of a state dict, in the form that `paddle.save` gives it on disk.
+
+    Args:
+        values: names to tensors, plain values, or dicts of either.
+    """
+
+    def array(tensor):
+        return np.array(tensor.numpy())
+
+    if any(isinstance(v, dict) and _tensors(v) for v in values.values()):  # master weights
+
+        def packed(value):
+            if isinstance(value, dict):
+                return {k: packed(v) for k, v in value.items()}
+            return (value.name, array(value)) if isinstance(value, paddle.Tensor) else value
+
+        return packed(values)
+    tensors = _tensors(values)
+    copied = {k: array(v) if k in tensors else v for k, v in values.items()}
+    return {**copied, NAMES: {k: v.name for k, v in tensors.items()}} if tensors else copied
+
+
+def _tensors(values: dict) -> dict:
+    return {k: v for k, v in values.items() if isinstance(v, paddle.Tensor)}
+
+
+# ---- writing ------------------------------------------------------------------------------------
 
 
 def _flush(path: Path) -> None:
@@ -30,41 +91,96 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
+class _Hashed:
+    """A file that hashes what is written to it."""
+
+    def __init__(self, file):
+        self.file, self.hash = file, hashlib.sha256()
+
+    def write(self, data) -> int:
+        self.hash.update(data)
+        return self.file.write(data)
+
+
+def _write(path: Path, value: dict) -> str:
+    """Write JSON or, as `paddle.save` would, a pickle; returns its SHA-256."""
+    with open(path, "wb") as file:
+        hashed = _Hashed(file)
+        if path.suffix == ".json":
+            hashed.write(json.dumps(value).encode())
+        else:
+            pickle.dump(host(value), hashed, protocol=4)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashed.hash.hexdigest()
+
+
 def write_json(path: Path, value) -> None:
     """Replace a JSON file in one step."""
+    _replace_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def _replace_text(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(value, indent=1) + "\n")
-    _flush(part)
-    os.replace(part, path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        _flush(part)
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def save(folder: Path, name: str, objects: dict[str, dict], state: dict) -> Path:
     """Write one checkpoint as a unit.
 
     Args:
-        folder: RUN_DIR/checkpoints.
+        folder: RUN_DIR/checkpoints; must exist.
         name: of the new folder in it; an older one of that name is replaced.
-        objects: file name -> what `paddle.save` is to write.
+        objects: file name -> state dict, or JSON for a name that ends so.
         state: JSON; `files` is added: name -> SHA-256.
 
     Returns:
         the checkpoint's path.
+
+    Raises:
+        OSError: not written; nothing is left of it, and what was there is untouched.
     """
-    part = folder / f".{name}.{os.getpid()}"
+    part, final = folder / f".{name}.{os.getpid()}", folder / name
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for file, value in objects.items():
-        paddle.save(value, str(part / file))
-        _flush(part / file)
-    hashes = {file: weights.sha256(part / file) for file in objects}
-    write_json(part / STATE, {**state, "files": hashes})
-    _flush(part)
-    final = folder / name
-    if final.exists():  # only after a resume that repeats an epoch
-        shutil.rmtree(final)
-    os.replace(part, final)
-    _flush(folder)
+    try:
+        part.mkdir()  # without parents: a mount that has gone must not turn into a local folder
+        hashes = {file: _write(part / file, value) for file, value in objects.items()}
+        _replace_text(part / STATE, _sealed({"format": FORMAT, **state, "files": hashes}))
+        _flush(part)
+        if final.exists():  # only after a resume that repeats steps
+            final.rename(old := folder / f".{name}.old")
+            os.replace(part, final)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(part, final)
+        _flush(folder)
+    except OSError:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
     return final
+
+
+def amend(path: Path, **changes) -> None:
+    """Replace entries of a checkpoint's state, in one step.
+
+    Raises:
+        OSError: not written, or the checkpoint is not there.
+    """
+    state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    state.pop("sha256")
+    _replace_text(path / STATE, _sealed({**state, **changes}))
+
+
+def _sealed(state: dict) -> str:
+    """The text of state.json: with a hash over all of it but the hash."""
+    digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()
+    return json.dumps({**state, "sha256": digest}, indent=1) + "\n"
 
 
 def save_weights(path: Path, state_dict: dict, facts: dict) -> None:
@@ -72,13 +188,113 @@ def save_weights(path: Path, state_dict: dict, facts: dict) -> None:
 
     Args:
         path: .../NAME.pdparams; NAME.json gets `facts` and the SHA-256.
+        state_dict: names to tensors, or from `host`.
+
+    Raises:
+        OSError: not written; what was there is untouched.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    paddle.save(state_dict, str(part))
-    _flush(part)
-    digest = weights.sha256(part)
-    os.replace(part, path)
+    try:
+        digest = _write(part, state_dict)
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
     write_json(path.with_suffix(".json"), {**facts, "sha256": digest})
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove old checkpoints and what killed saves left behind.
+
+    Args:
+        folder: RUN_DIR/checkpoints.
+        keep: how many of the newest at the end of an epoch stay (0 or less: all); besides them
+            stay the newest `MID_EPOCH` of those inside of an epoch.
+    """
+    ends = [p for p in found(folder) if not position(p)[1]]
+    inside = [p for p in found(folder) if position(p)[1]]
+    for path in (ends[:-keep] if keep > 0 else []) + inside[:-MID_EPOCH] + [*folder.glob(".*")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+class Saver:
+    """Writes in a thread, one thing at a time, and counts failures in a row.
+
+    What is written must be in host memory already: training goes on meanwhile.
+
+    Args:
+        limit: failures in a row that are borne.
+    """
+
+    def __init__(self, limit: int):
+        self.limit, self.failures = limit, 0
+        self._pool = ThreadPoolExecutor(1, "saver")
+        self._job: Future | None = None
+        self._reason = ""
+
+    def submit(self, what: str, write: Callable[[], object], copied: float = 0.0) -> None:
+        """Call `write` in the background, once everything submitted before is done.
+
+        Args:
+            what: its name, for the log.
+            write: may raise OSError.
+            copied: seconds that training stood still for it, for the log.
+
+        Raises:
+            RunFailure: see `wait`.
+        """
+        before = time.perf_counter()
+        self.wait()
+        copied += time.perf_counter() - before
+        self._job = self._pool.submit(self._run, what, write, copied)
+
+    def wait(self) -> None:
+        """Return when nothing is being written.
+
+        Raises:
+            RunFailure: too many failures in a row.
+        """
+        if self._job is not None:
+            job, self._job = self._job, None
+            job.result()
+        if self.failures >= self.limit:
+            raise RunFailure(
+                f"{self.failures} saves in a row failed (max_failed_saves), the last because "
+                f"{self._reason}"
+            )
+
+    def _run(self, what: str, write: Callable[[], object], copied: float) -> None:
+        start = time.perf_counter()
+        try:
+            write()
+        except OSError as error:
+            self.failures += 1
+            self._reason = reason(error)
+            log.error(
+                "%s was not saved: %s; what was saved before is intact, training goes on "
+                "(%d of %d failures in a row)",
+                what, self._reason, self.failures, self.limit,
+            )  # fmt: skip
+            return
+        self.failures = 0
+        log.info("saved %s (%.2f s of training, %.2f s beside it)", what, copied,
+                 time.perf_counter() - start)  # fmt: skip
+
+
+def reason(error: OSError) -> str:
+    """An error of the file system in words."""
+    words = {
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "the disk quota is used up",
+        errno.EROFS: "the file system is read-only",
+        errno.ENOENT: "the folder has gone (unmounted?)",
+        errno.ESTALE: "the network file system has lost it",
+    }
+    where = f" ({error.filename})" if error.filename else ""
+    return words.get(error.errno, error.strerror or str(error)) + where
+
+
+# ---- reading ------------------------------------------------------------------------------------
 
 
 def read_state(path: Path) -> dict:
@@ -88,25 +304,27 @@ def read_state(path: Path) -> dict:
         UserError: incomplete or damaged, and which file.
     """
     try:
-        state = json.loads((path / STATE).read_text())
-        hashes = state["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        text = (path / STATE).read_text(encoding="utf-8")
+        state = json.loads(text)
+        hashes = dict(state["files"])
+        if "format" in state or "sha256" in state:  # 0.1.0 had neither
+            del state["sha256"]
+            if _sealed(state) != text:
+                raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path}: {STATE} is missing or damaged") from None
+    if state.get("format", 1) > FORMAT:
+        raise UserError(f"{path}: written by a newer version; update fcos_recipe to read it")
     for file, digest in hashes.items():
-        if not (path / file).is_file():
+        if Path(file).name != file or not (path / file).is_file():
             raise UserError(f"{path}: {file} is missing")
-        if weights.sha256(path / file) != digest:
+        try:
+            whole = weights.sha256(path / file) == digest
+        except OSError as error:
+            raise UserError(f"{path}: {file}: {error.strerror}") from None
+        if not whole:
             raise UserError(f"{path}: {file} is damaged (its SHA-256 differs)")
     return state
-
-
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints and what a killed save left behind."""
-    names = sorted(p for p in folder.iterdir() if p.name.isdigit())
-    for path in names[: len(names) - keep] if keep > 0 else []:
-        shutil.rmtree(path)
-    for path in folder.glob(".*"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
@@ -116,8 +334,7 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
         folder: RUN_DIR/checkpoints; need not exist.
     """
     rejected = []
-    found = sorted((p for p in folder.glob("*") if p.name.isdigit()), reverse=True)
-    for path in found:
+    for path in reversed(found(folder)):
         try:
             read_state(path)
             return path, rejected
@@ -137,10 +354,4 @@ def class_names(path: str | Path) -> list[str] | None:
     """
     if "://" in str(path):
         return None
-    file = weights.resolve(str(path))
-    for note in (file.with_suffix(".json"), file.with_name(STATE)):
-        try:
-            return json.loads(note.read_text())["class_names"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return None
+    return weights.facts(weights.resolve(str(path))).get("class_names")

@@ -69,6 +69,8 @@ def train(argv: list[str]) -> int:
     add("--eval", action="store_true", help="evaluate during training, keep the best weights")
     add("-r", "--resume", metavar="PATH|auto",
         help="go on from a checkpoint; auto: the run directory's newest intact one")  # fmt: skip
+    add("--force", action="store_true",
+        help="resume also with a config that changes what the steps compute")  # fmt: skip
     add("--amp", action="store_true", help="automatic mixed precision (cards only)")
     add("--seed", type=int, help="seed of weights, order and augmentation")
     add("--use_vdl", type=yes, nargs="?", const=True, default=False, metavar="BOOL",
@@ -89,6 +91,7 @@ def train(argv: list[str]) -> int:
         raise UserErrors(missing)
     device = start(requested(config.data))
 
+    from fcos_recipe.engine.resume import automatic
     from fcos_recipe.engine.run_dir import RunDir, visualdl_sink
     from fcos_recipe.engine.trainer import Trainer
     from fcos_recipe.runtime.watchdog import Watchdog, rank
@@ -97,17 +100,17 @@ def train(argv: list[str]) -> int:
         trainer = Trainer(config, "train", device, watchdog)
         resume = args.resume
         if resume == "auto":
-            resume = str(path) if (path / "checkpoints").is_dir() else None
+            resume = automatic(path)
         ours = resume is not None and path.resolve() in (Path(resume) / "_").resolve().parents
         if resume:
-            trainer.resume_weights(resume)
+            trainer.resume_weights(resume, args.force)
         elif source := config.data["pretrain_weights"]:
             trainer.load_weights(source)
         if args.to_static or config.data["to_static"]:
             trainer.compile()
-        run = RunDir(path, writer=trainer.rank == 0, resume=ours)
-        if args.use_vdl or config.data["use_vdl"]:
-            folder = args.vdl_log_dir or config.data["vdl_log_dir"] or path / "vdl"
-            run.add_sink(visualdl_sink(folder))
-        trainer.train(run, args.eval)
+        with RunDir(path, writer=trainer.rank == 0, resume=ours) as run:
+            if args.use_vdl or config.data["use_vdl"]:
+                folder = args.vdl_log_dir or config.data["vdl_log_dir"] or path / "vdl"
+                run.add_sink(visualdl_sink(folder))
+            trainer.train(run, args.eval)
     return 0

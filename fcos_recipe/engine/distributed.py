@@ -1,5 +1,7 @@
 """Several processes, one card each: start, agree, gather."""
 
+import functools
+
 import paddle
 import paddle.distributed as dist
 
@@ -15,16 +17,27 @@ def start() -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
-def all_true(flag: paddle.Tensor) -> bool:
-    """Whether a boolean scalar holds on every rank. One collective and one host read.
+def agree(good: paddle.Tensor, *wishes: bool) -> list[bool]:
+    """Agree on a step. One host read of the device, and one collective where there are ranks.
 
     Args:
-        flag: bool, 0-D or [1].
+        good: bool, 0-D or [1], on the device.
+        wishes: what this rank wants.
+
+    Returns:
+        [good on every rank, the first wish on any rank, the second, ...].
     """
-    if dist.get_world_size() > 1:
-        flag = flag.astype("int32").reshape([1])
-        dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-    return bool(flag)
+    if dist.get_world_size() == 1:
+        return [bool(good), *wishes]
+    flags = paddle.concat([good.astype("int32").reshape([1]), _refusals(wishes)])
+    dist.all_reduce(flags, op=dist.ReduceOp.MIN)
+    all_good, *refused = flags.numpy().tolist()
+    return [bool(all_good), *(not every for every in refused)]
+
+
+@functools.lru_cache
+def _refusals(wishes: tuple[bool, ...]) -> paddle.Tensor:
+    return paddle.to_tensor([not wish for wish in wishes], dtype="int32")
 
 
 def gather(value) -> list:

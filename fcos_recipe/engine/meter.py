@@ -3,31 +3,76 @@
 import resource
 import time
 
+import numpy as np
 import paddle
 
 
 class Window:
-    """What happened since the last log line, kept on the device until the line is due."""
+    """What happened since the last log line, kept on the device until the line is due.
 
-    def __init__(self):
+    Args:
+        state: of a window that a checkpoint cut in two.
+    """
+
+    def __init__(self, state: dict | None = None):
         self.start, self.batches, self.images, self.data_time = time.perf_counter(), 0, 0, 0.0
-        self.losses, self.finite = [], None
+        self.names: list[str] = []
+        self._losses, self._ids, self._read = [], [], np.zeros((0, 0), np.float32)
+        self.finite = None
+        if state:
+            self.start -= state["seconds"]
+            self.batches, self.images = state["batches"], state["images"]
+            self.data_time, self.names = state["data_time"], state["names"]
+            self._read = np.array(state["losses"], np.float32)
 
     def add(self, losses: dict, batch: dict, data_time: float) -> None:
         """Take in one batch: its losses (tensors) and the seconds spent waiting for it."""
         self.names = list(losses)
-        self.losses.append([value.detach() for value in losses.values()])
+        self._losses.append([value.detach() for value in losses.values()])
+        self._ids.append(batch["im_id"])
         finite = paddle.isfinite(losses["loss"].detach())
         self.finite = finite if self.finite is None else paddle.logical_and(self.finite, finite)
         self.batches += 1
         self.images += batch["image"].shape[0]
         self.data_time += data_time
 
+    def end_step(self, applied: bool = True) -> None:
+        """The batches since the last call made a step; what was not applied leaves the means."""
+        if not applied:
+            del self._losses[-len(self._ids) :]
+        self._ids, self.finite = [], None
+
+    def ids(self) -> list[list[int]]:
+        """Image ids of the present step's batches."""
+        return [ids.numpy().reshape(-1).tolist() for ids in self._ids]
+
+    def last_losses(self) -> list[dict[str, float]]:
+        """Losses of the present step's batches."""
+        rows = self._losses[-len(self._ids) :]
+        return [{k: float(v) for k, v in zip(self.names, row)} for row in rows]
+
+    def _rows(self) -> np.ndarray:
+        """float32 [batches, losses]; reads the device once."""
+        flat = [value.reshape([1]).astype("float32") for row in self._losses for value in row]
+        if not flat:
+            return self._read
+        rows = paddle.concat(flat).numpy().reshape(len(self._losses), -1)
+        return np.concatenate([self._read, rows]) if len(self._read) else rows
+
     def means(self) -> dict[str, float]:
-        """Mean of each loss over the window; the one read of the device in it."""
-        flat = [value.reshape([1]).astype("float32") for row in self.losses for value in row]
-        rows = paddle.concat(flat).numpy().reshape(len(self.losses), -1)
+        """Mean of each loss over the window; {} where no step was applied."""
+        rows = self._rows()
+        if not len(rows):
+            return {}
         return {k: round(float(v), 6) for k, v in zip(self.names, rows.mean(axis=0))}
+
+    def state(self) -> dict:
+        """What a resumed run needs for a log line as if nothing had happened; JSON."""
+        return {
+            "seconds": time.perf_counter() - self.start, "batches": self.batches,
+            "images": self.images, "data_time": self.data_time, "names": self.names,
+            "losses": self._rows().tolist(),
+        }  # fmt: skip
 
 
 def timed(loader):

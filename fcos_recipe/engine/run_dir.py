@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from fcos_recipe import __version__
+from fcos_recipe.engine import checkpoint
 from fcos_recipe.errors import UserError
 from fcos_recipe.runtime.device import read_driver
 
@@ -20,7 +22,7 @@ log = logging.getLogger("fcos")
 
 
 class RunDir:
-    """Owned by rank 0; other ranks hold one that writes nothing.
+    """Owned by rank 0 until the end of its `with`; other ranks hold one that writes nothing.
 
     Args:
         path: the directory. One left by an earlier run is renamed to PATH.1, PATH.2, ...
@@ -47,8 +49,8 @@ class RunDir:
                 path.rename(old)
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock = _refuse_if_locked(path)
-            self._metrics = open(path / METRICS, "a", buffering=1)
-            handler = logging.FileHandler(path / LOG)
+            self._metrics = _Appender(path / METRICS)
+            handler = logging.StreamHandler(_Appender(path / LOG))
         except OSError as error:
             raise UserError(
                 f"{path}: {error.strerror}; choose another place with --output"
@@ -56,6 +58,14 @@ class RunDir:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         handler.setLevel(logging.DEBUG)
         log.addHandler(handler)
+
+    def __enter__(self) -> "RunDir":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.writer:
+            self._lock.close()
+            self._metrics.close()
 
     def add_sink(self, sink) -> None:
         """Also hand each record to `sink(record)`; one that fails is dropped with a line."""
@@ -71,7 +81,9 @@ class RunDir:
         if not self.writer:
             return
         record = {"time": round(time.time(), 3), **values}
-        self._metrics.write(json.dumps(record) + "\n")
+        if error := self._metrics.write(json.dumps(record) + "\n"):
+            log.warning("%s: %s; its lines are kept until they can be written",
+                        self.path / METRICS, error.strerror)  # fmt: skip
         for sink in list(self._sinks):
             try:
                 sink(record)
@@ -79,28 +91,72 @@ class RunDir:
                 log.warning("logger %s stopped: %s", sink, error)
                 self._sinks.remove(sink)
 
-    def forget_after(self, epoch: int) -> None:
-        """Drop records of epochs that a resumed run is about to repeat.
+    def forget_after(self, step: int, epoch: int) -> None:
+        """Drop records of what a resumed run is about to repeat, and lines cut by a kill.
 
         Args:
-            epoch: number of finished epochs; records of later ones go.
+            step: the last step that stays.
+            epoch: the last evaluation that stays is that after this epoch.
         """
         if not self.writer:
             return
+
+        def stays(line: str) -> bool:
+            try:
+                record = json.loads(line)
+                if record["kind"] == "eval" and record["epoch"] > epoch:
+                    return False
+                return record["step"] <= step
+            except (ValueError, TypeError, KeyError):
+                return False
+
         path = self.path / METRICS
-        kept = [line for line in path.read_text().splitlines() if _epoch(line) <= epoch]
+        kept = [line for line in path.read_text().splitlines() if stays(line)]
         self._metrics.close()
         part = path.with_name(f".{path.name}")
         part.write_text("".join(f"{line}\n" for line in kept))
         os.replace(part, path)
-        self._metrics = open(path, "a", buffering=1)
+        self._metrics = _Appender(path)
+
+    def set_aside_after(self, path: Path | None) -> None:
+        """Rename checkpoints that are newer than the one a run goes on from.
+
+        They are damaged, or of steps that are about to be repeated: `--resume auto` must not take
+        them for this run's.
+
+        Args:
+            path: the checkpoint; None does nothing, nor does one that lies elsewhere.
+        """
+        if not self.writer or path is None or path.resolve().parent != self.checkpoints.resolve():
+            return
+        known = checkpoint.found(self.checkpoints)
+        for newer in known[known.index(self.checkpoints / path.name) + 1 :]:
+            aside = newer.with_name(f"superseded-{newer.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            newer.rename(aside)
+            log.info("%s is newer than what this run goes on from: now %s", newer, aside.name)
 
 
-def _epoch(line: str) -> float:
-    try:
-        return json.loads(line).get("epoch", 0)
-    except (ValueError, AttributeError):  # half a line, cut by a kill
-        return float("inf")
+class _Appender:
+    """Appends to a file; keeps what a full disk does not take and tries again with the next."""
+
+    def __init__(self, path: Path):
+        self._file = open(path, "ab", buffering=0)
+        self._left = b""
+
+    def write(self, text: str) -> OSError | None:
+        """Write text, after what is left. Returns an error when it is the first of a row."""
+        first = not self._left
+        self._left += text.encode()
+        try:
+            while self._left:
+                self._left = self._left[self._file.write(self._left) :]
+        except OSError as error:
+            return error if first else None
+        return None
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _refuse_if_locked(path: Path):
@@ -115,23 +171,30 @@ def _refuse_if_locked(path: Path):
     return lock
 
 
+def versions() -> dict:
+    """Versions of this recipe, of Python and of the packages that decide about numbers."""
+    names = "paddlepaddle paddlepaddle-gpu paddledet numpy opencv-python-headless hotcoco"
+    packages = {}
+    for name in names.split():
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "fcos_recipe": __version__,
+        "python": platform.python_version(),
+        "packages": packages,
+    }
+
+
 def environment(device: str) -> dict:
     """Versions, hardware and source state, for environment.json.
 
     Args:
         device: what Paddle runs on.
     """
-    packages = "paddlepaddle paddlepaddle-gpu paddledet numpy opencv-python-headless hotcoco"
-    versions = {}
-    for name in packages.split():
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return {
-        "fcos_recipe": __version__,
-        "python": platform.python_version(),
-        "packages": versions,
+        **versions(),
         "platform": platform.platform(),
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),

@@ -1,239 +1,38 @@
-"""The training run: PaddleDetection's builders, one readable loop."""
+"""The training run: one readable loop."""
 
 import contextlib
-import functools
+import json
 import logging
+import signal
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import paddle
 import paddle.distributed as dist
 from tqdm import tqdm
 
-from fcos_recipe import compat
-from fcos_recipe.compat import create
-from fcos_recipe.config import Config, scaling
 from fcos_recipe.config.commands import resolved
-from fcos_recipe.engine import checkpoint, weights
+from fcos_recipe.engine import checkpoint, resume
 from fcos_recipe.engine.analysis import finish_evaluation
+from fcos_recipe.engine.bad_numbers import Guard
 from fcos_recipe.engine.coco_metric import table
-from fcos_recipe.engine.distributed import all_true, gather, start
+from fcos_recipe.engine.distributed import agree, gather
 from fcos_recipe.engine.evaluate import build_loader, evaluate
 from fcos_recipe.engine.meter import Window, hms, memory_mib, timed
-from fcos_recipe.engine.run_dir import CONFIG, ENVIRONMENT, RunDir, environment, log, to_console
-from fcos_recipe.errors import RunFailure, UserError
-from fcos_recipe.runtime.device import amp_supported
-from fcos_recipe.runtime.watchdog import Watchdog
-
-compat.import_ppdet()
-import ppdet.engine  # noqa: E402
-from ppdet.optimizer import ModelEMA  # noqa: E402
+from fcos_recipe.engine.run_dir import CONFIG, ENVIRONMENT, RunDir, environment, log
+from fcos_recipe.engine.setup import Setup
+from fcos_recipe.errors import RunFailure, Stopped, UserError
+from fcos_recipe.runtime.stopping import StopRequest
 
 
-class Trainer(ppdet.engine.Trainer):
-    """PaddleDetection's Trainer with its data sets, readers, model, optimizer and LR builders.
-
-    It does not call stock's constructor, which also builds for tracking, pruning and other
-    models, and which fixes the LR before the number of cards is known.
-
-    Args:
-        config: from `load_config`.
-        mode: "train" or "eval".
-        device: as `runtime.device.resolve` gives it; Paddle is already set to it.
-        watchdog: is told of progress.
-
-    Raises:
-        UserError: data, weights and config that do not go together.
-    """
-
-    def __init__(self, config: Config, mode: str, device: str, watchdog: Watchdog | None = None):
-        self.config, self.mode, self.device = config, mode, device
-        self._local_rank, self._nranks = start()
-        to_console(self._local_rank)
-        data = config.data
-        self.watchdog = watchdog or Watchdog()
-        self.cfg = compat.workspace(config.stock_data())
-        paddle.seed(data["seed"])
-        if any(data["autotune"].values()):
-            paddle.incubate.autotune.set_config(
-                {kind: {"enable": on} for kind, on in data["autotune"].items()}
-            )
-        # Optimizer states are stored by parameter names, which Paddle numbers per process.
-        paddle.utils.unique_name.switch()
-        if mode == "train":
-            self.dataset = self.cfg["TrainDataset"] = create("TrainDataset")()
-            self.loader = create("TrainReader")(self.dataset, data["worker_num"])
-            if not len(self.loader):
-                raise UserError(
-                    f"{self.dataset.get_anno()}: {len(self.dataset)} images are fewer than the "
-                    f"{self._nranks} cards x batch_size {self.loader.batch_size} of one step; "
-                    "lower TrainReader.batch_size"
-                )
-            self._check_normalization()
-        self.model = create(self.cfg["architecture"])
-        self.model.load_meanstd(self.cfg["TestReader"]["sample_transforms"])
-        self._init_amp()
-        self.start_epoch, self.steps_done, self.history = 0, 0, []
-        self.best = {"AP": -1.0, "epoch": 0}
-        if mode == "train":
-            self._init_schedule()
-
-    def _check_normalization(self) -> None:
-        """The model normalises, with one mean and deviation for training and prediction."""
-        usual = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "is_scale": True}
-        found = [
-            next(({**usual, **(t["NormalizeImage"] or {})}
-                  for t in self.cfg[f"{part}Reader"]["sample_transforms"]
-                  if "NormalizeImage" in t), None)
-            for part in ("Train", "Test")
-        ]  # fmt: skip
-        if found[0] is not None and found[0] != found[1]:
-            raise UserError(
-                f"{self.config.path}: TrainReader's NormalizeImage {found[0]} differs from "
-                f"TestReader's {found[1]}; make them equal"
-            )
-
-    def _init_amp(self) -> None:
-        data = self.config.data
-        self.use_amp = data["amp"] and amp_supported(self.device, data["amp_dtype"])
-        if data["amp"] and not self.use_amp:
-            log.warning(
-                "amp: off, Paddle has no automatic mixed precision in %s on %s",
-                data["amp_dtype"], self.device,
-            )  # fmt: skip
-        self.autocast = functools.partial(
-            paddle.amp.auto_cast,
-            enable=self.use_amp,
-            level=data["amp_level"],
-            dtype=data["amp_dtype"],
-            custom_white_list=data["custom_white_list"],
-            custom_black_list=data["custom_black_list"],
-        )
-        # bfloat16 has float32's range: nothing to scale
-        self.scaler = paddle.amp.GradScaler(
-            enable=self.use_amp and data["amp_dtype"] == "float16",
-            init_loss_scaling=data["init_loss_scaling"],
-        )
-
-    def _init_schedule(self) -> None:
-        data = self.config.data
-        self.accumulate = data["accumulate"]
-        self.steps_per_epoch = len(self.loader) // self.accumulate
-        if not self.steps_per_epoch:
-            raise UserError(
-                f"accumulate: {self.accumulate} steps are more than the {len(self.loader)} of an "
-                "epoch; lower it"
-            )
-        self.plan = scaling.plan(self.config, self._nranks, len(self.dataset))
-        self.cfg["LearningRate"].update(self.plan.learning_rate)
-        self.lr = create("LearningRate")(self.steps_per_epoch)
-        self.optimizer = create("OptimizerBuilder")(self.lr, self.model)
-        if data.get("norm_type") == "sync_bn" and self._nranks > 1:
-            if self.device == "cpu":
-                log.warning("norm_type: sync_bn is plain bn here, Paddle has none on the CPU")
-            else:
-                self.model = paddle.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        if self.use_amp and data["amp_level"] == "O2":
-            self.model, self.optimizer = paddle.amp.decorate(
-                models=self.model, optimizers=self.optimizer, level="O2", dtype=data["amp_dtype"]
-            )
-        self.ema = None
-        if data["use_ema"]:
-            self.ema = ModelEMA(
-                self.model,
-                data["ema_decay"],
-                data["ema_decay_type"],
-                data["cycle_epoch"],
-                data["ema_black_list"],
-                data["ema_filter_no_grad"],
-            )
-
-    @property
-    def rank(self) -> int:
-        """This process's number, 0 for the one that writes."""
-        return self._local_rank
+class Trainer(Setup):
+    """PaddleDetection's Trainer: the loop, its evaluations and its saves."""
 
     @property
     def metric(self):
         """The last evaluation's `CocoMetric`, whole on rank 0."""
         return self._judge[1]
-
-    def compile(self) -> None:
-        """Let Paddle compile backbone and neck into one static graph each."""
-        for part in ("backbone", "neck"):
-            setattr(self.model, part, paddle.jit.to_static(getattr(self.model, part)))
-
-    # ---- weights ---------------------------------------------------------------------------
-
-    def load_weights(self, source: str, exact: bool = False) -> None:
-        """Load weights by name and print what became of them.
-
-        Args:
-            source: path or URL.
-            exact: every parameter must be set, as for evaluation.
-        """
-        log.info("weights: %s: %s", source, weights.load(self.model, source, exact))
-
-    def resume_weights(self, source: str) -> None:
-        """Go on from a checkpoint of this recipe or from PaddleDetection's .pdparams/.pdopt.
-
-        Args:
-            source: checkpoint folder, run directory, or a file's path with or without its ending.
-        """
-        path, state = Path(source), {}
-        if (path / "checkpoints").is_dir():
-            path, rejected = checkpoint.newest(path / "checkpoints")
-            for line in rejected:
-                log.warning("rejected: %s", line)
-            if path is None:
-                raise UserError(f"--resume {source}: no intact checkpoint in it")
-        if (path / checkpoint.STATE).is_file():
-            state = checkpoint.read_state(path)
-            path = path / "model.pdparams"
-        path = weights.resolve(str(path))
-        trained = path.with_suffix(".pdema")
-        if self.ema and trained.is_file():
-            average = path.with_name("average.pdema")
-            average = weights.read(average if average.is_file() else path)
-            self.ema.resume({name: paddle.to_tensor(value) for name, value in average.items()})
-            weights.load(self.model, str(trained), exact=True)
-        else:
-            weights.load(self.model, str(path), exact=True)
-        if not path.with_suffix(".pdopt").is_file():
-            raise UserError(
-                f"--resume {source}: {path.with_suffix('.pdopt').name} is missing beside the "
-                "weights, so there is no epoch to go on from; to start from these weights use "
-                f"-o pretrain_weights={source}"
-            )
-        saved = weights.read(path.with_suffix(".pdopt"))
-        self.start_epoch = int(saved.pop("last_epoch", 0))
-        for name, value in self.optimizer.state_dict().items():
-            saved.setdefault(name, value)
-        if state.get("steps_per_epoch", self.steps_per_epoch) != self.steps_per_epoch:
-            # another number of cards or images: epochs go on, steps are counted anew
-            log.warning(
-                "resume: %s steps per epoch became %s; LR follows the epochs",
-                state["steps_per_epoch"], self.steps_per_epoch,
-            )  # fmt: skip
-        self.optimizer.set_state_dict(saved)
-        self.steps_done = self._steps_before(self.start_epoch)
-        self.lr.step(self.steps_done)
-        if self.ema:
-            self.ema.step = self.steps_done
-        if "scaler" in state:
-            self.scaler.load_state_dict(state["scaler"])
-        self.best, self.history = state.get("best", self.best), state.get("history", [])
-        log.info("resume: %s, %d epochs done, best AP %.3f", path, self.start_epoch,
-                 self.best["AP"])  # fmt: skip
-
-    def _steps_before(self, epoch: int) -> int:
-        """Optimizer steps of the epochs before this one."""
-        steps = self.loader.sampler.steps
-        return sum(steps(k) // self.accumulate for k in range(epoch))
-
-    # ---- training --------------------------------------------------------------------------
 
     def train(self, run: RunDir, validate: bool = False) -> None:
         """Train to the config's last epoch.
@@ -243,10 +42,12 @@ class Trainer(ppdet.engine.Trainer):
             validate: evaluate every `eval_interval` epochs and after the last.
 
         Raises:
-            RunFailure: the loss is not finite.
+            RunFailure: numbers that are not finite, or saves that fail, beyond the config's limits.
+            Stopped: SIGTERM came; a checkpoint is saved.
+            KeyboardInterrupt: Ctrl-C came; likewise.
         """
-        data, self.run = self.config.data, run
-        self._begin(validate)
+        data, self.run, self.validating = self.config.data, run, validate
+        self._begin()
         model = self.model
         if self._nranks > 1:
             model = paddle.DataParallel(
@@ -254,57 +55,89 @@ class Trainer(ppdet.engine.Trainer):
                 comm_buffer_size=data["comm_buffer_mb"],
                 find_unused_parameters=data["find_unused_parameters"],
             )
-        patience = data["early_stop"]["patience"]
-        if self.start_epoch >= data["epoch"]:
-            log.warning("nothing to do: %d of %d epochs are done", self.start_epoch, data["epoch"])
-        for epoch in range(self.start_epoch, data["epoch"]):
-            last = epoch + 1 == data["epoch"]
-            self._train_epoch(model, epoch)
-            stop = False
-            if validate and (last or (epoch + 1) % data["eval_interval"] == 0):
-                self._validate(epoch + 1)
-                since = [row for row in self.history if row["epoch"] > self.best["epoch"]]
-                stop = 0 < patience <= len(since)
-            if last or stop or (epoch + 1) % data["snapshot_epoch"] == 0:
-                self._save(epoch + 1)
-            if stop:
-                log.info("early stop: no gain over AP %.4f of epoch %d in %d evaluations",
-                         self.best["AP"], self.best["epoch"], patience)  # fmt: skip
-                break
+        at = self.progress
+        if at.epoch >= data["epoch"] and not at.pending_eval:
+            log.warning("nothing to do: %d of %d epochs are done", at.epoch, data["epoch"])
+        with StopRequest() as self.stop:
+            try:
+                self._run_epochs(model)
+                self._finish()
+            finally:
+                with self.watchdog.phase("save"):
+                    self.saver.wait()
+        if self._nranks > 1:
+            dist.barrier()  # nobody leaves while rank 0 still writes
+
+    def _run_epochs(self, model) -> None:
+        last = self.config.data["epoch"]
+        while True:
+            if self.progress.pending_eval:
+                self._judge_epoch()
+            if self.progress.epoch >= last or self._had_enough():
+                return
+            if self._train_epoch(model):
+                self._end_epoch()
+
+    def _had_enough(self) -> bool:
+        """Early stopping: whether the last evaluations brought nothing."""
+        at, patience = self.progress, self.config.data["early_stop"]["patience"]
+        since = [row for row in at.history if row["epoch"] > at.best["epoch"]]
+        if not (self.validating and 0 < patience <= len(since)):
+            return False
+        if self._saved_at != (at.epoch, 0):
+            self._save()
+        log.info("early stop: no gain over AP %.4f of epoch %d in %d evaluations",
+                 at.best["AP"], at.best["epoch"], patience)  # fmt: skip
+        return True
+
+    def _finish(self) -> None:
+        run = self.run
         if self.loader.bad_images:
             log.warning(
                 "%d images could not be read and were skipped: %s",
                 len(self.loader.bad_images), ", ".join(self.loader.bad_images),
             )  # fmt: skip
-        if run.writer:
-            with self._averaged() as state:
-                checkpoint.save_weights(run.path / "model_final.pdparams", state, self._facts())
-            if self.history:
-                with self.watchdog.phase("eval"):
-                    for line in finish_evaluation(self.metric, run.path):
-                        log.info("%s", line)
-            log.info("done: %s", run.path)
-        if self._nranks > 1:
-            dist.barrier()  # nobody leaves while rank 0 still writes
+        if not run.writer:
+            return
+        with self.watchdog.phase("save"):
+            path = run.path / "model_final.pdparams"
+            with self._averaged():
+                final = checkpoint.host(self.model.state_dict())
+            self.saver.submit(path.name, lambda: checkpoint.save_weights(path, final, self.facts()))
+            self.saver.wait()
+            if self.saver.failures:
+                raise RunFailure(f"{path}: the final weights are not saved; see above")
+        if self._evaluated:
+            with self.watchdog.phase("eval"):
+                for line in finish_evaluation(self.metric, run.path):
+                    log.info("%s", line)
+        log.info("done: %s", run.path)
 
-    def _begin(self, validate: bool) -> None:
+    def _begin(self) -> None:
         run, data = self.run, self.config.data
+        at = self.progress
+        at.pending_eval &= self.validating
+        self.saver = checkpoint.Saver(data["max_failed_saves"])
+        self.guard = Guard(self)
+        self._evaluated = False
+        self._saved_at = (at.epoch, at.step) if self._resumed_from else None
+        self._saved_time = time.monotonic()
         if run.writer:
             (run.path / CONFIG).write_text(resolved(self.config))
             checkpoint.write_json(run.path / ENVIRONMENT, environment(self.device))
-        run.forget_after(self.start_epoch)
+        run.forget_after(at.steps_done, at.epoch - at.pending_eval)
+        run.set_aside_after(self._resumed_from)
         for line in self.plan.lines:
             log.info(line)
         for line in self.config.warnings + self.plan.warnings:
             log.warning("warning: %s", line)
         log.info("run directory: %s", run.path)
-        if validate:
+        if self.validating:
             self._judge = build_loader(self.cfg, self._local_rank, self._nranks)
             self._check_classes(list(self.metric.categories.values()))
         parameters = sum(int(np.prod(p.shape)) for p in self.model.parameters())
         log.info("model: %.2f M parameters on %s, %d images", parameters / 1e6, self.device,
                  len(self.dataset))  # fmt: skip
-        self._log_iter = data["log_iter"]
 
     def _check_classes(self, names: list[str]) -> None:
         """Classes are numbered by each file's order of categories: the orders must agree."""
@@ -318,38 +151,85 @@ class Trainer(ppdet.engine.Trainer):
                 f"same order ({pair[0]} there, {pair[1]} here); make both lists equal"
             )
 
-    def _train_epoch(self, model, epoch: int) -> None:
+    def _train_epoch(self, model) -> bool:
+        """Train to the end of the present epoch; False: it was rolled back instead."""
+        at, data = self.progress, self.config.data
         model.train()
-        self.loader.set_epoch(epoch)
-        steps = len(self.loader) // self.accumulate  # grouped batches: may differ by one
-        window = Window()
-        bar = self._bar(epoch, steps)
-        for step, (data_time, batch) in enumerate(timed(self.loader)):
-            if step >= steps * self.accumulate:
+        if self.ema and not at.step:
+            self.ema.begin_epoch(at.epoch)
+        self.loader.set_epoch(at.epoch, at.step * self.accumulate)
+        steps = self.steps_in(at.epoch)
+        window, self._cut_window = Window(self._cut_window), None
+        bar = self._bar(at.epoch, steps)
+        bar.update(at.step)
+        batches = 0
+        for data_time, batch in timed(self.loader):
+            if at.step == steps:
                 break  # an incomplete accumulation would be a step of another size
-            update = (step + 1) % self.accumulate == 0
-            losses = self._backward(model, batch, synchronise=update)
+            if not batches:
+                self._seed_step()
+                self.guard.before_step()
+            batches += 1
+            losses = self._backward(model, batch, synchronise=batches == self.accumulate)
             window.add(losses, batch, data_time)
-            if not update:
+            if batches < self.accumulate:
                 continue
-            if not all_true(window.finite):
-                self._refuse_step(epoch, step, batch)
+            batches = 0
+            good, self._stopping, due = agree(
+                self.guard.finite(window), self.stop.signal is not None, self._save_is_due()
+            )
             rate = self.optimizer.get_lr()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.optimizer.clear_grad(set_to_zero=False)  # freed, not filled with zeros
+            if not good and not self.guard.refuse(window):
+                bar.close()
+                return False
+            if good:
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+                self.optimizer.clear_grad(set_to_zero=False)  # freed, not filled with zeros
+                if self.ema:
+                    self.ema.update()
+            window.end_step(good)
             self.lr.step()
-            if self.ema:
-                self.ema.update()
-            self.steps_done += 1
-            window.finite = None
-            self.watchdog.beat(self.steps_done)
-            done = (step + 1) // self.accumulate
+            at.step += 1
+            at.steps_done += 1
+            at.images_seen += self.plan.total_batch
+            self.watchdog.beat(at.steps_done)
             bar.update()
-            if done % self._log_iter == 0 or done == steps:
-                self._log_step(window, epoch, done, rate, bar)
+            if at.step % data["log_iter"] == 0 or at.step == steps:
+                self._log_step(window, rate, bar)
                 window = Window()
+            if at.step < steps and (
+                due or self._stopping
+                or (data["snapshot_steps"] and at.steps_done % data["snapshot_steps"] == 0)
+            ):  # fmt: skip
+                self._save(window=window)
+                if self._stopping:
+                    self._leave()
         bar.close()
+        return True
+
+    def _seed_step(self) -> None:
+        """Dropout and the like of a step depend on nothing but the run, the rank and the step."""
+        key = (self.config.data["seed"], self.rank, self.progress.steps_done)
+        paddle.seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+    def _save_is_due(self) -> bool:
+        """Whether this rank, the first, wants a checkpoint because of the time."""
+        minutes = self.config.data["snapshot_minutes"]
+        return self.rank == 0 and 0 < minutes * 60 < time.monotonic() - self._saved_time
+
+    def _end_epoch(self) -> None:
+        """Save; the evaluation, if one is due, comes after, and is added to what was saved."""
+        at, data = self.progress, self.config.data
+        at.epoch, at.step = at.epoch + 1, 0
+        last = at.epoch == data["epoch"]
+        at.pending_eval = self.validating and (last or at.epoch % data["eval_interval"] == 0)
+        if last or self._stopping or at.epoch % data["snapshot_epoch"] == 0:
+            self._save()
+        elif at.pending_eval:
+            self._ranks = resume.of_ranks(self.loader)  # the evaluation may be cut short
+        if self._stopping:
+            self._leave()
 
     def _bar(self, epoch: int, steps: int) -> tqdm:
         """Progress of an epoch; shown on a terminal only, where it takes the lines' place."""
@@ -375,27 +255,23 @@ class Trainer(ppdet.engine.Trainer):
             self.scaler.scale(loss).backward()
         return losses
 
-    def _refuse_step(self, epoch: int, step: int, batch: dict) -> None:
-        ids = gather(batch["im_id"].numpy().reshape(-1).tolist())
-        raise RunFailure(
-            f"epoch {epoch + 1} step {step + 1}: the loss is not finite; nothing was applied or "
-            f"saved. LR {self.optimizer.get_lr():.3g}, image ids {ids}. Lower the LR or lengthen "
-            "the warm-up, and check these images' boxes"
-        )
-
-    def _log_step(self, window: Window, epoch: int, done: int, rate: float, bar: tqdm) -> None:
+    def _log_step(self, window: Window, rate: float, bar: tqdm) -> None:
         seconds = time.perf_counter() - window.start
         losses = window.means()
+        if not losses:
+            return  # every step was skipped
+        at, epochs = self.progress, self.config.data["epoch"]
+        self.guard.logged(losses)
         per_card = window.images / seconds
         record = {
-            "kind": "train", "epoch": epoch + 1, "step": self.steps_done, "lr": rate, **losses,
+            "kind": "train", "epoch": at.epoch + 1, "step": at.steps_done, "lr": rate, **losses,
             "images_per_second_per_card": round(per_card, 3),
             "images_per_second": round(per_card * self._nranks, 3),
             "data_time": round(window.data_time / window.batches, 4),
-            "memory_mib": memory_mib(self.device),
+            "memory_mib": memory_mib(self.device), "images_seen": at.images_seen,
         }  # fmt: skip
         self.run.record(**record)
-        left = (self.config.data["epoch"] * self.steps_per_epoch - self.steps_done) * (
+        left = (epochs * self.steps_per_epoch - at.steps_done) * (
             seconds * self.accumulate / window.batches
         )
         bar.set_postfix(
@@ -405,7 +281,7 @@ class Trainer(ppdet.engine.Trainer):
         log.log(
             logging.INFO if bar.disable else logging.DEBUG,
             "epoch %d/%d step %d/%d lr %.5f %s | %.2f images/s per card, %.2f total | data %.3f s "
-            "| ETA %s", epoch + 1, self.config.data["epoch"], done, bar.total, rate,
+            "| ETA %s", at.epoch + 1, epochs, at.step, bar.total, rate,
             " ".join(f"{k} {v:.4f}" for k, v in losses.items()), per_card,
             per_card * self._nranks, record["data_time"], hms(left),
         )  # fmt: skip
@@ -426,75 +302,147 @@ class Trainer(ppdet.engine.Trainer):
             return self._figures()
 
     def _figures(self) -> dict:
-        return evaluate(self.model, *self._judge, self.autocast, self.watchdog.beat)
+        return evaluate(self.model, *self._judge, self.autocast, self._between_batches)
 
-    def _validate(self, epoch: int) -> None:
+    def _between_batches(self) -> None:
+        self.watchdog.beat()
+        if self.mode == "train" and self.stop.signal is not None:
+            raise _CutShort
+
+    def _judge_epoch(self) -> None:
+        """Evaluate; on a request to stop leave with the evaluation still to come."""
+        at = self.progress
+        try:
+            self._validate()
+        except _CutShort:
+            if self._saved_at != (at.epoch, at.step):
+                self._save(self._ranks)
+            self._leave(together=False)
+        at.pending_eval = False
+        path = self.run.checkpoints / checkpoint.name(at.epoch)
+        if self.run.writer and self._saved_at == (at.epoch, 0):
+            done = {"progress": {**json.loads(json.dumps(vars(at)))}}
+
+            def amend():
+                if path.is_dir():  # else it could not be saved, which was told
+                    checkpoint.amend(path, **done)
+
+            self.saver.submit(f"{path} with its evaluation", amend)
+
+    def _validate(self) -> None:
+        at, run = self.progress, self.run
         with self.watchdog.phase("eval"), self._averaged():
             result = self._figures()
             ap = result["stats"][0]
-            improved = ap > self.best["AP"] + self.config.data["early_stop"]["min_delta"]
+            improved = ap > at.best["AP"] + self.config.data["early_stop"]["min_delta"]
             if improved:
-                self.best = {"AP": ap, "epoch": epoch}
-            self.history.append({"epoch": epoch, "AP": ap})
-            if self.run.writer:
+                at.best = {"AP": ap, "epoch": at.epoch}
+                best = checkpoint.host(self.model.state_dict()) if run.writer else None
+            at.history.append({"epoch": at.epoch, "AP": ap})
+        self._evaluated = True
+        judged = {"epoch": at.epoch, **result}
+        if run.writer:
+
+            def write():
+                checkpoint.write_json(run.path / "eval.json", judged)
                 if improved:
-                    path = self.run.path / "best_model.pdparams"
-                    checkpoint.save_weights(path, self.model.state_dict(), self._facts(ap))
-                checkpoint.write_json(self.run.path / "eval.json", {"epoch": epoch, **result})
+                    path = run.path / "best_model.pdparams"
+                    checkpoint.save_weights(path, best, self.facts(ap))
+
+            self.saver.submit("best_model.pdparams" if improved else "eval.json", write)
         figures = dict(zip(result["names"], result["stats"]))
-        self.run.record(
-            kind="eval", epoch=epoch, step=self.steps_done, **figures,
+        run.record(
+            kind="eval", epoch=at.epoch, step=at.steps_done, **figures,
             images_per_second=round(result["images_per_second"], 3),
             seconds=round(result["seconds"], 3),
         )  # fmt: skip
         log.info("%s", table(result))
-        log.info("epoch %d: AP %.4f, best %.4f (epoch %d); %.2f images/s", epoch, ap,
-                 self.best["AP"], self.best["epoch"], result["images_per_second"])  # fmt: skip
+        log.info("epoch %d: AP %.4f, best %.4f (epoch %d); %.2f images/s", at.epoch, ap,
+                 at.best["AP"], at.best["epoch"], result["images_per_second"])  # fmt: skip
 
     # ---- saving ----------------------------------------------------------------------------
 
-    @contextlib.contextmanager
     def _averaged(self):
-        """The weights to judge and to keep, in the model for as long as the block lasts."""
-        if not self.ema:
-            yield self.model.state_dict()
-            return
-        trained = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.model.set_state_dict(self.ema.apply())
-        try:
-            yield self.model.state_dict()
-        finally:
-            self.model.set_state_dict(trained)
+        """The weights to judge and to keep are in the model for as long as the block lasts."""
+        return self.ema.applied() if self.ema else contextlib.nullcontext()
 
-    def _save(self, epoch: int) -> None:
+    def _save(self, ranks: list[dict] | None = None, window: Window | None = None) -> None:
+        """Start to write a checkpoint; every rank must call it, unless `ranks` is given."""
+        at, run = self.progress, self.run
+        self._saved_at, self._saved_time = (at.epoch, at.step), time.monotonic()
         with self.watchdog.phase("save"):
-            if self.run.writer:
-                optimizer = {**self.optimizer.state_dict(), "last_epoch": epoch}
-                objects = {"model.pdparams": self.model.state_dict(), "model.pdopt": optimizer}
-                if self.ema:
-                    objects["model.pdema"] = objects["model.pdparams"]
-                    objects["model.pdparams"] = self.ema.apply()
-                    objects["average.pdema"] = self.ema.state_dict  # before bias correction
-                state = {
-                    **self._facts(), "epoch": epoch, "best": self.best, "history": self.history,
-                    "steps_per_epoch": self.steps_per_epoch, "scaler": _plain(self.scaler),
-                }  # fmt: skip
-                try:
-                    path = checkpoint.save(self.run.checkpoints, f"{epoch:04d}", objects, state)
-                except OSError as error:  # a full disk: the earlier ones are still whole
-                    log.error("epoch %d was not saved: %s; training goes on", epoch, error)
-                    return
-                checkpoint.prune(self.run.checkpoints, self.config.data["keep_checkpoints"])
-                log.info("saved %s", path)
+            ranks = ranks or resume.of_ranks(self.loader)
+            if not run.writer:
+                return
+            before = time.perf_counter()
+            self.saver.wait()
+            objects, state = resume.collect(self, ranks, window)
+            name = checkpoint.name(at.epoch, at.step)
 
-    def _facts(self, ap: float | None = None) -> dict:
+            def write():
+                checkpoint.save(run.checkpoints, name, objects, state)
+                checkpoint.prune(run.checkpoints, self.config.data["keep_checkpoints"])
+
+            stood = time.perf_counter() - before
+            self.saver.submit(str(run.checkpoints / name), write, stood)
+
+    def _leave(self, together: bool = True) -> None:
+        """End the run after a request to stop.
+
+        Args:
+            together: all ranks are here; else each comes by itself, and the first needs time.
+        """
+        with self.watchdog.phase("save"):
+            self.saver.wait()
+            if self._nranks > 1 and together:
+                dist.barrier()
+            elif self.rank:
+                time.sleep(10)
+        at = self.progress
+        if self.saver.failures:
+            raise RunFailure("asked to stop, but the checkpoint could not be saved; see above")
+        where = self.run.checkpoints / checkpoint.name(at.epoch, at.step)
+        said = f"stopped after epoch {at.epoch} and {at.step} steps; saved {where}: " \
+            "`--resume auto` goes on"
+        if self.stop.signal == signal.SIGINT:
+            raise KeyboardInterrupt(said)
+        raise Stopped(said)
+
+    def roll_back(self, factor: float) -> None:
+        """Go back to the newest intact checkpoint of this run; every rank must call it.
+
+        Args:
+            factor: on the LR of all that follows.
+
+        Raises:
+            RunFailure: there is none.
+        """
+        bad, lowered = self.progress.bad_steps + 1, self.progress.lr_factor * factor
+        with self.watchdog.phase("save"):
+            self.saver.wait()
+            path, _ = gather(checkpoint.newest(self.run.checkpoints))[0]
+            if path is None:
+                raise RunFailure(
+                    "bad_numbers.policy: rollback: there is no checkpoint yet; lower the LR, or "
+                    "save more often (snapshot_steps)"
+                )
+            state = checkpoint.read_state(path)
+            state["progress"].update(bad_steps=bad, lr_factor=lowered)
+            resume.restore(self, path, state)
+            at = self.progress
+            if self.run.writer:  # a kill from here on must not bring the higher LR back
+                done = {"progress": state["progress"]}
+                self.saver.submit(f"{path} with its LR", lambda: checkpoint.amend(path, **done))
+                self.saver.wait()
+        self._cut_window, self._saved_at = state["window"], (at.epoch, at.step)
+        self.run.forget_after(at.steps_done, at.epoch - at.pending_eval)
+        self.run.set_aside_after(path)
+
+    def facts(self, ap: float | None = None) -> dict:
         """What a weights file must not lose: where it came from and what its classes mean."""
         facts = {"config": self.config.name, "class_names": self.dataset.class_names}
         return facts if ap is None else {**facts, "AP": ap}
 
 
-def _plain(scaler) -> dict:
-    return {
-        key: np.asarray(value).item() if isinstance(value, np.ndarray) else value
-        for key, value in scaler.state_dict().items()
-    }
+class _CutShort(Exception):
+    """An evaluation that is left because the run is asked to stop."""

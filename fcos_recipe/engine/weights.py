@@ -1,6 +1,8 @@
 """Weights files: find, read, and load them into a model with a report of what fitted."""
 
+import hashlib
 import io
+import json
 import pickle
 import re
 from pathlib import Path
@@ -36,25 +38,40 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"names {module}.{name}, which no weights file needs")
 
 
-def read(path: str | Path) -> dict:
-    """Read a .pdparams or .pdopt file without running code that it may hold.
+def read(path: str | Path, sha256: str | None = None) -> dict:
+    """Read a .pdparams, .pdopt or .safetensors file without running code that it may hold.
 
     Args:
         path: the file.
+        sha256: what its bytes must hash to; by default what `facts` says, if anything.
 
     Returns:
-        names to np.ndarray (or plain values), as `paddle.save` wrote them.
+        names to np.ndarray (or plain values), as `paddle.save` wrote them. bfloat16, which NumPy
+        lacks, is uint16.
 
     Raises:
-        UserError: missing, truncated, or something else than arrays in plain containers.
+        UserError: missing, damaged, or something else than arrays in plain containers.
     """
+    path = Path(path)
     try:
-        data = Path(path).read_bytes()
-        state = _Unpickler(io.BytesIO(data), encoding="latin1").load()
+        data = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such weights file") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+    sha256 = sha256 or facts(path).get("sha256")
+    if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+        raise UserError(
+            f"{path}: damaged, its SHA-256 is not the one recorded beside it; take another file, "
+            f"or, if you put it there yourself, delete {path.with_suffix('.json')}"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            state = _safetensors(path).load(data)
+        else:
+            state = _Unpickler(io.BytesIO(data), encoding="latin1").load()
+    except UserError:
+        raise
     except Exception as error:  # a damaged pickle raises almost anything
         reason = str(error) or type(error).__name__
         raise UserError(
@@ -63,14 +80,69 @@ def read(path: str | Path) -> dict:
     if not isinstance(state, dict):
         raise UserError(f"{path}: holds a {type(state).__name__}, not a dict of weights")
     state.pop("StructuredToParameterName@@", None)
-    return {key: _plain(value) for key, value in state.items()}
+    return _plain(state)
 
 
 def _plain(value):
     # paddle.save stores a tensor outside a state dict as (name, array)
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], np.ndarray):
         return value[1]
-    return value
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _safetensors(path: Path):
+    """The part of the package safetensors that yields NumPy arrays.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import safetensors.numpy
+    except ImportError:
+        raise UserError(
+            f"{path}: needs the package safetensors; run: pip install safetensors"
+        ) from None
+    return safetensors.numpy
+
+
+def facts(path: Path) -> dict:
+    """What stands beside or in a weights file about it: `class_names`, `config`, `sha256`, ...
+
+    Args:
+        path: the file; it is described by NAME.json or, in a checkpoint, by state.json.
+
+    Returns:
+        {} where nothing is known, as for PaddleDetection's zoo files.
+    """
+    for note in (path.with_suffix(".json"), path.with_name("state.json")):
+        try:
+            found = json.loads(note.read_text(encoding="utf-8"))
+            if note.stem == path.stem:
+                return dict(found)
+            return {**found, "sha256": found["files"][path.name]}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    if path.suffix == ".safetensors":
+        try:
+            with _safetensors(path).safe_open(path, framework="np") as file:
+                stored = file.metadata() or {}
+            return {key: json.loads(value) for key, value in stored.items()}
+        except Exception:  # the package's own class; `read` tells what is wrong with the file
+            return {}
+    return {}
+
+
+def write_safetensors(path: Path, state: dict, notes: dict) -> None:
+    """Write arrays in the safetensors format.
+
+    Args:
+        path: the new file.
+        state: names to np.ndarray; other values are left out.
+        notes: JSON values, stored as the file's metadata and found again by `facts`.
+    """
+    arrays = {k: np.ascontiguousarray(v) for k, v in state.items() if isinstance(v, np.ndarray)}
+    kept = {key: json.dumps(value) for key, value in notes.items()}
+    _safetensors(path).save_file(arrays, path, metadata=kept)
 
 
 def resolve(source: str) -> Path:
@@ -85,7 +157,8 @@ def resolve(source: str) -> Path:
     if re.match(r"https?://|ppdet://", source):
         return cached(source.replace("ppdet://", "https://paddledet.bj.bcebos.com/"))
     given = Path(source).expanduser()
-    for path in (given, given.with_name(given.name + ".pdparams"), given / "model.pdparams"):
+    named = [given.with_name(given.name + end) for end in (".pdparams", ".safetensors")]
+    for path in (given, *named, given / "model.pdparams"):
         if path.is_file():
             return path
     raise UserError(
@@ -137,7 +210,11 @@ def load(model: paddle.nn.Layer, source: str, exact: bool = False) -> LoadReport
         UserError: unreadable, nothing fits, or (`exact`) not everything fits.
     """
     path = resolve(source)
-    state = read(path)
+    return fit(model, read(path), path, exact)
+
+
+def fit(model: paddle.nn.Layer, state: dict, path: Path, exact: bool = False) -> LoadReport:
+    """As `load`, of arrays that were read from `path`."""
     own = model.state_dict()
     names = _match(list(own), [k for k, v in state.items() if isinstance(v, np.ndarray)])
     fits = {m: w for m, w in names.items() if list(state[w].shape) == list(own[m].shape)}
@@ -152,9 +229,22 @@ def load(model: paddle.nn.Layer, source: str, exact: bool = False) -> LoadReport
     if exact and (report.missing or report.reshaped):
         raise UserError(f"{path}: does not fit the model: {report}")
     for name, source_name in fits.items():
-        dtype = str(own[name].dtype).rsplit(".", 1)[-1]
-        own[name].set_value(state[source_name].astype(dtype))
+        own[name].set_value(tensor(state[source_name], own[name].dtype))
     return report
+
+
+def tensor(array: np.ndarray, dtype=None) -> paddle.Tensor:
+    """A tensor of an array that `read` gave.
+
+    Args:
+        array: uint16 holds the bits of bfloat16, of which no weights file has another use.
+        dtype: of the tensor; default the array's own.
+    """
+    if array.dtype != np.uint16:
+        made = paddle.to_tensor(array)
+        return made if dtype is None else made.astype(dtype)
+    wide = (array.astype(np.uint32) << 16).view(np.float32)  # bfloat16 is float32 cut short
+    return paddle.to_tensor(wide).astype(dtype or "bfloat16")
 
 
 def _match(model_names: list[str], file_names: list[str]) -> dict[str, str]:

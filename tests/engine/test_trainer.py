@@ -245,6 +245,6 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(tiny, tmp_path
 
     monkeypatch.setattr(checkpoint, "save", full)
     assert train(tiny, tmp_path / "full", "-o", "epoch=3") == 0
-    assert "No space left on device" in capfd.readouterr().out
+    assert "0002 was not saved: the disk is full" in capfd.readouterr().out
     names = sorted(p.name for p in (tmp_path / "full" / "checkpoints").iterdir())
     assert names == ["0001", "0003"]

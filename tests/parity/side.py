@@ -87,7 +87,7 @@ def main(side: str, setup: dict) -> None:
     for name, parameter in model.named_parameters():
         if f"{parameter.name}_velocity_0" in state:
             results[f"velocity/{name}"] = state[f"{parameter.name}_velocity_0"].numpy()
-    results["epoch"] = trainer.start_epoch
+    results["epoch"] = trainer.start_epoch if side == "stock" else trainer.progress.epoch
     np.savez(setup["out"], **results)
     if setup["save"] and side == "stock":
         from ppdet.utils.checkpoint import save_model
@@ -95,10 +95,13 @@ def main(side: str, setup: dict) -> None:
         target = Path(setup["save"])
         save_model(model.state_dict(), optimizer, str(target.parent), target.name, 1)
     elif setup["save"]:
-        from fcos_recipe.engine.run_dir import RunDir
+        from fcos_recipe.engine import checkpoint, resume
 
-        trainer.run = RunDir(Path(setup["save"]), writer=True, resume=False)
-        trainer._save(1)
+        folder = Path(setup["save"], "checkpoints")
+        folder.mkdir(parents=True)
+        trainer.progress.epoch, trainer.progress.steps_done = 1, trainer.steps_before(1)
+        ranks = resume.of_ranks(trainer.loader)
+        checkpoint.save(folder, checkpoint.name(1), *resume.collect(trainer, ranks))
 
 
 if __name__ == "__main__":

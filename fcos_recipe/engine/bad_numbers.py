@@ -1,0 +1,167 @@
+"""NaN and Inf in losses and gradients: seen before a step is applied, written down, dealt with."""
+
+import statistics
+from collections import deque
+
+import numpy as np
+import paddle
+
+from fcos_recipe.engine import checkpoint
+from fcos_recipe.engine.distributed import gather
+from fcos_recipe.engine.resume import scaler_state
+from fcos_recipe.engine.run_dir import log
+from fcos_recipe.errors import RunFailure
+
+FOLDER = "bad_steps"
+
+
+class Guard:
+    """Watches the numbers of one run.
+
+    Args:
+        trainer: the Trainer, built for training.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.rules = trainer.config.data["bad_numbers"]
+        self._one = paddle.ones([1])
+        self._buffers: list[tuple] = []
+        self._losses: deque[float] = deque(maxlen=50)  # of the last log lines
+        self._diverged = False
+
+    def before_step(self) -> None:
+        """Remember what a forward pass changes, where a step may have to be undone."""
+        if self.rules["policy"] == "skip":
+            self._buffers = [
+                (buffer, buffer.clone())
+                for layer in self.trainer.model.sublayers(include_self=True)
+                if layer.training and not getattr(layer, "_use_global_stats", False)
+                for buffer in layer.buffers(include_sublayers=False)
+            ]
+
+    @paddle.no_grad()
+    def finite(self, window) -> paddle.Tensor:
+        """Whether losses and gradients of the present step are finite: bool, on the device.
+
+        One operator reads all gradients, the one that GradScaler uses; it divides them by 1, which
+        changes no bit. With a GradScaler gradients are its own business: it skips and lowers.
+        """
+        if self.trainer.scaler.is_enable():
+            return window.finite
+        kinds: dict = {}
+        for parameter in self.trainer.model.parameters():
+            if (gradient := parameter.grad) is not None:
+                kinds.setdefault(gradient.dtype, []).append(gradient)
+        good = window.finite
+        for gradients in kinds.values():
+            bad = paddle._C_ops.check_finite_and_unscale_(gradients, self._one)[1]
+            good = paddle.logical_and(good, paddle.logical_not(bad))
+        return good
+
+    def refuse(self, window) -> bool:
+        """Deal with a step that must not be applied; every rank must call it.
+
+        Args:
+            window: holds the step's losses and image ids.
+
+        Returns:
+            True: it is skipped. False: the trainer was rolled back.
+
+        Raises:
+            RunFailure: by the config's policy.
+        """
+        trainer, at = self.trainer, self.trainer.progress
+        loss_is_bad = min(gather(bool(window.finite))) is False
+        what = "the loss is" if loss_is_bad else "the gradients are"
+        rate = trainer.optimizer.get_lr()
+        ids = gather(window.ids())
+        told = self._dump(window, ids, what.split()[1])
+        gather(None)  # nobody leaves before the dump is written
+        place = f"epoch {at.epoch + 1} step {at.step + 1}: {what} not finite"
+        policy = self.rules["policy"]
+        if policy == "stop" or at.bad_steps >= self.rules["max_skips"]:
+            often = f"; {at.bad_steps} steps were bad before" if at.bad_steps else ""
+            raise RunFailure(
+                f"{place}; nothing was applied or saved{often}. LR {rate:.3g}, image ids "
+                f"{ids}{told}. Lower the LR or lengthen the warm-up, and check these images' boxes"
+            )
+        trainer.optimizer.clear_grad(set_to_zero=False)
+        if policy == "skip":
+            for buffer, copy in self._buffers:
+                buffer.set_value(copy)
+            at.bad_steps += 1
+            log.warning("%s: skipped (%d of %d)%s", place, at.bad_steps, self.rules["max_skips"],
+                        told)  # fmt: skip
+        else:
+            trainer.roll_back(self.rules["lr_factor"])
+            log.warning(
+                "%s: back to epoch %d step %d with LR x %g (%d of %d)%s", place, at.epoch + 1,
+                trainer.progress.step, trainer.progress.lr_factor, trainer.progress.bad_steps,
+                self.rules["max_skips"], told,
+            )  # fmt: skip
+        trainer.run.record(
+            kind="bad_step", epoch=trainer.progress.epoch + 1, step=trainer.progress.steps_done,
+            policy=policy, what=what.split()[1], lr=rate,
+        )  # fmt: skip
+        return policy == "skip"
+
+    def _dump(self, window, ids: list, what: str) -> str:
+        """Write RUN_DIR/bad_steps/EPOCH-STEP.json from rank 0; returns words that name it."""
+        trainer, at = self.trainer, self.trainer.progress
+        losses = gather(window.last_losses())
+        if not trainer.run.writer:
+            return ""
+        path = trainer.run.path / FOLDER / f"{at.epoch:04d}-{at.step + 1:06d}.json"
+        content = {
+            "epoch": at.epoch + 1, "step": at.step + 1, "steps_done": at.steps_done, "what": what,
+            "lr": trainer.optimizer.get_lr(), "scaler": scaler_state(trainer.scaler),
+            "image_ids": ids, "losses": losses, "layers": self._layers(),
+        }  # fmt: skip
+        try:
+            path.parent.mkdir(exist_ok=True)
+            checkpoint.write_json(path, content)
+        except OSError as error:
+            log.warning("%s: %s", path, checkpoint.reason(error))
+            return ""
+        return f"; {path} has the numbers of every layer"
+
+    def _layers(self) -> dict:
+        """Greatest absolute finite value and count of others, of each weight and gradient."""
+
+        def facts(tensor) -> dict:
+            values = tensor.astype("float32").numpy()
+            finite = np.isfinite(values)
+            return {
+                "max": float(np.abs(values[finite]).max(initial=0)),
+                "not_finite": int(values.size - finite.sum()),
+            }
+
+        return {
+            name: {
+                "weight": facts(parameter),
+                **({} if parameter.grad is None else {"gradient": facts(parameter.grad)}),
+            }
+            for name, parameter in self.trainer.model.named_parameters()
+        }
+
+    def logged(self, losses: dict) -> None:
+        """Look at the mean losses of a log line; warn once when they leave the run's course.
+
+        Raises:
+            RunFailure: the loss scale has fallen so low that no step is applied any more.
+        """
+        loss, limit = losses["loss"], self.rules["diverged"]
+        usual = statistics.median(self._losses) if len(self._losses) >= 5 else float("inf")
+        diverged = limit > 0 and loss > limit * usual
+        if diverged and not self._diverged:
+            log.warning("warning: the loss is %.4g, over %g times its running median of %.4g: the "
+                        "run may be diverging", loss, limit, usual)  # fmt: skip
+        self._diverged = diverged
+        self._losses.append(loss)
+        scaler = self.trainer.scaler
+        if scaler.is_enable() and scaler_state(scaler)["scale"] < 1:
+            raise RunFailure(
+                "amp: the loss scale has fallen below 1: gradients overflow at every step and none "
+                "is applied; use amp_dtype: bfloat16, a lower LR, or train without --amp"
+            )

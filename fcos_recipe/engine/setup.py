@@ -1,0 +1,194 @@
+"""What a training run is made of: PaddleDetection's builders, called in an order that works."""
+
+import functools
+import json
+
+import paddle
+
+from fcos_recipe import compat
+from fcos_recipe.compat import create
+from fcos_recipe.config import Config, scaling
+from fcos_recipe.engine import resume, weights
+from fcos_recipe.engine.averaging import Average
+from fcos_recipe.engine.distributed import start
+from fcos_recipe.engine.run_dir import log, to_console
+from fcos_recipe.errors import UserError
+from fcos_recipe.runtime.device import amp_supported
+from fcos_recipe.runtime.watchdog import Watchdog
+
+compat.import_ppdet()
+import ppdet.engine  # noqa: E402
+
+
+class Setup(ppdet.engine.Trainer):
+    """What a run is made of, by PaddleDetection's builders.
+
+    It does not call stock's constructor, which also builds for tracking, pruning and other
+    models, and which fixes the LR before the number of cards is known.
+
+    Args:
+        config: from `load_config`.
+        mode: "train" or "eval".
+        device: as `runtime.device.resolve` gives it; Paddle is already set to it.
+        watchdog: is told of progress.
+
+    Raises:
+        UserError: data, weights and config that do not go together.
+    """
+
+    def __init__(self, config: Config, mode: str, device: str, watchdog: Watchdog | None = None):
+        self.config, self.mode, self.device = config, mode, device
+        self._local_rank, self._nranks = start()
+        to_console(self._local_rank)
+        data = config.data
+        self.watchdog = watchdog or Watchdog()
+        self.cfg = compat.workspace(config.stock_data())
+        paddle.seed(data["seed"])
+        if any(data["autotune"].values()):
+            paddle.incubate.autotune.set_config(
+                {kind: {"enable": on} for kind, on in data["autotune"].items()}
+            )
+        # Optimizer states are stored by parameter names, which Paddle numbers per process.
+        paddle.utils.unique_name.switch()
+        if mode == "train":
+            self.dataset = self.cfg["TrainDataset"] = create("TrainDataset")()
+            self.loader = create("TrainReader")(self.dataset, data["worker_num"])
+            if not len(self.loader):
+                raise UserError(
+                    f"{self.dataset.get_anno()}: {len(self.dataset)} images are fewer than the "
+                    f"{self._nranks} cards x batch_size {self.loader.batch_size} of one step; "
+                    "lower TrainReader.batch_size"
+                )
+            self._check_normalization()
+        self.model = create(self.cfg["architecture"])
+        self.model.load_meanstd(self.cfg["TestReader"]["sample_transforms"])
+        self._init_amp()
+        self.progress, self._resumed_from, self._cut_window = resume.Progress(), None, None
+        if mode == "train":
+            self._init_schedule()
+
+    def _check_normalization(self) -> None:
+        """The model normalises, with one mean and deviation for training and prediction."""
+        usual = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "is_scale": True}
+        found = [
+            next(({**usual, **(t["NormalizeImage"] or {})}
+                  for t in self.cfg[f"{part}Reader"]["sample_transforms"]
+                  if "NormalizeImage" in t), None)
+            for part in ("Train", "Test")
+        ]  # fmt: skip
+        if found[0] is not None and found[0] != found[1]:
+            raise UserError(
+                f"{self.config.path}: TrainReader's NormalizeImage {found[0]} differs from "
+                f"TestReader's {found[1]}; make them equal"
+            )
+
+    def _init_amp(self) -> None:
+        data = self.config.data
+        self.use_amp = data["amp"] and amp_supported(self.device, data["amp_dtype"])
+        if data["amp"] and not self.use_amp:
+            log.warning(
+                "amp: off, Paddle has no automatic mixed precision in %s on %s",
+                data["amp_dtype"], self.device,
+            )  # fmt: skip
+        self.autocast = functools.partial(
+            paddle.amp.auto_cast,
+            enable=self.use_amp,
+            level=data["amp_level"],
+            dtype=data["amp_dtype"],
+            custom_white_list=data["custom_white_list"],
+            custom_black_list=data["custom_black_list"],
+        )
+        # bfloat16 has float32's range: nothing to scale
+        self.scaler = paddle.amp.GradScaler(
+            enable=self.use_amp and data["amp_dtype"] == "float16",
+            init_loss_scaling=data["init_loss_scaling"],
+        )
+
+    def _init_schedule(self) -> None:
+        data = self.config.data
+        self.accumulate = data["accumulate"]
+        self.steps_per_epoch = len(self.loader) // self.accumulate
+        if not self.steps_per_epoch:
+            raise UserError(
+                f"accumulate: {self.accumulate} steps are more than the {len(self.loader)} of an "
+                "epoch; lower it"
+            )
+        self.plan = scaling.plan(self.config, self._nranks, len(self.dataset))
+        self.optimizer = None
+        self.set_schedule(1.0)
+        self.optimizer = create("OptimizerBuilder")(self.lr, self.model)
+        if data.get("norm_type") == "sync_bn" and self._nranks > 1:
+            if self.device == "cpu":
+                log.warning("norm_type: sync_bn is plain bn here, Paddle has none on the CPU")
+            else:
+                self.model = paddle.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        if self.use_amp and data["amp_level"] == "O2":
+            self.model, self.optimizer = paddle.amp.decorate(
+                models=self.model, optimizers=self.optimizer, level="O2", dtype=data["amp_dtype"]
+            )
+        self.ema = Average(self.model, data) if data["use_ema"] else None
+
+    def set_schedule(self, factor: float) -> None:
+        """Start the LR schedule anew, with all of its LRs times a factor."""
+        self._schedule = json.loads(json.dumps(self.plan.learning_rate))
+        self._schedule["base_lr"] *= factor
+        for part in self._schedule["schedulers"]:
+            if part.get("values"):
+                part["values"] = [value * factor for value in part["values"]]
+        self.cfg["LearningRate"].update(self._schedule)
+        self.lr = create("LearningRate")(self.steps_per_epoch)
+        if self.optimizer:
+            self.optimizer.set_lr_scheduler(self.lr)
+
+    def schedule(self) -> dict:
+        """What the LR of every step follows from; JSON."""
+        return {"steps_per_epoch": self.steps_per_epoch, **self._schedule}
+
+    @property
+    def rank(self) -> int:
+        """This process's number, 0 for the one that writes."""
+        return self._local_rank
+
+    def compile(self) -> None:
+        """Let Paddle compile backbone and neck into one static graph each."""
+        for part in ("backbone", "neck"):
+            setattr(self.model, part, paddle.jit.to_static(getattr(self.model, part)))
+
+    # ---- weights ---------------------------------------------------------------------------
+
+    def load_weights(self, source: str, exact: bool = False) -> None:
+        """Load weights by name and print what became of them.
+
+        Args:
+            source: path or URL.
+            exact: every parameter must be set, as for evaluation.
+        """
+        log.info("weights: %s: %s", source, weights.load(self.model, source, exact))
+
+    def resume_weights(self, source: str, force: bool = False) -> None:
+        """Go on from a checkpoint of this recipe or from PaddleDetection's .pdparams/.pdopt.
+
+        Args:
+            source: checkpoint folder, run directory, or a file's path with or without its ending.
+            force: also with a config that changes what the steps compute.
+
+        Raises:
+            UserError: nothing to go on from, damaged, or of another config.
+        """
+        path, state = resume.find(source)
+        if "settings" in state:
+            for line in resume.compare(state["settings"], self.config, force):
+                log.warning("%s", line)
+        resume.restore(self, path, state)
+        self._resumed_from, self._cut_window = path, state.get("window")
+        at = self.progress
+        log.info("resume: %s, %d epochs and %d steps done, best AP %.3f", path, at.epoch, at.step,
+                 at.best["AP"])  # fmt: skip
+
+    def steps_in(self, epoch: int) -> int:
+        """Optimizer steps of an epoch; grouped batches: may differ by one."""
+        return self.loader.sampler.steps(epoch) // self.accumulate
+
+    def steps_before(self, epoch: int) -> int:
+        """Optimizer steps of the epochs before this one."""
+        return sum(self.steps_in(k) for k in range(epoch))
