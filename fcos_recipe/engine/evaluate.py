@@ -76,6 +76,11 @@ def evaluate(model, loader, metric: CocoMetric, img_ids, autocast, beat=lambda: 
     start = time.perf_counter()
     metric.reset()
     model.eval()
+    if dist.get_world_size() > 1 and hasattr(model, "state_dict"):
+        # each rank has BatchNorm statistics of its own images; judged are rank 0's, which are saved
+        for _, value in sorted(model.state_dict().items()):
+            if value.stop_gradient:
+                dist.broadcast(value, src=0)
     images = 0
     with paddle.no_grad():
         for batch in loader:

@@ -62,4 +62,6 @@ def test_two_ranks_train_and_every_number_of_ranks_evaluates_alike(tiny, tmp_pat
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         stats.append(json.loads(out.read_text())["stats"])
     assert stats == [stats[0]] * 4
+    # what the training run reported is what its saved weights give, BatchNorm's statistics included
+    assert json.loads((tmp_path / "run" / "eval.json").read_text())["stats"] == stats[0]
     assert json.loads(out.read_text())["images"] == 8
