@@ -19,6 +19,7 @@ ELSEWHERE = {
     "bash scripts/install.sh": "tests/install",
     "bash .ci/run": "runs all tests",
     "python tools/benchmark.py": "takes minutes and gigabytes; tests/benchmark",
+    "python tools/analyze_model.py": "measures for a minute; tests/model/test_analyze.py",
     "pip install": "tests/install and the lock files",
     "python datasets/download_coco.py": "needs 20 GB from the network; tests/data/test_download.py",
 }
@@ -79,7 +80,7 @@ def test_command_is_accepted(command, tmp_path, capfd, monkeypatch):
     name, arguments = words[0].removeprefix("tools/").removesuffix(".py"), words[1:]
     code = run(name, arguments)
     captured = capfd.readouterr()
-    if name in ("train", "eval", "infer"):  # COCO is not here: refused for that, nothing else
+    if name in ("train", "eval", "infer", "export_model"):  # COCO is not here: refused for that, nothing else
         assert code == 2
         assert re.search("does not exist|no such|no image found", captured.err, re.I), captured.err
     else:
