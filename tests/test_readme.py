@@ -80,7 +80,7 @@ def test_command_is_accepted(command, tmp_path, capfd, monkeypatch):
     name, arguments = words[0].removeprefix("tools/").removesuffix(".py"), words[1:]
     code = run(name, arguments)
     captured = capfd.readouterr()
-    if name in ("train", "eval", "infer", "export_model"):  # COCO is not here: refused for that, nothing else
+    if name in ("train", "eval", "infer", "export_model"):  # refused for COCO's absence alone
         assert code == 2
         assert re.search("does not exist|no such|no image found", captured.err, re.I), captured.err
     else:

@@ -236,7 +236,7 @@ def test_bad_results(tmp_path):
     for entries, words in [
         ([good], "[0].score"),
         ([{**good, "score": 1, "image_id": 999999}], "[0].image_id: image 999999 is not in"),
-        ([{**good, "score": 1, "image_id": "cat.jpg"}], "[0].image_id: 'cat' is not a whole number"),
+        ([{**good, "score": 1, "image_id": "cat.jpg"}], "[0].image_id: 'cat' is not a whole"),
         ([{**good, "score": float("nan")}], "NaN"),
         ([{**good, "score": 1}, {**good, "score": "high"}], "[1].score: expected `float`"),
         ([{**good, "score": 1, "bbox": [1, 2, 3]}], "[0].bbox"),
