@@ -28,9 +28,26 @@ class Average(ModelEMA):
             data["ema_decay_type"],
             -1,
             data["ema_black_list"],
-            data["ema_filter_no_grad"],
         )
         self._every, self._model = data["cycle_epoch"], model
+        if data["ema_filter_no_grad"]:  # stock's own way ends in an error, its average in zeros
+            for name, parameter in model.named_parameters():
+                if parameter.stop_gradient:
+                    self.ema_black_list.add(name)
+                    self.state_dict[name] = parameter
+
+    def apply(self) -> dict:
+        """The average without its bias: names to tensors; those not averaged are the model's own.
+
+        Stock's switches off the gradients of the latter: they would stop to learn at the first
+        save or evaluation.
+        """
+        own = [v for k, v in self.state_dict.items() if k in self.ema_black_list]
+        frozen = [value.stop_gradient for value in own]
+        averaged = super().apply()
+        for value, was in zip(own, frozen):
+            value.stop_gradient = was
+        return averaged
 
     def begin_epoch(self, epoch: int) -> None:
         """Start the average anew every `cycle_epoch` epochs.

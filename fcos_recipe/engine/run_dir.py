@@ -162,8 +162,9 @@ class _Appender:
 def _refuse_if_locked(path: Path):
     lock = open(path / ".lock", "w")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        # of this process alone: data workers, which may outlive it, do not inherit it
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
         raise UserError(
             f"{path}: another run is writing there; wait for it or choose another place with "
             "--output"
