@@ -1,7 +1,9 @@
 """Command name -> function. `fcos NAME ...` and `python tools/NAME.py ...` both end here."""
 
 import atexit
+import ctypes
 import os
+import signal
 import sys
 from importlib import import_module
 
@@ -64,11 +66,16 @@ def run(name: str, argv: list[str] | None = None) -> int:
 def leave(code: int):
     """End the process with this code, after everything that Python has registered for its end.
 
-    Native code is not asked any more: the plugin for Iluvatar was reported to crash while it
+    Native code has no say any more: the plugin for Iluvatar was reported to crash while it
     unloads after a finished run, and Paddle 2.6 aborts when a reader's thread is still alive,
     which would turn the exit code into a signal.
     """
     if "paddle" in sys.modules:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        end = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: os._exit(code))
+        for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE):
+            ctypes.CDLL(None).signal(number, end)
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

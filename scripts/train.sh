@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Train on one or more cards: bash scripts/train.sh [CONFIG] [--gpus N|LIST] [options of tools/train.py]
+# --max-restarts N goes on from the newest checkpoint when a rank dies or hangs, at most N times.
 # DEVICE=cpu runs processes over Gloo instead of cards; --dry-run prints what would run.
 set -eu
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

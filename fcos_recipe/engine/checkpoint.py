@@ -195,12 +195,15 @@ def save_weights(path: Path, state_dict: dict, facts: dict) -> None:
     """
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        digest = _write(part, state_dict)
+        # the note comes first and knows both files: a kill between the two spoils neither
+        old = {"replaces": weights.sha256(path)} if path.is_file() else {}
+        note = {**facts, "sha256": _write(part, state_dict), **old}
+        write_json(path.with_suffix(".json"), note)
         os.replace(part, path)
+        _flush(path.parent)
     except OSError:
         part.unlink(missing_ok=True)
         raise
-    write_json(path.with_suffix(".json"), {**facts, "sha256": digest})
 
 
 def prune(folder: Path, keep: int) -> None:

@@ -13,7 +13,8 @@ examples:
   python tools/train.py -c configs/fcos/fcos_r50_fpn_1x_coco.yml --eval -o TrainReader.batch_size=4
   python -m paddle.distributed.launch --gpus 0,1,2,3,4,5,6,7 tools/train.py \\
       -c configs/fcos/fcos_r50_fpn_1x_coco.yml --eval
-exit codes: 0 done, 1 failed, 2 bad input (one line says what), 130 interrupted
+exit codes: 0 done, 1 failed, 2 bad input (one line says what), 75 SIGTERM and
+130 Ctrl-C, both after a checkpoint was saved
 """
 def yes(text: str) -> bool:
     """A boolean option's value; PaddleDetection's `type=bool` took "False" for True."""

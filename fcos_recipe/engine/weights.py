@@ -59,8 +59,9 @@ def read(path: str | Path, sha256: str | None = None) -> dict:
         raise UserError(f"{path}: no such weights file") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    sha256 = sha256 or facts(path).get("sha256")
-    if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+    note = {"sha256": sha256} if sha256 else facts(path)
+    wanted = [note[key] for key in ("sha256", "replaces") if key in note]
+    if wanted and hashlib.sha256(data).hexdigest() not in wanted:
         raise UserError(
             f"{path}: damaged, its SHA-256 is not the one recorded beside it; take another file, "
             f"or, if you put it there yourself, delete {path.with_suffix('.json')}"

@@ -3,15 +3,14 @@
 Several ranks run under `python -m paddle.distributed.launch`, which this module starts in a
 session of its own and watches. Rank 0's output goes to the console. When a rank dies, the
 console says which one, why, and shows its last lines; everything else is ended; the exit code
-is one of `exit_codes`. One card needs no launcher: the training process replaces this one, so
-that the progress bar, Ctrl-C and a debugger work as in any program.
+is one of `exit_codes`. One card needs no launcher: the training process replaces this one (but
+for `--max-restarts`), so that the progress bar, Ctrl-C and a debugger work as in any program.
 """
 
 import argparse
 import ctypes
 import os
 import re
-import select
 import shlex
 import signal
 import subprocess
@@ -26,7 +25,8 @@ import psutil
 
 from fcos_recipe.config import load_config
 from fcos_recipe.errors import UserError
-from fcos_recipe.runtime import cpu_math, device, exit_codes
+from fcos_recipe.runtime import cpu_math, device, exit_codes, restart
+from fcos_recipe.runtime.ranks import Ranks
 
 HEADLINE = "configs/fcos/fcos_r50_fpn_1x_coco.yml"
 TRAIN = device.ROOT / "tools" / "train.py"
@@ -45,6 +45,8 @@ class Plan:
     ranks: int
     log_dir: Path
     notes: list[str]
+    restarts: int = 0
+    run_dir: Path | None = None
 
     def environment(self) -> dict[str, str]:
         """The whole environment of the command."""
@@ -191,7 +193,7 @@ def no_process_left() -> Iterator[None]:
 
 def _watch(run: Plan, launcher: subprocess.Popen, launcher_log: Path, stops: list[int]) -> int:
     console = _Stream(run.log_dir / "workerlog.0")
-    ranks = _Ranks(launcher.pid, run.ranks)
+    ranks = Ranks(launcher.pid, run.ranks)
     deadline = None
     forwarded = 0
     while launcher.poll() is None and (deadline is None or time.monotonic() < deadline):
@@ -201,14 +203,16 @@ def _watch(run: Plan, launcher: subprocess.Popen, launcher_log: Path, stops: lis
             if forwarded:  # asked twice: now
                 break
             forwarded = len(stops)
-            launcher.send_signal(signal.SIGTERM)
+            if not ranks.terminate():
+                launcher.send_signal(signal.SIGTERM)
             deadline = time.monotonic() + STOP_GRACE
         if ranks.failed() and deadline is None:
             deadline = time.monotonic() + GRACE
     console.pump()
     if stops:
         print(f"launch: stopped by {signal.Signals(stops[0]).name}", file=sys.stderr)
-        return 128 + stops[0]
+        saved = set(ranks.failed().values()) == {exit_codes.SAVED}
+        return exit_codes.SAVED if saved and stops[0] == signal.SIGTERM else 128 + stops[0]
     failed = ranks.failed() or _from_launcher(launcher_log)
     if failed:
         return _report(run, failed)
@@ -287,61 +291,6 @@ def _from_launcher(log: Path) -> dict[int, int]:
     return {int(rank): int(code) for rank, code in found}
 
 
-class _Ranks:
-    """The launcher's training processes: who died, in which order, with which code.
-
-    The launcher looks once a second and names the lowest rank, which is often one that only
-    lost its peer. A pidfd tells each death at once.
-    """
-
-    def __init__(self, launcher_pid: int, expected: int):
-        self._launcher = psutil.Process(launcher_pid)
-        self._expected = expected
-        self._poll = select.poll()
-        self._ranks: dict[int, tuple[int, int]] = {}  # pidfd -> rank, pid
-        self._seen: set[int] = set()
-        self._codes: dict[int, int] = {}
-
-    def wait(self) -> None:
-        """Look for ranks while some are missing; then wait up to 0.2 s for deaths."""
-        if len(self._seen) < self._expected:
-            self._find()
-        seconds = 0.2 if len(self._seen) == self._expected else 0.05
-        for fd, _ in self._poll.poll(seconds * 1000):
-            rank, pid = self._ranks[fd]
-            code = _zombie_code(pid)
-            self._poll.unregister(fd)
-            os.close(fd)
-            if code is not None:
-                self._codes[rank] = code
-
-    def failed(self) -> dict[int, int]:
-        return {rank: code for rank, code in self._codes.items() if code}
-
-    def _find(self) -> None:
-        try:
-            for child in self._launcher.children():
-                if child.pid in self._seen:
-                    continue
-                rank = child.environ().get("PADDLE_TRAINER_ID")
-                if rank is not None:
-                    fd = os.pidfd_open(child.pid)
-                    self._ranks[fd] = (int(rank), child.pid)
-                    self._poll.register(fd, select.POLLIN)
-                    self._seen.add(child.pid)
-        except (psutil.Error, OSError):
-            return  # gone in between: the launcher's log names it
-
-
-def _zombie_code(pid: int) -> int | None:
-    """Exit code (signal: negative) of a process that its parent has not yet waited for."""
-    try:
-        status = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[-1])
-    except (OSError, IndexError, ValueError):
-        return None
-    return os.waitstatus_to_exitcode(status)
-
-
 class _Stream:
     """Copies a growing file to the console."""
 
@@ -393,6 +342,10 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--log_dir", type=Path, help="rank logs; default: launch/ beside the run")
     parser.add_argument("--output", help="passed on to tools/train.py")
+    parser.add_argument(
+        "--max-restarts", type=int, default=0, metavar="N",
+        help="start again from the newest checkpoint when a rank dies or hangs, at most N times",
+    )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print command and environment")
     args, rest = parser.parse_known_args(argv)
     if rest and not rest[0].startswith("-"):
@@ -429,7 +382,10 @@ def prepare(argv: list[str]) -> tuple[Plan, bool]:
     output = Path(args.output).parent if args.output else Path(config.data["save_dir"])
     stamp = f"{Path(path).stem}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     log_dir = args.log_dir or output / "launch" / stamp
-    return plan(kind, labels, visible, train, log_dir), args.dry_run
+    run = plan(kind, labels, visible, train, log_dir)
+    run.restarts = args.max_restarts
+    run.run_dir = Path(args.output or output / config.name)
+    return run, args.dry_run
 
 
 def main(argv: list[str]) -> int:
@@ -440,8 +396,9 @@ def main(argv: list[str]) -> int:
     if dry:
         print(run.shell())
         return exit_codes.OK
-    if run.ranks > 1:
-        return supervise(run)
+    once = supervise if run.ranks > 1 else restart.one_process
+    if run.ranks > 1 or run.restarts > 0:
+        return restart.until_done(run, once, run.restarts, run.run_dir)
     os.execve(run.command[0], run.command, run.environment())
 
 

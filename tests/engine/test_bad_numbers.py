@@ -1,4 +1,4 @@
-"""Steps whose numbers are not finite: never applied, written down, dealt with as the config says."""
+"""Steps whose numbers are not finite: not applied, written down, dealt with by config."""
 
 import json
 from types import SimpleNamespace

@@ -1,12 +1,14 @@
 """Checkpoints are whole or absent, and damage is seen."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
 
-from fcos_recipe.engine import checkpoint
+from fcos_recipe.engine import checkpoint, weights
 from fcos_recipe.errors import UserError
 
 
@@ -58,3 +60,30 @@ def test_class_names_travel(tmp_path):
     assert json.loads((tmp_path / "best.json").read_text())["sha256"]
     paddle.save({"w": paddle.ones([1])}, str(tmp_path / "zoo.pdparams"))
     assert checkpoint.class_names(tmp_path / "zoo.pdparams") is None
+
+
+def test_a_kill_between_weights_and_their_note_spoils_neither(tmp_path, monkeypatch):
+    path = tmp_path / "best_model.pdparams"
+
+    def save(value):
+        checkpoint.save_weights(path, {"w": paddle.full([4], value)}, {})
+
+    def kill(target):
+        if Path(target).name == left[0]:
+            raise KeyboardInterrupt
+
+    save(1.0)
+    real = os.replace
+    left = ["best_model.json", "best_model.pdparams"]  # in the order of their replacement
+    while left:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "replace", lambda a, b: kill(b) or real(a, b))
+            save(2.0)
+        assert weights.read(path)["w"].tolist() == [1.0] * 4
+        left.pop(0)
+    left.append("")
+    save(3.0)
+    assert weights.read(path)["w"].tolist() == [3.0] * 4
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match="SHA-256"):
+        weights.read(path)
