@@ -60,7 +60,14 @@ def run(name: str, argv: list[str] | None = None) -> int:
     except Exception as error:
         if "PADDLE_TRAINER_ID" in os.environ:  # one of several: say which one, then as usual
             announce_failure(rank(), error)
+        sys.excepthook = _excepthook
         raise
+
+
+def _excepthook(*error) -> None:
+    """The traceback, then out: Paddle aborts when Python ends while a collective waits."""
+    sys.__excepthook__(*error)
+    leave(FAILED)
 
 
 def leave(code: int):

@@ -150,6 +150,7 @@ def supervise(run: Plan) -> int:
         An exit code of `exit_codes`.
     """
     run.log_dir.mkdir(parents=True, exist_ok=True)
+    restart.set_aside(run.log_dir)
     stops: list[int] = []
     signals = (signal.SIGINT, signal.SIGTERM)
     old = {s: signal.signal(s, lambda number, _: stops.append(number)) for s in signals}
@@ -230,16 +231,21 @@ def _report(run: Plan, failed: Mapping[int, int]) -> int:
         failed: rank -> exit code (signals negative), in the order of death.
     """
     ended = (-signal.SIGTERM, -signal.SIGKILL)
-    hung, waited = [], []
+    hung, waited, silent = [], [], []
     for rank, code in failed.items():
         own = _own_word(_lines(run.log_dir / f"workerlog.{rank}"))
         if code == exit_codes.HUNG or (code in ended and own.startswith("hung")):
-            # inside a collective operation it may only have waited for another one
-            (waited if "/paddle/distributed/" in own else hung).append(rank)
-    failed = {**failed, **dict.fromkeys(hung + waited, exit_codes.HUNG)}
+            # inside a collective operation, such as backward's, it may only have waited for another
+            (waited if re.search("/paddle/distributed/| in backward ", own) else hung).append(rank)
+        elif not own and code < 0:
+            silent.append(rank)
     order = list(failed)
     if order[0] in waited:
+        # native code that holds the interpreter's lock stops the watchdog, too: a rank that left
+        # no word while the others waited is the one that they waited for
+        hung = hung or silent
         order = [*hung, *waited, *(rank for rank in order if rank not in hung + waited)]
+    failed = {**failed, **dict.fromkeys(hung + waited, exit_codes.HUNG)}
     rank, code = order[0], failed[order[0]]
     log = run.log_dir / f"workerlog.{rank}"
     said = _lines(log)
@@ -274,6 +280,8 @@ def _own_word(lines: list[str]) -> str:
 def _reason(lines: list[str], code: int) -> str:
     """A rank's own last word, else its last line when it raised."""
     own = _own_word(lines).partition(": ")[2]
+    if code == exit_codes.HUNG and not own:
+        return "stood still without a word while the others waited for it"
     last = own or (lines[-1].strip() if code == exit_codes.FAILED and lines else "")
     return ": ".join(filter(None, (exit_codes.describe(code), last)))
 

@@ -39,8 +39,7 @@ def until_done(run, once: Callable[[object], int], restarts: int, run_dir: Path)
         # a run that died before it moved an earlier one's directory away has nothing of its own
         if _identity(run_dir) != before and run.command[-2:] != ["--resume", "auto"]:
             run.command = [*run.command, "--resume", "auto"]
-        moved = _set_aside(run.log_dir, number + 1)
-        print(f"launch: {exit_codes.describe(code)}; restart {number + 1} of {restarts}{moved}",
+        print(f"launch: {exit_codes.describe(code)}; restart {number + 1} of {restarts}",
               file=sys.stderr, flush=True)  # fmt: skip
     return code
 
@@ -69,13 +68,16 @@ def _identity(path: Path) -> tuple | None:
     return found.st_dev, found.st_ino
 
 
-def _set_aside(logs: Path, number: int) -> str:
-    """Move the ranks' logs into a folder of their own; returns words that name it."""
+def set_aside(logs: Path) -> None:
+    """Move ranks' logs of an earlier attempt into a folder of their own, attempt-1, attempt-2, ...
+
+    The launcher appends, so that old words would be read as this run's.
+    """
     files = [path for path in logs.glob("*") if path.is_file()]
     if not files:
-        return ""
-    folder = logs / f"attempt-{number}"
-    folder.mkdir(exist_ok=True)
+        return
+    folder = logs / f"attempt-{len(list(logs.glob('attempt-*'))) + 1}"
+    folder.mkdir()
     for path in files:
         path.rename(folder / path.name)
-    return f"; its logs: {folder}"
+    print(f"launch: the logs of the attempt before: {folder}", file=sys.stderr)

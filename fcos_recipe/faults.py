@@ -1,0 +1,537 @@
+"""`scripts/fault_test.sh`: training runs that are killed, starved and damaged, then gone on with.
+
+Every fault is real (SIGKILL, a full file system, a process that stands still, bytes that changed)
+and hits a real run of the demo's network on a small generated data set. A fault is survived when
+the run, resumed to its end, equals the one that nothing happened to: weights and optimizer bit for
+bit with one process, within 1e-6 with two; the same records in metrics.jsonl; no process and no
+shared memory left behind.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from fcos_recipe.data.shapes import make_shapes
+from fcos_recipe.errors import UserError
+from fcos_recipe.runtime import exit_codes
+from fcos_recipe.runtime.device import ROOT
+
+# How many of each kind: the whole test, --quick.
+COUNTS = {
+    "kill": (60, 7), "rank": (6, 1), "hang": (5, 1), "disk": (2, 1), "damage": (200, 40),
+}  # fmt: skip
+TOLERANCE = 1e-6  # with two processes: absolute, of weights and optimizer states
+# What differs from run to run by nature.
+CLOCK = {"time", "images_per_second", "images_per_second_per_card", "data_time", "memory_mib",
+         "seconds"}  # fmt: skip
+CONFIG = """\
+_BASE_: ['{root}/configs/fcos/fcos_r18_fpn_demo.yml']
+device: cpu
+worker_num: 0
+log_iter: 3
+epoch: 3
+snapshot_steps: 2
+TrainDataset: {{dataset_dir: {data}}}
+EvalDataset: {{dataset_dir: {data}}}
+TestDataset: {{dataset_dir: {data}}}
+max_failed_saves: 3
+use_ema: true
+"""
+WORKERS = ["worker_num=2", "TrainReader.use_shared_memory=true"]
+
+# What a rank runs that is to stand still: rank 1 in training, rank 0 (which writes) in a save.
+HANGS = {
+    "a rank stays away from a collective": "Trainer._seed_step = at_step_4(stand_still)",
+    "a data worker hangs": "reader.read_image = four_times(reader.read_image)",
+    "a rank raises": "Trainer._seed_step = at_step_4(lambda: 1 / 0)",
+    "a save hangs": "checkpoint.save = lambda *_: stand_still()",
+    "a rank hangs with the interpreter's lock":
+        "Trainer._seed_step = at_step_4(lambda: ctypes.PyDLL(None).sleep(1000000))",
+}  # fmt: skip
+DRIVER = """
+import ctypes, os, sys, time
+from fcos_recipe.cli import leave, run
+from fcos_recipe.compat import import_ppdet
+from fcos_recipe.runtime import cpu_math
+cpu_math.ensure("cpu")
+import_ppdet()
+from fcos_recipe.data import reader
+from fcos_recipe.engine import checkpoint
+from fcos_recipe.engine.trainer import Trainer
+seed = Trainer._seed_step
+def stand_still():
+    time.sleep(1e6)
+def at_step_4(fault):
+    return lambda trainer: fault() if trainer.progress.steps_done == 4 else seed(trainer)
+def four_times(read):
+    left = [1] * 4
+    return lambda path: read(path) if left and left.pop() else stand_still()
+if os.environ["PADDLE_TRAINER_ID"] == "{rank}":
+    {fault}
+leave(run("train"))
+"""
+SUPERVISE = """
+import sys
+from pathlib import Path
+from fcos_recipe.runtime import launch
+log, script, *arguments = sys.argv[1:]
+sys.exit(launch.supervise(launch.plan("cpu", ["0", "1"], [], arguments, Path(log), Path(script))))
+"""
+
+
+class Lost(Exception):
+    """A fault that was not survived, and how that shows."""
+
+
+class NotPossible(Exception):
+    """A fault that this machine does not let us make."""
+
+
+def differences(one: Path, two: Path, tolerance: float = 0) -> str:
+    """How two finished run directories differ; "" if they do not.
+
+    Args:
+        one, two: run directories.
+        tolerance: absolute, of every number of weights, optimizer, losses and figures.
+    """
+    from fcos_recipe.engine import checkpoint, weights
+
+    last = [checkpoint.found(path / "checkpoints")[-1:] for path in (one, two)]
+    if not all(last) or last[0][0].name != last[1][0].name:
+        return f"last checkpoints {last}"
+    names = [p.name for p in last[0][0].glob("model.pd*")]
+    pairs = [(last[0][0] / name, last[1][0] / name) for name in names]
+    for a, b in [(one / "model_final.pdparams", two / "model_final.pdparams"), *pairs]:
+        a, b, name = weights.read(a), weights.read(b), a.name
+        if set(a) != set(b):
+            return f"{name}: other entries"
+        for key, value in a.items():
+            if not isinstance(value, np.ndarray):
+                if value != b[key]:
+                    return f"{name}: {key}: {value} and {b[key]}"
+            elif not np.allclose(value, b[key], rtol=0, atol=tolerance, equal_nan=True):
+                return f"{name}: {key} differs by {np.abs(value - b[key]).max():.3g}"
+    rows = [
+        [
+            {k: v for k, v in json.loads(line).items() if k not in CLOCK}
+            for line in (path / "metrics.jsonl").read_text().splitlines()
+        ]
+        for path in (one, two)
+    ]
+    if [list(r) for r in rows[0]] != [list(r) for r in rows[1]]:
+        return f"metrics.jsonl: {len(rows[0])} and {len(rows[1])} records, or other ones"
+    for a, b in zip(*rows):
+        for key, value in a.items():
+            # figures are discrete: with a tolerance they may jump by a match
+            if value != b[key] and (not tolerance or key == "step"):
+                return f"metrics.jsonl: {key} at step {a['step']}: {value} and {b[key]}"
+    return ""
+
+
+class Faults:
+    """Makes faults.
+
+    Args:
+        work: scratch directory.
+        seed: of all that is random.
+        quick: a selection.
+    """
+
+    def __init__(self, work: Path, seed: int, quick: bool):
+        self.work, self.seed, self.quick = work, seed, quick
+        self.rng = np.random.default_rng(seed)
+        self.survived, self.lost, self.skipped = 0, [], []
+        self.inside = self.slowest = 0
+        make_shapes(work / "data", train=24, val=8, seed=3, size=(96, 128))
+        self.config = work / "fault.yml"
+        self.config.write_text(CONFIG.format(root=ROOT, data=work / "data"))
+
+    # ---- runs ------------------------------------------------------------------------------
+
+    def start(self, command: list, console: Path) -> subprocess.Popen:
+        """Start a command in a session of its own, its output in a file."""
+        with console.open("ab") as file:
+            return subprocess.Popen(
+                list(map(str, command)), stdout=file, stderr=file, start_new_session=True,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "DEVICE": "cpu",
+                     "PYTHON": sys.executable}, cwd=self.work,
+            )  # fmt: skip
+
+    def train(self, run: Path, *more) -> subprocess.Popen:
+        tool = ROOT / "tools" / "train.py"
+        return self.start([sys.executable, tool, "-c", self.config, "--eval", "--output", run,
+                           "--resume", "auto", *more], run.with_suffix(".console"))  # fmt: skip
+
+    def train_two(self, run: Path, *more) -> subprocess.Popen:
+        script = ROOT / "scripts" / "train.sh"
+        return self.start(["bash", script, self.config, "--gpus", "2", "--eval", "--output", run,
+                           "--log_dir", run.with_suffix(".logs"), "--resume", "auto", *more],
+                          run.with_suffix(".console"))  # fmt: skip
+
+    def ended(self, process: subprocess.Popen, run: Path, seconds: float = 240) -> int:
+        """Exit code of a run.
+
+        Raises:
+            Lost: it takes longer than that.
+        """
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise Lost(f"not at its end after {seconds:.0f} s: {self.console(run)}") from None
+
+    def console(self, run: Path) -> str:
+        lines = run.with_suffix(".console").read_text(errors="replace").splitlines()
+        return " | ".join(lines[-3:])
+
+    def reference(self, name: str, start: Callable[[Path], subprocess.Popen]) -> float:
+        """The run that nothing happens to; returns its seconds."""
+        began = time.monotonic()
+        if code := self.ended(start(self.work / name), self.work / name):
+            raise Lost(f"the undisturbed run ended with {code}: {self.console(self.work / name)}")
+        return time.monotonic() - began
+
+    def finish(self, run: Path, reference: str, ranks: int = 1) -> None:
+        """Resume to the end and compare.
+
+        Raises:
+            Lost: it fails, or differs.
+        """
+        start = self.train if ranks == 1 else self.train_two
+        if code := self.ended(start(run), run):
+            raise Lost(f"the resumed run ended with {code}: {self.console(run)}")
+        self.compare(run, reference, ranks)
+
+    def compare(self, run: Path, reference: str, ranks: int = 1) -> None:
+        tolerance = TOLERANCE if ranks > 1 else 0
+        if said := differences(self.work / reference, run, tolerance):
+            raise Lost(f"the resumed run differs: {said}")
+
+    # ---- faults ----------------------------------------------------------------------------
+
+    def kill(self, run: Path, number: int) -> str:
+        """SIGKILL at a random moment; every second one waits for a save to begin."""
+        aimed, workers = number % 2 == 1, WORKERS if number % 3 == 1 else []
+        while True:
+            process = self.train(run, *(["-o", *workers] if workers else []))
+            began = time.monotonic()
+            moment = self.rng.uniform(0.15, 0.95) * self.seconds
+            into = self.rng.uniform(0, 0.06)
+            self.sleep(process, moment)
+            family = tree(process)
+            if aimed:
+                while process.poll() is None and not parts(run, process.pid):
+                    time.sleep(0.0005)
+                time.sleep(into)
+                family |= tree(process)
+            process.kill()
+            if process.wait() == -signal.SIGKILL:
+                break
+            remove(run)  # it was faster
+        hit = len(parts(run, process.pid)) > 0
+        self.inside += hit
+        where = f"{time.monotonic() - began:.2f} s after the start{', inside a save' * hit}"
+        self.leaks(family)
+        self.finish(run, "whole")
+        return where
+
+    def rank(self, run: Path, number: int) -> str:
+        """SIGKILL to one of two ranks; train.sh itself has to go on."""
+        process = self.train_two(run, "--max-restarts", "2")
+        victim = int(self.rng.integers(2))
+        moment = self.rng.uniform(0.3, 0.9) * self.seconds_two
+        self.sleep(process, moment)
+        while process.poll() is None and victim not in (found := ranks_of(process)):
+            time.sleep(0.05)
+        if process.poll() is not None:
+            raise Lost(f"ended before it was killed: {self.console(run)}")
+        family = tree(process)
+        os.kill(found[victim], signal.SIGKILL)
+        killed = time.monotonic()
+        said = f"rank {victim} of 2 failed first: killed by SIGKILL"
+        while said not in run.with_suffix(".console").read_text():
+            if time.monotonic() - killed > 60:
+                raise Lost(f"60 s after the death nobody said: {said}")
+            time.sleep(0.1)
+        seconds = time.monotonic() - killed
+        self.slowest = max(self.slowest, seconds)
+        if code := self.ended(process, run):
+            raise Lost(f"train.sh --max-restarts ended with {code}: {self.console(run)}")
+        self.leaks(family)
+        self.compare(run, "whole2", 2)
+        return f"rank {victim} {moment:.1f} s after the start; told after {seconds:.1f} s"
+
+    def hang(self, run: Path, number: int) -> str:
+        """One of `HANGS` in one of two ranks: named, ended, gone on with."""
+        kind = list(HANGS)[number]
+        rank = 0 if "save" in kind else 1
+        driver = run.with_suffix(".py")
+        driver.write_text(DRIVER.format(rank=rank, fault=HANGS[kind]))
+        began = time.monotonic()
+        process = self.start(
+            [sys.executable, "-c", SUPERVISE, run.with_suffix(".logs"), driver, "-c", self.config,
+             "--eval", "--output", run, "-o", "watchdog.startup=30", "watchdog.step=6",
+             "watchdog.save=6", *(WORKERS if "worker" in kind else [])],
+            run.with_suffix(".console"),
+        )  # fmt: skip
+        while process.poll() is None and len(ranks_of(process)) < 2:
+            time.sleep(0.1)
+        code = self.ended(process, run, 30 + 6 + 30 + 60)
+        seconds = time.monotonic() - began
+        text = run.with_suffix(".console").read_text()
+        if f"rank {rank} of 2 failed first" not in text or code == exit_codes.OK:
+            raise Lost(f"{kind}: exit {code}, and rank {rank} is not named: {self.console(run)}")
+        self.leaks(set(psutil.pids()) & set(self.mentions(run)))
+        self.finish(run, "whole2", 2)
+        return f"{kind}: rank {rank} named, exit {code} after {seconds:.0f} s"
+
+    def disk(self, run: Path, number: int) -> str:
+        """A file system that is full, or a folder that has gone, until the saves are given up."""
+        if number == 1:
+            return self.gone(run)
+        with tmpfs(run, "600m"):
+            process = self.train(run)
+            self.wait_for_checkpoint(process, run)
+            filler = run / "filler"
+            with filler.open("wb", buffering=0) as file:
+                try:
+                    while process.poll() is None:
+                        file.write(bytes(1 << 20))
+                except OSError:
+                    pass
+            return self.refused(process, run, "the disk is full", filler.unlink)
+
+    def gone(self, run: Path) -> str:
+        process = self.train(run)
+        self.wait_for_checkpoint(process, run)
+        aside = run.with_suffix(".gone")
+        (run / "checkpoints").rename(aside)
+        return self.refused(process, run, "the folder has gone",
+                            lambda: aside.rename(run / "checkpoints"))  # fmt: skip
+
+    def refused(self, process, run: Path, words: str, undo: Callable) -> str:
+        """Saves fail: told so, given up at the limit, what was saved before is intact."""
+        from fcos_recipe.engine import checkpoint
+
+        code = self.ended(process, run)
+        text = run.with_suffix(".console").read_text()
+        if code != exit_codes.FAILED or "Traceback" in text or words not in text:
+            raise Lost(f"exit {code}, not 1 with {words!r}: {self.console(run)}")
+        undo()
+        if not checkpoint.newest(run / "checkpoints")[0]:
+            raise Lost("no intact checkpoint is left")
+        self.finish(run, "whole")
+        return f"{words}: given up with one line, earlier checkpoints intact"
+
+    def damage(self, run: Path, number: int) -> str:
+        """A byte of a checkpoint changes, or its end is missing: never read again."""
+        from fcos_recipe.engine import checkpoint
+
+        folder = checkpoint.found(self.work / "whole" / "checkpoints")[-1]
+        files = sorted(p for p in folder.iterdir() if p.stat().st_size)
+        file = files[number % len(files)]
+        size, cut = file.stat().st_size, bool(self.rng.integers(2))
+        place = int(self.rng.integers(size))
+        with file.open("r+b") as handle:
+            handle.seek(place)
+            tail = handle.read() if cut else handle.read(1)
+            handle.seek(place)
+            if cut:
+                handle.truncate()
+            else:
+                handle.write(bytes([tail[0] ^ 1 << int(self.rng.integers(8))]))
+        try:
+            what = f"{file.name} {'cut at' if cut else 'with a bit turned in'} byte {place}"
+            path, rejected = checkpoint.newest(folder.parent)
+            if path == folder:
+                raise Lost(f"{what} of {size}: not noticed")
+            if path is None or file.name not in rejected[0]:
+                raise Lost(f"{what}: {rejected}")
+            return what
+        finally:
+            with file.open("r+b") as handle:
+                handle.seek(place)
+                handle.write(tail)
+
+    # ---- helpers ---------------------------------------------------------------------------
+
+    def sleep(self, process: subprocess.Popen, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while process.poll() is None and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.05))
+
+    def wait_for_checkpoint(self, process: subprocess.Popen, run: Path) -> None:
+        from fcos_recipe.engine import checkpoint
+
+        while process.poll() is None and not checkpoint.found(run / "checkpoints"):
+            time.sleep(0.002)
+
+    def mentions(self, run: Path) -> list[int]:
+        """Processes whose command line names this run."""
+        found = psutil.process_iter(["pid", "cmdline"])
+        return [p.pid for p in found if str(run) in " ".join(p.info["cmdline"] or [])]
+
+    def leaks(self, family: set[int]) -> None:
+        """Wait until processes are gone.
+
+        Raises:
+            Lost: after 20 s one is left, or shared memory that one of them made.
+        """
+        end = time.monotonic() + 20
+        while True:
+            alive = [pid for pid in family if psutil.pid_exists(pid) and running(pid)]
+            numbers = {str(pid) for pid in family}
+            shared = [p.name for p in Path("/dev/shm").iterdir()
+                      if numbers & set(re.findall(r"\d+", p.name))]  # fmt: skip
+            if not alive and not shared:
+                return
+            if time.monotonic() > end:
+                raise Lost(f"left behind: processes {alive}, shared memory {shared}")
+            time.sleep(0.1)
+
+    def run_all(self) -> int:
+        """Make all faults; prints a line for each and the figures last. Returns an exit code."""
+        from fcos_recipe.runtime import cpu_math
+
+        cpu_math.ensure("cpu")
+        self.seconds = self.reference("whole", self.train)
+        self.seconds_two = self.reference("whole2", self.train_two)
+        print(f"seed {self.seed}; undisturbed: one process {self.seconds:.1f} s, two "
+              f"{self.seconds_two:.1f} s", flush=True)  # fmt: skip
+        for kind, counts in COUNTS.items():
+            count = counts[self.quick]
+            for number in range(count):
+                self.one(kind, number, count)
+        for words in dict.fromkeys(self.skipped):
+            print(f"not tried: {words}")
+        for words in self.lost:
+            print(f"lost: {words}")
+        print(f"{self.inside} kills were inside a save; a dead rank was named after at most "
+              f"{self.slowest:.1f} s")  # fmt: skip
+        tried = self.survived + len(self.lost)
+        print(f"faults tried {tried}, survived {self.survived}, lost {len(self.lost)}")
+        return exit_codes.FAILED if self.lost else exit_codes.OK
+
+    def one(self, kind: str, number: int, count: int) -> None:
+        run, began = self.work / f"{kind}-{number + 1}", time.monotonic()
+        name = f"{kind} {number + 1}/{count}"
+        try:
+            where = getattr(self, kind)(run, number)
+        except NotPossible as error:
+            self.skipped.append(f"{kind}: {error}")
+            return
+        except Lost as error:
+            self.lost.append(f"{name}: {error}")
+            print(f"{name}: LOST: {error}", flush=True)
+        else:
+            self.survived += 1
+            print(f"{name}: {where}: survived ({time.monotonic() - began:.1f} s)", flush=True)
+            remove(run)
+        finally:
+            for pid in self.mentions(run):
+                os.kill(pid, signal.SIGKILL)
+
+
+def tree(process: subprocess.Popen) -> set[int]:
+    """A process and all below it."""
+    try:
+        return {process.pid, *(p.pid for p in psutil.Process(process.pid).children(True))}
+    except psutil.Error:
+        return {process.pid}
+
+
+def running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def ranks_of(process: subprocess.Popen) -> dict[int, int]:
+    """Ranks below a launch that have begun to train: number -> process."""
+    found: dict[int, int] = {}
+    for pid in sorted(tree(process)):
+        try:
+            child = psutil.Process(pid)
+            if ".py" in " ".join(child.cmdline()) and child.parent().pid != process.pid:
+                number = child.environ().get("PADDLE_TRAINER_ID")
+                if number is not None:
+                    found.setdefault(int(number), pid)
+        except (psutil.Error, AttributeError):
+            continue
+    return found
+
+
+def parts(run: Path, pid: int) -> list[Path]:
+    """What a save of this process has begun to write and not yet renamed."""
+    try:
+        return [path for path in run.rglob(".*") if path.name.endswith(f".{pid}")]
+    except OSError:  # renamed while we looked
+        return []
+
+
+def remove(run: Path) -> None:
+    for path in run.parent.glob(f"{run.name}*"):
+        if path == run or path.name.startswith(f"{run.name}."):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def tmpfs(path: Path, size: str) -> Iterator[None]:
+    """A file system of this size in memory at `path`.
+
+    Raises:
+        NotPossible: this user may not mount.
+    """
+    path.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)],
+                          capture_output=True, text=True)  # fmt: skip
+    if done.returncode:
+        raise NotPossible(f"a small file system cannot be mounted ({done.stderr.strip()})")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line; exit code 1 if a fault was not survived."""
+    parser = argparse.ArgumentParser(
+        prog="bash scripts/fault_test.sh", description=__doc__.split("\n")[0],
+        epilog="example: bash scripts/fault_test.sh --quick",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--quick", action="store_true", help="a selection, at most 5 minutes on two cores")
+    add("--seed", type=int, default=0, help="of moments and places; default %(default)s")
+    add("--only", choices=COUNTS, help="one kind of fault")
+    add("--keep", type=Path, metavar="DIR", help="work in DIR and leave everything there")
+    args = parser.parse_args(argv)
+    if args.only:
+        for kind in set(COUNTS) - {args.only}:
+            COUNTS[kind] = (0, 0)
+    if args.keep and args.keep.exists():
+        raise UserError(f"--keep {args.keep}: exists; choose a new directory")
+    work = args.keep or Path(tempfile.mkdtemp(prefix="fcos-faults-"))
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        return Faults(work.resolve(), args.seed, args.quick).run_all()
+    finally:
+        if not args.keep:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
