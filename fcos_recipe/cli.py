@@ -8,7 +8,7 @@ import sys
 from importlib import import_module
 
 from fcos_recipe import __version__
-from fcos_recipe.errors import RunFailure, Stopped, UserError
+from fcos_recipe.errors import RunFailure, Stopped, UserError, printable
 from fcos_recipe.runtime.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, OK, SAVED
 from fcos_recipe.runtime.watchdog import announce_failure, rank
 
@@ -20,7 +20,7 @@ COMMANDS = {
     "infer": ("fcos_recipe.predict.commands:main", "draw boxes on images, write COCO results"),
     "export_model": ("fcos_recipe.predict.export:main", "to Paddle Inference or ONNX, checked"),
     "dataset": ("fcos_recipe.data.commands:main", "fetch COCO; look at data before training"),
-    "weights": ("fcos_recipe.engine.zoo:main", "published weights: list, get, verify"),
+    "weights": ("fcos_recipe.engine.zoo:main", "published weights; convert to safetensors"),
     "config": ("fcos_recipe.config.commands:main", "print, validate or compare configs"),
     "analyze_model": ("fcos_recipe.model.analyze:main", "parameters, multiply-adds, memory, time"),
     "benchmark": (
@@ -45,8 +45,8 @@ def run(name: str, argv: list[str] | None = None) -> int:
     try:
         return getattr(import_module(module), function)(sys.argv[1:] if argv is None else argv)
     except (UserError, RunFailure) as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        for line in str(error).split("\n"):
+            print(f"error: {printable(line)}", file=sys.stderr)
         return BAD_INPUT if isinstance(error, UserError) else FAILED
     except Stopped as error:
         print(error, file=sys.stderr)

@@ -39,6 +39,7 @@ REPLACED = {
     "EvalReader": ("data.reader", "normalises on the CPU"),
     "TestReader": ("data.reader", "normalises on the CPU"),
 }
+MOST_PIXELS = 1 << 27  # of an image: 11585 x 11585, 400 MB when decoded
 _stock: dict = {}
 _pristine: dict = {}
 
@@ -51,6 +52,8 @@ def before_paddle() -> None:
     """
     import zlib  # noqa: F401
 
+    # OpenCV allocates what a header promises, up to 3 GB by default; it reads this when imported
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MOST_PIXELS))
     # Paddle's C++ side reports each socket it opens; warnings stay
     os.environ.setdefault("GLOG_minloglevel", "1")
     warnings.filterwarnings("ignore", message="No ccache found")

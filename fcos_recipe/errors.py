@@ -1,5 +1,28 @@
 """What goes wrong by the user's input, told in words instead of a traceback."""
 
+import re
+
+# All but tab and line feed, and what turns the direction of writing.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_SECRET = re.compile(
+    r"(://)[^/@\s]+(?=@)|([?&][\w.-]*(?:token|key|sign|secret|passw|credential)[\w.-]*=)[^&\s\"']+",
+    re.IGNORECASE,
+)
+
+
+def printable(text: str) -> str:
+    """Text as it may be shown and kept, whoever chose the names in it.
+
+    Control characters, with which a class or file name could take over a terminal, are shown as
+    escapes. Passwords and keys in URLs become stars.
+    """
+    return without_secrets(_CONTROL.sub(lambda found: repr(found[0])[1:-1], text))
+
+
+def without_secrets(text: str) -> str:
+    """Text whose URLs have stars for passwords, tokens and keys."""
+    return _SECRET.sub(lambda found: (found[1] or found[2]) + "***", text)
+
 
 class UserError(Exception):
     """Bad input. The message is one line: file, field, what is wrong, remedy. Exit code 2."""

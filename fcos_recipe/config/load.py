@@ -199,6 +199,9 @@ class _Reader:
         if real in parents:
             self.errors.append(f"{prefix}{display(path)} builds on itself")
             return empty
+        if path.exists() and not path.is_file():  # a device or pipe would be read for ever
+            self.errors.append(f"{prefix}{display(path)}: not a file")
+            return empty
         try:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:

@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from fcos_recipe import __version__
-from fcos_recipe.errors import RunFailure, UserError
+from fcos_recipe.errors import RunFailure, UserError, printable
 
 TIMEOUT = 30.0  # seconds without a byte until a connection counts as dead
 PIECE = 64 << 20  # bytes per request when several connections share a file
@@ -202,7 +202,7 @@ def amount(size: float) -> str:
 
 def say(line: str) -> None:
     """A line for the person who waits; never for a program, which reads stdout."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 class Progress:

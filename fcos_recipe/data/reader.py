@@ -48,8 +48,11 @@ def read_image(path: str) -> np.ndarray:
         uint8 [H, W, 3], RGB.
 
     Raises:
-        BadImage: missing, empty or undecodable.
+        BadImage: missing, empty, undecodable, or of more pixels than OPENCV_IO_MAX_IMAGE_PIXELS
+            in the environment (`compat.MOST_PIXELS`), which the header alone tells.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise BadImage(f"{path}: not a file")  # a pipe or a device would be read for ever
     try:
         data = np.fromfile(path, np.uint8)
     except OSError as error:
@@ -63,7 +66,11 @@ def read_image(path: str) -> np.ndarray:
             image = cv2.imdecode(data, cv2.IMREAD_COLOR)
             image = image if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     except cv2.error as error:
-        raise BadImage(f"{path}: {error.err}") from None
+        why = error.err
+        if "MAX_IMAGE" in why:
+            key = "OPENCV_IO_MAX_IMAGE_PIXELS"
+            why = f"more than {os.environ[key]} pixels ({key} in the environment is the limit)"
+        raise BadImage(f"{path}: {why}") from None
     if image is None:
         raise BadImage(f"{path}: not an image that OpenCV can decode")
     return image

@@ -197,7 +197,7 @@ def save_weights(path: Path, state_dict: dict, facts: dict) -> None:
     try:
         # the note comes first and knows both files: a kill between the two spoils neither
         old = {"replaces": weights.sha256(path)} if path.is_file() else {}
-        note = {**facts, "sha256": _write(part, state_dict), **old}
+        note = {**facts, "ending": path.suffix, "sha256": _write(part, state_dict), **old}
         write_json(path.with_suffix(".json"), note)
         os.replace(part, path)
         _flush(path.parent)

@@ -19,7 +19,7 @@ from fcos_recipe.config.schema import RECIPE
 from fcos_recipe.engine import checkpoint, weights
 from fcos_recipe.engine.distributed import gather
 from fcos_recipe.engine.run_dir import log, versions
-from fcos_recipe.errors import UserError, UserErrors
+from fcos_recipe.errors import UserError, UserErrors, without_secrets
 
 # What may change between a checkpoint and its resumption, as it does not change what the steps
 # compute, or (cards, batch, accumulate, epoch) is accounted for and told. Anything else matters.
@@ -98,7 +98,7 @@ def collect(trainer, ranks: list[dict], window=None) -> tuple[dict, dict]:
     state = {
         **trainer.facts(),
         "versions": versions(),
-        "settings": trainer.config.data,
+        "settings": json.loads(without_secrets(json.dumps(trainer.config.data))),
         "progress": asdict(at),
         "sampler": {
             "epoch": at.epoch, "batch": at.step * trainer.accumulate, "images": sampler.length,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fcos_recipe import __version__
 from fcos_recipe.engine import checkpoint
-from fcos_recipe.errors import UserError
+from fcos_recipe.errors import UserError, printable, without_secrets
 from fcos_recipe.runtime.device import read_driver
 
 CONFIG, ENVIRONMENT, LOG, METRICS = "config.yml", "environment.json", "log.txt", "metrics.jsonl"
@@ -55,7 +55,7 @@ class RunDir:
             raise UserError(
                 f"{path}: {error.strerror}; choose another place with --output"
             ) from None
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(_Plain("%(asctime)s %(levelname)s %(message)s"))
         handler.setLevel(logging.DEBUG)
         log.addHandler(handler)
 
@@ -137,6 +137,11 @@ class RunDir:
             log.info("%s is newer than what this run goes on from: now %s", newer, aside.name)
 
 
+class _Plain(logging.Formatter):
+    def format(self, record):
+        return printable(super().format(record))
+
+
 class _Appender:
     """Appends to a file; keeps what a full disk does not take and tries again with the next."""
 
@@ -202,7 +207,7 @@ def environment(device: str) -> dict:
         "device": device,
         "cards": _cards() if device != "cpu" else [],
         "git": _git(),
-        "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
+        "command": [os.path.basename(sys.argv[0]), *map(without_secrets, sys.argv[1:])],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
@@ -241,7 +246,7 @@ def to_console(rank: int) -> None:
     log.propagate = False
     log.handlers.clear()  # an earlier run of this process, its log file included
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Plain("%(message)s"))
     handler.setLevel(logging.INFO)
     log.addHandler(handler)
 

@@ -22,7 +22,7 @@ from fcos_recipe.engine.evaluate import build_loader, evaluate
 from fcos_recipe.engine.meter import Window, hms, memory_mib, timed
 from fcos_recipe.engine.run_dir import CONFIG, ENVIRONMENT, RunDir, environment, log
 from fcos_recipe.engine.setup import Setup
-from fcos_recipe.errors import RunFailure, Stopped, UserError
+from fcos_recipe.errors import RunFailure, Stopped, UserError, without_secrets
 from fcos_recipe.runtime.stopping import StopRequest
 
 
@@ -123,7 +123,7 @@ class Trainer(Setup):
         self._saved_at = (at.epoch, at.step) if self._resumed_from else None
         self._saved_time = time.monotonic()
         if run.writer:
-            (run.path / CONFIG).write_text(resolved(self.config))
+            (run.path / CONFIG).write_text(without_secrets(resolved(self.config)))
             checkpoint.write_json(run.path / ENVIRONMENT, environment(self.device))
         run.forget_after(at.steps_done, at.epoch - at.pending_eval)
         run.set_aside_after(self._resumed_from)

@@ -1,9 +1,7 @@
 """Weights files: find, read, and load them into a model with a report of what fitted."""
 
 import hashlib
-import io
 import json
-import pickle
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -12,30 +10,11 @@ import numpy as np
 import paddle
 
 from fcos_recipe.data.download import digest
+from fcos_recipe.engine.unpickle import loads
 from fcos_recipe.engine.zoo import cached
 from fcos_recipe.errors import UserError
 
-# A weights file is a pickle. Only these may be named in it: arrays and plain containers.
-_ALLOWED = {
-    ("collections", "OrderedDict"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy.core.numeric", "_frombuffer"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("_codecs", "encode"),
-    ("builtins", "tuple"),
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module, name):
-        if (module, name) in _ALLOWED:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"names {module}.{name}, which no weights file needs")
+MOST_BYTES = 16 << 30  # of a weights file; the largest known detector has a tenth
 
 
 def read(path: str | Path, sha256: str | None = None) -> dict:
@@ -54,6 +33,10 @@ def read(path: str | Path, sha256: str | None = None) -> dict:
     """
     path = Path(path)
     try:
+        if not path.is_file() and path.exists():
+            raise UserError(f"{path}: not a file")
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(f"{path}: larger than {MOST_BYTES >> 30} GiB; not a weights file")
         data = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such weights file") from None
@@ -67,28 +50,14 @@ def read(path: str | Path, sha256: str | None = None) -> dict:
             f"or, if you put it there yourself, delete {path.with_suffix('.json')}"
         )
     try:
-        if path.suffix == ".safetensors":
-            state = _safetensors(path).load(data)
-        else:
-            state = _Unpickler(io.BytesIO(data), encoding="latin1").load()
+        return (_safetensors(path).load if path.suffix == ".safetensors" else loads)(data)
     except UserError:
         raise
     except Exception as error:  # a damaged pickle raises almost anything
-        reason = str(error) or type(error).__name__
+        why = str(error) or type(error).__name__
         raise UserError(
-            f"{path}: not a readable weights file ({reason}); truncated? fetch it again"
+            f"{path}: not a readable weights file ({why}); truncated? fetch it again"
         ) from None
-    if not isinstance(state, dict):
-        raise UserError(f"{path}: holds a {type(state).__name__}, not a dict of weights")
-    state.pop("StructuredToParameterName@@", None)
-    return _plain(state)
-
-
-def _plain(value):
-    # paddle.save stores a tensor outside a state dict as (name, array)
-    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], np.ndarray):
-        return value[1]
-    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def _safetensors(path: Path):
@@ -119,7 +88,9 @@ def facts(path: Path) -> dict:
         try:
             found = json.loads(note.read_text(encoding="utf-8"))
             if note.stem == path.stem:
-                return dict(found)
+                if found.get("ending", path.suffix) == path.suffix:  # else of a sister in another format
+                    return dict(found)
+                continue
             return {**found, "sha256": found["files"][path.name]}
         except (OSError, ValueError, KeyError, TypeError):
             continue

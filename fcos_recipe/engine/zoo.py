@@ -16,6 +16,8 @@ examples:
   fcos weights list
   fcos weights get fcos_r50_fpn_1x_coco ResNet50_cos_pretrained
   fcos weights verify
+  fcos weights convert output/run/checkpoints/0012 fcos.safetensors
+  fcos weights convert output/run/checkpoints/0012 fcos --format paddledet
 The publisher gives no hashes. The SHA-256 of a file is recorded when it is first fetched and
 compared at every later use: that shows damage since then, not whether the first download was
 genuine. A file copied into the cache from elsewhere gets its record from `get` or at its first use.
@@ -86,7 +88,7 @@ def cached(url: str) -> Path:
 
 
 def main(argv: list[str]) -> int:
-    """`fcos weights list|get|verify`."""
+    """`fcos weights list|get|verify|convert`."""
     parser = argparse.ArgumentParser(
         prog="fcos weights", epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -95,7 +97,19 @@ def main(argv: list[str]) -> int:
     get = commands.add_parser("get", help="fetch into the cache")
     get.add_argument("name", nargs="+", help="a name from the list, `all`, or a URL")
     commands.add_parser("verify", help="compare every cached file with its record")
+    convert = commands.add_parser("convert", help="to safetensors, or to PaddleDetection's files")
+    convert.add_argument("source", help="checkpoint, .pdparams, .safetensors, name or URL")
+    convert.add_argument("target", type=Path, help="new file; --format adds a missing ending")
+    convert.add_argument("--format", choices=("safetensors", "paddledet"),
+                         help="default: by the target's ending")  # fmt: skip
     args = parser.parse_args(argv)
+    if args.command == "convert":
+        from fcos_recipe.engine.exchange import convert as to
+
+        source = ZOO[args.source].url if args.source in ZOO else args.source
+        for path in to(source, args.target, args.format):
+            print(path)
+        return 0
     if args.command == "list":
         return _list()
     return _get(args.name) if args.command == "get" else _verify()

@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 
 from fcos_recipe.config import load_config
-from fcos_recipe.errors import UserError
+from fcos_recipe.errors import UserError, printable
 from fcos_recipe.runtime import cpu_math, device, exit_codes, restart
 from fcos_recipe.runtime.ranks import Ranks
 
@@ -288,7 +288,7 @@ def _reason(lines: list[str], code: int) -> str:
 
 def _lines(path: Path) -> list[str]:
     """The lines of a log that hold anything; [] without the file."""
-    text = path.read_text(errors="replace") if path.is_file() else ""
+    text = printable(path.read_text(errors="replace")) if path.is_file() else ""
     return [line for line in text.splitlines() if line.strip()]
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from fcos_recipe.errors import printable
 from fcos_recipe.runtime import exit_codes
 
 # Seconds without a beat, per phase, where the config says 0. `step` is the least: see `limit`.
@@ -159,6 +160,7 @@ def announce_failure(rank: int, error: BaseException) -> None:
 
 def announce(message: str) -> None:
     """Write a line to stderr and, in a rank whose stderr is a log file, to the launcher's."""
+    message = printable(message)
     print(message, file=sys.__stderr__, flush=True)
     if "PADDLE_TRAINER_ID" not in os.environ:
         return

@@ -1,0 +1,59 @@
+"""Weights for others: safetensors, which cannot hold code, and PaddleDetection's own files."""
+
+import os
+import shutil
+from pathlib import Path
+
+from fcos_recipe.engine import checkpoint, weights
+from fcos_recipe.errors import UserError
+
+ENDINGS = {".safetensors": "safetensors", ".pdparams": "paddledet"}
+NOTES = ("config", "class_names", "category_ids", "AP")  # of `weights.facts`, that stay true
+
+
+def convert(source: str, target: Path, form: str | None = None) -> list[Path]:
+    """Write weights in another format.
+
+    Args:
+        source: what `weights.resolve` takes. A whole checkpoint becomes PaddleDetection's files
+            with its optimizer (.pdopt) and, under EMA, the weights being trained (.pdema).
+        target: the new file; it must not be there.
+        form: safetensors or paddledet; default by the target's ending, which is added if missing.
+
+    Returns:
+        the files written.
+
+    Raises:
+        UserError: unreadable or damaged source, no format, or a target that is there.
+    """
+    form = form or ENDINGS.get(target.suffix)
+    if form is None:
+        raise UserError(f"{target}: no known ending ({', '.join(ENDINGS)}); give --format")
+    ending = next(end for end, name in ENDINGS.items() if name == form)
+    stem = target.with_suffix("") if target.suffix == ending else target
+    path = weights.resolve(source)
+    files = {ending: path}
+    if form == "paddledet" and (path.parent / checkpoint.STATE).is_file():
+        checkpoint.read_state(path.parent)
+        files = {p.suffix: p for p in path.parent.glob("model.pd*")}
+    new = {end: stem.with_name(stem.name + end) for end in files}
+    for file in new.values():
+        if file.exists():
+            raise UserError(f"{file}: exists; choose another name or remove it")
+    known = weights.facts(path)
+    notes = {key: known[key] for key in NOTES if key in known}
+    state = weights.read(path)
+    try:
+        if form == "safetensors":
+            part = new[ending].with_name(f".{new[ending].name}.{os.getpid()}")
+            weights.write_safetensors(part, state, notes)
+            os.replace(part, new[ending])
+        else:
+            for end, file in files.items():
+                if end != ending:
+                    shutil.copyfile(file, new[end])
+            tensors = {name: weights.tensor(value) for name, value in state.items()}
+            checkpoint.save_weights(new[ending], tensors, notes)
+    except OSError as error:
+        raise UserError(f"{target}: {checkpoint.reason(error)}") from None
+    return list(new.values())
