@@ -88,7 +88,7 @@ def facts(path: Path) -> dict:
         try:
             found = json.loads(note.read_text(encoding="utf-8"))
             if note.stem == path.stem:
-                if found.get("ending", path.suffix) == path.suffix:  # else of a sister in another format
+                if found.get("ending", path.suffix) == path.suffix:  # or a sister's
                     return dict(found)
                 continue
             return {**found, "sha256": found["files"][path.name]}
