@@ -8,7 +8,6 @@ shared memory left behind.
 """
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -17,8 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +24,17 @@ import psutil
 
 from fcos_recipe.data.shapes import make_shapes
 from fcos_recipe.errors import UserError
+from fcos_recipe.fault_tools import (
+    Lost,
+    NotPossible,
+    differences,
+    parts,
+    ranks_of,
+    remove,
+    running,
+    tmpfs,
+    tree,
+)
 from fcos_recipe.runtime import exit_codes
 from fcos_recipe.runtime.device import ROOT
 
@@ -34,9 +43,6 @@ COUNTS = {
     "kill": (60, 7), "rank": (6, 1), "hang": (5, 1), "disk": (2, 1), "damage": (200, 40),
 }  # fmt: skip
 TOLERANCE = 1e-6  # with two processes: absolute, of weights and optimizer states
-# What differs from run to run by nature.
-CLOCK = {"time", "images_per_second", "images_per_second_per_card", "data_time", "memory_mib",
-         "seconds"}  # fmt: skip
 CONFIG = """\
 _BASE_: ['{root}/configs/fcos/fcos_r18_fpn_demo.yml']
 device: cpu
@@ -90,55 +96,6 @@ from fcos_recipe.runtime import launch
 log, script, *arguments = sys.argv[1:]
 sys.exit(launch.supervise(launch.plan("cpu", ["0", "1"], [], arguments, Path(log), Path(script))))
 """
-
-
-class Lost(Exception):
-    """A fault that was not survived, and how that shows."""
-
-
-class NotPossible(Exception):
-    """A fault that this machine does not let us make."""
-
-
-def differences(one: Path, two: Path, tolerance: float = 0) -> str:
-    """How two finished run directories differ; "" if they do not.
-
-    Args:
-        one, two: run directories.
-        tolerance: absolute, of every number of weights, optimizer, losses and figures.
-    """
-    from fcos_recipe.engine import checkpoint, weights
-
-    last = [checkpoint.found(path / "checkpoints")[-1:] for path in (one, two)]
-    if not all(last) or last[0][0].name != last[1][0].name:
-        return f"last checkpoints {last}"
-    names = [p.name for p in last[0][0].glob("model.pd*")]
-    pairs = [(last[0][0] / name, last[1][0] / name) for name in names]
-    for a, b in [(one / "model_final.pdparams", two / "model_final.pdparams"), *pairs]:
-        a, b, name = weights.read(a), weights.read(b), a.name
-        if set(a) != set(b):
-            return f"{name}: other entries"
-        for key, value in a.items():
-            if not isinstance(value, np.ndarray):
-                if value != b[key]:
-                    return f"{name}: {key}: {value} and {b[key]}"
-            elif not np.allclose(value, b[key], rtol=0, atol=tolerance, equal_nan=True):
-                return f"{name}: {key} differs by {np.abs(value - b[key]).max():.3g}"
-    rows = [
-        [
-            {k: v for k, v in json.loads(line).items() if k not in CLOCK}
-            for line in (path / "metrics.jsonl").read_text().splitlines()
-        ]
-        for path in (one, two)
-    ]
-    if [list(r) for r in rows[0]] != [list(r) for r in rows[1]]:
-        return f"metrics.jsonl: {len(rows[0])} and {len(rows[1])} records, or other ones"
-    for a, b in zip(*rows):
-        for key, value in a.items():
-            # figures are discrete: with a tolerance they may jump by a match
-            if value != b[key] and (not tolerance or key == "step"):
-                return f"metrics.jsonl: {key} at step {a['step']}: {value} and {b[key]}"
-    return ""
 
 
 class Faults:
@@ -445,68 +402,6 @@ class Faults:
                 os.kill(pid, signal.SIGKILL)
 
 
-def tree(process: subprocess.Popen) -> set[int]:
-    """A process and all below it."""
-    try:
-        return {process.pid, *(p.pid for p in psutil.Process(process.pid).children(True))}
-    except psutil.Error:
-        return {process.pid}
-
-
-def running(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
-def ranks_of(process: subprocess.Popen) -> dict[int, int]:
-    """Ranks below a launch that have begun to train: number -> process."""
-    found: dict[int, int] = {}
-    for pid in sorted(tree(process)):
-        try:
-            child = psutil.Process(pid)
-            if ".py" in " ".join(child.cmdline()) and child.parent().pid != process.pid:
-                number = child.environ().get("PADDLE_TRAINER_ID")
-                if number is not None:
-                    found.setdefault(int(number), pid)
-        except (psutil.Error, AttributeError):
-            continue
-    return found
-
-
-def parts(run: Path, pid: int) -> list[Path]:
-    """What a save of this process has begun to write and not yet renamed."""
-    try:
-        return [path for path in run.rglob(".*") if path.name.endswith(f".{pid}")]
-    except OSError:  # renamed while we looked
-        return []
-
-
-def remove(run: Path) -> None:
-    for path in run.parent.glob(f"{run.name}*"):
-        if path == run or path.name.startswith(f"{run.name}."):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-@contextmanager
-def tmpfs(path: Path, size: str) -> Iterator[None]:
-    """A file system of this size in memory at `path`.
-
-    Raises:
-        NotPossible: this user may not mount.
-    """
-    path.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)],
-                          capture_output=True, text=True)  # fmt: skip
-    if done.returncode:
-        raise NotPossible(f"a small file system cannot be mounted ({done.stderr.strip()})")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(path)], check=True)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line; exit code 1 if a fault was not survived."""
     parser = argparse.ArgumentParser(
@@ -517,6 +412,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--quick", action="store_true", help="a selection, at most 5 minutes on two cores")
     add("--seed", type=int, default=0, help="of moments and places; default %(default)s")
     add("--only", choices=COUNTS, help="one kind of fault")
+    add("--soak", type=float, metavar="MINUTES",
+        help="instead: the demo with random kills; memory and the like into DIR/soak.csv, soak.png")
     add("--keep", type=Path, metavar="DIR", help="work in DIR and leave everything there")
     args = parser.parse_args(argv)
     if args.only:
@@ -524,9 +421,15 @@ def main(argv: list[str] | None = None) -> int:
             COUNTS[kind] = (0, 0)
     if args.keep and args.keep.exists():
         raise UserError(f"--keep {args.keep}: exists; choose a new directory")
+    if args.soak and not args.keep:
+        raise UserError("--soak: needs --keep DIR for its table and picture")
     work = args.keep or Path(tempfile.mkdtemp(prefix="fcos-faults-"))
     work.mkdir(parents=True, exist_ok=True)
     try:
+        if args.soak:
+            from fcos_recipe.soak import soak
+
+            return soak(work.resolve(), args.soak, args.seed)
         return Faults(work.resolve(), args.seed, args.quick).run_all()
     finally:
         if not args.keep:
@@ -534,4 +437,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(exit_codes.BAD_INPUT)

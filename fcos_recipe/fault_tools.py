@@ -1,0 +1,126 @@
+"""What the tests by faults look at: runs, processes, and a file system to fill."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+# What differs from run to run by nature.
+CLOCK = {"time", "images_per_second", "images_per_second_per_card", "data_time", "memory_mib",
+         "seconds"}  # fmt: skip
+
+
+class Lost(Exception):
+    """A fault that was not survived, and how that shows."""
+
+
+class NotPossible(Exception):
+    """A fault that this machine does not let us make."""
+
+
+def differences(one: Path, two: Path, tolerance: float = 0) -> str:
+    """How two finished run directories differ; "" if they do not.
+
+    Args:
+        one, two: run directories.
+        tolerance: absolute, of every number of weights, optimizer, losses and figures.
+    """
+    from fcos_recipe.engine import checkpoint, weights
+
+    last = [checkpoint.found(path / "checkpoints")[-1:] for path in (one, two)]
+    if not all(last) or last[0][0].name != last[1][0].name:
+        return f"last checkpoints {last}"
+    names = [p.name for p in last[0][0].glob("model.pd*")]
+    pairs = [(last[0][0] / name, last[1][0] / name) for name in names]
+    for a, b in [(one / "model_final.pdparams", two / "model_final.pdparams"), *pairs]:
+        a, b, name = weights.read(a), weights.read(b), a.name
+        if set(a) != set(b):
+            return f"{name}: other entries"
+        for key, value in a.items():
+            if not isinstance(value, np.ndarray):
+                if value != b[key]:
+                    return f"{name}: {key}: {value} and {b[key]}"
+            elif not np.allclose(value, b[key], rtol=0, atol=tolerance, equal_nan=True):
+                return f"{name}: {key} differs by {np.abs(value - b[key]).max():.3g}"
+    rows = [
+        [
+            {k: v for k, v in json.loads(line).items() if k not in CLOCK}
+            for line in (path / "metrics.jsonl").read_text().splitlines()
+        ]
+        for path in (one, two)
+    ]
+    if [list(r) for r in rows[0]] != [list(r) for r in rows[1]]:
+        return f"metrics.jsonl: {len(rows[0])} and {len(rows[1])} records, or other ones"
+    for a, b in zip(*rows):
+        for key, value in a.items():
+            # figures are discrete: with a tolerance they may jump by a match
+            if value != b[key] and (not tolerance or key == "step"):
+                return f"metrics.jsonl: {key} at step {a['step']}: {value} and {b[key]}"
+    return ""
+
+
+def tree(process: subprocess.Popen) -> set[int]:
+    """A process and all below it."""
+    try:
+        return {process.pid, *(p.pid for p in psutil.Process(process.pid).children(True))}
+    except psutil.Error:
+        return {process.pid}
+
+
+def running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def ranks_of(process: subprocess.Popen) -> dict[int, int]:
+    """Ranks below a launch that have begun to train: number -> process."""
+    found: dict[int, int] = {}
+    for pid in sorted(tree(process)):
+        try:
+            child = psutil.Process(pid)
+            if ".py" in " ".join(child.cmdline()) and child.parent().pid != process.pid:
+                number = child.environ().get("PADDLE_TRAINER_ID")
+                if number is not None:
+                    found.setdefault(int(number), pid)
+        except (psutil.Error, AttributeError):
+            continue
+    return found
+
+
+def parts(run: Path, pid: int) -> list[Path]:
+    """What a save of this process has begun to write and not yet renamed."""
+    try:
+        return [path for path in run.rglob(".*") if path.name.endswith(f".{pid}")]
+    except OSError:  # renamed while we looked
+        return []
+
+
+def remove(run: Path) -> None:
+    for path in run.parent.glob(f"{run.name}*"):
+        if path == run or path.name.startswith(f"{run.name}."):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def tmpfs(path: Path, size: str) -> Iterator[None]:
+    """A file system of this size in memory at `path`.
+
+    Raises:
+        NotPossible: this user may not mount.
+    """
+    path.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)],
+                          capture_output=True, text=True)  # fmt: skip
+    if done.returncode:
+        raise NotPossible(f"a small file system cannot be mounted ({done.stderr.strip()})")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
