@@ -11,6 +11,7 @@ from fcos_recipe.runtime import exit_codes
 
 _LIBC = ctypes.CDLL(None)
 _active = False
+_mask: set | None = None  # of signals, to be restored after a fork
 
 
 class StopRequest:
@@ -70,13 +71,26 @@ class StopRequest:
         self._reader.close()
 
 
+def _before_fork() -> None:
+    """Threads that OpenBLAS starts in the child come before `_in_child` and inherit this."""
+    global _mask
+    if _active:
+        _mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _in_parent() -> None:
+    global _mask
+    if _mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _mask)
+        _mask = None
+
+
 def _in_child() -> None:
     """What a process forked during training does with signals that are meant for its parent."""
     if not _active:
         return
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: sent when the parent dies
     parent = os.getppid()
 
@@ -96,4 +110,6 @@ def _free_shared_memory() -> None:
     paddle.base.core._cleanup_mmap_fds()
 
 
-os.register_at_fork(after_in_child=_in_child)
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child
+)
