@@ -94,21 +94,23 @@ def _start(config: Path, run: Path) -> subprocess.Popen:
 
 
 def _look(process: subprocess.Popen) -> dict:
-    """What the supervisor and everything below it use, and all of /dev/shm."""
+    """What the supervisor and everything below it use, and Paddle's part of /dev/shm."""
     found = dict.fromkeys(FIELDS[3:], 0)
     for pid in fault_tools.tree(process):
         try:
             one = psutil.Process(pid)
             with one.oneshot():
-                # shared pages count once: each process's own part
-                found["memory_mib"] += one.memory_full_info().pss >> 20
+                # pages of its own: others of this machine may share its libraries, or not
+                found["memory_mib"] += one.memory_full_info().uss >> 20
                 found["descriptors"] += one.num_fds()
                 found["threads"] += one.num_threads()
                 found["processes"] += 1
         except psutil.Error:
             continue
-    shared = (p.stat().st_size for p in Path("/dev/shm").iterdir() if p.is_file())
-    found["shared_memory_mib"] = round(sum(shared) / 2**20, 1)
+    mine = psutil.Process().create_time()  # what is older is not of this test
+    shared = [p.stat() for p in Path("/dev/shm").glob("paddle_*")]
+    size = sum(s.st_size for s in shared if s.st_mtime > mine)
+    found["shared_memory_mib"] = round(size / 2**20, 1)
     return found
 
 
