@@ -348,11 +348,13 @@ class Faults:
             Lost: after 20 s one is left, or shared memory that one of them made.
         """
         end = time.monotonic() + 20
+        began = psutil.Process().create_time()  # what is older only had a process of that number
         while True:
             alive = [pid for pid in family if psutil.pid_exists(pid) and running(pid)]
             numbers = {str(pid) for pid in family}
-            shared = [p.name for p in Path("/dev/shm").iterdir()
-                      if numbers & set(re.findall(r"\d+", p.name))]  # fmt: skip
+            shared = [p.name for p in Path("/dev/shm").glob("paddle_*")
+                      if numbers & set(re.findall(r"\d+", p.name))
+                      and os.path.exists(p) and p.stat().st_mtime > began]  # fmt: skip
             if not alive and not shared:
                 return
             if time.monotonic() > end:
