@@ -1,0 +1,397 @@
+"""What an annotation file holds, and what FCOS makes of it: `fcos dataset stats`.
+
+Images are opened only where the annotations do not tell their size. hotcoco's COCO.stats() counts
+classes as well, but has neither the boxes' sizes nor anything per level, and parses the whole file
+again, where the index is mapped.
+"""
+
+import argparse
+import json
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from PIL import Image
+
+from fcos_recipe.config.load import display
+from fcos_recipe.data.index import Index
+from fcos_recipe.data.levels import REASONS, Rules, positives, reasons
+from fcos_recipe.data.source import Source, add_arguments, sources
+from fcos_recipe.errors import UserError
+
+SIZES = ("small", "medium", "large")
+SIZE_LIMITS = np.array([32**2, 96**2])  # areas in pixels, COCO's
+SIDES = 2.0 ** np.arange(0, 12.5, 0.5)  # bins of the square root of a box's area, pixels
+RATIOS = 2.0 ** np.arange(-4, 4.5, 0.5)  # bins of width / height
+EXAMPLES = 10  # boxes without a location that are listed, of each reason
+WHY = {
+    "covered": "smaller boxes own every location",
+    "range": "no location on the level for its size",
+    "small": "no location of any level inside",
+}
+
+
+def size_class(area: np.ndarray) -> np.ndarray:
+    """Position in `SIZES` of areas in square pixels."""
+    return SIZE_LIMITS.searchsorted(area, side="right")
+
+
+def image_sizes(index: Index, images: str | None) -> np.ndarray:
+    """int64 [N, 2]: height and width, from the files where the annotations do not tell; 0: unknown.
+
+    Args:
+        index: of the annotations.
+        images: directory of the images; None where there is none.
+    """
+    size = index.size.astype(np.int64)
+    for row in np.flatnonzero((size <= 0).any(axis=1)) if images is not None else ():
+        try:
+            with Image.open(os.path.join(images, index.file_name(row))) as file:
+                turned = file.getexif().get(0x0112, 1) >= 5  # training turns it as its tag says
+                size[row] = file.size if turned else file.size[::-1]
+        except (OSError, ValueError, Image.DecompressionBombError):
+            size[row] = 0
+    return size
+
+
+def statistics(source: Source, rules: Rules) -> dict[str, Any]:
+    """Everything that is told of one split.
+
+    Args:
+        source: the split.
+        rules: how FCOS sees it.
+
+    Returns:
+        a JSON-ready dict; keys are documented by `fcos dataset stats --help`. Boxes marked iscrowd
+        are counted apart and in no other figure, unless the config trains on them.
+
+    Raises:
+        UserError: the annotation file can't be read.
+    """
+    index = source.index()
+    use = np.ones(len(index.box), bool)
+    if not source.options.get("load_crowd"):
+        use = index.crowd == 0
+    image = np.repeat(np.arange(len(index)), np.diff(index.box_start))[use]
+    box, label = index.box[use], index.label[use]
+    per_image = np.bincount(image, minlength=len(index))
+    side = (box[:, 2:] - box[:, :2]).astype(np.float64)
+    area, ratio = side.prod(axis=1), side[:, 0] / side[:, 1]
+    kind = size_class(area)
+    size = image_sizes(index, source.images)
+    known = (size > 0).all(axis=1)
+    empty = np.flatnonzero(per_image == 0)
+    most = int(per_image.argmax()) if len(index) else 0
+    result = {
+        "annotations": source.path,
+        "images": {
+            "count": len(index),
+            "without_boxes": len(empty),
+            "without_boxes_ids": index.image_id[empty].tolist(),
+            "size_unknown": int((~known).sum()),
+            "width_height": _sizes(size[known]),
+        },
+        "boxes": {
+            "count": len(box),
+            "crowd": int(index.crowd.sum()),
+            "left_out": index.counts,
+            "width": _spread(side[:, 0]),
+            "height": _spread(side[:, 1]),
+            "aspect_ratio": {**_spread(ratio), **_histogram(ratio, RATIOS)},
+            "sqrt_area": {**_spread(np.sqrt(area)), **_histogram(np.sqrt(area), SIDES)},
+            "by_size": dict(zip(SIZES, np.bincount(kind, minlength=3).tolist())),
+            "by_size_of_coco_ap": _coco_sizes(source.path),
+        },
+        "boxes_per_image": {
+            **_spread(per_image.astype(np.float64)),
+            "most_id": int(index.image_id[most]) if len(index) else None,
+            "images_with": np.bincount(per_image).tolist() if len(index) else [],
+        },
+    }
+    levels, why = _levels(rules, index, box, image, size, known)
+    result["levels"] = levels
+    result["classes"] = _classes(index, image, label, kind, why)
+    return result
+
+
+def _levels(
+    rules: Rules, index: Index, box: np.ndarray, image: np.ndarray, size: np.ndarray,
+    known: np.ndarray,
+) -> tuple[dict[str, Any], np.ndarray]:  # fmt: skip
+    """Shares per level, and for each box why it has no location (-1: it has some)."""
+    seen = np.flatnonzero(known[image])
+    resized, shape = rules.resized(box[seen], size[image[seen]])
+    counts = positives(rules.targets, resized, shape, image[seen])
+    why = np.full(len(box), -1)
+    why[seen] = reasons(rules.targets, resized, shape, counts)
+    objects, locations = (counts > 0).sum(axis=0), counts.sum(axis=0)
+    lost = [np.flatnonzero(why == i) for i in range(len(REASONS))]
+    rows = [
+        {
+            "stride": int(stride),
+            "larger_than": max(float(low), 0.0),
+            "smaller_than": float(high) if np.isfinite(high) else None,
+            "objects": int(objects[i]),
+            "objects_share": _share(objects[i], len(seen)),
+            "locations": int(locations[i]),
+            "locations_share": _share(locations[i], locations.sum()),
+        }
+        for i, (stride, (low, high)) in enumerate(
+            zip(rules.targets["strides"], rules.targets["ranges"])
+        )
+    ]
+    return {
+        "rule": rules.text,
+        "center_sampling_radius": rules.targets["radius"],
+        "objects": len(seen),
+        "levels": rows,
+        "on_several_levels": int(((counts > 0).sum(axis=1) > 1).sum()),
+        "locations_per_object": _spread(counts.sum(axis=1).astype(np.float64)),
+        "without_location": {
+            "count": int((why >= 0).sum()),
+            "share": _share((why >= 0).sum(), len(seen)),
+            **{name: len(rows) for name, rows in zip(REASONS, lost)},
+            "examples": [
+                {
+                    "reason": name,
+                    "image_id": int(index.image_id[image[i]]),
+                    "file_name": index.file_name(image[i]),
+                    "bbox": [*box[i, :2].tolist(), *(box[i, 2:] - box[i, :2]).tolist()],
+                }
+                for name, rows in zip(REASONS, lost)
+                for i in rows[:EXAMPLES].tolist()
+            ],
+        },
+    }, why
+
+
+def _classes(
+    index: Index, image: np.ndarray, label: np.ndarray, kind: np.ndarray, why: np.ndarray
+) -> list[dict[str, Any]]:
+    number = len(index.class_names)
+
+    def count(of: np.ndarray) -> np.ndarray:
+        return np.bincount(of, minlength=number)
+
+    images = count(np.unique(label.astype(np.int64) * len(index) + image) // max(len(index), 1))
+    sizes = [count(label[kind == i]) for i in range(len(SIZES))]
+    columns = {
+        "boxes": count(label), "images": images, "crowd": count(index.label[index.crowd > 0]),
+        **dict(zip(SIZES, sizes)), "without_location": count(label[why >= 0]),
+    }  # fmt: skip
+    return [
+        {"id": category, "name": name, **{key: int(column[i]) for key, column in columns.items()}}
+        for i, (category, name) in enumerate(zip(index.category_id.tolist(), index.class_names))
+    ]
+
+
+class _Area(msgspec.Struct, gc=False):
+    bbox: tuple[float, float, float, float] | None = None
+    area: float | None = None
+    iscrowd: float | bool | None = None
+    ignore: float | bool | None = None
+
+
+class _Areas(msgspec.Struct, gc=False):
+    annotations: list[_Area] | None = None
+
+
+def _coco_sizes(path: str) -> dict[str, int]:
+    """Boxes per size by the field `area`, as AP small, medium and large count them.
+
+    In COCO it is the mask's area, less than the box's: 41 % of COCO is small by it.
+    """
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        boxes = msgspec.json.decode(text, type=_Areas).annotations or []
+    area = [
+        a.bbox[2] * a.bbox[3] if a.area is None else a.area
+        for a in boxes
+        if a.bbox and not a.iscrowd and not a.ignore
+    ]
+    kinds = size_class(np.array(area, np.float64))
+    return dict(zip(SIZES, np.bincount(kinds, minlength=3).tolist()))
+
+
+def _share(part: int, whole: int) -> float:
+    return round(float(part) / max(int(whole), 1), 6)
+
+
+def _spread(values: np.ndarray) -> dict[str, float | None]:
+    names = ("min", "p5", "median", "p95", "max")
+    if not len(values):
+        return dict.fromkeys((*names, "mean"))
+    found = [*np.percentile(values, [0, 5, 50, 95, 100]).tolist(), float(values.mean())]
+    return {name: round(value, 4) for name, value in zip((*names, "mean"), found)}
+
+
+def _histogram(values: np.ndarray, edges: np.ndarray) -> dict[str, list]:
+    """Counts between the edges; the outer bins also hold what lies beyond."""
+    counts = np.histogram(values.clip(edges[0], edges[-1]), edges)[0]
+    return {"edges": edges.round(4).tolist(), "counts": counts.tolist()}
+
+
+def _sizes(size: np.ndarray) -> list[list[int]]:
+    """[width, height, images] of every size, the commonest first."""
+    if not len(size):
+        return []
+    unique, counts = np.unique(size, axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return np.concatenate([unique[:, ::-1], counts[:, None]], axis=1)[order].tolist()
+
+
+def printable(text: str) -> str:
+    """Text from a file, safe on a terminal: what is not printable is shown as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def table(name: str, found: dict[str, Any]) -> Iterator[str]:
+    """The lines of the console for one split's `statistics`."""
+    images, boxes, per_image = found["images"], found["boxes"], found["boxes_per_image"]
+    yield f"{name}: {printable(display(found['annotations']))}"
+    sizes = images["width_height"]
+    common = ", ".join(f"{w}x{h} ({n})" for w, h, n in sizes[:3])
+    unknown = f", {images['size_unknown']} of unknown size" if images["size_unknown"] else ""
+    yield (
+        f"  images     {images['count']}, {images['without_boxes']} without boxes{unknown}; "
+        f"{len(sizes)} sizes" + (f", most often {common}" if sizes else "")
+    )
+    yield f"  boxes      {boxes['count']} and {boxes['crowd']} crowds"
+    if boxes["left_out"]:
+        rows = ", ".join(f"{count} {kind}" for kind, count in boxes["left_out"].items())
+        yield f"  left out   {rows}"
+    if not boxes["count"]:
+        return
+    yield (
+        f"  per image  mean {per_image['mean']:.1f}, median {per_image['median']:g}, "
+        f"at most {per_image['max']:g} (image {per_image['most_id']})"
+    )
+    for title, key in (("sizes", "by_size"), ("", "by_size_of_coco_ap")):
+        total = max(sum(boxes[key].values()), 1)
+        shares = ", ".join(f"{k} {100 * n / total:.1f} %" for k, n in boxes[key].items())
+        by = "the boxes' area" if title else "the field area, as in COCO's AP"
+        yield f"  {title:<10} {shares} by {by}"
+    for title, key, unit in (("width", "width", " px"), ("height", "height", " px"),
+                             ("w / h", "aspect_ratio", "")):  # fmt: skip
+        row = boxes[key]
+        yield (
+            f"  {title:<10} median {row['median']:.3g}{unit}, 90 % from {row['p5']:.3g} to "
+            f"{row['p95']:.3g}, all from {row['min']:.3g} to {row['max']:.3g}"
+        )
+    yield ""
+    yield from _class_rows(found["classes"], boxes["count"])
+    yield ""
+    yield from _level_rows(found["levels"])
+
+
+def _class_rows(classes: list[dict[str, Any]], total: int) -> Iterator[str]:
+    rows = [("class", "boxes", "share", "images", "crowd", *SIZES, "no location")]
+    for row in sorted(classes, key=lambda row: -row["boxes"]):
+        cells = [row[k] for k in ("images", "crowd", *SIZES, "without_location")]
+        share = f"{100 * row['boxes'] / total:.2f} %"
+        rows.append((printable(row["name"]), row["boxes"], share, *cells))
+    yield from _columns(rows)
+
+
+def _level_rows(levels: dict[str, Any]) -> Iterator[str]:
+    yield f"  {levels['rule']}"
+    rows = [("level", "for sizes", "objects", "share", "locations", "share")]
+    for row in levels["levels"]:
+        high = row["smaller_than"]
+        size = f"{row['larger_than']:g} to {high:g}" if high else f"over {row['larger_than']:g}"
+        rows.append(
+            (
+                f"stride {row['stride']}", size, row["objects"],
+                f"{100 * row['objects_share']:.1f} %", row["locations"],
+                f"{100 * row['locations_share']:.1f} %",
+            )
+        )  # fmt: skip
+    yield from _columns(rows)
+    yield (
+        f"  {levels['on_several_levels']} objects are on more than one level; locations per "
+        f"object: median {levels['locations_per_object']['median'] or 0:g}"
+    )
+    lost = levels["without_location"]
+    yield f"  {lost['count']} objects ({100 * lost['share']:.2f} %) are on none: never trained on"
+    for reason, text in WHY.items():
+        if lost[reason]:
+            first = next(e for e in lost["examples"] if e["reason"] == reason)
+            box = ", ".join(f"{v:g}" for v in first["bbox"])
+            yield (
+                f"    {lost[reason]:>6}  {text}; first: image {first['image_id']} "
+                f"({printable(first['file_name'])}) at [{box}]"
+            )
+
+
+def _columns(rows: list[tuple]) -> Iterator[str]:
+    """The first column to the left, the others to the right."""
+    texts = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts)]
+    for first, *rest in texts:
+        cells = "".join(f"  {cell:>{w}}" for cell, w in zip(rest, widths[1:]))
+        yield f"  {first:<{widths[0]}}{cells}".rstrip()
+
+
+_HELP = """\
+examples:
+  fcos dataset stats datasets/coco
+  fcos dataset stats -c my.yml --output output/my_data  # also stats.json, stats_train.png, ...
+  fcos dataset stats my.json -c configs/fcos/fcos_r18_fpn_bccd.yml -o TrainReader.batch_size=1
+
+What the JSON has for each split ("splits" -> name):
+  images           count, without_boxes and their ids, size_unknown, [width, height, images]
+  boxes            count, crowd, left_out (kind: how many); width, height, aspect_ratio and
+                   sqrt_area in pixels: min, p5, median, p95, max, mean, histogram; by_size (areas
+                   of boxes below 32 x 32, below 96 x 96 and above); by_size_of_coco_ap (the same
+                   by the field area)
+  boxes_per_image  the same figures; images_with[n] images have n boxes
+  levels           for each level the objects that own a location on it, and its locations;
+                   without_location: why and examples. Sizes are those after resizing: the
+                   training's, or the evaluation's where training draws them at random. No images
+                   are opened but those whose size the annotations do not tell
+  classes          id, name and the counts of the table
+exit codes: 0 told; 2 wrong arguments, or annotations that can't be read
+"""
+
+
+def main(argv: list[str]) -> int:
+    """`fcos dataset stats`."""
+    parser = argparse.ArgumentParser(
+        prog="fcos dataset stats", epilog=_HELP,
+        description="Count a data set: classes, sizes, and the FPN levels that FCOS trains it on.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add_arguments(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="all figures")
+    parser.add_argument("--output", type=Path, metavar="DIR",
+                        help="gets stats.json and a picture per split")  # fmt: skip
+    args = parser.parse_args(argv)
+    found, config = sources(args)
+    rules = Rules.of(config)
+    splits = {source.name: statistics(source, rules) for source in found}
+    print("\n\n".join("\n".join(table(name, row)) for name, row in splits.items()))
+    text = json.dumps({"splits": splits}, indent=1, ensure_ascii=False) + "\n"
+    path = args.output or args.json
+    try:
+        if args.json:
+            write(args.json, text)
+        if args.output:
+            from fcos_recipe.data import stats_plot
+
+            write(args.output / "stats.json", text)
+            for name, row in splits.items():
+                path = args.output / f"stats_{name}.png"
+                stats_plot.save(row, f"{name}: {display(row['annotations'])}", path)
+                print(f"picture: {path}")
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: {error.strerror}") from None
+    return 0
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file, with the directories it goes into."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
