@@ -21,7 +21,7 @@ from fcos_recipe.config.load import display
 from fcos_recipe.data.index import Index
 from fcos_recipe.data.levels import REASONS, Rules, positives, reasons
 from fcos_recipe.data.source import Source, add_arguments, sources
-from fcos_recipe.errors import UserError
+from fcos_recipe.errors import UserError, printable
 
 SIZES = ("small", "medium", "large")
 SIZE_LIMITS = np.array([32**2, 96**2])  # areas in pixels, COCO's
@@ -241,11 +241,6 @@ def _sizes(size: np.ndarray) -> list[list[int]]:
     unique, counts = np.unique(size, axis=0, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     return np.concatenate([unique[:, ::-1], counts[:, None]], axis=1)[order].tolist()
-
-
-def printable(text: str) -> str:
-    """Text from a file, safe on a terminal: what is not printable is shown as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def table(name: str, found: dict[str, Any]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fcos_recipe.engine.coco_metric import MAX_DETS, CocoMetric, table
 from fcos_recipe.engine.commands import common_parser, load, start
-from fcos_recipe.errors import UserError, UserErrors
+from fcos_recipe.errors import UserError, UserErrors, printable
 from fcos_recipe.runtime.device import requested
 
 _EXAMPLE = """\
@@ -118,7 +118,7 @@ def _report(
     """Show the figures and write them wherever they were asked for."""
     from fcos_recipe.engine.analysis import finish_evaluation
 
-    print(table(result, args.classwise))
+    print(printable(table(result, args.classwise)))
     kind = "predictions" if args.predictions else "weights"
     content = json.dumps({kind: str(source), **result}, indent=1)
     try:
