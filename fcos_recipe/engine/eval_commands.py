@@ -35,12 +35,23 @@ def evaluate(argv: list[str]) -> int:
         help="leave out detections that score less; figures are then not COCO's")  # fmt: skip
     add("--max-dets", type=int, default=MAX_DETS, metavar="N",
         help="detections judged per image; other than %(default)s is not COCO's")  # fmt: skip
+    add("--tta-flip", action="store_true",
+        help="also look at mirrored images; one NMS over all views")  # fmt: skip
+    add("--tta-sizes", type=_sizes, metavar="S,...",
+        help="look at these short sides, e.g. 640,800,960; one NMS over all")  # fmt: skip
+    add("--padding-effect", action="store_true",
+        help="also evaluate as PaddleDetection: one image at a time, padded to 128")  # fmt: skip
     add("--no-plots", action="store_true", help="no pictures")
     add("--amp", action="store_true", help="automatic mixed precision (cards only)")
     add("--output_eval", metavar="DIR", help="PaddleDetection's name of --output")
     args = parser.parse_args(argv)
     args.output = args.output or args.output_eval
+    tta = {"sizes": args.tta_sizes or (), "flip": args.tta_flip}
+    if not any(tta.values()):
+        tta = {}
     if args.predictions:
+        if tta or args.padding_effect:
+            parser.error("--tta-* and --padding-effect need a model, not --predictions")
         if not args.annotations:
             parser.error("--predictions needs --annotations GT.json")
         metric = CocoMetric(args.annotations, **_judging(args))
@@ -55,6 +66,7 @@ def evaluate(argv: list[str]) -> int:
         raise UserErrors(missing)
     device = start(requested(config.data))
 
+    from fcos_recipe.engine.evaluate import REFERENCE_BATCHES
     from fcos_recipe.engine.trainer import Trainer
     from fcos_recipe.predict.backends import export_facts
     from fcos_recipe.runtime.watchdog import Watchdog, rank
@@ -62,10 +74,19 @@ def evaluate(argv: list[str]) -> int:
     with Watchdog(config.data["watchdog"], rank()) as watchdog:
         trainer = Trainer(config, "eval", device, watchdog)
         if facts := export_facts(str(weights)):
+            if tta:
+                raise UserError(f"{weights}: --tta-*: not for exports; evaluate a checkpoint")
             trainer.model = _exported(str(weights), facts, config, device)
         else:
             trainer.load_weights(weights, exact=True)
-        result = trainer.evaluate(**_judging(args))
+        reference = None
+        if args.padding_effect:
+            reference = trainer.evaluate(reader=REFERENCE_BATCHES, **tta, **_judging(args))
+        result = trainer.evaluate(**tta, **_judging(args))
+    if tta:
+        result["tta"] = tta
+    if reference is not None:
+        result["reference_ap"] = reference["stats"][0]
     if trainer.rank == 0:
         _report(args, trainer.metric, result, args.output or path / "eval", weights)
     return 0
@@ -104,6 +125,13 @@ def _exported(weights: str, facts: dict, config, device: str):
     return Exported()
 
 
+def _sizes(text: str) -> list[int]:
+    sizes = [int(part) for part in text.split(",")]
+    if min(sizes) < 32:
+        raise ValueError("less than a cell of the network")
+    return sizes
+
+
 def _judging(args: argparse.Namespace) -> dict:
     return {"score_threshold": args.score_threshold, "max_dets": args.max_dets}
 
@@ -135,6 +163,12 @@ def _report(
             metric.write_predictions(args.save_predictions)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be written: {error.strerror}") from None
+    if "tta" in result:
+        print(f"test-time augmentation, not to be compared with plain figures: {result['tta']}")
+    if "reference_ap" in result:
+        ap, reference = result["stats"][0], result["reference_ap"]
+        change = f"{reference:.4f} ({ap - reference:+.4f})"
+        print(f"AP {ap:.4f}; one image at a time padded to 128: {change}")
     if "images_per_second" in result:
         whole = result["images"] / result["seconds"]
         print(

@@ -1,7 +1,9 @@
 """Evaluation on all ranks: whole batches are dealt out, detections are gathered, figures agree."""
 
 import itertools
+import logging
 import time
+from collections.abc import Sequence
 
 import paddle
 import paddle.distributed as dist
@@ -9,6 +11,9 @@ import paddle.distributed as dist
 from fcos_recipe.compat import create
 from fcos_recipe.engine.coco_metric import CocoMetric
 from fcos_recipe.engine.distributed import gather
+from fcos_recipe.engine.tta import Views, resized
+
+log = logging.getLogger("fcos")
 
 
 class DealtBatches:
@@ -37,12 +42,26 @@ class DealtBatches:
         return len(self.batches)
 
 
-def build_loader(cfg, rank: int, ranks: int, **judging):
+#: PaddleDetection's, which the published figures of FCOS were made with
+REFERENCE_BATCHES = {"batch_size": 1, "batch_transforms": [{"PadBatch": {"pad_to_stride": 128}}]}
+
+
+def build_loader(
+    cfg,
+    rank: int,
+    ranks: int,
+    sizes: Sequence[int] | None = None,
+    reader: dict | None = None,
+    **judging,
+):
     """Evaluation data set and this rank's loader.
 
     Args:
         cfg: ppdet's global config.
         rank, ranks: this process and how many there are.
+        sizes: short sides of test-time augmentation, () for the config's; None: batches are not
+            `tta.Views`.
+        reader: EvalReader's arguments that replace the config's.
         judging: `score_threshold` and `max_dets` of `CocoMetric`.
 
     Returns:
@@ -51,8 +70,22 @@ def build_loader(cfg, rank: int, ranks: int, **judging):
     dataset = create("EvalDataset")()
     dataset.check_or_download_dataset()
     dataset.parse_dataset()
-    batches = DealtBatches(len(dataset), cfg["EvalReader"].get("batch_size", 1), rank, ranks)
-    loader = create("EvalReader")(dataset, cfg["worker_num"], batch_sampler=batches)
+    kind = type(create("EvalReader"))  # create's own arguments do not reach the class
+    reader = {**cfg["EvalReader"], "num_classes": cfg["num_classes"], **(reader or {})}
+    batches = DealtBatches(len(dataset), reader.get("batch_size", 1), rank, ranks)
+
+    def load(**view):
+        made = kind(**{**reader, **view})
+        return made(dataset, cfg["worker_num"], batch_sampler=batches)
+
+    if sizes is None:
+        loader = load()
+    else:
+        transforms = reader.get("sample_transforms", ())
+        views = [load(sample_transforms=resized(transforms, size)) for size in sizes]
+        loader = Views(views or [load()])
+    if rank == 0 and (other := _other_batches(reader)):
+        log.info("%s", other)
     by_class = {class_id: category for category, class_id in dataset.catid2clsid.items()}
     metric = CocoMetric(dataset.get_anno(), [by_class[k] for k in sorted(by_class)], **judging)
     # only an explicit sample_num narrows the judgement: a missing image counts as not found
@@ -103,6 +136,19 @@ def evaluate(model, loader, metric: CocoMetric, img_ids, autocast, beat=lambda: 
         result["images_per_second"] = result["images"] / slowest
         result["seconds"] = time.perf_counter() - start
     return gather(result)[0]
+
+
+def _other_batches(reader: dict) -> str:
+    """In what the batches differ from `REFERENCE_BATCHES`, "" if they do not."""
+    size = reader.get("batch_size", 1)
+    pads = [t["PadBatch"] or {} for t in reader.get("batch_transforms") or () if "PadBatch" in t]
+    stride = pads[0].get("pad_to_stride", 0) if pads else 0
+    if (size, stride) == (1, 128):
+        return ""
+    return (
+        f"EvalReader: batches of {size} padded to multiples of {stride or 1}, PaddleDetection's "
+        "figures are of 1 and 128; eval --padding-effect measures the difference"
+    )
 
 
 LOOKED_AT = 20  #: batches per rank of which low scores are counted

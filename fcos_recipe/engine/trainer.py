@@ -22,6 +22,7 @@ from fcos_recipe.engine.evaluate import build_loader, evaluate
 from fcos_recipe.engine.meter import Window, hms, memory_mib, timed
 from fcos_recipe.engine.run_dir import CONFIG, ENVIRONMENT, RunDir, environment, log
 from fcos_recipe.engine.setup import Setup
+from fcos_recipe.engine.tta import Augmented
 from fcos_recipe.errors import RunFailure, Stopped, UserError, without_secrets
 from fcos_recipe.runtime.stopping import StopRequest
 
@@ -288,21 +289,24 @@ class Trainer(Setup):
 
     # ---- evaluation ------------------------------------------------------------------------
 
-    def evaluate(self, **judging) -> dict:
+    def evaluate(self, sizes=None, flip: bool = False, reader=None, **judging) -> dict:
         """Evaluate the loaded weights on EvalDataset, on all ranks.
 
         Args:
-            judging: `score_threshold`, `max_dets` of `CocoMetric`.
+            sizes, reader, judging: see `engine.evaluate.build_loader`.
+            flip: with `sizes`, look at each view mirrored too.
 
         Returns:
             as `engine.evaluate.evaluate`.
         """
-        self._judge = build_loader(self.cfg, self._local_rank, self._nranks, **judging)
+        self._judge = build_loader(
+            self.cfg, self._local_rank, self._nranks, sizes, reader, **judging
+        )
         with self.watchdog.phase("eval"):
-            return self._figures()
+            return self._figures(self.model if sizes is None else Augmented(self.model, flip))
 
-    def _figures(self) -> dict:
-        return evaluate(self.model, *self._judge, self.autocast, self._between_batches)
+    def _figures(self, model=None) -> dict:
+        return evaluate(model or self.model, *self._judge, self.autocast, self._between_batches)
 
     def _between_batches(self) -> None:
         self.watchdog.beat()

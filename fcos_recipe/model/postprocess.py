@@ -213,19 +213,16 @@ def _clip(bbox: Tensor, bbox_num: Tensor, im_shape: Tensor, scale_factor: Tensor
 
 
 def nms_and_clip(
-    boxes: Tensor, scores: Tensor, im_shape: Tensor, scale_factor: Tensor, limits: dict, clip: bool
+    boxes: Tensor, scores: Tensor, im_shape: Tensor, scale_factor: Tensor, nms: object, clip: bool
 ) -> tuple[Tensor, Tensor]:
-    """What `postprocess` does with `candidates`, for an export that ends with them.
+    """What `postprocess` does with `candidates` that come from elsewhere.
 
     Args:
         boxes, scores: see `candidates`.
-        im_shape, scale_factor, clip: see `postprocess`.
-        limits: arguments of ppdet's `MultiClassNMS`.
+        im_shape, scale_factor, nms, clip: see `postprocess`.
 
     Returns:
         see `postprocess`.
     """
-    from ppdet.modeling.layers import MultiClassNMS
-
-    bbox, bbox_num = _nms(MultiClassNMS(**limits), boxes, scores)
+    bbox, bbox_num = _nms(nms, boxes, scores)
     return (_clip(bbox, bbox_num, im_shape, scale_factor) if clip else bbox), bbox_num

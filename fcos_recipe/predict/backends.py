@@ -164,11 +164,12 @@ def open_export(weights: str, facts: dict, device: str):
 def _finish(boxes: np.ndarray, scores: np.ndarray, batch: dict, facts: dict):
     """NMS and clipping for an export that ends before them, by the operators of training."""
     import paddle
+    from ppdet.modeling.layers import MultiClassNMS
 
     from fcos_recipe.model.postprocess import nms_and_clip
 
     found = nms_and_clip(
         paddle.to_tensor(boxes), paddle.to_tensor(scores), paddle.to_tensor(batch["im_shape"]),
-        paddle.to_tensor(batch["scale_factor"]), facts["limits"], facts["clip"],
+        paddle.to_tensor(batch["scale_factor"]), MultiClassNMS(**facts["limits"]), facts["clip"],
     )  # fmt: skip
     return tuple(value.numpy() for value in found)
