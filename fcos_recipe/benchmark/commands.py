@@ -24,6 +24,10 @@ tasks:
   startup  seconds to the first batch of a data set of train2017's size; memory of 8 ranks
            (draws the annotations once, 400 MB, into ~/.cache/fcos_recipe/benchmark)
   targets  seconds of target assignment at 1, 7, 30 and 90 boxes
+  infer    images/s and latency of one image, prepared images to detections: eager, Paddle
+           Inference, ONNX Runtime, bfloat16 where the processor has it; stock; torchvision if it
+           is installed or named by --torch-python (3 GB of memory per side)
+  nms      seconds from the head's outputs to detections, few and many candidates
   eval     seconds from files of 500,000 detections and 36,781 annotations to COCO's figures
 examples:
   python tools/benchmark.py targets --against stock
@@ -36,6 +40,8 @@ TASKS = {
     "data": ("stock",),
     "startup": ("stock",),
     "targets": ("stock",),
+    "infer": ("stock",),
+    "nms": ("stock",),
     "eval": ("pycocotools",),
 }
 
@@ -64,6 +70,8 @@ def main(argv: list[str]) -> int:
     add("-o", "--opt", nargs="*", action="extend", default=[], metavar="KEY=VALUE",
         help="config values of both sides, e.g. TrainReader.batch_size=1")  # fmt: skip
     add("--rounds", type=int, default=8, help="turns of each side (default: %(default)s)")
+    add("--batch-size", type=int, default=8, metavar="N",
+        help="infer: images at once (default: %(default)s)")  # fmt: skip
     add("--limit", type=float, default=420, metavar="SECONDS",
         help="begin no further round after this long (default: %(default)s)")  # fmt: skip
     add("--device", choices=["cpu", "gpu"], default="cpu")
@@ -74,8 +82,8 @@ def main(argv: list[str]) -> int:
     if args.against not in TASKS[args.task]:
         allowed = ", ".join(TASKS[args.task])
         parser.error(f"{args.task} is measured against {allowed}, not {args.against}")
-    if args.rounds < 1:
-        parser.error("--rounds must be at least 1")
+    if min(args.rounds, args.batch_size) < 1:
+        parser.error("--rounds and --batch-size must be at least 1")
     annotations = "annotations/instances_train2017.json"
     if args.data and not (args.data / annotations).is_file():
         raise UserError(f"--data {args.data}: {annotations} not found in it")
@@ -92,6 +100,7 @@ def main(argv: list[str]) -> int:
         device=args.device,
         profile=args.profile,
         to_static=args.to_static,
+        batch=args.batch_size,
         **({"torch_python": args.torch_python} if args.torch_python else {}),
     )
     task = tasks.train_torchvision if args.against == "torchvision" else getattr(tasks, args.task)
@@ -135,7 +144,7 @@ def machine() -> dict:
     packages = {}
     for name in ("paddlepaddle", "paddlepaddle-gpu", "paddledet", "numpy",
                  "opencv-python-headless", "hotcoco", "pycocotools", "torch",
-                 "torchvision"):  # fmt: skip
+                 "torchvision", "onnxruntime"):  # fmt: skip
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
@@ -171,7 +180,7 @@ def _settings(args: argparse.Namespace) -> dict[str, str]:
         )
         return settings
     settings["stock"] = f"{stock}; environment as installed (Paddle sets OMP_NUM_THREADS=1)"
-    if args.task == "train":
+    if args.task in ("train", "infer", "nms"):
         settings["stock_tuned"] = f"{stock}; environment: {tuned}"
     return settings
 
@@ -192,7 +201,7 @@ def report(result: dict) -> None:
             if key in ("median", "low", "high", "samples", "profile"):
                 continue
             print(f"  {name}: {key.replace('_', ' ')}: {_shown(value)}")
-    for key in ("ratio_by_boxes", "bytes_ratio", "match_ratio", "largest_difference"):
+    for key in ("ratio_by_boxes", "bytes_ratio", "match_ratio", "largest_difference", "speedup"):
         if key in result:
             print(f"  {key.replace('_', ' ')}: {_shown(result[key])}")
     for name, side in result["sides"].items():

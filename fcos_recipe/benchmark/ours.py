@@ -130,8 +130,74 @@ def weights(line: Line) -> None:
 
     trainer = Trainer(configure(setup), "train", device)
     fit_norms(trainer.model, next(iter(trainer.loader)))
+    if "class_bias" in setup:
+        bias = trainer.model.fcos_head.fcos_head_cls.bias
+        bias.set_value(paddle.full_like(bias, setup["class_bias"]))
     paddle.save(trainer.model.state_dict(), setup["path"])
     line.send(done=True)
+
+
+def export(line: Line) -> None:
+    """Export weights to a folder, through the check that `fcos export_model` makes."""
+    setup = line.setup
+    start(setup["device"])
+    from fcos_recipe.predict import Predictor
+    from fcos_recipe.predict.export import export as checked
+
+    predictor = Predictor(setup["weights"] + ".pdparams", configure(setup))
+    checked(predictor, Path(setup["target"]), setup["format"])
+    line.send(done=True)
+
+
+def infer(line: Line) -> None:
+    """Detections of prepared images, by the trained model or by an export of it."""
+    setup = line.setup
+    device = start(setup["device"])
+    from fcos_recipe.benchmark.inference import batch_of, timed
+    from fcos_recipe.predict import backends
+
+    if "export" in setup:
+        facts = backends.export_facts(setup["export"])
+        engine = backends.open_export(setup["export"], facts, device, setup["precision"])
+    else:
+        engine = backends.Eager(setup["weights"] + ".pdparams", configure(setup), device)
+    batches = {}
+
+    def work(batch: int) -> dict:
+        if batch not in batches:
+            batches[batch] = batch_of(setup["images"], batch)
+        return timed(lambda: len(engine.run(batches[batch])[0]))
+
+    line.serve(work)
+
+
+def nms(line: Line) -> None:
+    """From the head's outputs on prepared images to detections."""
+    setup = line.setup
+    device = start(setup["device"])
+    import paddle
+
+    from fcos_recipe.benchmark.inference import batch_of, timed
+    from fcos_recipe.predict import backends
+
+    model = backends.Eager(setup["weights"] + ".pdparams", configure(setup), device).model
+    batch = {k: paddle.to_tensor(v) for k, v in batch_of(setup["images"], 1).items()}
+    with paddle.no_grad():
+        outputs = model.fcos_head(model._features(batch))
+
+    def work(shift: float) -> dict:
+        raw = (outputs[0] + shift, *outputs[1:])
+
+        def once() -> int:
+            with paddle.no_grad():
+                found = model.fcos_head.post_process(
+                    raw, batch["im_shape"], batch["scale_factor"]
+                )
+            return len(found[0].numpy())
+
+        return timed(once)
+
+    line.serve(work)
 
 
 def fit_norms(model, batch: dict) -> None:
@@ -154,7 +220,8 @@ def fit_norms(model, batch: dict) -> None:
         hook.remove()
 
 
-TASKS = {f.__name__: f for f in (train, data, targets, startup, memory, weights)}
+_TASKS = (train, data, targets, startup, memory, weights, export, infer, nms)
+TASKS = {f.__name__: f for f in _TASKS}
 
 if __name__ == "__main__":
     channel = Line()

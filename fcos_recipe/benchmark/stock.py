@@ -134,7 +134,78 @@ def memory(line: Line) -> None:
     line.serve(lambda: {"mib": proportional_mib() - before, "images": len(dataset)})
 
 
-TASKS = {f.__name__: f for f in (train, data, targets, startup, memory)}
+def detector(setup: dict):
+    """Stock's model in evaluation mode, and a function from our batches to its inputs."""
+    import paddle
+    from ppdet.core.workspace import create
+    from ppdet.utils.checkpoint import load_pretrain_weight
+
+    paddle.set_device(setup["device"])
+    cfg = configure(setup)
+    model = create(cfg.architecture)
+    load_pretrain_weight(model, setup["weights"] + ".pdparams")
+    model.eval()
+
+    def inputs(batch: dict) -> dict:
+        height, width = batch["im_shape"][0].astype(int)
+        image = batch["image"].astype(np.float32) / 255
+        image -= np.array([0.485, 0.456, 0.406], np.float32)
+        image /= np.array([0.229, 0.224, 0.225], np.float32)
+        image[:, height:], image[:, :, width:] = 0, 0
+        values = {**batch, "image": np.ascontiguousarray(image.transpose(0, 3, 1, 2))}
+        return {key: paddle.to_tensor(value) for key, value in values.items()}
+
+    return model, inputs
+
+
+def infer(line: Line) -> None:
+    """Detections of prepared images; normalised before the time counts."""
+    import paddle
+
+    from fcos_recipe.benchmark.inference import batch_of, timed
+
+    model, inputs = detector(line.setup)
+    batches = {}
+
+    def work(batch: int) -> dict:
+        if batch not in batches:
+            batches[batch] = inputs(batch_of(line.setup["images"], batch))
+
+        def once() -> int:
+            with paddle.no_grad():
+                return len(model(batches[batch])["bbox"].numpy())
+
+        return timed(once)
+
+    line.serve(work)
+
+
+def nms(line: Line) -> None:
+    """From the head's outputs on prepared images to detections."""
+    import paddle
+
+    from fcos_recipe.benchmark.inference import batch_of, timed
+
+    model, inputs = detector(line.setup)
+    batch = inputs(batch_of(line.setup["images"], 1))
+    with paddle.no_grad():
+        outputs = model.fcos_head(model.neck(model.backbone(batch)))
+
+    def work(shift: float) -> dict:
+        locations, logits, *rest = outputs
+        raw = (locations, [level + shift for level in logits], *rest)
+
+        def once() -> int:
+            with paddle.no_grad():
+                found = model.fcos_head.post_process(raw, batch["scale_factor"])
+            return len(found[0].numpy())
+
+        return timed(once)
+
+    line.serve(work)
+
+
+TASKS = {f.__name__: f for f in (train, data, targets, startup, memory, infer, nms)}
 
 if __name__ == "__main__":
     channel = Line()

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ class Options:
         to_static: compile our model, see `fcos train --to_static`.
         torch_python: interpreter that has torchvision.
         images: of the data set that `eval` draws.
+        batch: images that `infer` takes at once for its throughput.
     """
 
     config: str
@@ -55,6 +57,7 @@ class Options:
     to_static: bool = False
     torch_python: str = sys.executable
     images: int = evaluator.IMAGES
+    batch: int = 8
 
 
 def environment(kind: str) -> dict[str, str | None]:
@@ -185,11 +188,11 @@ def _loaded(options: Options, overrides: list) -> dict:
     return load_config(options.config, texts, strict=False).data
 
 
-def _weights(bench: Bench, overrides: list) -> str:
+def _weights(bench: Bench, overrides: list, **more) -> str:
     """Weights that both sides start from, see `ours.weights`; path without its ending."""
     path = bench.folder / "start"
     child = bench.start(
-        OURS, "weights", "plain", overrides=overrides, path=str(path) + ".pdparams"
+        OURS, "weights", "plain", overrides=overrides, path=str(path) + ".pdparams", **more
     )
     child.receive()
     child.close()
@@ -415,4 +418,127 @@ def eval(bench: Bench) -> dict:
     match = {name: side["match"] for name, side in found["sides"].items()}
     found |= {"stats": figures[0].tolist(), "largest_difference": worst}
     found["match_ratio"] = match["pycocotools"] / match["ours"]
+    return _compared(found, faster=lambda ours, other: other / ours)
+
+
+#: class logits' bias of random weights: at the first hardly a box passes the threshold, and an
+#: export need not decide between a thousand alike; at the second some thousand pairs pass
+CLASS_BIAS = {"infer": -5.5, "nms": -4.1}
+
+
+def infer(bench: Bench) -> dict:
+    """Images per second from prepared images to detections, 800x1333, and the latency of one.
+
+    NMS has next to nothing to do: `nms` measures it.
+    """
+    options = bench.options
+    root = bench.data(8, size=(1333, 800))
+    overrides = bench.overrides(root)
+    path = _weights(bench, overrides, class_bias=CLASS_BIAS["infer"])
+    setup = {
+        "overrides": overrides, "weights": path,
+        "images": str(_export(root, bench.folder / "batches.npz")),
+    }  # fmt: skip
+    exports = {kind: str(bench.folder / kind) for kind in ("paddle", "onnx")}
+    for kind, target in list(exports.items()):
+        if kind == "onnx" and not (find_spec("onnxruntime") and find_spec("paddle2onnx")):
+            del exports[kind]
+            print("onnx left out: pip install -r requirements-onnx.txt", file=sys.stderr)
+            continue
+        child = bench.start(OURS, "export", "plain", target=target, format=kind, **setup)
+        child.receive()
+        child.close()
+    sides = {"ours": bench.start(OURS, "infer", "plain", **setup)}
+    for kind, target in exports.items():
+        side = {"export": target, "precision": "fp32", **setup}
+        sides[f"ours_{kind}"] = bench.start(OURS, "infer", "plain", **side)
+    if cpu_math.has_bfloat16() and options.device == "cpu":
+        side = {"export": exports["paddle"], "precision": "bf16", **setup}
+        sides["ours_bf16"] = bench.start(OURS, "infer", "plain", **side)
+    sides["stock"] = bench.start(STOCK, "infer", "plain", **setup)
+    sides["stock_tuned"] = bench.start(STOCK, "infer", "tuned", **setup)
+    if options.torch_python != sys.executable or find_spec("torchvision"):
+        torch = {"batches": setup["images"], "batch": 1, "class_bias": CLASS_BIAS["infer"]}
+        sides["torchvision"] = bench.start(TORCH, "infer", "tuned", options.torch_python, **torch)
+    for child in sides.values():
+        child.receive()
+    alternate(sides, 2, 0, lambda child, _: child.ask(batch=1))
+    one = alternate(
+        sides, 3 * options.rounds, options.limit / 3, lambda child, _: child.ask(batch=1)
+    )
+    alternate(sides, 1, 0, lambda child, _: child.ask(batch=options.batch))
+    many = alternate(
+        sides, options.rounds, options.limit, lambda child, _: child.ask(batch=options.batch)
+    )
+    found: dict = {"unit": f"images/s in batches of {options.batch}", "sides": {}}
+    for name, rows in many.items():
+        latency = [row["seconds"] for row in one[name]]
+        found["sides"][name] = {
+            **summary([options.batch / row["seconds"] for row in rows]),
+            "latency_p50": float(np.percentile(latency, 50)),
+            "latency_p99": float(np.percentile(latency, 99)),
+            "latency_samples": len(latency),
+            "cpu_seconds_per_image": statistics.median(
+                row["cpu_seconds"] / options.batch for row in rows
+            ),
+            "detections_per_image": rows[-1]["detections"] / options.batch,
+            "peak_mib": {"1": one[name][-1]["peak_mib"], str(options.batch): rows[-1]["peak_mib"]},
+        }
+    speed = {name: side["median"] for name, side in found["sides"].items()}
+    latency = {name: side["latency_p50"] for name, side in found["sides"].items()}
+    mine = [name for name in speed if name.startswith("ours")]
+    found["speedup"] = {
+        other: {
+            name: {"images/s": speed[name] / speed[other], "p50": latency[other] / latency[name]}
+            for name in mine
+        }
+        for other in speed if other not in mine
+    }  # fmt: skip
+    return _compared(found, faster=lambda ours, other: ours / other)
+
+
+def nms(bench: Bench) -> dict:
+    """Seconds from the head's outputs of one 800x1333 image to detections.
+
+    Shifts of all class logits let from none to almost all of 1.8 million pairs of location and
+    class pass the threshold.
+    """
+    root = bench.data(8, size=(1333, 800))
+    overrides = bench.overrides(root)
+    path = _weights(bench, overrides, class_bias=CLASS_BIAS["nms"])
+    images_file = str(_export(root, bench.folder / "batches.npz"))
+    setup = {"overrides": overrides, "weights": path, "images": images_file}
+    sides = {
+        "ours": bench.start(OURS, "nms", "plain", **setup),
+        "stock": bench.start(STOCK, "nms", "plain", **setup),
+        "stock_tuned": bench.start(STOCK, "nms", "tuned", **setup),
+    }
+    for child in sides.values():
+        child.receive()
+    shifts = {"none": -2.0, "few": 0.0, "some": 0.5, "many": 3.0}
+    by_candidates, detections = {}, {}
+    for label, shift in shifts.items():
+        alternate(sides, 1, 0, lambda child, _, shift=shift: child.ask(shift=shift))
+        answers = alternate(
+            sides, bench.options.rounds, bench.options.limit / len(shifts),
+            lambda child, _, shift=shift: child.ask(shift=shift),
+        )  # fmt: skip
+        by_candidates[label] = {
+            name: summary([row["seconds"] for row in rows]) for name, rows in answers.items()
+        }
+        detections[label] = {name: rows[-1]["detections"] for name, rows in answers.items()}
+    found: dict = {"unit": "s per image, head's outputs to detections", "sides": {}}
+    for name in sides:
+        found["sides"][name] = {
+            **by_candidates["many"][name],
+            "by_candidates": {label: row[name]["median"] for label, row in by_candidates.items()},
+            "detections": {label: row[name] for label, row in detections.items()},
+        }
+    found["speedup"] = {
+        other: {
+            label: row[other]["median"] / row["ours"]["median"]
+            for label, row in by_candidates.items()
+        }
+        for other in ("stock", "stock_tuned")
+    }
     return _compared(found, faster=lambda ours, other: other / ours)

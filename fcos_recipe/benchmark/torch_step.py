@@ -1,4 +1,4 @@
-"""torchvision's side: training steps of its fcos_resnet50_fpn, frozen as ours is.
+"""torchvision's side: its fcos_resnet50_fpn, frozen as ours is, trains or detects.
 
 Runs with any Python that has torch and torchvision; it needs no other part of the recipe's
 dependencies than NumPy.
@@ -48,6 +48,28 @@ def fit_norms(model, images: list) -> None:
         hook.remove()
 
 
+def detection(model, pictures, bias: float):
+    """A request's work: seconds of detection on float images in memory."""
+    import torch
+
+    from fcos_recipe.benchmark.inference import timed
+
+    model.eval()
+    torch.nn.init.constant_(model.head.classification_head.cls_logits.bias, bias)
+    model.score_thresh = 0.025
+
+    def work(batch: int) -> dict:
+        images = [pictures[row % len(pictures)].float().div(255) for row in range(batch)]
+
+        def once() -> int:
+            with torch.no_grad():
+                return sum(len(found["boxes"]) for found in model(images))
+
+        return timed(once)
+
+    return work
+
+
 def main(line: Line) -> None:
     import torch
 
@@ -71,6 +93,9 @@ def main(line: Line) -> None:
     torch.manual_seed(0)
     model = build(arrays["images"].shape[1:3])
     fit_norms(model, load(0)[0])
+    if setup["task"] == "infer":
+        line.serve(detection(model, pictures, setup["class_bias"]))
+        return
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, weight_decay=1e-4)

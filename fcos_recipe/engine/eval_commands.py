@@ -7,6 +7,7 @@ from pathlib import Path
 from fcos_recipe.engine.coco_metric import MAX_DETS, CocoMetric, table
 from fcos_recipe.engine.commands import common_parser, load, start
 from fcos_recipe.errors import UserError, UserErrors, printable
+from fcos_recipe.predict.backends import NEEDS_EXPORT, PRECISIONS
 from fcos_recipe.runtime.device import requested
 
 _EXAMPLE = """\
@@ -42,6 +43,8 @@ def evaluate(argv: list[str]) -> int:
     add("--padding-effect", action="store_true",
         help="also evaluate as PaddleDetection: one image at a time, padded to 128")  # fmt: skip
     add("--no-plots", action="store_true", help="no pictures")
+    add("--precision", choices=PRECISIONS, default="fp32",
+        help="bf16: faster, other scores; exports of --format paddle")  # fmt: skip
     add("--amp", action="store_true", help="automatic mixed precision (cards only)")
     add("--output_eval", metavar="DIR", help="PaddleDetection's name of --output")
     args = parser.parse_args(argv)
@@ -76,7 +79,9 @@ def evaluate(argv: list[str]) -> int:
         if facts := export_facts(str(weights)):
             if tta:
                 raise UserError(f"{weights}: --tta-*: not for exports; evaluate a checkpoint")
-            trainer.model = _exported(str(weights), facts, config, device)
+            trainer.model = _exported(str(weights), facts, config, device, args.precision)
+        elif args.precision != "fp32":
+            raise UserError(NEEDS_EXPORT.format(args.precision, weights))
         else:
             trainer.load_weights(weights, exact=True)
         reference = None
@@ -85,6 +90,8 @@ def evaluate(argv: list[str]) -> int:
         result = trainer.evaluate(**tta, **_judging(args))
     if tta:
         result["tta"] = tta
+    if args.precision != "fp32":
+        result["precision"] = args.precision
     if reference is not None:
         result["reference_ap"] = reference["stats"][0]
     if trainer.rank == 0:
@@ -92,7 +99,7 @@ def evaluate(argv: list[str]) -> int:
     return 0
 
 
-def _exported(weights: str, facts: dict, config, device: str):
+def _exported(weights: str, facts: dict, config, device: str, precision: str):
     """An exported model in the place of the trained one: same reader, same evaluator.
 
     Raises:
@@ -111,7 +118,7 @@ def _exported(weights: str, facts: dict, config, device: str):
             f"{weights}: class_names: made for {facts['class_names'][:3]}..., but {annotations} "
             f"has {names[:3]}...; evaluate it on the data set that it was trained on"
         )
-    engine = open_export(weights, facts, device)
+    engine = open_export(weights, facts, device, precision)
 
     class Exported:
         def eval(self) -> None:

@@ -201,15 +201,20 @@ def _complete(bbox: Tensor, bbox_num: Tensor, cuts: list, nms: object) -> bool:
     return True
 
 
+@paddle.jit.not_to_static  # its branches are Python's, also in a graph
 def _clip(bbox: Tensor, bbox_num: Tensor, im_shape: Tensor, scale_factor: Tensor) -> Tensor:
     """Cut boxes to the original image of their row."""
-    if bbox.shape[0] == 0:  # before 3.1 Paddle cannot concatenate empty tensors
-        return bbox
-    size = paddle.floor(im_shape / scale_factor + 0.5).flip(axis=1)  # x, y
-    limit = paddle.concat([size, size], axis=1)
-    image = paddle.repeat_interleave(paddle.arange(paddle.shape(bbox_num)[0]), bbox_num)
-    boxes = paddle.minimum(bbox[:, 2:].clip(min=0.0), paddle.gather(limit, image))
-    return paddle.concat([bbox[:, :2], boxes], axis=1)
+
+    def clipped() -> Tensor:
+        size = paddle.floor(im_shape / scale_factor + 0.5).flip(axis=1)  # x, y
+        limit = paddle.concat([size, size], axis=1)
+        image = paddle.repeat_interleave(paddle.arange(paddle.shape(bbox_num)[0]), bbox_num)
+        boxes = paddle.minimum(bbox[:, 2:].clip(min=0.0), paddle.gather(limit, image))
+        return paddle.concat([bbox[:, :2], boxes], axis=1)
+
+    if not paddle.in_dynamic_mode():  # inference engines end on operators without any row
+        return paddle.static.nn.cond(bbox_num.sum() > 0, clipped, lambda: bbox)
+    return clipped() if bbox.shape[0] else bbox  # before 3.1 Paddle cannot concatenate none
 
 
 def nms_and_clip(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fcos_recipe.config import load_config
 from fcos_recipe.errors import UserError
+from fcos_recipe.predict.backends import PRECISIONS
 from fcos_recipe.predict.inputs import Video, decoded, find_inputs, is_video
 
 PREDICTIONS = "predictions.json"
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
     to_console(0)
     from fcos_recipe.predict.predictor import Predictor
 
-    predictor = Predictor(weights, config, score_threshold=args.score_threshold)
+    predictor = Predictor(weights, config, None, args.score_threshold, args.precision)
     results = Results(predictor, list(files))
     images = {file: target for file, target in targets.items() if not is_video(file)}
     _predict_images(results, images, args.batch_size, args.draw_threshold)
@@ -214,6 +215,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--batch-size", type=int, default=1, metavar="N",
         help="images that run together, padded to the largest, which changes scores a little "
         "(default: %(default)s, as evaluation)")  # fmt: skip
+    add("--precision", choices=PRECISIONS, default="fp32",
+        help="bf16: faster, other scores; exports of --format paddle")  # fmt: skip
     add("--csv", action="store_true", help="also write predictions.csv")
     # PaddleDetection's; results are always saved, and there is nothing to log here
     ignored = dict(nargs="?", const=True, default=False, help="accepted, without effect")

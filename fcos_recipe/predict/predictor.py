@@ -51,6 +51,7 @@ class Predictor:
             on the CPU at full speed calls `runtime.cpu_math.ensure()` before importing Paddle.
         score_threshold: detections that score less are left out; the NMS in the config has a
             threshold of its own.
+        precision: fp32, or bf16 for an export of `--format paddle`, see `PaddleInference`.
 
     Attributes:
         names: class names: those stored with the weights, else those of the annotation file that
@@ -68,6 +69,7 @@ class Predictor:
         config: str | os.PathLike | Config | None = None,
         device: str | None = None,
         score_threshold: float = 0.0,
+        precision: str = "fp32",
     ):
         from fcos_recipe.predict import backends
         from fcos_recipe.runtime import device as devices
@@ -77,11 +79,13 @@ class Predictor:
         if facts := backends.export_facts(weights):
             self.config = config
             self.device = devices.resolve(device or "auto")
-            self.backend = backends.open_export(weights, facts, self.device)
+            self.backend = backends.open_export(weights, facts, self.device, precision)
             self.chain = _chain(facts)
             self.names, self.category_ids = facts["class_names"], facts["category_ids"]
             self.image_ids = {}
             return
+        if precision != "fp32":
+            raise UserError(backends.NEEDS_EXPORT.format(precision, weights))
         if not isinstance(config, Config):
             config = load_config(config or _run_config(weights))
         self.config = config

@@ -62,6 +62,15 @@ def settings(threads: int, cpuinfo: str | None = None) -> dict[str, str]:
     return result
 
 
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 itself (AVX512_BF16 or AMX_BF16)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", flags))
+
+
 def missing(threads: int) -> dict[str, str]:
     """`settings` without the variables that the user has set."""
     return {k: v for k, v in settings(threads).items() if not set_by_user(k)}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from fcos_recipe.cli import run
 from fcos_recipe.errors import RunFailure, UserError
 from fcos_recipe.predict import gate
+from fcos_recipe.runtime.cpu_math import has_bfloat16
 from tests.conftest import run_tool
 
 pytestmark = pytest.mark.matrix
@@ -174,3 +176,59 @@ def test_missing_converter_is_one_line(monkeypatch, tmp_path, capsys):
 def test_weights_are_needed(capsys):
     assert run("export_model", ["--format", "onnx"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["paddle", "onnx"])
+def test_an_image_without_any_detection_is_no_end(tiny, tmp_path, kind):
+    """In a process of its own: what went wrong ended the process."""
+    skip_without_converter(kind)
+    code = f"""
+import sys
+from pathlib import Path
+import paddle
+from fcos_recipe.engine.commands import start
+start("cpu")
+from fcos_recipe import compat
+from fcos_recipe.config import load_config
+config = load_config({str(tiny)!r})
+model = compat.create(compat.workspace(config.stock_data())["architecture"])
+bias = model.fcos_head.fcos_head_cls.bias
+bias.set_value(paddle.full_like(bias, -20.0))
+paddle.save(model.state_dict(), "nothing.pdparams")
+from fcos_recipe.errors import RunFailure
+from fcos_recipe.predict import Predictor
+from fcos_recipe.predict.export import export
+try:
+    export(Predictor("nothing.pdparams", config), Path("out"), {kind!r})
+except RunFailure as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True,
+                          text=True, timeout=300,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "0 detections differ; the trained model finds nothing" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_bfloat16_is_near_and_refused_where_it_is_not(trained, tiny, tmp_path, capfd):
+    done = run_tool("export_model", "-c", tiny, "--weights", trained, "--output", tmp_path / "out",
+                    cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    (folder,) = (tmp_path / "out").iterdir()
+    argv = ["-c", str(tiny), "--json", str(tmp_path / "eval.json"), "--no-plots"]
+    assert run("eval", [*argv, "--weights", str(trained), "--precision", "bf16"]) == 2
+    assert "only exports have it" in capfd.readouterr().err
+    results = {}
+    for precision in ("fp32", "bf16"):
+        code = run("eval", [*argv, "--weights", str(folder), "--precision", precision])
+        if precision == "bf16" and not has_bfloat16():
+            assert code == 2 and "AVX512_BF16" in capfd.readouterr().err
+            return
+        assert code == 0
+        results[precision] = json.loads((tmp_path / "eval.json").read_text())
+    assert results["bf16"]["precision"] == "bf16"
+    difference = results["bf16"]["stats"][1] - results["fp32"]["stats"][1]
+    assert difference != 0 and abs(difference) < 0.05
