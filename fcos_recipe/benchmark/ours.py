@@ -131,8 +131,10 @@ def weights(line: Line) -> None:
     trainer = Trainer(configure(setup), "train", device)
     fit_norms(trainer.model, next(iter(trainer.loader)))
     if "class_bias" in setup:
-        bias = trainer.model.fcos_head.fcos_head_cls.bias
-        bias.set_value(paddle.full_like(bias, setup["class_bias"]))
+        head = trainer.model.fcos_head
+        head.fcos_head_cls.bias.set_value(paddle.full([head.num_classes], setup["class_bias"]))
+        # boxes with an area: NMS engines differ on those without
+        head.fcos_head_reg.bias.set_value(paddle.full([4], 2.0))
     paddle.save(trainer.model.state_dict(), setup["path"])
     line.send(done=True)
 
