@@ -173,14 +173,23 @@ def _settings(args: argparse.Namespace) -> dict[str, str]:
     if args.task == "eval":
         return {"both": "a process each, imports not counted, files in the page cache"}
     settings = {"ours": f"{Path(args.config).name}{common}; CPU settings: {tuned}"}
+    if args.task == "infer":
+        settings |= {
+            "stock": f"{stock}; environment: {tuned}",
+            "ours_paddle": "export of --format paddle by Paddle Inference with oneDNN",
+            "ours_onnx": "export of --format onnx by ONNX Runtime",
+            "ours_bf16": "ours_paddle with --precision bf16",
+            "torchvision": "fcos_resnet50_fpn, its own resize and normalisation inside",
+        }
     if args.against == "torchvision":
         settings["torchvision"] = (
             "fcos_resnet50_fpn, FrozenBatchNorm2d, stem and layer1 frozen, images in memory; "
             f"environment: {tuned}"
         )
         return settings
-    settings["stock"] = f"{stock}; environment as installed (Paddle sets OMP_NUM_THREADS=1)"
-    if args.task in ("train", "infer", "nms"):
+    as_installed = f"{stock}; environment as installed (Paddle sets OMP_NUM_THREADS=1)"
+    settings.setdefault("stock", as_installed)
+    if args.task in ("train", "nms"):
         settings["stock_tuned"] = f"{stock}; environment: {tuned}"
     return settings
 

@@ -8,6 +8,7 @@ import pytest
 from fcos_recipe.benchmark import commands, images, pipe, tasks
 from fcos_recipe.benchmark.pipeline import Batches
 from fcos_recipe.errors import RunFailure
+from fcos_recipe.runtime.cpu_math import has_bfloat16
 from tests.conftest import run_tool
 
 TINY = [
@@ -38,6 +39,13 @@ def drawn(tmp_path_factory):
     """Twelve images in COCO's layout."""
     root = tmp_path_factory.mktemp("drawn")
     images.make_images(root, 12, seed=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def same_size(tmp_path_factory):
+    root = tmp_path_factory.mktemp("same") / "data"
+    images.make_images(root, 4, size=(320, 256))
     return root
 
 
@@ -85,6 +93,34 @@ def test_startup(tmp_path, drawn):
     assert result["ratio"] == pytest.approx(result["stock"] / result["ours"])
     assert {"ours", "ours_warm", "stock"} == set(result["sides"])
     assert result["sides"]["ours"]["imports"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.stock
+def test_inference(tmp_path, same_size):
+    argv = ["--data", str(same_size), "--rounds", "1", "--batch-size", "2"]
+    result, out = benchmark(tmp_path, "infer", *argv)
+    sides = result["sides"]
+    assert {"ours", "ours_paddle", "stock"} <= set(sides)
+    assert ("ours_bf16" in sides) == has_bfloat16()
+    for side in sides.values():
+        assert 0 < side["latency_p50"] <= side["latency_p99"] and side["latency_samples"] == 3
+        assert side["peak_mib"]["2"] >= side["peak_mib"]["1"] > 100
+    found = {sides[name]["detections_per_image"] for name in ("ours", "ours_paddle", "stock")}
+    assert len(found) == 1  # all look at the same
+    assert result["speedup"]["stock"]["ours"]["images/s"] == pytest.approx(result["ratio"])
+    assert "latency p99" in out
+
+
+@pytest.mark.slow
+@pytest.mark.stock
+def test_nms(tmp_path, same_size):
+    result, out = benchmark(tmp_path, "nms", "--data", str(same_size), "--rounds", "1")
+    for label in ("none", "few", "some", "many"):
+        found = {side["detections"][label] for side in result["sides"].values()}
+        assert len(found) == 1, label
+    assert result["sides"]["ours"]["detections"]["many"] == 100
+    assert result["speedup"]["stock"]["many"] == pytest.approx(result["ratio"])
 
 
 def test_the_evaluators_agree_on_the_set_that_is_timed(tmp_path):
