@@ -5,6 +5,7 @@ has to end with the same weights, records and AP. Meanwhile memory, descriptors,
 and shared memory are written down, as a table and a picture.
 """
 
+import contextlib
 import csv
 import json
 import os
@@ -44,6 +45,7 @@ def soak(folder: Path, minutes: float, seed: int) -> int:
     base = f"_BASE_: ['{ROOT}/configs/fcos/fcos_r18_fpn_demo.yml']\n"
     config.write_text(f"{base}device: cpu\nsnapshot_steps: 25\nkeep_checkpoints: 2\n{data}")
     rows: list[dict] = []
+    seen: set[int] = set()
     lost = number = kills = 0
     while number < 2 or time.monotonic() - began < 60 * minutes:
         run = folder / f"run-{number}"
@@ -51,7 +53,7 @@ def soak(folder: Path, minutes: float, seed: int) -> int:
         due = time.monotonic() + rng.uniform(10, 60)
         while process.poll() is None:
             time.sleep(EVERY)
-            found = _look(process)
+            found = _look(process, seen)
             rows.append({"seconds": round(time.monotonic() - began, 1), "run": number,
                          "kills": kills, **found})  # fmt: skip
             if number and time.monotonic() > due:
@@ -93,10 +95,16 @@ def _start(config: Path, run: Path) -> subprocess.Popen:
         )  # fmt: skip
 
 
-def _look(process: subprocess.Popen) -> dict:
-    """What the supervisor and everything below it use, and Paddle's part of /dev/shm."""
+def _look(process: subprocess.Popen, seen: set[int]) -> dict:
+    """What the supervisor and everything below it use, and what they left in /dev/shm.
+
+    Args:
+        process: the supervisor.
+        seen: processes of this test so far, killed ones included; those of now are added.
+    """
     found = dict.fromkeys(FIELDS[3:], 0)
     for pid in fault_tools.tree(process):
+        seen.add(pid)
         try:
             one = psutil.Process(pid)
             with one.oneshot():
@@ -107,9 +115,10 @@ def _look(process: subprocess.Popen) -> dict:
                 found["processes"] += 1
         except psutil.Error:
             continue
-    mine = psutil.Process().create_time()  # what is older is not of this test
-    shared = [p.stat() for p in Path("/dev/shm").glob("paddle_*")]
-    size = sum(s.st_size for s in shared if s.st_mtime > mine)
+    size = 0
+    for path in Path("/dev/shm").glob("paddle_*"):
+        with contextlib.suppress(OSError, ValueError):  # gone meanwhile, or not Paddle's
+            size += path.stat().st_size if int(path.name.split("_")[1]) in seen else 0
     found["shared_memory_mib"] = round(size / 2**20, 1)
     return found
 
