@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from fcos_recipe import fault_tools
 from fcos_recipe.data.shapes import make_shapes
+from fcos_recipe.faults import tools
 from fcos_recipe.runtime import exit_codes
 from fcos_recipe.runtime.device import ROOT
 
@@ -62,13 +62,13 @@ def soak(folder: Path, minutes: float, seed: int) -> int:
         if process.returncode:
             said = f"exit {process.returncode}"
         else:
-            said = fault_tools.differences(folder / "run-0", run) if number else ""
+            said = tools.differences(folder / "run-0", run) if number else ""
         lost += bool(said)
         ap = json.loads((run / "eval.json").read_text())["stats"][0] if not said else float("nan")
         print(f"run {number}: AP {ap:.4f}, {kills} kills so far: {said or 'as without kills'}",
               flush=True)  # fmt: skip
         if number:
-            fault_tools.remove(run)
+            tools.remove(run)
         number += 1
     with (folder / "soak.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, FIELDS)
@@ -103,7 +103,7 @@ def _look(process: subprocess.Popen, seen: set[int]) -> dict:
         seen: processes of this test so far, killed ones included; those of now are added.
     """
     found = dict.fromkeys(FIELDS[3:], 0)
-    for pid in fault_tools.tree(process):
+    for pid in tools.tree(process):
         seen.add(pid)
         try:
             one = psutil.Process(pid)
@@ -125,7 +125,7 @@ def _look(process: subprocess.Popen, seen: set[int]) -> dict:
 
 def _kill(process: subprocess.Popen) -> int:
     """SIGKILL to the training process; 0 where none is there."""
-    for pid in sorted(fault_tools.tree(process) - {process.pid}):
+    for pid in sorted(tools.tree(process) - {process.pid}):
         try:
             if "train.py" in " ".join(psutil.Process(pid).cmdline()):
                 os.kill(pid, signal.SIGKILL)
