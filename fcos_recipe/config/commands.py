@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from fcos_recipe.config.check import describe
-from fcos_recipe.config.load import Config, Dumper, Node, display, load_config
-from fcos_recipe.config.schema import RECIPE, ROOT, UNSET
+from fcos_recipe.config.load import Config, Dumper, Node, display, load_config, project_configs
+from fcos_recipe.config.schema import RECIPE, UNSET
 from fcos_recipe.errors import UserError, UserErrors
 
 DESCRIPTION = """\
@@ -92,7 +92,7 @@ def _diff(a: Config, b: Config) -> int:
 
 def _validate(args: argparse.Namespace) -> int:
     errors = []
-    for path in args.config or sorted((ROOT / "configs").rglob("*.yml")):
+    for path in args.config or project_configs():
         try:
             config = load_config(path, args.o, args.strict)
             if args.files and (missing := config.missing_files()):

@@ -13,6 +13,7 @@ from typing import Any
 from fcos_recipe.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "configs" / "results.yml"  # figures, no config
 
 
 @dataclass(frozen=True)
