@@ -3,7 +3,9 @@
 AP is COCO's box AP in percent (39.7, not 0.397) everywhere in this module.
 """
 
+import argparse
 import datetime
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -13,6 +15,37 @@ import yaml
 
 from fcos_recipe.config.schema import RESULTS
 from fcos_recipe.errors import UserError
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+WINDOW = 50  #: steps over which a loss is averaged before it is compared with a `Band`
+_EXAMPLE = """\
+examples:
+  python -m fcos_recipe.report.results                      # the table
+  python -m fcos_recipe.report.results --write README.md README_zh.md
+  python -m fcos_recipe.report.results --check README.md
+exit codes: 0 done, 1 --check found another table, 2 bad input
+"""
+# Column titles and the words of the table. Files whose name ends in _zh are Chinese.
+_WORDS = {
+    "en": {
+        "titles": ("config", "cards", "box AP", "images/s", "source", "reproduced here"),
+        True: "yes", False: "no: needs the cards", "device": "{device} x {cards}", "unknown": "{cards}",
+        "cpu": "{cards} CPU process", "cpus": "{cards} CPU processes",
+        "range": "{ap:.1f} ({low:.1f} to {high:.1f}, seeds {seeds})",
+        "total": "{speed:g} in all", "card": "{speed:g} per card", "unstated": "{speed:g}",
+        "none": "not published", "minutes": "{minutes:.1f} minutes per run",
+        "brackets": " ({})", "comma": ", ",
+    },
+    "zh": {
+        "titles": ("配置", "卡数", "框 AP", "图像/秒", "来源", "本项目是否复现"),
+        True: "是", False: "否：需要加速卡", "device": "{device} x {cards}", "unknown": "{cards}",
+        "cpu": "{cards} 个 CPU 进程", "cpus": "{cards} 个 CPU 进程",
+        "range": "{ap:.1f}（{low:.1f} 至 {high:.1f}，种子 {seeds}）",
+        "total": "共 {speed:g}", "card": "单卡 {speed:g}", "unstated": "{speed:g}",
+        "none": "未公布", "minutes": "每次 {minutes:.1f} 分钟",
+        "brackets": "（{}）", "comma": "，",
+    },
+}  # fmt: skip
 
 
 class Text(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,6 +71,7 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         config: name of the file in configs/fcos without its ending.
         about: what the data are, where the config's name does not say it.
         dataset: what was evaluated on.
+        images: how many images that are.
         device: name of the card; "cpu"; None where the publisher names none.
         cards: processes of the run, one card each.
         total_batch: images of one optimizer step.
@@ -61,6 +95,7 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     config: str
     about: Text | None = None
     dataset: str
+    images: int
     device: str | None = None
     cards: int
     total_batch: int
@@ -132,3 +167,106 @@ def published(config_name: str) -> list[Row]:
         config_name: as `Config.name`.
     """
     return [row for row in load().rows if row.config == config_name]
+
+
+def table(language: str = "en") -> str:
+    """All rows as a Markdown table.
+
+    Args:
+        language: "en" or "zh".
+    """
+    titles = _WORDS[language]["titles"]
+    lines = [titles, ["---"] * len(titles), *(_cells(row, language) for row in load().rows)]
+    return "".join(f"|{'|'.join(cells)}|\n" if cells[0] == "---" else f"| {' | '.join(cells)} |\n"
+                   for cells in lines)  # fmt: skip
+
+
+def _cells(row: Row, language: str) -> list[str]:
+    words = _WORDS[language]
+
+    def say(text: Text | None) -> str:
+        if text is None:
+            return ""
+        plain = getattr(text, language)
+        return f"[{plain}]({text.url})" if text.url else plain
+
+    def with_note(text: str, note: Text | None) -> str:
+        return text + (words["brackets"].format(say(note)) if note else "")
+
+    kind = "unknown" if row.device is None else "device"
+    if row.device == "cpu":
+        kind = "cpu" if row.cards == 1 else "cpus"
+    ap = f"{row.ap:.1f}"
+    if row.ap_range:
+        seeds = ", ".join(map(str, row.ap_by_seed))
+        ap = words["range"].format(ap=row.ap, low=row.ap_range[0], high=row.ap_range[1],
+                                   seeds=seeds)  # fmt: skip
+    speed = words["none"]
+    if row.images_per_second is not None:
+        speed = words[row.throughput_of].format(speed=row.images_per_second)
+    about = [say(row.source)]
+    if row.commit:  # a run of this project: what it ran on is what its figures mean
+        about += [str(row.date), say(row.machine)]
+        if row.hours:
+            about.append(words["minutes"].format(minutes=60 * row.hours))
+    return [
+        with_note(f"`{row.config}`", row.about),
+        words[kind].format(device=row.device, cards=row.cards),
+        ap,
+        with_note(speed, row.throughput_note),
+        words["comma"].join(about),
+        words[row.reproduced],
+    ]
+
+
+def insert(path: Path) -> str:
+    """A file's text with the present table between its markers.
+
+    Args:
+        path: a Markdown file; of a name that ends in _zh it gets the Chinese table.
+
+    Raises:
+        UserError: it cannot be read, or has not each marker once, on lines of their own.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {getattr(error, 'strerror', 0) or 'not UTF-8 text'}") from None
+    before, begin, rest = text.partition(f"{BEGIN}\n")
+    _, end, after = rest.partition(END)
+    if not (begin and end) or text.count(BEGIN) + text.count(END) != 2:
+        raise UserError(f"{path}: want {BEGIN} and, below it, {END}, each once on its own line")
+    return f"{before}{begin}\n{table('zh' if path.stem.endswith('_zh') else 'en')}\n{end}{after}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m fcos_recipe.report.results`: see `--help`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fcos_recipe.report.results",
+        description="The table of results, from configs/results.yml.", epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--language", choices=_WORDS, default="en", help="of the printed table")
+    add("--write", nargs="+", type=Path, default=[], metavar="FILE",
+        help=f"put the table between {BEGIN} and {END}")  # fmt: skip
+    add("--check", nargs="+", type=Path, default=[], metavar="FILE",
+        help="exit 1 if a file has another table")  # fmt: skip
+    args = parser.parse_args(argv)
+    for path in args.write:
+        text = insert(path)
+        path.write_text(text, encoding="utf-8")
+    if stale := [str(path) for path in args.check if insert(path) != path.read_text("utf-8")]:
+        print(f"{', '.join(stale)}: not the table of {RESULTS.name}; --write it", file=sys.stderr)
+        return 1
+    if not args.write and not args.check:
+        print(table(args.language), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
