@@ -19,6 +19,7 @@ from fcos_recipe.engine.bad_numbers import Guard
 from fcos_recipe.engine.coco_metric import table
 from fcos_recipe.engine.distributed import agree, gather
 from fcos_recipe.engine.evaluate import build_loader, evaluate
+from fcos_recipe.engine.loggers import pictures
 from fcos_recipe.engine.meter import Window, hms, memory_mib, timed
 from fcos_recipe.engine.run_dir import CONFIG, ENVIRONMENT, RunDir, environment, log
 from fcos_recipe.engine.setup import Setup
@@ -360,6 +361,8 @@ class Trainer(Setup):
             images_per_second=round(result["images_per_second"], 3),
             seconds=round(result["seconds"], 3),
         )  # fmt: skip
+        run.show(at.steps_done, pictures(self.metric, self._judge[0].dataset,
+                                         self.config.data["logger_images"]))  # fmt: skip
         log.info("%s", table(result))
         log.info("epoch %d: AP %.4f, best %.4f (epoch %d); %.2f images/s", at.epoch, ap,
                  at.best["AP"], at.best["epoch"], result["images_per_second"])  # fmt: skip

@@ -29,7 +29,8 @@ exit codes: 0 done, 1 --check found another table, 2 bad input
 _WORDS = {
     "en": {
         "titles": ("config", "cards", "box AP", "images/s", "source", "reproduced here"),
-        True: "yes", False: "no: needs the cards", "device": "{device} x {cards}", "unknown": "{cards}",
+        True: "yes", False: "no: needs the cards",
+        "device": "{device} x {cards}", "unknown": "{cards}",
         "cpu": "{cards} CPU process", "cpus": "{cards} CPU processes",
         "range": "{ap:.1f} ({low:.1f} to {high:.1f}, seeds {seeds})",
         "total": "{speed:g} in all", "card": "{speed:g} per card", "unstated": "{speed:g}",
