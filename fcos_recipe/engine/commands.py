@@ -100,6 +100,7 @@ def train(argv: list[str]) -> int:
     from fcos_recipe.engine.resume import automatic
     from fcos_recipe.engine.run_dir import RunDir
     from fcos_recipe.engine.trainer import Trainer
+    from fcos_recipe.report import loss_band
     from fcos_recipe.runtime.watchdog import Watchdog, rank
 
     with Watchdog(config.data["watchdog"], rank()) as watchdog:
@@ -116,5 +117,6 @@ def train(argv: list[str]) -> int:
             trainer.compile()
         with RunDir(path, writer=trainer.rank == 0, resume=ours) as run:
             loggers.attach(run, logging_to, config, args.vdl_log_dir)
+            loss_band.watch(run, config, trainer.plan.total_batch)
             trainer.train(run, args.eval)
     return 0

@@ -213,8 +213,8 @@ class WandB:
                 ),
             )  # fmt: skip
             self._run.define_metric("*", step_metric="step")
-            where = self._run.url or f"offline; upload with: wandb sync {self._run.dir}/.."
-            log.info("wandb: %s", without_secrets(where))
+            offline = f"offline; upload with: wandb sync {Path(self._run.dir).parent}"
+            log.info("wandb: %s", without_secrets(self._run.url or offline))
         return self._run
 
     def __call__(self, record: dict) -> None:

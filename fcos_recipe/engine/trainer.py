@@ -126,7 +126,9 @@ class Trainer(Setup):
         self._saved_time = time.monotonic()
         if run.writer:
             (run.path / CONFIG).write_text(without_secrets(resolved(self.config)))
-            checkpoint.write_json(run.path / ENVIRONMENT, environment(self.device))
+            checkpoint.write_json(run.path / ENVIRONMENT, {
+                **environment(self.device), "config": self.config.name, "ranks": self._nranks,
+            })  # fmt: skip
         run.forget_after(at.steps_done, at.epoch - at.pending_eval)
         run.set_aside_after(self._resumed_from)
         for line in self.plan.lines:
@@ -204,7 +206,9 @@ class Trainer(Setup):
                 due or self._stopping
                 or (data["snapshot_steps"] and at.steps_done % data["snapshot_steps"] == 0)
             ):  # fmt: skip
+                before = time.perf_counter()
                 self._save(window=window)
+                window.start += time.perf_counter() - before  # throughput is of training alone
                 if self._stopping:
                     self._leave()
         bar.close()

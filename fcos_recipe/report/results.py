@@ -130,7 +130,7 @@ class Band(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Args:
         config: name of the file in configs/fcos without its ending.
         total_batch: images of one optimizer step.
-        steps: step -> (lowest, highest) mean of `loss` over the `WINDOW` steps before it.
+        steps: step -> (lowest, highest) mean of `loss` over the `WINDOW` steps that end there.
         source: which runs it was taken from.
     """
 

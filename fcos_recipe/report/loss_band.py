@@ -1,0 +1,83 @@
+"""A warning in a run's first hour: its loss is not where the runs of this config had it."""
+
+import logging
+
+from fcos_recipe.errors import UserError
+from fcos_recipe.report.results import WINDOW, Band, load
+
+log = logging.getLogger("fcos")
+
+
+def watch(run, config, total_batch: int) -> None:
+    """Let a run be compared with its config's loss band, if it has one and trains as it says.
+
+    Args:
+        run: the RunDir, whose records are read.
+        config: the run's resolved Config; another setting or data set than the project's: no band.
+        total_batch: images per optimizer step.
+    """
+    wanted = (config.name, total_batch)
+    bands = [band for band in load().loss_bands if (band.config, band.total_batch) == wanted]
+    if not bands:
+        return
+    from fcos_recipe.report.verify import differing
+
+    try:
+        if not differing(config):
+            run.add_sink(LossBand(bands[0]))
+    except UserError:
+        return
+
+
+def mean_before(step: int, stretches: list[tuple[int, int, float]]) -> float | None:
+    """Mean loss of the `WINDOW` steps that end with `step`.
+
+    Args:
+        step: number of an optimizer step.
+        stretches: (first step - 1, last step, mean loss) of what was logged.
+
+    Returns:
+        The mean over the stretches that reach into the window, weighted by their steps in it;
+        None where they do not cover it.
+    """
+    start = step - WINDOW
+    parts = [(min(b, step) - max(a, start), loss) for a, b, loss in stretches]
+    parts = [(steps, loss) for steps, loss in parts if steps > 0]
+    if sum(steps for steps, _ in parts) < WINDOW:
+        return None
+    return sum(steps * loss for steps, loss in parts) / WINDOW
+
+
+class LossBand:
+    """Sink of `RunDir`: one warning for each step of the band at which the loss is outside."""
+
+    def __init__(self, band: Band):
+        self._band, self._due = band, sorted(band.steps)
+        self._stretches: list[tuple[int, int, float]] = []
+        self._last: int | None = None
+
+    def __str__(self) -> str:
+        return "loss band"
+
+    def __call__(self, record: dict) -> None:
+        if record["kind"] != "train":
+            return
+        step = record["step"]
+        if self._last is None and record["epoch"] == 1:  # else resumed: its first stretch is cut
+            self._last = 0 if step <= WINDOW else None
+        if self._last is not None:
+            self._stretches.append((self._last, step, record["loss"]))
+        self._last = step
+        while self._due and self._due[0] <= step:
+            due = self._due.pop(0)
+            loss = mean_before(due, self._stretches)
+            low, high = self._band.steps[due]
+            if loss is not None and not low <= loss <= high:
+                log.warning(
+                    "warning: loss %.3f around step %d; runs of %s had %.3f to %.3f there (%s). "
+                    "Data, weights or LR may not be what they should be",
+                    loss, due, self._band.config, low, high, self._band.source,
+                )  # fmt: skip
+
+    def forget(self) -> None:
+        self._stretches, self._last = [], None
