@@ -92,8 +92,12 @@ def differing(config: Config, free: list[str] = _ANY) -> list[str]:
     ]
 
 
-def read_run(folder: Path) -> Found:
+def read_run(folder: Path, compare: bool = True) -> Found:
     """What a finished run says of itself.
+
+    Args:
+        folder: its directory.
+        compare: look for settings that differ from the project's config; that must exist then.
 
     Raises:
         UserError: it is no run directory, or its last epoch was not evaluated.
@@ -111,10 +115,14 @@ def read_run(folder: Path) -> Found:
     if last["epoch"] < epochs:
         raise UserError(f"{folder}: {last['epoch']} of {epochs} epochs are evaluated: not finished")
     seen = steps[-1]
-    result = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
+    try:
+        result = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: eval.json cannot be read: {error}") from None
     return Found(
         config.name, 100 * last["AP"], result["images"],
-        round(seen["images_seen"] / seen["step"]), epochs, throughput(records), differing(config),
+        round(seen["images_seen"] / seen["step"]), epochs, throughput(records),
+        differing(config) if compare else [],
     )  # fmt: skip
 
 
