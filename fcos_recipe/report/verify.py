@@ -50,7 +50,7 @@ class Found:
         ap: box AP in percent.
         images: how many were judged on.
         total_batch, epochs: images per optimizer step and epochs done; None for weights.
-        speed: `engine.meter.throughput`; {} for weights.
+        speed: `engine.throughput`; {} for weights.
         differences: settings that differ from the project's config of that name, in words.
     """
 
@@ -102,7 +102,7 @@ def read_run(folder: Path, compare: bool = True) -> Found:
     Raises:
         UserError: it is no run directory, or its last epoch was not evaluated.
     """
-    from fcos_recipe.engine.meter import throughput
+    from fcos_recipe.engine.throughput import throughput
 
     records = read_metrics(folder)
     config = load_config(folder / "config.yml")

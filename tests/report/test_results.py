@@ -30,6 +30,8 @@ def test_rows_agree_with_the_configs_and_with_themselves(root):
             low, high = row.ap_range
             assert row.tolerance >= high - low - 1e-9, "a band narrower than the seeds' own spread"
         assert not row.reproduced or (row.commit and row.machine and row.ap_by_seed)
+        header = (root / f"configs/fcos/{row.config}.yml").read_text().split("\n_BASE_")[0]
+        assert f"{row.ap} AP" in header, "the config's own header says otherwise"
         if row.weights_url:
             assert row.weights_url == ZOO[row.config].url
             assert f"AP {row.ap}" in ZOO[row.config].text
