@@ -118,5 +118,9 @@ def train(argv: list[str]) -> int:
         with RunDir(path, writer=trainer.rank == 0, resume=ours) as run:
             loggers.attach(run, logging_to, config, args.vdl_log_dir)
             loss_band.watch(run, config, trainer.plan.total_batch)
-            trainer.train(run, args.eval)
+            try:
+                trainer.train(run, args.eval)
+            finally:
+                with watchdog.phase("save"):
+                    run.close_sinks()
     return 0

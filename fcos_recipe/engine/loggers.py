@@ -201,16 +201,19 @@ class WandB:
             note.parent.mkdir(exist_ok=True)
             if not note.is_file():
                 note.write_text(token_hex(4) + "\n")
+            quiet = dict(
+                console="off", silent=True, disable_git=True, disable_code=True, save_code=False,
+                x_disable_meta=True, x_disable_stats=True, x_save_requirements=False,
+                init_timeout=30,
+            )  # fmt: skip
+            if "finish_timeout" in wandb.Settings.model_fields:  # newer than the others
+                quiet.update(finish_timeout=300, finish_timeout_raises=False)
             mode = os.environ.get("WANDB_MODE") or (None if _credentials() else "offline")
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "fcos"), name=self._folder.name,
                 dir=str(self._folder), config=config, id=note.read_text().strip(),
                 resume="allow", mode=mode,
-                settings=wandb.Settings(
-                    console="off", silent=True, disable_git=True, disable_code=True,
-                    save_code=False, x_disable_meta=True, x_disable_stats=True,
-                    x_save_requirements=False, init_timeout=60,
-                ),
+                settings=wandb.Settings(**quiet),
             )  # fmt: skip
             self._run.define_metric("*", step_metric="step")
             offline = f"offline; upload with: wandb sync {Path(self._run.dir).parent}"

@@ -63,7 +63,7 @@ class RunDir:
         return self
 
     def __exit__(self, *_) -> None:
-        self._tell("close")
+        self.close_sinks()
         if self.writer:
             self._lock.close()
             self._metrics.close()
@@ -76,6 +76,11 @@ class RunDir:
         """
         if self.writer:
             self._sinks.append(sink)
+
+    def close_sinks(self) -> None:
+        """The end of the sinks, which may take a while: one may upload what is left."""
+        self._tell("close")
+        self._sinks.clear()
 
     def show(self, step: int, images) -> None:
         """Hand pictures of an evaluation to the sinks that show any.

@@ -359,6 +359,9 @@ def check_all(check: Check, kind: str, cards: list[int], steps: int, size: tuple
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: --output cannot be written
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; hw_check.json has what was done", file=sys.stderr)
+        sys.exit(exit_codes.INTERRUPTED)
