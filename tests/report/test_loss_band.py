@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 
 from fcos_recipe.cli import run
 from fcos_recipe.report import loss_band, results
@@ -14,6 +15,24 @@ def test_the_mean_is_weighted_by_steps_in_the_window():
     # steps 51 to 100: ten of the second stretch, forty of the third
     assert loss_band.mean_before(100, stretches) == pytest.approx((10 * 3 + 40 * 1) / 50)
     assert loss_band.mean_before(100, stretches[2:]) is None, "ten steps are unknown"
+
+
+def test_a_band_of_runs(root, tmp_path, capsys):
+    from tests.report.test_verify import make_run
+
+    folders = [make_run(tmp_path / f"run{k}", root, 50.0, f"seed={k}") for k in (0, 1)]
+    for folder, loss in zip(folders, (1.0, 1.4)):
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()
+                if line.endswith("}")]  # fmt: skip
+        for row in rows[:4]:
+            row.update(step=row["step"] * 5, loss=loss, images_seen=row["images_seen"] * 5)
+        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert loss_band.main([str(folder) for folder in folders]) == 0
+    (band,) = yaml.safe_load(capsys.readouterr().out)
+    # step 500 was not reached; twice the range of 0.4 around the mean of 1.2
+    assert band["steps"] == {100: [pytest.approx(0.4), pytest.approx(2.0)]}
+    assert (band["config"], band["total_batch"]) == ("fcos_r18_fpn_bccd", 4)
+    assert loss_band.band_of([1.0, 1.01]) == (0.804, 1.206)
 
 
 def feed(sink, losses: dict, every=25, start=0):

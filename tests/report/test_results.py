@@ -1,6 +1,9 @@
 """results.yml: its fields, its table in the README, its bands."""
 
+import re
+
 import pytest
+import yaml
 
 from fcos_recipe.config import load_config
 from fcos_recipe.engine.zoo import ZOO
@@ -77,3 +80,17 @@ def test_a_wrong_field_is_told_with_its_place(tmp_path):
     path.write_text("rows:\n- {config: x, cards: many}\nloss_bands: []\n")
     with pytest.raises(UserError, match=r"results.yml: .*rows\[0\]"):
         load(path)
+
+
+def test_the_issue_template_is_a_form_about_things_that_exist(root):
+    text = (root / ".github/ISSUE_TEMPLATE/result.yml").read_text()
+    form = yaml.safe_load(text)
+    assert {"name", "description", "body"} <= set(form)
+    kinds = {"markdown", "input", "textarea", "dropdown", "checkboxes"}
+    assert {part["type"] for part in form["body"]} <= kinds
+    ids = [part["id"] for part in form["body"] if part["type"] != "markdown"]
+    assert len(ids) == len(set(ids))
+    assert all(part["attributes"].get("label") for part in form["body"] if "id" in part)
+    for path in set(re.findall(r"(?:scripts|tools|configs)/[\w.]+\.(?:sh|py|yml)", text)):
+        assert (root / path).is_file(), path
+    assert f'"{form["name"]}"' in (root / "fcos_recipe/report/hw_check.py").read_text()
