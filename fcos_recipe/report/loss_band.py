@@ -28,17 +28,16 @@ def watch(run, config, total_batch: int) -> None:
         config: the run's resolved Config; another setting or data set than the project's: no band.
         total_batch: images per optimizer step.
     """
-    wanted = (config.name, total_batch)
-    bands = [band for band in load().loss_bands if (band.config, band.total_batch) == wanted]
-    if not bands:
-        return
     from fcos_recipe.report.verify import differing
 
     try:
-        if not differing(config):
-            run.add_sink(LossBand(bands[0]))
-    except UserError:
-        return
+        for band in load().loss_bands:
+            if (band.config, band.total_batch) == (config.name, total_batch):
+                if not differing(config):
+                    run.add_sink(LossBand(band))
+                return
+    except UserError as error:  # results.yml is missing or wrong, which is no reason to stop
+        log.warning("warning: no loss band: %s", error)
 
 
 def mean_before(step: int, stretches: list[tuple[int, int, float]]) -> float | None:
