@@ -211,6 +211,8 @@ def write_config(path: Path, data: Path, size: tuple[int, int], backbone: bool, 
     sections: dict = {
         "_BASE_": [str(HEADLINE)], "num_classes": 4, "epoch": 1, "log_iter": log,
         "snapshot_minutes": 0,
+        # a model of a few steps has to find something that an export can be compared on
+        "FCOSHead": {"nms": {"score_threshold": 0.001}},
         "TrainDataset": {"dataset_dir": str(data), "image_dir": "train",
                          "anno_path": "repeated.json", "allow_empty": True},
         "EvalDataset": {"dataset_dir": str(data), "image_dir": "val",

@@ -54,14 +54,15 @@ def test_numbers_of_cards():
 
 
 def test_the_full_size_is_the_headline_config(tmp_path):
-    """On cards nothing of the published training is changed but the data."""
+    """On cards nothing of the published training is changed but the data (NMS is not training)."""
     path = tmp_path / "hw.yml"
     hw_check.write_config(path, tmp_path, (800, 1333), backbone=True, log=20)
     assert set(yaml.safe_load(path.read_text())) == {
         "_BASE_", "num_classes", "epoch", "log_iter", "snapshot_minutes", "TrainDataset",
-        "EvalDataset", "TestDataset",
+        "EvalDataset", "TestDataset", "FCOSHead",
     }  # fmt: skip
     config = load_config(path)
+    assert set(yaml.safe_load(path.read_text())["FCOSHead"]) == {"nms"}
     assert config.data["TrainReader"]["batch_size"] == 2 and config.warnings == []
     hw_check.write_config(path, tmp_path, (800, 1333), backbone=False, log=20)
     assert load_config(path).data["ResNet"]["freeze_norm"] is False
