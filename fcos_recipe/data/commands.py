@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {
     "download": ("fcos_recipe.data.commands:download", "get COCO 2017, or what is missing of it"),
     "stats": ("fcos_recipe.data.stats:main", "classes, sizes, and the FPN levels that see them"),
+    "browse": ("fcos_recipe.data.browse:main", "boxes on images; what the network really sees"),
 }
 
 _DOWNLOAD = """\
