@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -141,9 +142,9 @@ def _text(
     """One line, cut where it is wider than `width`."""
     text, font = _shown(text, size)
     if font.getlength(text) > width:
-        while text and font.getlength(text + "...") > width:
-            text = text[:-1]
-        text += "..."
+        cut = range(len(text))
+        fits = bisect_right(cut, width, key=lambda n: font.getlength(text[:n] + "..."))
+        text = text[: max(fits - 1, 0)] + "..."
     pen.text((x, y), text, fill, font)
 
 
