@@ -260,9 +260,11 @@ def merge(files: list[Annotations], folders: list[str | None]) -> Merged:
         UserError: a class name twice in a file, or folders unknown.
     """
     known = {os.path.realpath(folder) for folder in folders if folder is not None}
-    if len(known) > 1 and None in folders:
-        path = files[folders.index(None)].path
-        raise UserError(f"{path}: its images are not found near it; give --images for each file")
+    for file, folder in zip(files, folders):
+        if known and folder is None and file.images:
+            raise UserError(
+                f"{file.path}: its images are not found near it; give --images for each file"
+            )
     root = os.path.commonpath(known) if known else None
     notes: list[str] = []
     other = dict(files[0].other)
