@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from fcos_recipe.config.load import Config, display
 from fcos_recipe.data.draw import draw, outline, pen_sizes, readable, tag
 from fcos_recipe.data.index import Index
-from fcos_recipe.data.levels import REASONS
+from fcos_recipe.data.levels import REASONS, Rules
 from fcos_recipe.data.network_input import NetworkInput, Seen
 from fcos_recipe.data.reader import BadImage, read_image
 from fcos_recipe.data.sheet import PAGE_WIDTH, SHEET_WIDTH, Key, Tile, save, scaled
@@ -107,10 +107,14 @@ class _Detection(msgspec.Struct, gc=False):
     category_id: int
     bbox: tuple[float, float, float, float]
     score: float
+    file_name: str | None = None
 
 
 def read_detections(path: Path, index: Index, threshold: float) -> Detections:
-    """COCO results, as `fcos eval` and `fcos infer` write them.
+    """COCO results, as `fcos infer` writes them.
+
+    It numbers images that the annotations do not have by itself; where a row has a file's name,
+    that has to fit, too.
 
     Raises:
         UserError: not COCO results, or none of an image and class of the annotations.
@@ -125,7 +129,14 @@ def read_detections(path: Path, index: Index, threshold: float) -> Detections:
         ) from None
     images = {int(image): row for row, image in enumerate(index.image_id)}
     classes = {int(category): k for k, category in enumerate(index.category_id)}
-    known = [d for d in found if d.image_id in images and d.category_id in classes]
+
+    def is_known(d: _Detection) -> bool:
+        if d.image_id not in images or d.category_id not in classes:
+            return False
+        name = index.file_name(images[d.image_id])
+        return d.file_name is None or os.path.basename(d.file_name) == os.path.basename(name)
+
+    known = [d for d in found if is_known(d)]
     if found and not known:
         raise UserError(f"{path}: no image and class of {index.path} in it; from other data?")
     if len(known) < len(found):
@@ -319,7 +330,7 @@ _HELP = """\
 examples:
   fcos dataset browse datasets/coco --split val --classes dog,cat --size small
   fcos dataset browse -c my.yml --network-input --output output/seen.png
-  fcos dataset browse my.json --predictions output/run/bbox.json --threshold 0.3
+  fcos dataset browse my.json --predictions output/infer/predictions.json
   fcos dataset browse -c my.yml --network-input --ids 139,802 --epoch 3 -o seed=1
 
 The .html page holds everything itself: no server, nothing fetched; .png and .jpg are contact
@@ -355,7 +366,7 @@ def main(argv: list[str]) -> int:
             rows = [tile for tile, _ in pairs]
             if pairs:
                 counts = sum(seen.positives.sum(axis=0) for _, seen in pairs)
-                legend = level_keys(NetworkInput(config, source).reader.target.rules, counts)
+                legend = level_keys(Rules.of(config).targets, counts)
         else:
             rows = list(annotated(source, choice, most, args.predictions, args.threshold))
         titles.append(f"{source.name} ({display(source.path)}), {len(rows)} images")

@@ -275,8 +275,9 @@ def merge(files: list[Annotations], folders: list[str | None]) -> Merged:
     image_of: dict[str, int] = {}
     images, annotations, categories = [], [], []
     seen: set[bytes] = set()  # annotations of images that several files have
-    shared_images = _shared(files, folders)
-    for file, folder in zip(files, folders):
+    every_path = [_paths(folder, file.file_name) for file, folder in zip(files, folders)]
+    times = Counter(path for paths in every_path for path in paths)
+    for file, paths in zip(files, every_path):
         short = display(file.path)
         say = Counter()
         new_class = []
@@ -291,7 +292,6 @@ def merge(files: list[Annotations], folders: list[str | None]) -> Merged:
             new_class.append(class_id[name])
         license_of = _merge_licenses(other, file) if file is not files[0] else {}
         new_image = []
-        paths = [_path(folder, name) for name in file.file_name]
         for raw, old, path in zip(file.images, file.image_id.tolist(), paths):
             if path in image_of:
                 say["images are there already: their annotations are added to them"] += 1
@@ -321,7 +321,7 @@ def merge(files: list[Annotations], folders: list[str | None]) -> Merged:
                 change["image_id"] = new_image[row]
             if new_class[label] != file.category_id[label]:
                 change["category_id"] = new_class[label]
-            if paths[row] in shared_images:
+            if times[paths[row]] > 1:
                 same = _content(raw, new_image[row], new_class[label])
                 if same in seen:
                     say["annotations are there already: left out"] += 1
@@ -396,16 +396,10 @@ def _content(raw: Raw, image: int, category: int) -> bytes:
     return msgspec.json.encode(entry, order="sorted")
 
 
-def _path(folder: str | None, name: str) -> str:
-    return os.path.normpath(os.path.join(os.path.realpath(folder), name) if folder else name)
-
-
-def _shared(files: list[Annotations], folders: list[str | None]) -> set[str]:
-    """Paths of images that occur more than once."""
-    every = Counter(
-        _path(folder, name) for file, folder in zip(files, folders) for name in file.file_name
-    )
-    return {path for path, count in every.items() if count > 1}
+def _paths(folder: str | None, names: list[str]) -> list[str]:
+    """What images of different files are known to be the same by."""
+    root = "" if folder is None else os.path.realpath(folder)
+    return [os.path.normpath(os.path.join(root, name)) for name in names]
 
 
 def _with(raw: Raw, **change: Any) -> Raw:

@@ -140,12 +140,14 @@ def test_predictions_beside_ground_truth(tmp_path, capsys):
         {"image_id": 20, "category_id": 7, "bbox": [1, 2, 30, 20], "score": 0.6, "more": None},
         {"image_id": 11, "category_id": 7, "bbox": [1, 2, 30, 20], "score": 0.6},
     ]
+    rows[0]["file_name"] = "elsewhere/0.jpg"
+    rows.insert(0, {**rows[0], "file_name": "other.jpg"})  # numbered by itself
     dets = tmp_path / "dets.json"
     dets.write_text(json.dumps(rows))
     source = Source("x", str(path), str(tmp_path))
     found = read_detections(dets, source.index(), 0.5)
     assert found.score.tolist() == [0.9, 0.6] and found.box[0].tolist() == [1, 2, 31, 22]
-    assert "1 of 4 detections" in capsys.readouterr().err
+    assert "2 of 5 detections" in capsys.readouterr().err
     tiles = {t.title: t for t in annotated(source, Choice(["class 3"]), 64, dets, 0.5)}
     assert "1 prediction" in tiles["0.jpg"].notes[0] and "0 pred" in tiles["1.jpg"].notes[0]
     for tile in tiles.values():
