@@ -1,4 +1,4 @@
-"""`fcos config print|validate|diff|keys`."""
+"""`fcos config print|validate|diff|keys|new`."""
 
 import argparse
 from collections.abc import Iterator
@@ -18,7 +18,15 @@ examples:
   fcos config validate                          # every YAML of the project
   fcos config validate my.yml --strict --files
   fcos config keys
+  fcos config new --data /data/cells -o cells.yml   # for a folder in COCO format
   fcos config diff configs/fcos/fcos_r50_fpn_1x_coco.yml configs/fcos/fcos_r50_fpn_iou_1x_coco.yml
+"""
+
+_NEW = """\
+examples:
+  fcos config new --data /data/cells -o cells.yml
+  fcos config new --data /data/cells --train all.json --val none --images /pictures -o cells.yml
+  fcos config new --data /data/cells --base fcos_r18_fpn_bccd --cards 2 -o small.yml
 """
 
 
@@ -42,7 +50,14 @@ def main(argv: list[str]) -> int:
         sub.add_argument("--strict", action="store_true", default=None,
                          help="what PaddleDetection silently ignores is an error")  # fmt: skip
     commands.add_parser("keys", help="the recipe's keys: type, default, meaning")
+    create = commands.add_parser("new", help="write a short config for your own data", epilog=_NEW,
+                                 formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    from fcos_recipe.config.new import add_arguments, new
+
+    add_arguments(create)
     args = parser.parse_args(argv)
+    if args.command == "new":
+        return new(args)
     if args.command == "keys":
         print("\n".join(reference(RECIPE)))
         return 0
@@ -62,7 +77,7 @@ def reference(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
         if isinstance(key, dict):
             yield from reference(key, f"{prefix}{name}.")
         else:
-            default = "-" if key.default is UNSET else _text(key.default)
+            default = "-" if key.default is UNSET else as_text(key.default)
             mark = "*" if key.stock else " "
             yield f"{mark} {prefix + name:<24}{describe(key.kind):<36}{default:<12}{key.doc}"
 
@@ -118,16 +133,16 @@ def _lines(node: Node, indent: str = "") -> Iterator[str]:
     for key, child in node.value.items():
         plain = child.plain()
         if _is_block(plain) and isinstance(plain, dict):
-            yield f"{indent}{_text(key)}:"
+            yield f"{indent}{as_text(key)}:"
             yield from _lines(child, indent + "  ")
         elif _is_block(plain):
-            yield f"{indent}{_text(key)}:"
+            yield f"{indent}{as_text(key)}:"
             for item in child.value:
                 body = list(_lines(item, indent + "  "))
                 yield f"{indent}- {body[0].lstrip()}"
                 yield from body[1:]
         else:
-            yield f"{indent}{_text(key)}: {_text(plain)}  # {child.where}"
+            yield f"{indent}{as_text(key)}: {as_text(plain)}  # {child.where}"
 
 
 def _is_block(value: Any) -> bool:
@@ -136,7 +151,8 @@ def _is_block(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(v and isinstance(v, dict) for v in value)
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A value as YAML in one line."""
     style = '"' if isinstance(value, str) and "\n" in value else None
     text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, default_style=style, width=1e9)
     return text.removesuffix("\n").removesuffix("\n...").strip()
@@ -147,4 +163,4 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         for name, child in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _leaves(child, f"{key}.{name}" if key else str(name))
     else:
-        yield key, _text(value)
+        yield key, as_text(value)

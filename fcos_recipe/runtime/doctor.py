@@ -15,7 +15,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 
 from fcos_recipe.config import load_config, scaling
-from fcos_recipe.config.load import Config
+from fcos_recipe.config.load import Config, data_paths
 from fcos_recipe.errors import UserError
 from fcos_recipe.runtime import cpu_math, device
 
@@ -291,9 +291,9 @@ def _hours(config: Config, cards: int, driver: device.Driver | None) -> Iterator
     data = config.data["TrainDataset"]
     from fcos_recipe.data.index import open_index
 
-    index = open_index(str(Path(data.get("dataset_dir") or "") / data["anno_path"]))
-    boxes = index.box_start[1:] > index.box_start[:-1]
-    images = len(index) if data.get("allow_empty") else int(boxes.sum())
+    indexes = [open_index(path) for path in data_paths(data, "anno_path")]
+    boxes = sum(int((i.box_start[1:] > i.box_start[:-1]).sum()) for i in indexes)
+    images = sum(map(len, indexes)) if data.get("allow_empty") else boxes
     plan = scaling.plan(config, cards, images)
     yield from (Finding(YELLOW, "schedule", line) for line in plan.warnings)
     total = images * config.data["epoch"]
