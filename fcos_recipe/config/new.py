@@ -16,7 +16,7 @@ from fcos_recipe.config import scaling
 from fcos_recipe.config.commands import as_text
 from fcos_recipe.config.load import Config, display, load_config
 from fcos_recipe.config.schema import ROOT
-from fcos_recipe.errors import UserError, printable
+from fcos_recipe.errors import UserError, UserErrors, printable
 
 FINE_TUNING = 500  # steps of `base_batch` images that a run has at least, from a detector's weights
 SCRATCH = 3  # times as many, and as many epochs, without: He et al. 2019, arXiv 1811.08883
@@ -100,10 +100,9 @@ def new(args: argparse.Namespace) -> int:
         )
     text = _text(args, data, base, train, val)
     try:
-        config = _written(args.output, text)
+        plan = _written(args.output, text, args.cards, _used(train))
     except OSError as error:
         raise UserError(f"{args.output}: {error.strerror}") from None
-    plan = scaling.plan(config, args.cards, _used(train))
     print(f"{display(args.output)}: {len(train.boxes)} classes, {train.images} images to train on, "
           f"{val.images if val else 'none'} to evaluate on")  # fmt: skip
     for line in plan.lines + [f"warning: {line}" for line in plan.warnings]:
@@ -349,8 +348,8 @@ def _schedulers(given: list[dict], base_epochs: int, epochs: int, steps: int):
     return text, notes
 
 
-def _written(path: Path, text: str) -> Config:
-    """Write beside, check as `fcos config validate --files` does, then rename."""
+def _written(path: Path, text: str, cards: int, images: int) -> scaling.ScalePlan:
+    """Write beside, check as `fcos config validate --files` and a run do, then rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}", suffix=".yml")
     try:
@@ -358,9 +357,12 @@ def _written(path: Path, text: str) -> Config:
             file.write(text)
         config = load_config(name)
         if missing := config.missing_files():
-            raise UserError("\n".join(missing))
+            raise UserErrors(missing)
+        scaling.plan(config, cards, images)
         os.chmod(name, 0o644)
         os.replace(name, path)
+    except UserError as error:
+        raise UserError(str(error).replace(display(Path(name)), display(path))) from None
     finally:
         Path(name).unlink(missing_ok=True)
-    return load_config(path)
+    return scaling.plan(load_config(path), cards, images)

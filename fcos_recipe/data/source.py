@@ -137,7 +137,7 @@ def image_folder(source: Source, roots: Sequence[Path] = ()) -> str | None:
     """The directory that has most of the first images; None where none has any.
 
     Args:
-        source: a split; among directories with the same file names that of its name is taken.
+        source: a split; a directory that bears the name of the other one is not taken.
         roots: where to look, there and below; default: near the annotation file.
     """
     index = source.index()
@@ -145,8 +145,13 @@ def image_folder(source: Source, roots: Sequence[Path] = ()) -> str | None:
     near = Path(source.path).resolve().parent
     roots = roots or [near, near.parent]
     below = [p for root in roots for p in (root, root / "images") if p.is_dir()]
-    folders = below + [p for root in below for p in sorted(root.iterdir()) if p.is_dir()]
-    folders.sort(key=lambda p: not any(s in source.name and s in p.name for s in SPLITS))
+    own = [s for s in SPLITS if s in source.name]
+    folders = below + [
+        p for root in below for p in sorted(root.iterdir())
+        if p.is_dir() and (not any(s in p.name for s in SPLITS) or not own
+                           or any(s in p.name for s in own))
+    ]  # fmt: skip
+    folders.sort(key=lambda p: not any(s in p.name for s in own))
     there = [sum((folder / name).is_file() for name in names) for folder in folders]
     if not any(there):
         return None
