@@ -121,8 +121,8 @@ class Config:
             section = self.data.get(name)
             if sections and section is None and name.endswith("Dataset"):
                 found.append(
-                    f"{self.origin(name)}: {name}: null: no data to judge on: leave --eval out, or "
-                    f"set {name}.image_dir and anno_path (`fcos config new --val`)"
+                    f"{self.origin(name)}: {name}: null, no data to evaluate on; leave --eval out, "
+                    f"or give {name} an image_dir and an anno_path"
                 )
             if isinstance(section, dict):
                 named = [

@@ -156,12 +156,15 @@ def _open(split: str, path: str, images: Path | None, judged: bool) -> Split:
     import numpy as np
 
     from fcos_recipe.data.dataset import COCODataSet
-    from fcos_recipe.data.source import Source, image_folder
+    from fcos_recipe.data.index import open_index
+    from fcos_recipe.data.source import LOOK_AT, image_folder
 
     if images and not images.is_dir():
         raise UserError(f"--images {images}: no such folder")
     roots = [Path(os.path.abspath(images))] if images else []
-    folder = image_folder(Source(split, path, None), roots)
+    index = open_index(path)
+    names = [index.file_name(row) for row in range(min(LOOK_AT, len(index)))]
+    folder = image_folder(path, names, split, roots)
     if folder is None:
         where = images or Path(path).parent
         raise UserError(f"{path}: none of its first images is in or near {where}; say where they "
@@ -169,7 +172,6 @@ def _open(split: str, path: str, images: Path | None, judged: bool) -> Split:
     folder = os.path.abspath(folder)
     dataset = COCODataSet(folder, "", path, allow_empty=True)
     dataset.parse_dataset()
-    index = dataset.index
     if not index.class_names or not index.has_annotations:
         raise UserError(f"{path}: no categories, or no annotations; choose another --{split} JSON")
     real = index.crowd == 0

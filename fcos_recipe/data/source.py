@@ -74,7 +74,9 @@ def sources(args: argparse.Namespace) -> tuple[list[Source], Config]:
                 raise UserError(f"{args.images}: --images: no such folder")
             source.images = str(args.images)
         elif source.images is None or not os.path.isdir(source.images):
-            source.images = image_folder(source)
+            index = source.index()
+            names = [index.file_name(row) for row in range(min(LOOK_AT, len(index)))]
+            source.images = image_folder(source.path, names, source.name)
     return found, config
 
 
@@ -133,26 +135,29 @@ def _of_folder(folder: Path, split: str | None) -> list[Source]:
     return found
 
 
-def image_folder(source: Source, roots: Sequence[Path] = ()) -> str | None:
-    """The directory that has most of the first images; None where none has any.
+def image_folder(
+    path: str, names: list[str], split: str = "", roots: Sequence[Path] = ()
+) -> str | None:
+    """The directory near an annotation file that has most of these images; None where none has any.
 
     Args:
-        source: a split; a directory that bears the name of the other one is not taken.
-        roots: where to look, there and below; default: near the annotation file.
+        path: of the annotation file.
+        names: of some of its images.
+        split: a directory that bears the name of another split is not taken.
+        roots: where to look, there and one folder below, instead of near the file.
     """
-    index = source.index()
-    names = [index.file_name(row) for row in range(min(LOOK_AT, len(index)))]
-    near = Path(source.path).resolve().parent
-    roots = roots or [near, near.parent]
-    below = [p for root in roots for p in (root, root / "images") if p.is_dir()]
-    own = [s for s in SPLITS if s in source.name]
-    folders = below + [
-        p for root in below for p in sorted(root.iterdir())
-        if p.is_dir() and (not any(s in p.name for s in SPLITS) or not own
-                           or any(s in p.name for s in own))
-    ]  # fmt: skip
-    folders.sort(key=lambda p: not any(s in p.name for s in own))
-    there = [sum((folder / name).is_file() for name in names) for folder in folders]
+    near = Path(path).resolve().parent
+    own = [s for s in SPLITS if s in split]
+
+    def foreign(folder: Path) -> bool:
+        bears = [s for s in SPLITS if s in folder.name]
+        return bool(own and bears) and not set(own) & set(bears)
+
+    below = [p for root in roots or [near, near.parent] for p in (root, root / "images")]
+    below = [p for p in below if p.is_dir()]
+    folders = below + [p for root in below for p in sorted(root.iterdir())
+                       if p.is_dir() and not foreign(p)]  # fmt: skip
+    there = [sum(os.path.isfile(folder / name) for name in names) for folder in folders]
     if not any(there):
         return None
     return display(folders[there.index(max(there))])

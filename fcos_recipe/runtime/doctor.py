@@ -216,7 +216,8 @@ def _run(
 ) -> Iterator[Finding]:
     """What a config adds: its files, and what the run will take."""
     yield from (Finding(YELLOW, "config", line) for line in config.warnings)
-    missing = config.missing_files("TrainDataset", "EvalDataset")
+    judged = ["EvalDataset"] if config.data.get("EvalDataset") else []
+    missing = config.missing_files("TrainDataset", *judged)
     for line in missing:
         problem, remedy = line.split("; ", 1)
         yield Finding(RED, "data", problem, remedy)
