@@ -6,6 +6,7 @@ one gets the base's own epochs.
 """
 
 import argparse
+import json
 import math
 import os
 import tempfile
@@ -62,14 +63,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--val", metavar="JSON|none", help="annotations for evaluation; none: do without")
     add("--images", type=Path, metavar="DIR",
         help="where to look for the images: here or one folder below")  # fmt: skip
-    add("--cards", type=int, default=1, metavar="N", help="processes (default: %(default)s)")
-    add("--batch-size", type=int, metavar="N", help="images per card (default: the base's)")
+    add("--cards", type=_count, default=1, metavar="N", help="processes (default: %(default)s)")
+    add("--batch-size", type=_count, metavar="N", help="images per card (default: the base's)")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--weights", metavar="W",
                        help="start from this file, URL or name of `fcos weights list` "
                             "(default: the base's, trained on COCO)")  # fmt: skip
     start.add_argument("--from-scratch", action="store_true", help="start from random weights")
     add("--force", action="store_true", help="replace FILE.yml")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
 
 
 def new(args: argparse.Namespace) -> int:
@@ -120,7 +127,11 @@ def new(args: argparse.Namespace) -> int:
 def _base(name: str) -> Config:
     path = Path(name)
     ours = ROOT / "configs" / "fcos" / f"{path.name.removesuffix('.yml')}.yml"
-    return load_config(path if path.is_file() or not ours.is_file() else ours)
+    base = load_config(path if path.is_file() or not ours.is_file() else ours)
+    for key in ("LearningRate.base_lr", "LearningRate.schedulers", "TrainReader", "FCOSHead"):
+        if base.node(key) is None:
+            raise UserError(f"--base {name}: no config to train with: {key} is not set")
+    return base
 
 
 def _annotations(args: argparse.Namespace, data: Path, split: str) -> str | None:
@@ -225,12 +236,12 @@ def _text(args: argparse.Namespace, data: Path, base: Config, train: Split, val:
             f"{base.data['epoch']} epochs would be {base.data['epoch'] * images // base_batch}"
     lines = [
         *_header(train, val),
-        f"_BASE_: [{as_text(str(path))}]",
+        f"_BASE_: [{_yaml(str(path))}]",
         "",
         (f"num_classes: {len(train.boxes)}", f"as many as {Path(train.anno).name} has"),
         *_data(data, train, val),
         "",
-        (f"pretrain_weights: {as_text(weights)}", why),
+        (f"pretrain_weights: {_yaml(weights)}", why),
     ]
     if scratch and base.data.get("ResNet", {}).get("freeze_norm", True):
         lines.append(("ResNet: {freeze_at: -1, freeze_norm: false}",
@@ -287,8 +298,8 @@ def _listed(names, counts: bool = False) -> str:
 def _data(data: Path, train: Split, val: Split | None) -> list:
     def block(name: str, section: dict[str, Any], notes: dict[str, str]) -> list:
         return [f"{name}:"] + [
-            (f"  {key}: {as_text(value)}", notes[key]) if key in notes else
-            f"  {key}: {as_text(value)}"
+            (f"  {key}: {_yaml(value)}", notes[key]) if key in notes else
+            f"  {key}: {_yaml(value)}"
             for key, value in section.items()
         ]  # fmt: skip
 
@@ -307,6 +318,12 @@ def _data(data: Path, train: Split, val: Split | None) -> list:
     else:
         lines.append(("EvalDataset: null", "nothing to evaluate on: train without --eval"))
     return lines + block("TestDataset", names, {"anno_path": "class names of predictions"})
+
+
+def _yaml(value: Any) -> str:
+    """`as_text`, but letters beyond ASCII stay as they are."""
+    readable = isinstance(value, str) and value.isprintable() and not value.isascii()
+    return json.dumps(value, ensure_ascii=False) if readable else as_text(value)
 
 
 def _start(args: argparse.Namespace, base: Config) -> tuple[str, str, bool]:

@@ -53,7 +53,7 @@ def paths(section):
 
 @pytest.mark.parametrize("layout", ["coco", "images below images/", "flat", "roboflow", "one file"])
 def test_layouts(tmp_path, layout, capsys):
-    data = tmp_path / "data"
+    data = tmp_path / "dätä 細胞"
     splits = ("train", "valid" if layout == "roboflow" else "val")
     folder(data, splits, roboflow=layout == "roboflow")
     train, val = (
@@ -80,6 +80,7 @@ def test_layouts(tmp_path, layout, capsys):
         data, train, val = data / "train", ("", "labels.json"), None
     code, found = new(tmp_path, data=data)
     assert code == 0 and found["num_classes"] == 2
+    assert "dätä 細胞" in (tmp_path / "my.yml").read_text(encoding="utf-8")
     assert found["TrainDataset"]["dataset_dir"] == str(data)
     assert paths(found["TrainDataset"]) == train
     said = capsys.readouterr().out
@@ -203,11 +204,14 @@ def other_classes(data):
         (None, ["--train", "gone.json"], "--train gone.json: no such file"),
         (None, ["--val", "annotations/instances_train2017.json"], "are the same file"),
         (None, ["--base", "fcos_r50_1x"], "fcos_r50_1x"),
+        (None, ["--base", "configs/runtime.yml"], "LearningRate.base_lr is not set"),
         (None, ["--batch-size", "9"], "4 images do not fill one step of 9"),
         (None, ["--weights", "gone.pdparams"], "pretrain_weights: gone.pdparams does not exist"),
     ],
 )  # fmt: skip
-def test_refusals_are_one_line_and_leave_nothing(tmp_path, capsys, change, options, told):
+def test_refusals_are_one_line_and_leave_nothing(tmp_path, capsys, change, options, told, root,
+                                                 monkeypatch):  # fmt: skip
+    monkeypatch.chdir(root)
     folder(tmp_path / "data")
     if change:
         change(tmp_path / "data")
