@@ -202,3 +202,13 @@ def test_training_on_a_part_of_coco_asks_no_network(tiny, tmp_path, root, monkey
         "train2017", "val2017", "annotations/instances_val2017.json",
     ]  # fmt: skip
     assert not (tmp_path / "run").exists()
+
+
+def test_without_data_to_evaluate_on(tiny, tmp_path, capfd):
+    here = ["-c", str(tiny), "--output", str(tmp_path / "run"), "-o", "EvalDataset=null", "epoch=1"]
+    assert run("train", here) == 0
+    assert (tmp_path / "run" / "model_final.pdparams").is_file()
+    assert load_config(tmp_path / "run" / "config.yml").data["EvalDataset"] is None
+    capfd.readouterr()
+    assert run("eval", [*here, "--weights", str(tmp_path / "run" / "model_final.pdparams")]) == 2
+    assert "EvalDataset: null, no data to evaluate on" in capfd.readouterr().err
