@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,11 +117,12 @@ def new(args: argparse.Namespace) -> int:
         print(f"  {line}")
     if not val:
         print(f"{data}: no annotations for evaluation: training goes without. To have some, name "
-              "them (--val JSON), or split what there is into two files first")  # fmt: skip
+              "them (--val JSON), or `fcos dataset split` those that there are")  # fmt: skip
     elif both := len(train.files & val.files):
         print(f"warning: {both} of {val.images} images for evaluation are also trained on: "
               "AP will be too high")  # fmt: skip
-    print(f"next: python tools/train.py -c {display(args.output)}{' --eval' if val else ''}")
+    launcher = "bash scripts/train.sh" if args.cards > 1 else "python tools/train.py -c"
+    print(f"next: {launcher} {shlex.quote(display(args.output))}{' --eval' * bool(val)}")
     return 0
 
 

@@ -114,8 +114,8 @@ def _joined(files: list[str | Path]):
         if both := sorted(images.keys() & more.keys()):
             raise UserError(
                 f"{file}: images: id {both[0]} is also in an earlier one of {len(files)} files "
-                f"({len(both)} such ids): detections could not tell the images apart; number them "
-                "anew, or evaluate on one file"
+                f"({len(both)} such ids): detections could not tell the images apart; `fcos "
+                "dataset merge` numbers them anew"
             )
         images |= more
         row = rows_by_name(
