@@ -187,7 +187,8 @@ def _open(split: str, path: str, images: Path | None, judged: bool) -> Split:
     dataset.parse_dataset()
     if not index.class_names or not index.has_annotations:
         raise UserError(f"{path}: no categories, or no annotations; choose another --{split} JSON")
-    real = index.crowd == 0
+    there = np.isin(np.arange(len(index)), dataset.rows)
+    real = (index.crowd == 0) & np.repeat(there, np.diff(index.box_start))
     boxes = np.bincount(index.label[real], minlength=len(index.class_names)).tolist()
     before = np.concatenate([[0], np.cumsum(real)])[index.box_start]
     empty = int((np.diff(before)[dataset.rows] == 0).sum())

@@ -15,7 +15,6 @@ import mmap
 import os
 import tempfile
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -113,24 +112,30 @@ def concatenated(indexes: list[Index], folders: list[str]) -> Index:
         folders: directory of each file's images; goes before its file names.
 
     Raises:
-        UserError: a file's classes are not the first file's, or an image is in two files.
+        UserError: a file's classes are not the first file's, an image is in two files, or only
+            some files have annotations.
     """
     first = indexes[0]
     rows = [
         rows_by_name(index.path, index.class_names, first.path, first.class_names)
         for index in indexes
     ]
-    names = [
-        os.path.join(folder, name).encode()
-        for index, folder in zip(indexes, folders, strict=True)
-        for name in index.file_names()
-    ]
-    if len(set(names)) < len(names):
-        twice = next(name for name, times in Counter(names).items() if times > 1).decode()
-        raise UserError(
-            f"{twice}: listed in more than one of {', '.join(index.path for index in indexes)}: "
-            "objects of one file would be background in the other; list it once"
-        )
+    names: list[bytes] = []
+    known: dict[bytes, str] = {}
+    for index, folder in zip(indexes, folders, strict=True):
+        own = [os.path.join(folder, name).encode() for name in index.file_names()]
+        if twice := next((name for name in own if name in known), b"").decode():
+            raise UserError(
+                f"{twice}: listed in {known[twice.encode()]} and in {index.path}: objects of one "
+                "file would be background in the other; list it once"
+            )
+        if index.has_annotations != first.has_annotations:
+            raise UserError(
+                f"{index.path} and {first.path}: one has annotations and one has none; use files "
+                "of one kind"
+            )
+        known.update(dict.fromkeys(own, index.path))
+        names += own
     counts: dict[str, int] = {}
     for kind, count in chain.from_iterable(index.counts.items() for index in indexes):
         counts[kind] = counts.get(kind, 0) + count
@@ -142,7 +147,7 @@ def concatenated(indexes: list[Index], folders: list[str]) -> Index:
         path=" + ".join(index.path for index in indexes),
         counts=counts,
         class_names=first.class_names,
-        has_annotations=all(index.has_annotations for index in indexes),
+        has_annotations=first.has_annotations,
         category_id=first.category_id,
         image_id=joined("image_id"),
         size=joined("size"),

@@ -142,7 +142,10 @@ def test_negatives_names_and_numbers(tmp_path, capsys):
     data = coco(images=9, classes=(7, 3, 5))
     data["annotations"] = [a for a in data["annotations"] if a["image_id"] <= 30]
     data["categories"][0]["name"] = odd
+    data["images"].append({"id": 5000, "file_name": "gone.jpg"})
+    data["annotations"].append({**data["annotations"][0], "image_id": 5000})
     write(tmp_path / "data" / "train", data).rename(tmp_path / "data" / "train" / "train.json")
+    (tmp_path / "data" / "train" / "gone.jpg").unlink()
     code, found = new(tmp_path, "--val", "none", "--cards", "2", "--batch-size", "1")
     assert code == 0 and found["num_classes"] == 3 and found["EvalDataset"] is None
     assert (found["TrainDataset"]["allow_empty"], found["TrainDataset"]["empty_ratio"]) == (
@@ -150,6 +153,7 @@ def test_negatives_names_and_numbers(tmp_path, capsys):
     )  # fmt: skip
     assert (found["launch"]["cards"], found["TrainReader"]["batch_size"]) == (2, 1)
     text = (tmp_path / "my.yml").read_text()
+    assert "# train    9 images, 6 of them without a box, 6 boxes" in text
     assert "6 of 9 images have no box" in text and "at most half of an epoch, 3 of the 6" in text
     assert "\x1b" not in text and "# never    1: class 5: no box to learn from" in text
     assert "EvalDataset: null" in text
