@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fcos_recipe.config import scaling
-from fcos_recipe.config.commands import as_text
-from fcos_recipe.config.load import Config, display, load_config
+from fcos_recipe.config.load import Config, display, load_config, yaml_text
 from fcos_recipe.config.schema import ROOT
 from fcos_recipe.errors import UserError, UserErrors, printable
 
@@ -324,9 +323,9 @@ def _data(data: Path, train: Split, val: Split | None) -> list:
 
 
 def _yaml(value: Any) -> str:
-    """`as_text`, but letters beyond ASCII stay as they are."""
+    """`yaml_text`, but letters beyond ASCII stay as they are."""
     readable = isinstance(value, str) and value.isprintable() and not value.isascii()
-    return json.dumps(value, ensure_ascii=False) if readable else as_text(value)
+    return json.dumps(value, ensure_ascii=False) if readable else yaml_text(value)
 
 
 def _start(args: argparse.Namespace, base: Config) -> tuple[str, str, bool]:
@@ -366,7 +365,7 @@ def _schedulers(given: list[dict], base_epochs: int, epochs: int, steps: int):
             f"a tenth of {steps}; the base has {written}" if one["steps"] < written
             else f"the base's; less than a tenth of {steps}"
         )  # fmt: skip
-    text = [f"!{one.pop('name')} {as_text(one)}" for one in [decay, *warm]]
+    text = [f"!{one.pop('name')} {yaml_text(one)}" for one in [decay, *warm]]
     return text, notes
 
 
