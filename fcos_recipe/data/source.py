@@ -50,8 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--images", type=Path, metavar="DIR", help="the images, where they are not found")
 
 
-def sources(args: argparse.Namespace) -> tuple[list[Source], Config]:
+def sources(args: argparse.Namespace, look: bool = True) -> tuple[list[Source], Config]:
     """The splits that the arguments mean, and the config whose rules hold.
+
+    Args:
+        args: parsed, see `add_arguments`.
+        look: look for the images where they are not named, which needs sound annotations.
 
     Raises:
         UserError: nothing named, nothing found; the line says what was looked for.
@@ -72,8 +76,10 @@ def sources(args: argparse.Namespace) -> tuple[list[Source], Config]:
             if not args.images.is_dir():
                 raise UserError(f"{args.images}: --images: no such folder")
             source.images = str(args.images)
-        elif source.images is None or not os.path.isdir(source.images):
-            source.images = _image_folder(source)
+        elif look and (source.images is None or not os.path.isdir(source.images)):
+            index = source.index()
+            names = [index.file_name(row) for row in range(min(LOOK_AT, len(index)))]
+            source.images = image_folder(source.path, names)
     return found, config
 
 
@@ -112,15 +118,13 @@ def _of_folder(folder: Path, split: str | None) -> list[Source]:
     return found
 
 
-def _image_folder(source: Source) -> str | None:
-    """The directory near the annotation file that has most of the first images."""
-    index = source.index()
-    names = [index.file_name(row) for row in range(min(LOOK_AT, len(index)))]
-    near = Path(source.path).resolve().parent
+def image_folder(path: str, names: list[str]) -> str | None:
+    """The directory near an annotation file that has most of these images."""
+    near = Path(path).resolve().parent
     roots = [near, near.parent]
     below = [p for root in roots for p in (root, root / "images") if p.is_dir()]
     folders = below + [p for root in below for p in sorted(root.iterdir()) if p.is_dir()]
-    there = [sum((folder / name).is_file() for name in names) for folder in folders]
+    there = [sum(os.path.isfile(folder / name) for name in names) for folder in folders]
     if not any(there):
         return None
     return display(folders[there.index(max(there))])
