@@ -25,6 +25,7 @@ from fcos_recipe.errors import UserError
 
 SECTIONS = {"images": _Image, "categories": _Category, "annotations": _Annotation}
 LARGE = 1 << 20  # pixels; coordinates from here on are "huge" where the image's size is unknown
+CORNERS = 10  # boxes that it takes to tell corners from sizes
 OUTSIDE = 1.0  # pixels by which a box may leave its image unremarked: pixels counted inclusively
 NOT_FINITE = ("NaN", "Infinity", "-Infinity")  # as Python's json writes them
 
@@ -130,7 +131,7 @@ def _decode(path: str, text, found: Findings) -> Content | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         text = _as_json(text)
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        more = "" if text is None else " (NaN, Infinity or another encoding: Python's json reads it)"
+        more = "" if text is None else " (NaN, or not UTF-8: Python's json reads it)"
         found.add("not_json", text=f"{reason}{more}")
         return None if text is None else _decode(path, text, found)
     content = Content(path, top, {}, {})
@@ -186,7 +187,8 @@ def _entries(name: str, raws: list, found: Findings) -> Entries:
             good.append(all(map(_is_id, values.values())))
             if not good[-1]:
                 text = ", ".join(f"{key} {value!r:.60}" for key, value in values.items())
-                found.add("id_not_number", getattr(row, "id", None), None, (name, place), text)
+                file = getattr(row, "file_name", None)
+                found.add("id_not_number", row.id, file, (name, place), text)
         at, rows = list(compress(at, good)), list(compress(rows, good))
         ids = [_numbers([getattr(row, key) for row in rows]) for key in fields]
     return Entries(at, rows, *ids)
@@ -196,10 +198,16 @@ def _numbers(values: list) -> np.ndarray:
     return np.fromiter(map(int, values), np.int64, len(values))
 
 
+def loose(raw: msgspec.Raw) -> Any:
+    """An entry as it is written, bytes that are no UTF-8 replaced; None where it is no JSON."""
+    try:
+        return json.loads(bytes(raw).decode(errors="replace"))
+    except (ValueError, RecursionError):
+        return None
+
+
 def _wrong_type(name: str, i: int, raw, error: Exception, found: Findings) -> None:
-    entry: Any = None
-    with contextlib.suppress(ValueError, RecursionError):
-        entry = msgspec.json.decode(raw)
+    entry = loose(raw)
     entry = entry if isinstance(entry, dict) else {}
     box = entry.get("bbox")
     finite = not isinstance(box, list) or not any(
@@ -265,7 +273,8 @@ def check(
     odd = np.fromiter((e.iscrowd not in (None, 0, 1) for e in entries), bool, len(entries))
     files("crowd_value", odd, lambda i: f"iscrowd {entries[i].iscrowd:g}")
     _check_annotation_ids(rows, files)
-    _check_boxes(rows, size, files)
+    limit = _check_boxes(rows, size, files)
+    _check_format(rows, limit, found)
     _check_areas(rows, entries, files)
     _check_duplicates(content, rows, names, size, files)
 
@@ -282,9 +291,10 @@ def check(
         place = ("images", images.at[i])
         found.add("only_crowds", int(images.id[i]), names[i], place, f"{crowds[i]} crowds")
     if training:
-        used = set(rows.category[learnt].tolist())
-        for i, (at, category, id) in enumerate(content.entries["categories"]):
-            if i not in used:
+        categories = content.entries["categories"]
+        used = set(categories.id[np.unique(rows.category[learnt])].tolist())
+        for at, category, id in categories:
+            if id not in used:
                 found.add("category_unused", id, None, ("categories", at), str(category.name))
     rows.good = learnt
     return rows
@@ -378,9 +388,14 @@ def _check_annotation_ids(rows: Columns, files) -> None:
     files("annotation_id_twice", np.array(again, bool), lambda i: "")
 
 
-def _check_boxes(rows: Columns, size: np.ndarray, files) -> None:
-    """Each box is of one kind of error at most, in the order of these lines."""
+def _check_boxes(rows: Columns, size: np.ndarray, files) -> np.ndarray:
+    """Each box is of one kind of error at most, in the order of these lines.
+
+    Returns:
+        float64 [M, 2]: width and height of each box's image, infinite where unknown.
+    """
     xywh = rows.xywh
+    size = np.concatenate([size, np.zeros((1, 2))])  # row -1: no such image
     with np.errstate(invalid="ignore", over="ignore"):
         start, end = xywh[:, :2], xywh[:, :2] + xywh[:, 2:]
         known = (rows.image >= 0) & (size[rows.image] > 0).all(axis=1)
@@ -392,8 +407,7 @@ def _check_boxes(rows: Columns, size: np.ndarray, files) -> None:
             "box_not_finite": ~np.isfinite(xywh).all(axis=1),
             "box_negative": (xywh[:, 2:] < 0).any(axis=1),
             "box_empty": ~(end - start > EPSILON).all(axis=1),
-            "box_huge": (abs(xywh).max(axis=1) >= furthest)
-            | (xywh[:, 2:] > 2 * limit).any(axis=1),
+            "box_huge": (abs(xywh).max(axis=1) >= furthest) | (xywh[:, 2:] > 2 * limit).any(axis=1),
             "box_outside": (start >= limit).any(axis=1) | (end <= 0).any(axis=1),
         }
         warnings = {
@@ -404,13 +418,30 @@ def _check_boxes(rows: Columns, size: np.ndarray, files) -> None:
 
     def text(i: int) -> str:
         where = f" in {_by(limit[i])}" if known[i] else ""
-        return f"bbox {[float(f'{v:g}') for v in xywh[i]]}{where}"
+        return f"bbox [{', '.join(f'{v:g}' for v in xywh[i])}]{where}"
 
     for kind, mask in {**errors, **warnings}.items():
         mask = mask & rows.good
         files(kind, mask, (lambda i: "") if kind == "box_missing" else text)
         if kind in errors:
             rows.good &= ~mask
+    return limit
+
+
+def _check_format(rows: Columns, limit: np.ndarray, found: Findings) -> None:
+    """Shares of the image, or two corners, in place of x, y, width and height in pixels."""
+    known = np.isfinite(limit).all(axis=1) & np.isfinite(rows.xywh).all(axis=1)
+    box, limit = rows.xywh[known], limit[known]
+    if not len(box):
+        return
+    if 0 <= box.min() and box.max() <= 1 and limit.min() > 1:
+        found.add("box_format", text="all values are from 0 to 1: shares of the image's sides?")
+    end = box[:, :2] + box[:, 2:]
+    beyond = (end > limit + OUTSIDE).any(axis=1)
+    corners = (box[:, 2:] > box[:, :2]).all(axis=1) & (box[:, 2:] <= limit + OUTSIDE).all(axis=1)
+    if len(box) >= CORNERS and beyond.mean() > 0.2 and corners.mean() > 0.99:
+        share = f"{beyond.sum()} of {len(box)} boxes leave their image"
+        found.add("box_format", text=f"{share}, but none as x1, y1, x2, y2: corners?")
 
 
 def _check_areas(rows: Columns, entries: list, files) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from fcos_recipe.data.annotation_checks import SECTIONS, Content, check, decode
+from fcos_recipe.data.annotation_checks import SECTIONS, Content, check, decode, loose
 from fcos_recipe.data.findings import KINDS, Findings
 
 ROUNDS = 12  # a guard: three are the most that were seen
@@ -28,7 +28,7 @@ DROP = (
 )  # fmt: skip
 _PLACE = re.compile(r"(\w+)\[(\d+)\]")
 
-Change = dict[str, Any]  # kind, id, file, at (in the round's file), text: what was done
+Change = dict[str, Any]  # kind, id, file, at (place in the original), text: what was done
 
 
 def fix(
@@ -49,27 +49,38 @@ def fix(
         the copy in parts; the changes; what is still found in the copy.
     """
     changes: list[Change] = []
-    if "not_json" in found.items:
+    rewritten = "not_json" in found.items
+    if rewritten:
         changes.append({"kind": "not_json", "text": "written as JSON in UTF-8"})
+    origin = {name: list(range(len(rows))) for name, rows in content.raw.items()}
+    of_files = found.items.get("image_size_differs", [])
     for _ in range(ROUNDS):
-        edits = _edits(content, found, changes)
+        edits = _edits(content, found, origin, changes)
         if order is not None:
             _reorder(content, order, changes)
-        if edits is None and order is None:
+        if edits is None and order is None and not rewritten:
             break
-        order = None
+        order, rewritten = None, False
         parts = _parts(content, edits or {})
         found = Findings()
         copied = decode(content.path, b"".join(parts), found)
         if copied is None:  # no image is left
             return parts, changes, found
+        for name, new in (edits or {}).items():
+            gone = {i for i, entry in new.items() if entry is None}
+            origin[name] = [place for i, place in enumerate(origin[name]) if i not in gone]
         copied.sizes, content = content.sizes, copied
         check(content, found, options)
+    names = {image.file_name for image in content.entries["images"].rows}
+    if "image_size_differs" not in found.items:
+        for item in of_files:
+            if item["file"] in names:
+                found.add("image_size_differs", item["id"], item["file"], None, item["text"])
     return _parts(content, {}), changes, found
 
 
 def _edits(
-    content: Content, found: Findings, changes: list[Change]
+    content: Content, found: Findings, origin: dict[str, list[int]], changes: list[Change]
 ) -> dict[str, dict[int, bytes | None]] | None:
     """Section -> place -> the new entry, None: removed; None where there is nothing to do."""
     edits: dict[str, dict[int, bytes | None]] = {name: {} for name in SECTIONS}
@@ -81,7 +92,8 @@ def _edits(
             return
         edits[section][i] = None if entry is None else msgspec.json.encode(entry)
         kept = {key: item[key] for key in ("id", "file") if key in item}
-        changes.append({"kind": kind, **kept, "at": f"{section}[{i}]", "text": text})
+        changes.append({"kind": kind, **kept, "at": f"{section}[{origin[section][i]}]",
+                        "text": text})  # fmt: skip
 
     for kind in KINDS:
         for item in found.items.get(kind, ()):
@@ -100,7 +112,7 @@ def _edits(
             elif kind == "file_listed_twice":
                 _merge(content, i, item, put)
             elif kind in _CHANGES:
-                entry = msgspec.json.decode(content.raw[section][i])
+                entry = loose(content.raw[section][i])
                 new_id += kind == "annotation_id_twice"
                 text = _CHANGES[kind](entry, section, new_id, content)
                 put(section, i, entry if text else None, item, kind, text or "removed")
@@ -115,7 +127,7 @@ def _merge(content: Content, i: int, item: dict, put) -> None:
     first = int(images.id[names.index(names[row])])
     put("images", i, None, item, "file_listed_twice", f"removed; its boxes go to image {first}")
     for k in np.flatnonzero(annotations.id == images.id[row]).tolist():
-        entry = msgspec.json.decode(content.raw["annotations"][annotations.at[k]])
+        entry = loose(content.raw["annotations"][annotations.at[k]])
         entry["image_id"] = first
         moved = {"id": annotations.rows[k].id, "file": images.rows[row].file_name}
         put("annotations", annotations.at[k], entry, moved, "file_listed_twice",
@@ -167,7 +179,7 @@ def _clip(entry: dict, _section: str, _id: int, content: Content) -> str:
     entry["bbox"] = box
     if not entry.get("segmentation") and "area" in entry:
         entry["area"] = round(box[2] * box[3], 3)
-    return f"clipped to {box}"
+    return f"clipped to [{', '.join(f'{v:g}' for v in box)}]"
 
 
 _CHANGES = {

@@ -133,7 +133,7 @@ class COCODataSet:
         for folder in {os.path.dirname(name) for name in names}:
             try:
                 listings[folder] = set(os.listdir(os.path.join(root, folder) or "."))
-            except OSError:
+            except (OSError, ValueError):  # a null character in the name
                 listings[folder] = set()
         flat = listings.get("", set())
         return np.fromiter(

@@ -7,7 +7,7 @@ from typing import Any
 # kind: (is an error, what it means). Errors are what stops training or evaluation, or what they
 # leave out or get wrong; what they cope with is a warning.
 KINDS = {
-    "annotation_file": (True, "an annotation file or image folder that the config names is missing"),
+    "annotation_file": (True, "a file or folder that the config names is missing"),
     "not_json": (True, "the file is no JSON in UTF-8"),
     "structure": (True, "a section is missing or is no list"),
     "type": (True, "a field is missing or has the wrong type"),
@@ -41,6 +41,7 @@ KINDS = {
     "box_empty": (True, "no width or no height; left out"),
     "box_huge": (True, "absurdly large or far away (more than twice the image's side)"),
     "box_outside": (True, "wholly outside its image; never trained on"),
+    "box_format": (True, "the boxes are not x, y, width, height in pixels"),
     "box_partly_outside": (False, "more than a pixel outside its image; clipped"),
     "box_tiny": (False, "less than a pixel wide or high"),
     "box_twice": (False, "same image, category and bbox again"),

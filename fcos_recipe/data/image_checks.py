@@ -240,9 +240,9 @@ def report(
                     text = f"there is {other}" if other and other != name else ""
                 found.add(kind, id, name, place, text)
             other = by_content.setdefault(verdict.digest, name)
-            if verdict.digest and other != name:
+            if verdict.digest and os.path.normpath(other) != os.path.normpath(name):
                 found.add("same_content", id, name, place, f"the same as {other}")
-        if verdict.size and all(given) and tuple(map(int, given)) != tuple(verdict.size):
+        if verdict.size and min(given) > 0 and tuple(map(int, given)) != tuple(verdict.size):
             text = f"{_by(given)} in the annotations, {_by(verdict.size)} in the file"
             turned = {k for k, _ in verdict.notes} & {"exif_turned"}
             if turned and tuple(map(int, given)) == verdict.stored:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from fcos_recipe.data.stats import write
 from fcos_recipe.errors import UserError, printable
 
 EXAMPLES = 5  # of each kind that the console shows
+CHANGES = 200  # of each copy that the console lists
 
 
 @dataclass
@@ -103,14 +105,12 @@ def _read_images(splits: list[Split]) -> None:
         ]
         image_checks.report(split.found, rows, split.verdicts, split.source.images)
         folder = os.path.realpath(split.source.images)
-        listed.setdefault(folder, set()).update(map(os.path.normpath, names))
-    told = set()
+        told = [i["file"] for items in split.found.items.values() for i in items if "file" in i]
+        listed.setdefault(folder, set()).update(map(os.path.normpath, names + told))
     for split in splits:
-        folder = os.path.realpath(split.source.images or "")
-        if split.verdicts and folder not in told:
-            told.add(folder)
-            for name in image_checks.unlisted(folder, listed[folder]):
-                split.found.add("unlisted", file=name)
+        names = listed.pop(os.path.realpath(split.source.images or ""), None)
+        for name in image_checks.unlisted(split.source.images, names) if names else ():
+            split.found.add("unlisted", file=name)
 
 
 def _leaks(splits: list[Split], between: Findings) -> None:
@@ -266,14 +266,16 @@ def _totals(split: Split) -> dict[str, Any]:
 
 
 def _kinds(found: Findings, allowed: list[str]) -> dict[str, Any]:
+    kinds = [kind for errors in (True, False) for kind, row in KINDS.items() if row[0] == errors]
     return {
         kind: {
             "severity": "error" if KINDS[kind][0] and kind not in allowed else "warning",
             "meaning": KINDS[kind][1],
-            "count": len(items),
-            "items": items,
+            "count": len(found.items[kind]),
+            "items": found.items[kind],
         }
-        for kind, items in sorted(found.items.items(), key=lambda pair: not KINDS[pair[0]][0])
+        for kind in kinds
+        if kind in found.items
     }
 
 
@@ -298,7 +300,7 @@ def lines(report: dict[str, Any], no_images: bool) -> Iterator[str]:
     for name, part in report["splits"].items():
         if "fix" in part:
             yield from _fix_lines(name, part["fix"])
-    yield f"{report['errors']} errors, {report['warnings']} warnings, {report['seconds']} s"
+    yield f"errors: {report['errors']}, warnings: {report['warnings']}, {report['seconds']} s"
 
 
 def _finding_lines(kinds: dict[str, Any]) -> Iterator[str]:
@@ -323,12 +325,12 @@ def _fix_lines(name: str, fix: dict[str, Any]) -> Iterator[str]:
         yield f"fix of {name}: nothing is written: the file has no images"
         return
     yield f"fix of {name}: {printable(fix['path'])}: {len(fix['changes'])} changes"
-    for change in fix["changes"]:
+    for change in fix["changes"][:CHANGES]:
         yield f"  {change['kind']}: {_item(change)}"
-    yield f"  {fix['errors_left']} annotation errors are left in it"
-    yield from _finding_lines(
-        {k: row for k, row in fix["findings_left"].items() if KINDS[k][0]}
-    )  # fmt: skip
+    if len(fix["changes"]) > CHANGES:
+        yield f"  ... {len(fix['changes']) - CHANGES} more (all: --json FILE)"
+    yield f"  errors left in it: {fix['errors_left']}"
+    yield from _finding_lines({k: row for k, row in fix["findings_left"].items() if KINDS[k][0]})
 
 
 _HELP = """\
@@ -339,8 +341,8 @@ examples:
 
 An error is what stops training or evaluation, or what they would leave out or get wrong: boxes
 without a size, images that can't be decoded. A warning is what they cope with: boxes that are
-clipped, greyscale images. COCO's own train2017 has boxes without a height: --allow box_empty makes
-a kind of error a warning.
+clipped, greyscale images. --allow KIND makes a kind of error a warning: COCO's own train2017 has
+two boxes without a height (annotation 918 of image 200365 is one): --allow box_empty.
 
 --fix writes a copy (a file; for several splits a directory), never in place, and lists each
 change: entries in error are removed (images that training can't read as well, if they were read),
@@ -369,6 +371,9 @@ def main(argv: list[str]) -> int:
     add("--fix", type=Path, metavar="FILE|DIR", help="write cleaned copies of the annotations")
     add("--allow", nargs="+", action="extend", default=[], metavar="KIND", choices=KINDS,
         help="kinds of errors that are to be warnings")  # fmt: skip
+    for errors, name in ((True, "errors"), (False, "warnings")):
+        kinds = ", ".join(kind for kind, row in KINDS.items() if row[0] == errors)
+        parser.epilog += textwrap.fill(f"{name}: {kinds}", 98, subsequent_indent="  ") + "\n"
     args = parser.parse_args(argv)
     start = time.monotonic()
     found, config = sources(args, look=False)
