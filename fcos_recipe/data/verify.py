@@ -251,12 +251,14 @@ def _totals(split: Split) -> dict[str, Any]:
     if split.content is None or split.rows is None:
         return {"totals": None}
     images = split.content.entries["images"]
-    rows = split.rows
+    rows, sizes = split.rows, split.content.sizes
+    unknown = sum(not (i.height and i.width) and i.file_name not in sizes for i in images.rows)
     return {
         "totals": {
             "images": len(split.content.raw["images"]),
             "images_read": sum(v.size is not None for v in split.verdicts.values()),
             "images_without_boxes": len(images) - len(set(rows.image[rows.good].tolist())),
+            "images_of_unknown_size": unknown,  # whose boxes are not compared with it
             "annotations": len(split.content.raw["annotations"]),
             "boxes_to_train_on": int(rows.good.sum()),
             "crowds": int(rows.crowd.sum()),
@@ -286,9 +288,11 @@ def lines(report: dict[str, Any], no_images: bool) -> Iterator[str]:
         totals = part["totals"]
         if totals is not None:
             read = "not read" if no_images else f"{totals['images_read']} read"
+            unknown = totals["images_of_unknown_size"]
+            size = f"; {unknown} of unknown size, boxes not compared with it" if unknown else ""
             yield (
                 f"  {totals['images']} images ({read}; {totals['images_without_boxes']} without "
-                f"boxes), {totals['boxes_to_train_on']} of {totals['annotations']} annotations to "
+                f"boxes{size}), {totals['boxes_to_train_on']} of {totals['annotations']} annotations to "
                 f"train on, {totals['crowds']} crowds, {totals['categories']} categories"
             )
         yield from _finding_lines(part["findings"])

@@ -397,6 +397,22 @@ def test_real_data_is_clean(data, images, boxes, crowds, without, shared, tmp_pa
         assert totals["images_without_boxes"] == without[i]
 
 
+def test_sizes_that_the_annotations_lack_come_from_the_files(world):
+    """Also the turned one; unread, it is told that the boxes were not compared."""
+    root, splits = world
+    for image in splits["train"]["images"]:
+        del image["width"], image["height"]
+    splits["train"]["annotations"][0].update(bbox=[70, 5, 10, 10], area=100)
+    splits["train"]["annotations"][2].update(bbox=[40, 40, 5, 20], area=100)
+    (root / "train" / "train_1.jpg").write_bytes(encoded(exif=exif(6)))
+    save(root, "train", splits["train"])
+    _, report = verify(root)
+    assert set(kinds(report)) == {"box_outside", "exif_turned"}
+    code, report = verify(root, "--no-images")
+    assert code == 0 and not kinds(report)
+    assert report["splits"]["train"]["totals"]["images_of_unknown_size"] == 3
+
+
 def test_config_is_compared(world, root, capsys):
     """num_classes, TestDataset's names, and what the config names but is not there."""
     folder, splits = world
