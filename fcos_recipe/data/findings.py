@@ -95,3 +95,8 @@ class Findings:
             for kind, items in self.items.items()
             if (KINDS[kind][0] and kind not in allowed) == errors
         )
+
+
+def by(values: Iterable[float]) -> str:
+    """Width and height in words."""
+    return " x ".join(f"{v:g}" for v in values)

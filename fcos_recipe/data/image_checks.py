@@ -21,7 +21,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fcos_recipe.data.findings import Findings
+from fcos_recipe.data.findings import Findings, by
 
 CHUNK = 32  # images that a process is given at once
 EVERY = 10.0  # seconds between two lines where no bar can be drawn
@@ -243,15 +243,11 @@ def report(
             if verdict.digest and os.path.normpath(other) != os.path.normpath(name):
                 found.add("same_content", id, name, place, f"the same as {other}")
         if verdict.size and min(given) > 0 and tuple(map(int, given)) != tuple(verdict.size):
-            text = f"{_by(given)} in the annotations, {_by(verdict.size)} in the file"
+            text = f"{by(given[::-1])} in the annotations, {by(verdict.size[::-1])} in the file"
             turned = {k for k, _ in verdict.notes} & {"exif_turned"}
             if turned and tuple(map(int, given)) == verdict.stored:
                 text += " once turned as its EXIF tag says"
             found.add("image_size_differs", id, name, place, text)
-
-
-def _by(size) -> str:
-    return f"{size[1]:g} x {size[0]:g}"
 
 
 def _plain(name: str) -> str:

@@ -292,8 +292,9 @@ def lines(report: dict[str, Any], no_images: bool) -> Iterator[str]:
             size = f"; {unknown} of unknown size, boxes not compared with it" if unknown else ""
             yield (
                 f"  {totals['images']} images ({read}; {totals['images_without_boxes']} without "
-                f"boxes{size}), {totals['boxes_to_train_on']} of {totals['annotations']} annotations to "
-                f"train on, {totals['crowds']} crowds, {totals['categories']} categories"
+                f"boxes{size}), {totals['boxes_to_train_on']} of {totals['annotations']} "
+                f"annotations to train on, {totals['crowds']} crowds, {totals['categories']} "
+                "categories"
             )
         yield from _finding_lines(part["findings"])
         if not part["findings"]:
