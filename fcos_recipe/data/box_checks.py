@@ -32,6 +32,7 @@ class Columns:
 
 
 def check_annotation_ids(rows: Columns, files) -> None:
+    """Ids that are missing or occur twice; "7" and 7 are the same."""
     missing = np.fromiter((i is None for i in rows.id), bool, len(rows.id))
     files("annotation_id_missing", missing, lambda i: "")
     ids = [int(i) if isinstance(i, str) and _is_id(i) else i for i in rows.id]
@@ -90,7 +91,8 @@ def check_format(rows: Columns, limit: np.ndarray, found: Findings) -> None:
         return
     if 0 <= box.min() and box.max() <= 1 and limit.min() > 1:
         found.add("box_format", text="all values are from 0 to 1: shares of the image's sides?")
-    end = box[:, :2] + box[:, 2:]
+    with np.errstate(over="ignore"):
+        end = box[:, :2] + box[:, 2:]
     beyond = (end > limit + OUTSIDE).any(axis=1)
     corners = (box[:, 2:] > box[:, :2]).all(axis=1) & (box[:, 2:] <= limit + OUTSIDE).all(axis=1)
     if len(box) >= CORNERS and beyond.mean() > 0.2 and corners.mean() > 0.99:
@@ -99,6 +101,7 @@ def check_format(rows: Columns, limit: np.ndarray, found: Findings) -> None:
 
 
 def check_areas(rows: Columns, entries: list, files) -> None:
+    """Areas that are not positive, that exceed the box's, or differ from it without a mask."""
     given = ~np.isnan(rows.area) & rows.good
     with np.errstate(invalid="ignore", over="ignore"):
         box = rows.xywh[:, 2:].prod(axis=1)
@@ -115,6 +118,7 @@ def check_areas(rows: Columns, entries: list, files) -> None:
 
 
 def check_duplicates(rows: Columns, images: int, categories: int, files) -> None:
+    """The same box again, of the same or of another category, or nearly the same."""
     use = np.flatnonzero(rows.good & (rows.image >= 0) & (rows.category >= 0))
     keys = [rows.at[use], rows.category[use], *rows.xywh[use].T, rows.image[use]]
     order = use[np.lexsort(keys)]

@@ -10,6 +10,7 @@ import hashlib
 import io
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -143,10 +144,14 @@ def _native_stderr() -> Iterator[Callable[[], list[str]]]:
             lines += file.read(4096).decode(errors="replace").strip().splitlines()
 
 
-def _inspect_all(paths: list[str]) -> list[Verdict]:
+def _start() -> None:
     import cv2
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
     cv2.setNumThreads(1)
+
+
+def _inspect_all(paths: list[str]) -> list[Verdict]:
     return [inspect(path) for path in paths]
 
 
@@ -165,13 +170,17 @@ def inspect_all(paths: list[str], processes: int | None = None) -> list[Verdict]
         def run(chunks: list, processes: int) -> None:
             # not fork: hotcoco's threads may run here
             context = multiprocessing.get_context("forkserver")
-            with ProcessPoolExecutor(min(processes, len(chunks)), context) as pool:
+            with ProcessPoolExecutor(min(processes, len(chunks)), context, _start) as pool:
                 jobs = {pool.submit(_inspect_all, [paths[i] for i in c]): c for c in chunks}
-                for job in as_completed(jobs):
-                    with contextlib.suppress(BrokenProcessPool):
-                        for i, verdict in zip(jobs[job], job.result()):
-                            verdicts[i] = verdict
-                        progress.add(len(jobs[job]))
+                try:
+                    for job in as_completed(jobs):
+                        with contextlib.suppress(BrokenProcessPool):
+                            for i, verdict in zip(jobs[job], job.result()):
+                                verdicts[i] = verdict
+                            progress.add(len(jobs[job]))
+                except BaseException:  # Ctrl-C: not all the others first
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
 
         if chunks:
             run(chunks, processes)

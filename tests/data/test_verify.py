@@ -149,6 +149,8 @@ PLANTED = {
     "box twice": (again("annotations", id=999), {"box_twice"}, 999, "annotations[6]"),
     "box of two classes": (again("annotations", id=999, category_id=3), {"box_of_two_classes"},
                            999, "annotations[6]"),
+    "near duplicate": (again("annotations", id=999, bbox=[2.5, 3.25, 10, 8.1], area=81),
+                       {"near_duplicate"}, 100, "annotations[0]"),
     "area zero": (lambda d: d["annotations"][0].update(area=0), {"area_not_positive"}, 100,
                   "annotations[0]"),
     "area larger": (lambda d: d["annotations"][0].update(area=500), {"area_differs"}, 100,
@@ -516,6 +518,24 @@ def test_script_in_a_pipe(world, root):
     )  # fmt: skip
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert done.stdout.splitlines()[-1].startswith("errors: 0, warnings: 0")
+
+
+def test_ctrl_c_ends_it_at_once(world, root):
+    """Not after the images that are still to come, and without a traceback."""
+    code = ("import sys, fcos_recipe.data.image_checks as m; from fcos_recipe.cli import run\n"
+            "m.EVERY = 0\n"
+            "m.inspect_all = lambda paths, f=m.inspect_all: f(paths * 20_000)\n"
+            "sys.exit(run('dataset'))")  # fmt: skip
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, "verify", str(world[0])], start_new_session=True, text=True,
+        env={"PYTHONPATH": str(root), "HOME": str(world[0])}, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    first = child.stderr.readline()
+    os.killpg(child.pid, signal.SIGINT)  # as a terminal does
+    rest = child.communicate(timeout=60)[1]
+    assert first.startswith("images: ") and child.returncode == 130
+    assert "interrupted" in rest and "Traceback" not in rest
+    assert len(rest.splitlines()) < 200  # of some 3,700
 
 
 def test_progress_in_a_pipe_is_lines(world, monkeypatch, capsys):
