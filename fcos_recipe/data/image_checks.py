@@ -13,11 +13,13 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 import unicodedata
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,33 +165,41 @@ def inspect_all(paths: list[str], processes: int | None = None) -> list[Verdict]
         processes: default one for each core that this process may use.
     """
     processes = processes or len(os.sched_getaffinity(0))
-    chunks = [range(i, min(i + CHUNK, len(paths))) for i in range(0, len(paths), CHUNK)]
-    verdicts: list[Verdict | None] = [None] * len(paths)
-    with _Progress(len(paths)) as progress:
+    chunks = deque(range(i, min(i + CHUNK, len(paths))) for i in range(0, len(paths), CHUNK))
+    verdicts = [Verdict() for _ in paths]
+    context = multiprocessing.get_context("forkserver")  # not fork: hotcoco's threads may run here
 
-        def run(chunks: list, processes: int) -> None:
-            # not fork: hotcoco's threads may run here
-            context = multiprocessing.get_context("forkserver")
-            with ProcessPoolExecutor(min(processes, len(chunks)), context, _start) as pool:
-                jobs = {pool.submit(_inspect_all, [paths[i] for i in c]): c for c in chunks}
-                try:
-                    for job in as_completed(jobs):
-                        with contextlib.suppress(BrokenProcessPool):
-                            for i, verdict in zip(jobs[job], job.result()):
-                                verdicts[i] = verdict
-                            progress.add(len(jobs[job]))
-                except BaseException:  # Ctrl-C: not all the others first
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+    def work(progress: _Progress) -> None:
+        """A thread with a process of its own, and with a new one after each that died."""
+        while chunks:
+            with ProcessPoolExecutor(1, context, _start) as pool:
+                while chunks:
+                    try:
+                        chunk = chunks.popleft()
+                    except IndexError:  # another thread was quicker
+                        return
+                    try:
+                        seen = pool.submit(_inspect_all, [paths[i] for i in chunk]).result()
+                    except BrokenProcessPool:
+                        if len(chunk) > 1:  # which one was it?
+                            chunks.extendleft(range(i, i + 1) for i in reversed(chunk))
+                        else:
+                            _bad(verdicts[chunk[0]], "image_crashes")
+                            progress.add(1)
+                        break
+                    for i, verdict in zip(chunk, seen):
+                        verdicts[i] = verdict
+                    progress.add(len(chunk))
 
-        if chunks:
-            run(chunks, processes)
-        # A process has died, and with it all that was under way: smaller parts tell which image.
-        for size in (4, 1):
-            left = [i for i, verdict in enumerate(verdicts) if verdict is None]
-            for k in range(0, len(left), size):
-                run([left[k : k + size]], 1)
-    return [v or _bad(Verdict(), "image_crashes") for v in verdicts]
+    with _Progress(len(paths)) as progress, ThreadPoolExecutor(processes) as threads:
+        jobs = [threads.submit(work, progress) for _ in range(min(processes, len(chunks)))]
+        try:
+            for job in jobs:
+                job.result()
+        except BaseException:  # Ctrl-C: not all the others first
+            chunks.clear()
+            raise
+    return verdicts
 
 
 class _Progress:
@@ -198,7 +208,7 @@ class _Progress:
     def __init__(self, total: int):
         self.total, self.done = total, 0
         self.last = self.start = time.monotonic()
-        self.bar = None
+        self.bar, self.lock = None, threading.Lock()
         if sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -212,15 +222,17 @@ class _Progress:
             self.bar.close()
 
     def add(self, count: int) -> None:
-        self.done += count
-        now = time.monotonic()
-        if self.bar is not None:
-            self.bar.update(count)
-        elif now - self.last > EVERY:
-            self.last = now
-            left = (now - self.start) / self.done * (self.total - self.done)
-            print(f"images: {self.done} of {self.total} read, {left:.0f} s left",
-                  file=sys.stderr, flush=True)  # fmt: skip
+        """`count` more images; from any thread."""
+        with self.lock:
+            self.done += count
+            now = time.monotonic()
+            if self.bar is not None:
+                self.bar.update(count)
+            elif now - self.last > EVERY:
+                self.last = now
+                left = (now - self.start) / self.done * (self.total - self.done)
+                print(f"images: {self.done} of {self.total} read, {left:.0f} s left",
+                      file=sys.stderr, flush=True)  # fmt: skip
 
 
 def report(

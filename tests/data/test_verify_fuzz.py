@@ -18,7 +18,7 @@ from PIL import Image
 from fcos_recipe.data import annotation_checks, annotation_fix
 from fcos_recipe.data.dataset import COCODataSet
 from fcos_recipe.data.findings import KINDS, Findings
-from fcos_recipe.data.image_checks import inspect
+from fcos_recipe.data.image_checks import inspect, inspect_all
 from fcos_recipe.data.index import parse
 from fcos_recipe.data.reader import BadImage, decode, read_image
 from fcos_recipe.engine.coco_files import read_annotations
@@ -264,23 +264,26 @@ def encodings() -> list[bytes]:
 
 
 def test_images(tmp_path):
-    """`inspect` says error exactly where training would skip the image, or where it is cut off."""
+    """An error is told exactly where training would skip the image, or where it is cut off.
+
+    First in processes of their own, as the command does it: OpenCV 4.11 crashes on some.
+    """
     sound = encodings()
-    ends = Counter()
+    paths = []
     for seed in range(IMAGES):
         dice = random.Random(seed)
-        data = dice.choice(sound)
-        if seed >= len(sound):
-            data = mutated_bytes(dice, data)
-        else:
-            data = sound[seed]
-        path = tmp_path / f"{seed}.{dice.choice(['jpg', 'png', 'gif', 'tif'])}"
-        path.write_bytes(data)
-        verdict = inspect(str(path))
+        data = sound[seed] if seed < len(sound) else mutated_bytes(dice, dice.choice(sound))
+        paths.append(tmp_path / f"{seed}.{dice.choice(['jpg', 'png', 'gif', 'tif'])}")
+        paths[-1].write_bytes(data)
+    ends = Counter()
+    for seed, verdict in enumerate(inspect_all(list(map(str, paths)))):
         kinds = {kind for kind, _ in verdict.notes}
         errors = {kind for kind in kinds if KINDS[kind][0]}
+        if errors == {"image_crashes"}:
+            ends["crashes"] += 1
+            continue
         try:
-            image = decode({"im_file": str(path)})["image"]
+            image = decode({"im_file": str(paths[seed])})["image"]
         except BadImage as error:
             assert len(errors) == 1 and verdict.size is None, (seed, error, verdict)
             ends["skipped"] += 1
@@ -288,9 +291,10 @@ def test_images(tmp_path):
             assert errors <= {"image_truncated"}, (seed, verdict)
             assert verdict.size == image.shape[:2], (seed, verdict)
             ends["read"] += 1
-        if seed < len(sound) and not data.startswith(b"GIF"):  # OpenCV before 4.12 reads no GIF
+        if seed < len(sound) and paths[seed].read_bytes()[:3] != b"GIF":  # not before OpenCV 4.12
             assert not errors, (seed, verdict)
-    assert min(ends.values()) > IMAGES // 10, ends
+    assert min(ends["read"], ends["skipped"]) > IMAGES // 10, ends
+    assert ends["crashes"] < IMAGES // 50, ends
 
 
 def test_images_whose_path_is_hostile(tmp_path):
