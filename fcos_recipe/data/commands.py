@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # name: (module:function, one line for `fcos dataset --help`); function(argv) -> exit code
 COMMANDS = {
     "download": ("fcos_recipe.data.commands:download", "get COCO 2017, or what is missing of it"),
+    "verify": ("fcos_recipe.data.verify:main", "find what is wrong before training; clean copies"),
     "stats": ("fcos_recipe.data.stats:main", "classes, sizes, and the FPN levels that see them"),
     "convert": ("fcos_recipe.data.convert:main", "VOC, YOLO or incomplete COCO into COCO"),
     "subset": ("fcos_recipe.data.reshape:subset", "some of the images, each class in proportion"),

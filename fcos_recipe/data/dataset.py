@@ -155,7 +155,7 @@ class COCODataSet:
         for folder in {os.path.dirname(name) for name in names}:
             try:
                 listings[folder] = set(os.listdir(os.path.join(self._root, folder) or "."))
-            except OSError:
+            except (OSError, ValueError):  # a null character in the name
                 listings[folder] = set()
         flat = listings.get("", set())
         return np.fromiter(

@@ -508,8 +508,9 @@ def _boxes(
             f"{of_class[first]} is not among the {len(category_id)} categories of the file"
         )
     row = _rows_of(image_id, of_image)
-    area = np.where(np.isnan(area), xywh[:, 2] * xywh[:, 3], area)
-    start, end = xywh[:, :2], xywh[:, :2] + xywh[:, 2:]
+    with np.errstate(over="ignore"):  # such boxes are left out below
+        area = np.where(np.isnan(area), xywh[:, 2] * xywh[:, 3], area)
+        start, end = xywh[:, :2], xywh[:, :2] + xywh[:, 2:]
     orphan = row < 0
     empty = ~xywh.any(axis=1)
     usable = (area > 0) & (end - start > EPSILON).all(axis=1) & (abs(xywh) < HUGE).all(axis=1)

@@ -55,8 +55,8 @@ def read_image(path: str) -> np.ndarray:
         raise BadImage(f"{path}: not a file")  # a pipe or a device would be read for ever
     try:
         data = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise BadImage(f"{path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # a name with a null character is a ValueError
+        raise BadImage(f"{path}: {getattr(error, 'strerror', error)}") from None
     if not len(data):
         raise BadImage(f"{path}: empty file")
     try:
@@ -425,6 +425,9 @@ class Reader:
         dataset.check_or_download_dataset()
         dataset.parse_dataset()
         self._check_classes(dataset)
+        index = getattr(dataset, "index", None)
+        if self.target is not None and index is not None and not index.has_annotations:
+            raise UserError(f"{dataset.get_anno()}: annotations: missing; training needs boxes")
         self.dataset, self.epoch = dataset, 0
         ranks = int(os.environ.get("PADDLE_TRAINERS_NUM", 1))
         cards = int(os.environ.get("PADDLE_LOCAL_SIZE", ranks))

@@ -51,8 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--images", type=Path, metavar="DIR", help="the images, where they are not found")
 
 
-def sources(args: argparse.Namespace) -> tuple[list[Source], Config]:
+def sources(args: argparse.Namespace, look: bool = True) -> tuple[list[Source], Config]:
     """The splits that the arguments mean, and the config whose rules hold.
+
+    Args:
+        args: parsed, see `add_arguments`.
+        look: look for the images where they are not named, which needs sound annotations.
 
     Raises:
         UserError: nothing named, nothing found; the line says what was looked for.
@@ -73,7 +77,7 @@ def sources(args: argparse.Namespace) -> tuple[list[Source], Config]:
             if not args.images.is_dir():
                 raise UserError(f"{args.images}: --images: no such folder")
             source.images = str(args.images)
-        elif source.images is None or not os.path.isdir(source.images):
+        elif look and (source.images is None or not os.path.isdir(source.images)):
             index = source.index()
             names = [index.file_name(row) for row in range(min(LOOK_AT, len(index)))]
             source.images = image_folder(source.path, names, source.name)

@@ -101,7 +101,9 @@ def read_annotations(
             "among `categories`; add it there or remove the annotation"
         )
     box = columns["bbox"]
-    columns["area"] = np.where(np.isnan(columns["area"]), box[:, 2] * box[:, 3], columns["area"])
+    with np.errstate(over="ignore"):
+        area = box[:, 2] * box[:, 3]
+    columns["area"] = np.where(np.isnan(columns["area"]), area, columns["area"])
     return images, categories, {key: column[listed] for key, column in columns.items()}
 
 

@@ -401,3 +401,11 @@ def test_small_shared_memory_is_told_once(caplog, tmp_path):
         os.statvfs = original
     assert len(caplog.records) == 1 and "64 MB free" in caplog.text
     assert shared_memory_fits(2, 1, 1, str(tmp_path))
+
+
+def test_training_on_a_file_of_images_only_is_refused_in_words(tmp_path):
+    data = coco()
+    del data["annotations"]
+    write(tmp_path, data)
+    with pytest.raises(UserError, match="annotations.json: annotations: missing"):
+        TrainReader(**chain(), num_classes=2)(folder(tmp_path))

@@ -1,0 +1,303 @@
+"""Whether training can read each image, and what it would silently make of it.
+
+The verdict is that of training's own `read_image`; Pillow, which reads the header only, tells
+what the file is. All in processes of their own: a decoder that crashes ends one of them, and the
+image is named.
+"""
+
+import contextlib
+import hashlib
+import io
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import unicodedata
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fcos_recipe.data.findings import Findings, by
+
+CHUNK = 32  # images that a process is given at once
+EVERY = 10.0  # seconds between two lines where no bar can be drawn
+# Pillow's format: extensions
+EXTENSIONS = {
+    "JPEG": ("jpg", "jpeg", "jpe", "jfif"), "MPO": ("jpg", "jpeg", "mpo"), "PNG": ("png", "apng"),
+    "BMP": ("bmp", "dib"), "DIB": ("bmp", "dib"), "GIF": ("gif",), "TIFF": ("tif", "tiff"),
+    "WEBP": ("webp",), "AVIF": ("avif", "avifs"), "JPEG2000": ("jp2", "j2k", "jpx", "jpf"),
+    "PPM": ("ppm", "pgm", "pbm", "pnm", "pfm"),
+}  # fmt: skip
+IMAGES = {extension for known in EXTENSIONS.values() for extension in known}
+MODES = {
+    "1": "greyscale", "L": "greyscale", "LA": "greyscale", "CMYK": "cmyk", "YCCK": "cmyk",
+    "I": "sixteen_bit", "F": "sixteen_bit",
+}  # fmt: skip
+ORIENTATION = 0x0112  # EXIF tag
+
+
+@dataclass
+class Verdict:
+    """What was seen of one image file."""
+
+    size: tuple[int, int] | None = None  #: height and width as training gets it; None: not at all
+    stored: tuple[int, int] | None = None  #: height and width before the turn that EXIF asks for
+    notes: list[tuple[str, str]] = field(default_factory=list)  #: kinds of finding and their text
+    digest: bytes = b""  #: of the file's content
+
+
+def inspect(path: str) -> Verdict:
+    """Read one image as training does; never raises for what is in the file."""
+    from fcos_recipe.data.reader import BadImage, read_image
+
+    seen = Verdict()
+    try:
+        with _native_stderr() as complaint:
+            image = read_image(path)
+        seen.size = image.shape[:2]
+    except BadImage as error:
+        reason = str(error).removeprefix(f"{path}: ")
+    if not os.path.isfile(path):
+        there = os.path.lexists(path)
+        return _bad(seen, "file_unreadable" if there else "file_missing", reason if there else "")
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        return _bad(seen, "file_unreadable", error.strerror or str(error))
+    if not data:
+        return _bad(seen, "image_empty")
+    seen.digest = hashlib.blake2b(data, digest_size=16).digest()
+    cut = _is_cut(data)
+    if seen.size is None:
+        kind = "image_too_large" if reason.startswith("more than ") else "image_undecodable"
+        return _bad(seen, "image_truncated" if cut else kind, reason)
+    if cut:
+        seen.notes.append(("image_truncated", "no end-of-image marker"))
+    lines = [line for line in complaint() if "iCCP" not in line]  # a colour profile is not used
+    if lines:
+        seen.notes.append(("decoder_warning", lines[0][:200]))
+    _describe(seen, data, os.path.splitext(path)[1].lower().lstrip("."))
+    return seen
+
+
+def _bad(seen: Verdict, kind: str, text: str = "") -> Verdict:
+    seen.size = None
+    seen.notes.append((kind, text))
+    return seen
+
+
+def _is_cut(data: bytes) -> bool:
+    """A JPEG whose last scan has no end. A thumbnail in the header has an end of its own."""
+    return data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+
+
+def _describe(seen: Verdict, data: bytes, extension: str) -> None:
+    """Add what Pillow sees in the header."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.MAX_IMAGE_PIXELS = None  # nothing is decoded here; training's limit has spoken
+            with Image.open(io.BytesIO(data)) as file:
+                kind, mode, size = file.format, file.mode, file.size
+                transparent = "transparency" in file.info
+                frames = kind != "MPO" and getattr(file, "is_animated", False)
+                turn = file.getexif().get(ORIENTATION, 1)
+    except Exception:  # Pillow's plugins raise anything; OpenCV, which training uses, read it
+        return
+    seen.stored = size[::-1]
+    add = seen.notes.append
+    if kind in EXTENSIONS and extension not in EXTENSIONS[kind]:
+        add(("extension", f"it is {kind}"))
+    if mode in MODES or mode.startswith("I;16"):
+        add((MODES.get(mode, "sixteen_bit"), f"mode {mode}"))
+    elif kind == "PNG" and data[24:25] == b"\x10":  # Pillow reduces colour to 8 bits
+        add(("sixteen_bit", "16 bits per channel"))
+    if mode in ("RGBA", "LA", "PA", "La", "RGBa") or transparent:
+        add(("alpha", f"mode {mode}"))
+    if frames:
+        add(("animated", ""))
+    if isinstance(turn, int) and 2 <= turn <= 8:
+        add(("exif_turned", f"orientation {turn}"))
+
+
+@contextlib.contextmanager
+def _native_stderr() -> Iterator[Callable[[], list[str]]]:
+    """Keep what C libraries write to standard error; afterwards the yielded function tells it."""
+    lines: list[str] = []
+    sys.stderr.flush()
+    before = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lambda: lines
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+            file.seek(0)
+            lines += file.read(4096).decode(errors="replace").strip().splitlines()
+
+
+def _start() -> None:
+    import cv2
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
+    cv2.setNumThreads(1)
+
+
+def _inspect_all(paths: list[str]) -> list[Verdict]:
+    return [inspect(path) for path in paths]
+
+
+def inspect_all(paths: list[str], processes: int | None = None) -> list[Verdict]:
+    """`inspect` of every path, in parallel and with progress on standard error.
+
+    Args:
+        paths: of image files.
+        processes: default one for each core that this process may use.
+    """
+    processes = processes or len(os.sched_getaffinity(0))
+    chunks = deque(range(i, min(i + CHUNK, len(paths))) for i in range(0, len(paths), CHUNK))
+    verdicts = [Verdict() for _ in paths]
+    context = multiprocessing.get_context("forkserver")  # not fork: hotcoco's threads may run here
+
+    def work(progress: _Progress) -> None:
+        """A thread with a process of its own, and with a new one after each that died."""
+        while chunks:
+            with ProcessPoolExecutor(1, context, _start) as pool:
+                while chunks:
+                    try:
+                        chunk = chunks.popleft()
+                    except IndexError:  # another thread was quicker
+                        return
+                    try:
+                        seen = pool.submit(_inspect_all, [paths[i] for i in chunk]).result()
+                    except BrokenProcessPool:
+                        if len(chunk) > 1:  # which one was it?
+                            chunks.extendleft(range(i, i + 1) for i in reversed(chunk))
+                        else:
+                            _bad(verdicts[chunk[0]], "image_crashes")
+                            progress.add(1)
+                        break
+                    for i, verdict in zip(chunk, seen):
+                        verdicts[i] = verdict
+                    progress.add(len(chunk))
+
+    with _Progress(len(paths)) as progress, ThreadPoolExecutor(processes) as threads:
+        jobs = [threads.submit(work, progress) for _ in range(min(processes, len(chunks)))]
+        try:
+            for job in jobs:
+                job.result()
+        except BaseException:  # Ctrl-C: not all the others first
+            chunks.clear()
+            raise
+    return verdicts
+
+
+class _Progress:
+    """A bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, total: int):
+        self.total, self.done = total, 0
+        self.last = self.start = time.monotonic()
+        self.bar, self.lock = None, threading.Lock()
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, unit="image", desc="images")
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_exception) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def add(self, count: int) -> None:
+        """`count` more images; from any thread."""
+        with self.lock:
+            self.done += count
+            now = time.monotonic()
+            if self.bar is not None:
+                self.bar.update(count)
+            elif now - self.last > EVERY:
+                self.last = now
+                left = (now - self.start) / self.done * (self.total - self.done)
+                print(f"images: {self.done} of {self.total} read, {left:.0f} s left",
+                      file=sys.stderr, flush=True)  # fmt: skip
+
+
+def report(
+    found: Findings, images: list[tuple[int, int, str, tuple[float, float]]],
+    verdicts: dict[str, Verdict], folder: str,
+) -> None:  # fmt: skip
+    """Turn verdicts into findings.
+
+    Args:
+        found: of the split.
+        images: place in the file, id, name, and height and width by the annotations (0: unknown).
+        verdicts: by image name.
+        folder: of the images.
+    """
+    near: dict[str, str] | None = None
+    by_content: dict[bytes, str] = {}
+    told = set()
+    for at, id, name, given in images:
+        verdict, place = verdicts[name], ("images", at)
+        if name not in told:  # a file that is listed twice is told of once
+            told.add(name)
+            for kind, text in verdict.notes:
+                if kind == "file_missing":
+                    near = _alike(folder) if near is None else near
+                    other = near.get(_plain(os.path.basename(name)))
+                    text = f"there is {other}" if other and other != name else ""
+                found.add(kind, id, name, place, text)
+            other = by_content.setdefault(verdict.digest, name)
+            if verdict.digest and os.path.normpath(other) != os.path.normpath(name):
+                found.add("same_content", id, name, place, f"the same as {other}")
+        if verdict.size and min(given) > 0 and tuple(map(int, given)) != tuple(verdict.size):
+            text = f"{by(given[::-1])} in the annotations, {by(verdict.size[::-1])} in the file"
+            turned = {k for k, _ in verdict.notes} & {"exif_turned"}
+            if turned and tuple(map(int, given)) == verdict.stored:
+                text += " once turned as its EXIF tag says"
+            found.add("image_size_differs", id, name, place, text)
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _alike(folder: str) -> dict[str, str]:
+    """Files of the folder by their name without case and with composed accents."""
+    try:
+        return {_plain(name): name for name in os.listdir(folder or ".")}
+    except OSError:
+        return {}
+
+
+def unlisted(folder: str, names: set[str]) -> list[str]:
+    """Images in the folder, or in the folders of listed images, that are not in `names`.
+
+    Args:
+        folder: of the images.
+        names: normalised, relative to the folder.
+    """
+    found = []
+    for part in {os.path.dirname(name) for name in names} | {""}:
+        if part.startswith("..") or os.path.isabs(part):
+            continue
+        try:
+            here = os.listdir(os.path.join(folder, part) or ".")
+        except (OSError, ValueError):
+            continue
+        found += [os.path.join(part, name) for name in here
+                  if os.path.splitext(name)[1].lower().lstrip(".") in IMAGES]  # fmt: skip
+    return sorted(name for name in found if name not in names)

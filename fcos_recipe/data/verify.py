@@ -1,0 +1,406 @@
+"""What is wrong with a data set, before hours are spent on it: `fcos dataset verify`."""
+
+import argparse
+import json
+import os
+import textwrap
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fcos_recipe.config.load import Config, data_paths, display
+from fcos_recipe.data import annotation_checks, annotation_fix, image_checks
+from fcos_recipe.data.annotation_checks import Columns, Content
+from fcos_recipe.data.findings import KINDS, Findings
+from fcos_recipe.data.image_checks import Verdict
+from fcos_recipe.data.source import LOOK_AT, SPLITS, Source, add_arguments, image_folder, sources
+from fcos_recipe.data.stats import write
+from fcos_recipe.errors import UserError, printable
+
+EXAMPLES = 5  # of each kind that the console shows
+CHANGES = 200  # of each copy that the console lists
+
+
+@dataclass
+class Split:
+    """One annotation file under examination."""
+
+    source: Source
+    found: Findings = field(default_factory=Findings)
+    content: Content | None = None
+    rows: Columns | None = None
+    verdicts: dict[str, Verdict] = field(default_factory=dict)  # by image name
+    fixed: dict[str, Any] | None = None
+
+    def names(self) -> list[str]:
+        """File names of the sound image entries."""
+        return [] if self.content is None else [
+            image.file_name for image in self.content.entries["images"].rows
+        ]  # fmt: skip
+
+
+def examine(
+    found: list[Source], config: Config | None = None, images: bool = True, search: bool = True
+) -> tuple[list[Split], Findings]:
+    """Check annotation files and their images, and the splits against each other.
+
+    Args:
+        found: the splits; one named "train" is taken for the one that is trained on.
+        config: compared with the annotations: num_classes, and the classes of TestDataset.
+        images: read all images.
+        search: look for a folder of images where the one that is named does not exist.
+
+    Returns:
+        the splits with their findings, and findings between splits or about the config.
+
+    Raises:
+        UserError: an annotation file can't be opened.
+    """
+    splits = [Split(source) for source in found]
+    for split in splits:
+        source = split.source
+        split.content = annotation_checks.read(source.path, split.found)
+        if search and not (source.images and os.path.isdir(source.images)):
+            names = split.names()[:LOOK_AT]  # another split's folder for want of its own
+            source.images = image_folder(source.path, names, source.name) or image_folder(
+                source.path, names
+            )
+    if images:
+        _read_images(splits)
+    for split in splits:
+        source = split.source
+        if split.content is not None:
+            split.rows = annotation_checks.check(
+                split.content, split.found, split.source.options, source.name.startswith("train")
+            )
+    between = Findings()
+    _leaks(splits, between)
+    _classes(splits, config, between)
+    return splits, between
+
+
+def _path(split: Split, name: str) -> str:
+    return os.path.join(split.source.images or "", name)
+
+
+def _read_images(splits: list[Split]) -> None:
+    wanted: dict[str, None] = {}  # in order; splits may share files
+    for split in splits:
+        folder = split.source.images
+        if folder is None or not os.path.isdir(folder):
+            if split.content is not None:
+                text = f"{folder or 'none found near the annotations'}; name it with --images DIR"
+                split.found.add("image_folder", text=text)
+            continue
+        wanted.update(dict.fromkeys(_path(split, name) for name in split.names()))
+    verdicts = dict(zip(wanted, image_checks.inspect_all(list(wanted))))
+    listed: dict[str, set[str]] = {}
+    for split in splits:
+        if split.content is None or "image_folder" in split.found.items:
+            continue
+        names = split.names()
+        split.verdicts = {name: verdicts[_path(split, name)] for name in names}
+        split.content.sizes = {n: v.size for n, v in split.verdicts.items() if v.size is not None}
+        rows = [
+            (at, id, image.file_name, (image.height or 0, image.width or 0))
+            for at, image, id in split.content.entries["images"]
+        ]
+        image_checks.report(split.found, rows, split.verdicts, split.source.images)
+        folder = os.path.realpath(split.source.images)
+        told = [i["file"] for items in split.found.items.values() for i in items if "file" in i]
+        listed.setdefault(folder, set()).update(map(os.path.normpath, names + told))
+    for split in splits:
+        names = listed.pop(os.path.realpath(split.source.images or ""), None)
+        for name in image_checks.unlisted(split.source.images, names) if names else ():
+            split.found.add("unlisted", file=name)
+
+
+def _leaks(splits: list[Split], between: Findings) -> None:
+    """Images of one split in another: by content where they were read, else by their path."""
+    seen: dict[Any, tuple[Split, str]] = {}
+    for split in splits:
+        if split.source.images is None:
+            continue
+        own: dict[Any, tuple[Split, str]] = {}
+        ids = [] if split.content is None else split.content.entries["images"].id.tolist()
+        for id, name in zip(ids, split.names()):
+            verdict = split.verdicts.get(name)
+            key = verdict.digest if verdict else os.path.realpath(_path(split, name))
+            if not key or key in own:
+                continue
+            own[key] = (split, name)
+            if key in seen:
+                other, there = seen[key]
+                text = f"of {split.source.name} is {there} of {other.source.name}"
+                between.add("leak", id, name, text=text)
+        seen = {**own, **seen}
+
+
+def _classes(splits: list[Split], config: Config | None, between: Findings) -> None:
+    """Number, names and order of the classes, between splits and against the config."""
+    lists = [(s.source.name, s.content) for s in splits if s.content is not None]
+    if config is not None:
+        classes = config.data.get("num_classes")
+        for name, content in lists:
+            number = len(content.entries["categories"])
+            if number != classes:
+                between.add("num_classes", text=f"{name}: {number} categories, the config says "
+                                                f"num_classes: {classes}")  # fmt: skip
+        lists += _test_names(config, {os.path.realpath(c.path) for _, c in lists})
+    for name, content in lists[1:]:
+        first, reference = lists[0]
+        ours, theirs = _names(content), _names(reference)
+        if ours != theirs:
+            i = next((i for i, pair in enumerate(zip(ours, theirs)) if pair[0] != pair[1]), None)
+            text = f"{len(ours)} classes in {name}, {len(theirs)} in {first}"
+            if i is not None:
+                text = f"class {i} is {ours[i]!r} in {name}, {theirs[i]!r} in {first}"
+            between.add("category_order", text=text)
+        elif isinstance(content, Content):
+            ids = [c.entries["categories"].id.tolist() for c in (content, reference)]
+            if ids[0] != ids[1]:
+                between.add("category_ids", text=f"{name} and {first}")
+
+
+def _names(content: Content | list[str]) -> list[str]:
+    return content if isinstance(content, list) else content.class_names()
+
+
+def _test_names(config: Config, known: set[str]) -> list[tuple[str, Any]]:
+    """The names list of TestDataset, unless it is one of the files that are checked anyway."""
+    path = next(iter(data_paths(config.data.get("TestDataset") or {}, "anno_path")), "")
+    if os.path.realpath(path) in known or not os.path.isfile(path):
+        return []
+    if not path.endswith(".json"):
+        text = Path(path).read_text(encoding="utf-8", errors="replace")
+        return [("TestDataset", [line.strip() for line in text.splitlines() if line.strip()])]
+    content = annotation_checks.read(path, Findings())
+    return [("TestDataset", content)] if content is not None else []
+
+
+# ---- --fix
+
+
+def targets(fix: Path, found: list[Source]) -> list[Path]:
+    """Where the cleaned copies go: one file, or a directory for several splits.
+
+    Raises:
+        UserError: it exists already, or would be one of the files that are read.
+    """
+    if fix.suffix.lower() == ".json" and not fix.is_dir():
+        if len(found) > 1:
+            raise UserError(f"{fix}: --fix: {len(found)} splits: name a directory, or --split")
+        paths = [fix]
+    else:
+        paths = [fix / os.path.basename(source.path) for source in found]
+    if len(set(paths)) < len(paths):
+        raise UserError(f"{fix}: --fix: two splits have files of one name; use --split")
+    for path in paths:
+        if os.path.lexists(path):
+            raise UserError(f"{path}: --fix: exists; nothing is overwritten, choose another name")
+    return paths
+
+
+def _fix(splits: list[Split], paths: list[Path], between: Findings) -> None:
+    order = None
+    for split, path in zip(splits, paths):
+        if split.content is None:
+            split.fixed = {"path": None, "changes": [], "left": split.found}
+            continue
+        parts, changes, left = annotation_fix.fix(
+            split.content, split.found, split.source.options, order
+        )
+        order = order or split.content.class_names()
+        annotation_fix.write(path, parts)
+        split.fixed = {"path": str(path), "changes": changes, "left": left}
+
+
+# ---- what is told
+
+
+def as_json(
+    splits: list[Split], between: Findings, allowed: list[str], seconds: float
+) -> dict[str, Any]:
+    """The whole report, JSON-ready; documented by `fcos dataset verify --help`."""
+    parts = {split.source.name: split.found for split in splits}
+    report: dict[str, Any] = {
+        "errors": sum(f.count(True, allowed) for f in (*parts.values(), between)),
+        "warnings": sum(f.count(False, allowed) for f in (*parts.values(), between)),
+        "seconds": round(seconds, 2),
+        "splits": {},
+        "between": _kinds(between, allowed),
+    }
+    for split in splits:
+        report["splits"][split.source.name] = {
+            "annotations": split.source.path,
+            "images": split.source.images,
+            **_totals(split),
+            "findings": _kinds(split.found, allowed),
+        }
+        if split.fixed is not None:
+            left = split.fixed["left"]
+            report["splits"][split.source.name]["fix"] = {
+                "path": split.fixed["path"],
+                "changes": split.fixed["changes"],
+                "errors_left": left.count(True),
+                "findings_left": _kinds(left, allowed),
+            }
+    return report
+
+
+def _totals(split: Split) -> dict[str, Any]:
+    if split.content is None or split.rows is None:
+        return {"totals": None}
+    images = split.content.entries["images"]
+    rows, sizes = split.rows, split.content.sizes
+    unknown = sum(not (i.height and i.width) and i.file_name not in sizes for i in images.rows)
+    return {
+        "totals": {
+            "images": len(split.content.raw["images"]),
+            "images_read": sum(v.size is not None for v in split.verdicts.values()),
+            "images_without_boxes": len(images) - len(set(rows.image[rows.good].tolist())),
+            "images_of_unknown_size": unknown,  # whose boxes are not compared with it
+            "annotations": len(split.content.raw["annotations"]),
+            "boxes_to_train_on": int(rows.good.sum()),
+            "crowds": int(rows.crowd.sum()),
+            "categories": len(split.content.raw["categories"]),
+        }
+    }
+
+
+def _kinds(found: Findings, allowed: list[str]) -> dict[str, Any]:
+    kinds = [kind for errors in (True, False) for kind, row in KINDS.items() if row[0] == errors]
+    return {
+        kind: {
+            "severity": "error" if KINDS[kind][0] and kind not in allowed else "warning",
+            "meaning": KINDS[kind][1],
+            "count": len(found.items[kind]),
+            "items": found.items[kind],
+        }
+        for kind in kinds
+        if kind in found.items
+    }
+
+
+def lines(report: dict[str, Any], no_images: bool) -> Iterator[str]:
+    """The console's lines of a report."""
+    for name, part in report["splits"].items():
+        yield f"{name}: {printable(display(part['annotations']))}"
+        totals = part["totals"]
+        if totals is not None:
+            read = "not read" if no_images else f"{totals['images_read']} read"
+            unknown = totals["images_of_unknown_size"]
+            size = f"; {unknown} of unknown size, boxes not compared with it" if unknown else ""
+            yield (
+                f"  {totals['images']} images ({read}; {totals['images_without_boxes']} without "
+                f"boxes{size}), {totals['boxes_to_train_on']} of {totals['annotations']} "
+                f"annotations to train on, {totals['crowds']} crowds, {totals['categories']} "
+                "categories"
+            )
+        yield from _finding_lines(part["findings"])
+        if not part["findings"]:
+            yield "  nothing found"
+    if report["between"]:
+        yield "between splits, and against the config:"
+        yield from _finding_lines(report["between"])
+    for name, part in report["splits"].items():
+        if "fix" in part:
+            yield from _fix_lines(name, part["fix"])
+    yield f"errors: {report['errors']}, warnings: {report['warnings']}, {report['seconds']} s"
+
+
+def _finding_lines(kinds: dict[str, Any]) -> Iterator[str]:
+    for kind, row in kinds.items():
+        yield f"  {row['severity']:<8}{kind}: {row['count']}: {row['meaning']}"
+        for item in row["items"][:EXAMPLES]:
+            yield f"          {_item(item)}"
+        if row["count"] > EXAMPLES:
+            yield f"          ... {row['count'] - EXAMPLES} more (all: --json FILE)"
+
+
+def _item(item: dict[str, Any]) -> str:
+    place = " ".join(str(item[k]) for k in ("at", "file") if k in item)
+    id = f"id {item['id']}" if "id" in item else ""
+    head = " ".join(part for part in (id, place) if part)
+    text = item.get("text", "")
+    return printable(": ".join(part for part in (head, text) if part)).replace("\n", " ")
+
+
+def _fix_lines(name: str, fix: dict[str, Any]) -> Iterator[str]:
+    if fix["path"] is None:
+        yield f"fix of {name}: nothing is written: the file has no images"
+        return
+    yield f"fix of {name}: {printable(fix['path'])}: {len(fix['changes'])} changes"
+    for change in fix["changes"][:CHANGES]:
+        yield f"  {change['kind']}: {_item(change)}"
+    if len(fix["changes"]) > CHANGES:
+        yield f"  ... {len(fix['changes']) - CHANGES} more (all: --json FILE)"
+    yield f"  errors left in it: {fix['errors_left']}"
+    yield from _finding_lines({k: row for k, row in fix["findings_left"].items() if KINDS[k][0]})
+
+
+_HELP = """\
+examples:
+  fcos dataset verify datasets/coco                      # annotations, and every image
+  fcos dataset verify -c my.yml --json report.json       # also against num_classes
+  fcos dataset verify my.json --no-images --fix clean.json
+
+An error is what stops training or evaluation, or what they would leave out or get wrong: boxes
+outside their image, images that can't be decoded. A warning is what they cope with: boxes that are
+clipped, greyscale images, boxes without a width or height, of which COCO's own train2017 has two.
+--allow KIND makes a kind of error a warning.
+
+--fix writes a copy (a file; for several splits a directory), never in place, and lists each
+change: entries in error are removed (images that training can't read as well, if they were read),
+boxes clipped, exact duplicates removed, ids made unique. Errors that only you can mend, as sizes
+that differ from the image's, stay and are told.
+
+The JSON report has for each split ("splits" -> name) totals and findings: kind -> severity,
+meaning, count and all items with the entry's id, the image's file, its place in the annotation
+file and a text; "between" has those between splits and against the config.
+exit codes: 0 no error (there may be warnings); 1 errors; 2 wrong arguments, or files that can't
+be opened
+"""
+
+
+def main(argv: list[str]) -> int:
+    """`fcos dataset verify`."""
+    parser = argparse.ArgumentParser(
+        prog="fcos dataset verify", epilog=_HELP,
+        description="Check annotations and images before training.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add_arguments(parser)
+    add = parser.add_argument
+    add("--no-images", action="store_true", help="annotations only; images are not opened")
+    add("--json", type=Path, metavar="FILE", help="all findings")
+    add("--fix", type=Path, metavar="FILE|DIR", help="write cleaned copies of the annotations")
+    add("--allow", nargs="+", action="extend", default=[], metavar="KIND", choices=KINDS,
+        help="kinds of errors that are to be warnings")  # fmt: skip
+    for errors, name in ((True, "errors"), (False, "warnings")):
+        kinds = ", ".join(kind for kind, row in KINDS.items() if row[0] == errors)
+        parser.epilog += textwrap.fill(f"{name}: {kinds}", 98, subsequent_indent="  ") + "\n"
+    args = parser.parse_args(argv)
+    start = time.monotonic()
+    found, config = sources(args, look=False)
+    paths = targets(args.fix, found) if args.fix else []
+    splits, between = examine(
+        found, config if args.config else None, not args.no_images, args.target is not None
+    )
+    if args.target is None and not args.split:
+        for name in {*SPLITS} - {source.name for source in found}:
+            for line in config.missing_files(SPLITS[name]):
+                between.add("annotation_file", text=line)
+    try:
+        if args.fix:
+            _fix(splits, paths, between)
+        report = as_json(splits, between, args.allow, time.monotonic() - start)
+        if args.json:
+            write(args.json, json.dumps(report, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"{error.filename or args.json}: {error.strerror}") from None
+    for line in lines(report, args.no_images):
+        print(line)
+    return 1 if report["errors"] else 0
