@@ -92,6 +92,7 @@ def train(argv: list[str]) -> int:
         raise UserErrors(missing)
     device = start(requested(config.data))
 
+    from fcos_recipe.engine.distributed import gather
     from fcos_recipe.engine.resume import automatic
     from fcos_recipe.engine.run_dir import RunDir, visualdl_sink
     from fcos_recipe.engine.trainer import Trainer
@@ -99,7 +100,7 @@ def train(argv: list[str]) -> int:
 
     with Watchdog(config.data["watchdog"], rank()) as watchdog:
         trainer = Trainer(config, "train", device, watchdog)
-        resume = args.resume
+        resume = gather(args.resume)[0]  # a restarted host may know less than that of rank 0
         if resume == "auto":
             resume = automatic(path)
         ours = resume is not None and path.resolve() in (Path(resume) / "_").resolve().parents
