@@ -298,9 +298,9 @@ def _report_peers(run: Plan, ranks: Ranks, failed: Mapping[int, int]) -> int | N
     if not found:
         return None
     for number, (beat, failure) in enumerate(found):
-        what = f"rank {failure.rank}" if failure.rank >= 0 else "the whole host"
-        when = "then" if number else "failed first:"
-        print(f"launch: {when} {what} on host {beat.host}: {failure.why}", file=sys.stderr)
+        what = f"rank {failure.rank} on host " if failure.rank >= 0 else "all of host "
+        when = "then too" if number else "failed first"
+        print(f"launch: {what}{beat.host} {when}: {failure.why}", file=sys.stderr)
     for rank, code in failed.items():
         reason = _reason(_lines(run.log_dir / f"workerlog.{rank}"), code)
         print(f"launch: then rank {ranks.name(rank)} on this host: {reason}", file=sys.stderr)

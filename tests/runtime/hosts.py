@@ -42,10 +42,13 @@ class Hosts:
                 self.remove()
                 raise PermissionError(f"ip {' '.join(step)}: {done.stderr.strip()}")
 
-    def popen(self, node: int, command: list[str], **more) -> subprocess.Popen:
-        """Start a command on a host."""
-        inside = ["ip", "netns", "exec", self.names[node], "unshare", "--uts", "sh", "-c",
-                  f'hostname host-{"ab"[node]}; exec "$@"', "sh", *command]  # fmt: skip
+    def popen(self, node: int, command: list[str], own: Path | None = None, **more):
+        """Start a command on a host; `own` is a folder that each host has for itself."""
+        setup = f"hostname host-{'ab'[node]}"
+        if own and node:  # kept in a folder beside it, so that it outlives the processes
+            setup += f" && mkdir -p {own} {own}-b && mount --bind {own}-b {own}"
+        inside = ["ip", "netns", "exec", self.names[node], "unshare", "--uts", "--mount", "sh",
+                  "-c", f'{setup} && exec "$@"', "sh", *command]  # fmt: skip
         return subprocess.Popen(
             inside, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **more
         )
@@ -69,7 +72,7 @@ class Hosts:
             _ip("netns", "del", name)
 
 
-def train(hosts, node: int, config: Path, folder: Path, *words, gpus=1):
+def train(hosts, node: int, config: Path, folder: Path, *words, gpus=1, own=None):
     """`scripts/train.sh` on a host; with `hosts` None on an address of loopback."""
     address = ADDRESSES[node] if hosts else f"127.0.0.{node + 1}"
     master = ADDRESSES[0] if hosts else "127.0.0.1"
@@ -79,9 +82,10 @@ def train(hosts, node: int, config: Path, folder: Path, *words, gpus=1):
         "--host", address, "--output", str(folder / "run"), "--log_dir", str(folder / "log"),
         *words,
     ]  # fmt: skip
-    more = {"cwd": folder, "env": {**os.environ, "DEVICE": "cpu", "PYTHON": sys.executable}}
+    environment = {"DEVICE": "cpu", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    more = {"cwd": folder, "env": {**os.environ, **environment}}
     if hosts:
-        return hosts.popen(node, command, **more)
+        return hosts.popen(node, command, own, **more)
     return subprocess.Popen(
         command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **more
     )
