@@ -258,6 +258,14 @@ def _peers_failed(run: Plan, ranks: Ranks) -> bool:
     failed = ranks.failed()
     if ranks.complete:
         run.peers.met()
+    if silent := run.peers.never_heard():
+        hosts = ", ".join(map(str, silent))
+        print(
+            f"launch: warning: no word from the supervisors of hosts {hosts}: "
+            f"is UDP port {run.cluster.port} of {run.cluster.master} open? Without it a host that "
+            "is lost shows late, and not by name",
+            file=sys.stderr,
+        )
     if failed and set(failed.values()) != {exit_codes.SAVED}:
         run.peers.report(_failure(run, ranks, failed))
     return not ranks.finished and bool(run.peers.failures())

@@ -23,6 +23,7 @@ from fcos_recipe.errors import UserError, printable
 PERIOD = 0.5  # seconds between two datagrams
 SILENCE = 20.0  # seconds without a word after which a host counts as gone
 SHORT_SILENCE = 3.0  # the same where a rank here has already lost its connection
+DEAF = 10.0  # seconds in which a host that runs must have been heard
 _LONGEST = 300  # characters of a text in a datagram
 
 
@@ -84,6 +85,7 @@ class Peers:
         self._lock = threading.Lock()
         self._heard: dict[int, tuple[Beat, float]] = {}  # node -> its beat, when it was heard
         self._present: dict[int, str] | None = None  # sessions of the hosts that we run with
+        self._met_at = float("inf")
         self._reports = 0
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.settimeout(PERIOD)
@@ -92,7 +94,8 @@ class Peers:
                 self._socket.bind(endpoint)
         except OSError as error:
             raise UserError(
-                f"--master {endpoint[0]}:{endpoint[1]}: UDP: {error.strerror}; choose another port"
+                f"--master {endpoint[0]}:{endpoint[1]}: UDP: {error.strerror}; want a free port "
+                "of an address of this host"
             ) from None
         self._closed = threading.Event()
         threading.Thread(target=self._run, name="peers", daemon=True).start()
@@ -108,7 +111,7 @@ class Peers:
         """All ranks of this host run, so every host is there: from now on it must stay."""
         with self._lock:
             if self._present is None:
-                self._present = {}
+                self._present, self._met_at = {}, time.monotonic()
 
     def report(self, failure: Failure) -> None:
         """Tell the others what failed here; only the first report of an attempt counts."""
@@ -155,6 +158,13 @@ class Peers:
             present = {beat.node for beat, age in self._others() if age < SILENCE}
         return [n for n in range(self.nodes) if n != self.node and n not in present]
 
+    def never_heard(self) -> list[int]:
+        """Once, some time after `met`: hosts that run but do not get through to us."""
+        if time.monotonic() - self._met_at < DEAF:
+            return []
+        self._met_at = float("inf")
+        return self.unheard()
+
     def close(self) -> None:
         """Stop to send and to listen."""
         self._closed.set()
@@ -174,7 +184,7 @@ class Peers:
         failure.order = self._reports
 
     def _send(self) -> None:
-        if not self.node:
+        if not self.node or not self._own.session:
             return
         with self._lock:
             data = msgspec.json.encode(self._own)

@@ -82,6 +82,18 @@ def test_a_host_that_falls_silent_or_starts_anew_is_gone(three):
     assert told(three[0]) == []
 
 
+def test_a_host_that_does_not_get_through_is_told_once(three, monkeypatch):
+    monkeypatch.setattr(peers, "DEAF", 0.2)
+    three[0].begin()
+    three[1].begin()
+    until(lambda: three[0].unheard() == [2])  # it has not begun
+    three[2].close()
+    three[0].met()
+    assert three[0].never_heard() == []
+    time.sleep(0.3)
+    assert three[0].never_heard() == [2] and three[0].never_heard() == []
+
+
 def test_silence_of_host_0_is_not_blamed_on_the_others(three):
     meet(three)
     three[0].close()
@@ -103,7 +115,7 @@ def test_strangers_datagrams_change_nothing(three):
 def test_the_port_is_taken():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))
-        with pytest.raises(UserError, match="choose another port"):
+        with pytest.raises(UserError, match="want a free port"):
             Peers(0, 2, taken.getsockname(), "a")
 
 
@@ -303,3 +315,51 @@ def test_loopback_names_the_rank_and_sigterm_on_one_host_saves_on_all(tiny, tmp_
     two.runs[1].send_signal(signal.SIGTERM)
     assert two.end() == [exit_codes.SAVED] * 2, two.said
     assert "launch: SIGTERM on another host: a checkpoint was saved" in two.said[0]
+
+
+@pytest.mark.slow
+def test_the_rank_that_hangs_is_named_on_both_hosts(tmp_path, request):
+    """Rank 0 hangs as well, and is the first to say so, but only waits in all_reduce."""
+    script = tmp_path / "rank.py"
+    script.write_text("""
+import os, time
+from fcos_recipe.compat import before_paddle
+before_paddle()
+import paddle
+import paddle.distributed as dist
+from fcos_recipe.runtime import device
+from fcos_recipe.runtime.watchdog import Watchdog
+rank = int(os.environ["PADDLE_TRAINER_ID"])
+def read_next_batch():
+    time.sleep(300)
+device.set_device("cpu")
+dist.init_parallel_env()
+with Watchdog({"step": 3 if rank else 2}, rank) as watchdog:
+    for step in range(100):
+        if rank == 1 and step == 3:
+            read_next_batch()
+        dist.all_reduce(paddle.ones([1]))
+        watchdog.beat()
+""")
+    program = """
+import sys; from pathlib import Path
+from fcos_recipe.runtime import launch
+from fcos_recipe.runtime.peers import Cluster
+node, folder = int(sys.argv[1]), Path(sys.argv[2])
+hosts = Cluster(2, node, "127.0.0.1", int(sys.argv[3]), f"127.0.0.{node + 1}", 60)
+sys.exit(launch.supervise(
+    launch.plan("cpu", ["0"], [], [], folder / f"log-{node}", folder / "rank.py", hosts)))
+"""
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(node), str(tmp_path), str(PORT + 2)], cwd=ROOT,
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for node in (0, 1)
+    ]  # fmt: skip
+    said = [run.communicate(timeout=120)[0] for run in runs]
+    assert [run.returncode for run in runs] == [exit_codes.HUNG] * 2, said
+    first = [next(x for x in text.splitlines() if "failed first" in x) for text in said]
+    for line in first:
+        assert "launch: rank 1 on host" in line and "in read_next_batch" in line, said
+    assert "launch: then rank 0 on this host: hung" in said[0]
