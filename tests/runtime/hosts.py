@@ -66,6 +66,14 @@ class Hosts:
         """The cable is out: nothing arrives, and no connection is closed."""
         _ip("-n", self.names[node], "link", "set", self.ends[node], "down")
 
+    def slow_down(self, megabits: float) -> None:
+        """Limit what each host sends, in Mbit/s."""
+        for name, end in zip(self.names, self.ends, strict=True):
+            done = _ip("netns", "exec", name, "tc", "qdisc", "add", "dev", end, "root", "tbf",
+                       "rate", f"{megabits}mbit", "burst", "256kb", "latency", "100ms")  # fmt: skip
+            if done.returncode:
+                raise PermissionError(f"tc: {done.stderr.strip()}")
+
     def remove(self) -> None:
         for node, name in enumerate(self.names):
             self.kill(node)
