@@ -239,7 +239,7 @@ def _watch(run: Plan, launcher: subprocess.Popen, launcher_log: Path, stops: lis
         saved = set(ranks.failed().values()) == {exit_codes.SAVED}
         return exit_codes.SAVED if saved and stops[0] == signal.SIGTERM else 128 + stops[0]
     failed = ranks.failed() or _from_launcher(launcher_log)
-    if set(failed.values()) == {exit_codes.SAVED}:
+    if run.peers and set(failed.values()) == {exit_codes.SAVED}:
         print("launch: SIGTERM on another host: a checkpoint was saved", file=sys.stderr)
         return exit_codes.SAVED
     if run.peers and (code := _report_peers(run, ranks, failed)) is not None:
