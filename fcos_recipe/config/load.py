@@ -42,6 +42,13 @@ for _class in (_Loader, Dumper):
     _class.add_implicit_resolver(TAG + "float", EXPONENT, list("+-.0123456789"))
 
 
+def yaml_text(value: Any) -> str:
+    """A value as YAML in one line."""
+    style = '"' if isinstance(value, str) and "\n" in value else None
+    text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, default_style=style, width=1e9)
+    return text.removesuffix("\n").removesuffix("\n...").strip()
+
+
 @dataclass
 class Node:
     """A value of the config, with the place where it was written.

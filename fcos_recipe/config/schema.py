@@ -233,7 +233,7 @@ def optimizer_signature(kind: str) -> Signature | None:
 
 
 def _read(source: Source, name: str) -> Signature:
-    node = _class_node(source, name)
+    node = class_node(source, name)
     result = Signature()
     init = next((n for n in node.body if getattr(n, "name", "") == "__init__"), None)
     if init is not None:
@@ -250,21 +250,22 @@ def _read(source: Source, name: str) -> Signature:
     elif init is None or rest:
         # Arguments go on to the bases: what the last of them leaves over is ignored by stock.
         bases = [b.id if isinstance(b, ast.Name) else getattr(b, "attr", "") for b in node.bases]
-        known = [(b, s) for b in bases if b != name and (s := _base(b, source))]
+        known = [(b, s) for b in bases if b != name and (s := base(b, source))]
         result.swallows = init is not None and not known
-        for base, where in known:
-            more = _read(where, base)
-            result.args = {**more.args, **READ_ELSEWHERE.get(base, {}), **result.args}
+        for parent, where in known:
+            more = _read(where, parent)
+            result.args = {**more.args, **READ_ELSEWHERE.get(parent, {}), **result.args}
             result.swallows |= more.swallows
     return result
 
 
-def _base(name: str, near: Source) -> Source | None:
+def base(name: str, near: Source) -> Source | None:
+    """Where a base class stands that the source `near` names."""
     found = classes().get(name, [])
     return next((s for s in found if s.path == near.path), found[-1] if found else None)
 
 
-def _class_node(source: Source, name: str) -> ast.ClassDef:
+def class_node(source: Source, name: str) -> ast.ClassDef:
     """Parse one class; the whole file only where cutting the class out does not work."""
     end = re.compile(r"^(?=[^\s#)\]}])", re.M)
     start = re.compile(rf"^class[ \t]+{name}\b", re.M).search(source.text, source.start).start()
