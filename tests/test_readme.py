@@ -1,4 +1,4 @@
-"""Every command in a block of README and docs/ runs, or is listed here with the reason why it cannot."""
+"""README and docs/: every command in a block runs, or is listed here with the reason why not."""
 
 import os
 import re
