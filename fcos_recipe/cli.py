@@ -27,6 +27,7 @@ COMMANDS = {
         "fcos_recipe.benchmark.commands:main",
         "measure speed side by side with stock paddledet",
     ),
+    "verify_result": ("fcos_recipe.report.verify:main", "compare a run with the published figure"),
     "doctor": ("fcos_recipe.runtime.doctor:main", "check this machine before a long run"),
 }
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fcos_recipe.config import reference
-from fcos_recipe.config.load import Config, Node, display, load_config, yaml_text
-from fcos_recipe.config.schema import ROOT
+from fcos_recipe.config.load import Config, Node, display, load_config, project_configs, yaml_text
 from fcos_recipe.errors import UserError, UserErrors
 
 DESCRIPTION = """\
@@ -80,7 +79,7 @@ def _diff(a: Config, b: Config) -> int:
 
 def _validate(args: argparse.Namespace) -> int:
     errors = []
-    for path in args.config or sorted((ROOT / "configs").rglob("*.yml")):
+    for path in args.config or project_configs():
         try:
             config = load_config(path, args.o, args.strict)
             if args.files and (missing := config.missing_files()):

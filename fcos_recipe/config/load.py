@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from fcos_recipe.config.check import SCHEDULERS, check, nearest
-from fcos_recipe.config.schema import ONLY_OURS, RECIPE, ROOT, UNSET
+from fcos_recipe.config.schema import ONLY_OURS, RECIPE, RESULTS, ROOT, UNSET
 from fcos_recipe.errors import UserErrors
 
 COMMAND_LINE = "command line"
@@ -142,6 +142,11 @@ class Config:
                         remedy = "name a file or a URL; '' trains from scratch"
                     found.append(f"{self.origin(key)}: {key}: {path} does not exist; {remedy}")
         return found
+
+
+def project_configs() -> list[Path]:
+    """Every config of the project, and every part that configs are made of."""
+    return sorted(path for path in (ROOT / "configs").rglob("*.yml") if path != RESULTS)
 
 
 def load_config(

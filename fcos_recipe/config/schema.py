@@ -13,6 +13,7 @@ from typing import Any
 from fcos_recipe.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "configs" / "results.yml"  # figures, no config
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Key:
         doc: one line for the reference.
         stock: PaddleDetection has this key too.
         least: the smallest number allowed.
+        items: the words of which a list may consist; (): any.
     """
 
     kind: Any
@@ -32,9 +34,11 @@ class Key:
     doc: str
     stock: bool = False
     least: int | None = None
+    items: tuple[str, ...] = ()
 
 
 UNSET = object()
+LOGGERS = ("visualdl", "tensorboard", "wandb", "csv")
 NUMBER = (int, float)
 WATCH = "seconds without progress before a run counts as hung; 0: "
 
@@ -102,6 +106,8 @@ RECIPE: dict[str, Any] = {
     "save_dir": Key(str, "output", "where run directories are made", True),
     "log_iter": Key(int, 20, "steps between two lines of the log", True, least=1),
     "classwise": Key(bool, False, "print AP per class", True),
+    "loggers": Key(list, [], f"also write metrics for {', '.join(LOGGERS)}", items=LOGGERS),
+    "logger_images": Key(int, 4, "evaluation images that loggers get with boxes", least=0),
     "use_vdl": Key(bool, False, "write VisualDL logs", True),
     "vdl_log_dir": Key(str, UNSET, "where to", True),
     "output_eval": Key((str, type(None)), None, "directory for the COCO results file", True),
