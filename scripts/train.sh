@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Train on one or more cards: bash scripts/train.sh [CONFIG] [--gpus N|LIST] [options of tools/train.py]
 # --max-restarts N goes on from the newest checkpoint when a rank dies or hangs, at most N times.
+# --nnodes N --master HOST:PORT --node-rank R on each of N hosts: docs/cluster.md.
 # DEVICE=cpu runs processes over Gloo instead of cards; --dry-run prints what would run.
 set -eu
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -1,4 +1,4 @@
-"""Every command of the README runs, or is listed here with the reason why it cannot."""
+"""README and docs/: every command in a block runs, or is listed here with the reason why not."""
 
 import os
 import re
@@ -12,6 +12,8 @@ import pytest
 from fcos_recipe.cli import run
 from tests.conftest import ROOT, run_tool
 
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
 # Commands are compared by their beginnings. What a test of its own runs names that test.
 ELSEWHERE = {
     "bash scripts/demo.sh": "tests/test_demo.py and its own installation",
@@ -24,27 +26,32 @@ ELSEWHERE = {
     "bash scripts/run_and_time.sh": "trains; tests/report/test_run_and_time.py",
     "python tools/verify_result.py": "needs a run; tests/report/test_verify.py",
     "pip install": "tests/install and the lock files",
+    "sbatch": "needs Slurm; tests/test_deploy.py",
+    "export NAME=": "needs Kubernetes; tests/test_deploy.py",
+    "envsubst": "needs Kubernetes; tests/test_deploy.py",
+    "docker": "needs Docker; tests/test_deploy.py",
     "python datasets/download_coco.py": "needs 20 GB from the network; tests/data/test_download.py",
 }
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    pages = "\n".join(page.read_text() for page in PAGES)
+    blocks = re.findall(r"```bash\n(.*?)```", pages, re.S)
     text = "\n".join(blocks).replace("\\\n", " ")
     lines = (re.sub(r"\s+#.*", "", line).strip() for line in text.splitlines())
     return [" ".join(line.split()) for line in lines if line]
 
 
 def inline() -> list[str]:
-    """`python tools/...` commands inside sentences and tables."""
-    found = re.findall(r"`(python tools/[^`]*|fcos [a-z]+[^`]*)`", (ROOT / "README.md").read_text())
+    """`python tools/...` commands inside the README's sentences; other pages abbreviate theirs."""
+    found = re.findall(r"`(python tools/[^`]*|fcos [a-z]+[^`]*)`", PAGES[0].read_text())
     return [" ".join(text.split()) for text in found if "..." not in text]
 
 
 def test_commands_are_known():
     assert len(commands()) > 10
     for command in commands() + inline():
-        assert plan(command) is not None, f"README: no test knows how to run: {command}"
+        assert plan(command) is not None, f"no test knows how to run: {command}"
 
 
 def plan(command: str):
@@ -52,7 +59,8 @@ def plan(command: str):
     for start, reason in ELSEWHERE.items():
         if command.startswith(start):
             return reason
-    words = shlex.split(command)
+    # not a host of ours
+    words = shlex.split(re.sub(r"--master [\w.-]+:", "--master 127.0.0.1:", command))
     while words and "=" in words[0] and not words[0].startswith("-"):
         words = words[1:]
     if words[:1] == ["bash"] and words[1].startswith("scripts/train"):
@@ -90,11 +98,29 @@ def test_command_is_accepted(command, tmp_path, capfd, monkeypatch):
         assert code in (0, 1), captured.err
 
 
-def test_files_that_the_readme_names_exist():
-    text = (ROOT / "README.md").read_text()
-    named = re.findall(r"\b(?:configs|scripts|tools|tests)/[\w./-]+\.(?:yml|sh|py)\b", text)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page):
+    text = page.read_text()
+    ending = r"(?:yml|yaml|sh|py|md|sbatch|cpu|nvidia|ixuca)"
+    named = re.findall(rf"\b(?:configs|docs|scripts|tools|tests)/[\w./-]+\.{ending}\b", text)
     for path in set(named):
-        assert (ROOT / path).is_file(), f"README.md names {path}"
+        assert (ROOT / path).is_file(), f"{page.name} names {path}"
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+SHOWN = re.compile(
+    r"```bash\n(python tools/analyze_model[^\n]* --scaling[^\n]*)\n```\n+```text\n(.*?)```", re.S
+)
+
+
+def test_calculated_tables_are_what_the_command_prints(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = [pair for page in PAGES for pair in SHOWN.findall(page.read_text())]
+    assert found
+    for command, shown in found:
+        assert run("analyze_model", [*shlex.split(command)[2:], "-o", "device=cpu"]) == 0
+        assert capsys.readouterr().out == shown
 
 
 @pytest.mark.e2e

@@ -97,6 +97,7 @@ def train(argv: list[str]) -> int:
     logging_to = loggers.chosen([*args.logger, *["visualdl"] * args.use_vdl], config.data)
     device = start(requested(config.data))
 
+    from fcos_recipe.engine.distributed import gather
     from fcos_recipe.engine.resume import automatic
     from fcos_recipe.engine.run_dir import RunDir
     from fcos_recipe.engine.trainer import Trainer
@@ -105,7 +106,7 @@ def train(argv: list[str]) -> int:
 
     with Watchdog(config.data["watchdog"], rank()) as watchdog:
         trainer = Trainer(config, "train", device, watchdog)
-        resume = args.resume
+        resume = gather(args.resume)[0]  # a restarted host may know less than that of rank 0
         if resume == "auto":
             resume = automatic(path)
         ours = resume is not None and path.resolve() in (Path(resume) / "_").resolve().parents

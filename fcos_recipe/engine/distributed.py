@@ -1,6 +1,9 @@
 """Several processes, one card each: start, agree, gather."""
 
 import functools
+import os
+import shutil
+from pathlib import Path
 
 import paddle
 import paddle.distributed as dist
@@ -51,3 +54,27 @@ def gather(value) -> list:
     values: list = []
     dist.all_gather_object(values, value)
     return values
+
+
+def everywhere(folder: Path, mark: str) -> None:
+    """Bring a folder of files from rank 0 to hosts without it; every rank must call it.
+
+    Args:
+        folder: the same path on all hosts.
+        mark: name of a file in it that tells whether the folder is there.
+    """
+    if all(gather((folder / mark).is_file())):
+        return
+    names = gather([p.name for p in folder.glob("*") if p.is_file()])[0]
+    part = folder.with_name(f".{folder.name}.{os.getpid()}")
+    takes = os.environ.get("PADDLE_RANK_IN_NODE") == "0" and not (folder / mark).is_file()
+    for name in names:
+        data = [(folder / name).read_bytes() if dist.get_rank() == 0 else None]
+        dist.broadcast_object_list(data, src=0)
+        if takes:
+            part.mkdir(parents=True, exist_ok=True)
+            (part / Path(name).name).write_bytes(data[0])
+    if takes:
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+    dist.barrier()

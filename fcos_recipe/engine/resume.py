@@ -17,7 +17,7 @@ from fcos_recipe.config import Config
 from fcos_recipe.config.commands import differences
 from fcos_recipe.config.schema import RECIPE
 from fcos_recipe.engine import checkpoint, weights
-from fcos_recipe.engine.distributed import gather
+from fcos_recipe.engine.distributed import everywhere, gather
 from fcos_recipe.engine.run_dir import log, versions
 from fcos_recipe.errors import UserError, UserErrors, without_secrets
 
@@ -191,7 +191,7 @@ def find(source: str) -> tuple[Path, dict]:
         UserError: nothing there, or nothing intact.
     """
     path = Path(source)
-    if (path / "checkpoints").is_dir():
+    if gather((path / "checkpoints").is_dir())[0]:  # hosts may have file systems of their own
         chosen, rejected = gather(checkpoint.newest(path / "checkpoints"))[0]
         for line in rejected:
             log.warning("rejected: %s", line)
@@ -200,7 +200,8 @@ def find(source: str) -> tuple[Path, dict]:
                 f"--resume {source}: no intact checkpoint in it; start anew without --resume"
             )
         path = chosen
-    if (path / checkpoint.STATE).is_file():
+    if gather((path / checkpoint.STATE).is_file())[0]:
+        everywhere(path, checkpoint.STATE)
         return path, checkpoint.read_state(path)
     return weights.resolve(source), {}
 

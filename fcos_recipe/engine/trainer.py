@@ -17,7 +17,7 @@ from fcos_recipe.engine import checkpoint, resume
 from fcos_recipe.engine.analysis import finish_evaluation
 from fcos_recipe.engine.bad_numbers import Guard
 from fcos_recipe.engine.coco_metric import table
-from fcos_recipe.engine.distributed import agree, gather
+from fcos_recipe.engine.distributed import agree, everywhere, gather
 from fcos_recipe.engine.evaluate import build_loader, evaluate
 from fcos_recipe.engine.loggers import pictures
 from fcos_recipe.engine.meter import Window, hms, memory_mib, timed
@@ -440,6 +440,7 @@ class Trainer(Setup):
                     "bad_numbers.policy: rollback: there is no checkpoint yet; lower the LR, or "
                     "save more often (snapshot_steps)"
                 )
+            everywhere(path, checkpoint.STATE)
             state = checkpoint.read_state(path)
             state["progress"].update(bad_steps=bad, lr_factor=lowered)
             resume.restore(self, path, state)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fcos_recipe.config import load_config
 from fcos_recipe.errors import UserError
+from fcos_recipe.runtime import ring
 from fcos_recipe.runtime.device import requested
 
 PARTS = ("backbone", "neck", "head")
@@ -21,6 +22,10 @@ columns:
 examples:
   python tools/analyze_model.py -c configs/fcos/fcos_r50_fpn_1x_coco.yml
   python tools/analyze_model.py -c configs/fcos/fcos_r18_fpn_demo.yml --size 160x224 --batch 4
+  python tools/analyze_model.py -c configs/fcos/fcos_r50_fpn_1x_coco.yml --scaling --step-ms 243
+--scaling calculates, from the bytes of the gradients and the time of a step on one card, which
+share of their time cards compute: without any overlap with communication, and with the best;
+"worth it": half of the time or more without overlap. docs/cluster.md explains it.
 exit codes: 0 done, 2 bad input
 """
 
@@ -40,7 +45,16 @@ def main(argv: list[str]) -> int:
     add("--batch", type=int, default=1, help="images (default: %(default)s)")
     add("--repeat", type=int, default=3, help="times each part is timed; 0: not at all")
     add("--json", metavar="FILE", help="also write the result here")
+    add("--scaling", action="store_true", help="instead: efficiency by cards and network")
+    add("--step-ms", type=float, metavar="MS",
+        help="with --scaling: time of a training step on one card; it is not measured here")
+    add("--network", type=numbers, default=[1, 10, 25, 100, 200], metavar="GBIT,...",
+        help="with --scaling: Gbit/s of the slowest link (default: 1,10,25,100,200)")
+    add("--latency-us", type=float, default=20, metavar="US",
+        help="with --scaling: microseconds of one round (default: %(default)g)")
     args = parser.parse_args(argv)
+    if args.scaling and not (args.step_ms and args.step_ms > 0 and args.latency_us >= 0):
+        raise UserError("--scaling: needs --step-ms MS, the time of a training step on one card")
     try:
         height, width = (int(x) for x in args.size.lower().split("x"))
     except ValueError:
@@ -58,6 +72,9 @@ def main(argv: list[str]) -> int:
     model = compat.create(config.data["architecture"])
     if not hasattr(model, "fcos_head"):
         raise UserError(f"{args.config}: architecture: {config.data['architecture']} is not FCOS")
+    if args.scaling:
+        print(scaling(model, config, args.step_ms / 1e3, args.network, args.latency_us / 1e6))
+        return 0
     result = analyze(model, (height, width), args.batch, args.repeat)
     result = {"config": config.name, "device": device, **result}
     print(_table(result))
@@ -114,6 +131,30 @@ def analyze(model, size: tuple[int, int], batch: int = 1, repeat: int = 3) -> di
             parts[name] |= _time(call, inputs, repeat)
     total = {key: sum(part[key] for part in parts.values()) for key in parts["backbone"]}
     return {"size": list(size), "batch": batch, "parts": {**parts, "total": total}}
+
+
+def numbers(text: str) -> list[float]:
+    numbers = [float(part) for part in text.split(",")]
+    if min(numbers) <= 0:
+        raise ValueError
+    return numbers
+
+
+def scaling(model, config, step: float, networks: list[float], latency: float) -> str:
+    """Calculated efficiency by cards and network, as a table.
+
+    Args:
+        model: its trained parameters are what ranks exchange.
+        config: `comm_buffer_mb` of it is the size of a message.
+        step: seconds of a training step on one card.
+        networks: Gbit/s.
+        latency: seconds of one round of a message.
+    """
+    size = sum(p.size * p.element_size() for p in model.parameters() if not p.stop_gradient)
+    messages = -(-size // (config.data["comm_buffer_mb"] * 2**20))
+    load = ring.Load(size, messages, step, latency)
+    rows = ring.table(load, [2, 4, 8, 16, 32, 64], networks)
+    return f"{config.name}, calculated, not measured\n{rows}"
 
 
 def _layer_by_layer(head, levels: list) -> None:

@@ -2,9 +2,10 @@
 
 Several ranks run under `python -m paddle.distributed.launch`, which this module starts in a
 session of its own and watches. Rank 0's output goes to the console. When a rank dies, the
-console says which one, why, and shows its last lines; everything else is ended; the exit code
-is one of `exit_codes`. One card needs no launcher: the training process replaces this one (but
-for `--max-restarts`), so that the progress bar, Ctrl-C and a debugger work as in any program.
+console says which one, why, and shows its last lines; everything else is ended, on all hosts
+(`peers`); the exit code is one of `exit_codes`. One card needs no launcher: the training process
+replaces this one (but for `--max-restarts`), so that the progress bar, Ctrl-C and a debugger work
+as in any program.
 """
 
 import argparse
@@ -26,11 +27,13 @@ import psutil
 from fcos_recipe.config import load_config
 from fcos_recipe.errors import UserError, printable
 from fcos_recipe.runtime import cpu_math, device, exit_codes, restart
+from fcos_recipe.runtime.peers import SHORT_SILENCE, Cluster, Failure, Peers, cluster
 from fcos_recipe.runtime.ranks import Ranks
 
 HEADLINE = "configs/fcos/fcos_r50_fpn_1x_coco.yml"
 TRAIN = device.ROOT / "tools" / "train.py"
 GRACE = 15  # seconds the ranks have to end by themselves after a failure
+LAST_WORDS = 5  # seconds the ranks have to end by themselves after another host failed
 STOP_GRACE = 45  # seconds after Ctrl-C or SIGTERM: a rank may be writing a checkpoint
 _LIBC = ctypes.CDLL(None)
 TAIL = 20  # lines of a failed rank's log on the console
@@ -47,6 +50,8 @@ class Plan:
     notes: list[str]
     restarts: int = 0
     run_dir: Path | None = None
+    cluster: Cluster | None = None
+    peers: Peers | None = None
 
     def environment(self) -> dict[str, str]:
         """The whole environment of the command."""
@@ -103,6 +108,7 @@ def plan(
     arguments: list[str],
     log_dir: Path,
     script: Path = TRAIN,
+    hosts: Cluster | None = None,
 ) -> Plan:
     """Command and environment of a run.
 
@@ -113,6 +119,7 @@ def plan(
         arguments: of the script.
         log_dir: where the launcher puts workerlog.N.
         script: what each rank runs.
+        hosts: where this one is one of several.
     """
     env: dict[str, str | None] = {"PYTHONPATH": device.child_environment()["PYTHONPATH"]}
     count = len(labels)
@@ -133,14 +140,19 @@ def plan(
     if idle:
         notes.append(f"visible but idle: cards {','.join(idle)}")
     program = [str(script), *arguments]
-    if count == 1:
+    if hosts:
+        env.update(hosts.environment(os.environ))
+        notes[0] += f" on this host, number {hosts.node} of {hosts.nodes}; 0 is {hosts.master}"
+    elif count == 1:
         if visible:
             env[f"FLAGS_selected_{kind}s"] = str(visible.index(labels[0]))
         return Plan([sys.executable, *program], env, 1, log_dir, notes)
     which = ["--gpus", ",".join(labels)] if visible else ["--nproc_per_node", str(count)]
     launcher = [sys.executable, "-m", "paddle.distributed.launch", "--log_dir", str(log_dir)]
+    if hosts:
+        launcher += hosts.launcher_arguments()
     notes.append(f"the log of each rank: {log_dir}/workerlog.N")
-    return Plan([*launcher, *which, *program], env, count, log_dir, notes)
+    return Plan([*launcher, *which, *program], env, count, log_dir, notes, cluster=hosts)
 
 
 def supervise(run: Plan) -> int:
@@ -151,6 +163,12 @@ def supervise(run: Plan) -> int:
     """
     run.log_dir.mkdir(parents=True, exist_ok=True)
     restart.set_aside(run.log_dir)
+    if run.cluster:
+        run.peers = run.peers or Peers(
+            run.cluster.node, run.cluster.nodes, (run.cluster.master, run.cluster.port),
+            run.cluster.name,
+        )  # fmt: skip
+        run.peers.begin()
     stops: list[int] = []
     signals = (signal.SIGINT, signal.SIGTERM)
     old = {s: signal.signal(s, lambda number, _: stops.append(number)) for s in signals}
@@ -197,6 +215,7 @@ def _watch(run: Plan, launcher: subprocess.Popen, launcher_log: Path, stops: lis
     ranks = Ranks(launcher.pid, run.ranks)
     deadline = None
     forwarded = 0
+    patience = time.monotonic() + run.cluster.wait if run.cluster else float("inf")
     while launcher.poll() is None and (deadline is None or time.monotonic() < deadline):
         ranks.wait()
         console.pump()
@@ -209,14 +228,24 @@ def _watch(run: Plan, launcher: subprocess.Popen, launcher_log: Path, stops: lis
             deadline = time.monotonic() + STOP_GRACE
         if ranks.failed() and deadline is None:
             deadline = time.monotonic() + GRACE
+        if run.peers and not stops:
+            if _peers_failed(run, ranks) and deadline is None:
+                deadline = time.monotonic() + LAST_WORDS
+            if not ranks.complete and time.monotonic() > patience:
+                return _alone(run)
     console.pump()
     if stops:
         print(f"launch: stopped by {signal.Signals(stops[0]).name}", file=sys.stderr)
         saved = set(ranks.failed().values()) == {exit_codes.SAVED}
         return exit_codes.SAVED if saved and stops[0] == signal.SIGTERM else 128 + stops[0]
     failed = ranks.failed() or _from_launcher(launcher_log)
+    if run.peers and set(failed.values()) == {exit_codes.SAVED}:
+        print("launch: SIGTERM on another host: a checkpoint was saved", file=sys.stderr)
+        return exit_codes.SAVED
+    if run.peers and (code := _report_peers(run, ranks, failed)) is not None:
+        return code
     if failed:
-        return _report(run, failed)
+        return _report(run, ranks, failed)
     if launcher.returncode:
         print("\n".join(_lines(launcher_log)[-TAIL:]), file=sys.stderr)
         print(f"launch: Paddle's launcher failed; its log: {launcher_log}", file=sys.stderr)
@@ -224,8 +253,72 @@ def _watch(run: Plan, launcher: subprocess.Popen, launcher_log: Path, stops: lis
     return exit_codes.OK
 
 
-def _report(run: Plan, failed: Mapping[int, int]) -> int:
-    """Tell which rank failed first and why; returns the exit code.
+def _peers_failed(run: Plan, ranks: Ranks) -> bool:
+    """Tell the other hosts how it stands here; whether one of them has failed."""
+    failed = ranks.failed()
+    if ranks.complete:
+        run.peers.met()
+    if silent := run.peers.never_heard():
+        hosts = ", ".join(map(str, silent))
+        print(
+            f"launch: warning: no word from the supervisors of hosts {hosts}: "
+            f"is UDP port {run.cluster.port} of {run.cluster.master} open? Without it a host that "
+            "is lost shows late, and not by name",
+            file=sys.stderr,
+        )
+    if failed and set(failed.values()) != {exit_codes.SAVED}:
+        run.peers.report(_failure(run, ranks, failed))
+    return not ranks.finished and bool(run.peers.failures())
+
+
+def _failure(run: Plan, ranks: Ranks, failed: Mapping[int, int]) -> Failure:
+    """What failed first on this host, for the others."""
+    order, failed, waited = _order(run, failed)
+    rank = order[0]
+    why = _reason(_lines(run.log_dir / f"workerlog.{rank}"), failed[rank])
+    return Failure(ranks.name(rank), failed[rank], why, rank in waited)
+
+
+def _alone(run: Plan) -> int:
+    missing = ", ".join(map(str, run.peers.unheard())) or "none by word of their supervisors"
+    print(
+        f"launch: waited {run.cluster.wait:g} s (--wait) for all {run.cluster.nodes} hosts; "
+        f"missing: {missing}. Are --master and --nnodes the same everywhere, does each host have "
+        f"its --node-rank, and is port {run.cluster.port} of {run.cluster.master} open (TCP, UDP)?",
+        file=sys.stderr,
+    )
+    return exit_codes.FAILED
+
+
+def _report_peers(run: Plan, ranks: Ranks, failed: Mapping[int, int]) -> int | None:
+    """Where another host failed first, tell which one and why; returns the exit code, else None."""
+    found = run.peers.failures()
+    if failed:
+        # a rank that only lost its connection: the word of the host that died is on its way, or
+        # its silence begins to show
+        run.peers.report(_failure(run, ranks, failed))
+        end = time.monotonic() + SHORT_SILENCE + 1
+        while time.monotonic() < end:
+            time.sleep(0.1)
+        found = run.peers.failures(SHORT_SILENCE)
+        if not found or run.peers.own_failure().key() < found[0][1].key():
+            return None
+    if not found:
+        return None
+    for number, (beat, failure) in enumerate(found):
+        what = f"rank {failure.rank} on host " if failure.rank >= 0 else "all of host "
+        when = "then too" if number else "failed first"
+        print(f"launch: {what}{beat.host} {when}: {failure.why}", file=sys.stderr)
+    for rank, code in failed.items():
+        reason = _reason(_lines(run.log_dir / f"workerlog.{rank}"), code)
+        print(f"launch: then rank {ranks.name(rank)} on this host: {reason}", file=sys.stderr)
+    print(f"launch: the ranks of this host were ended; their logs: {run.log_dir}", file=sys.stderr)
+    code = found[0][1].code
+    return 128 - code if code < 0 else code
+
+
+def _order(run: Plan, failed: Mapping[int, int]) -> tuple[list[int], dict[int, int], list[int]]:
+    """Failed ranks of this host, causes first; their codes; those that may only have waited.
 
     Args:
         failed: rank -> exit code (signals negative), in the order of death.
@@ -245,7 +338,16 @@ def _report(run: Plan, failed: Mapping[int, int]) -> int:
         # no word while the others waited is the one that they waited for
         hung = hung or silent
         order = [*hung, *waited, *(rank for rank in order if rank not in hung + waited)]
-    failed = {**failed, **dict.fromkeys(hung + waited, exit_codes.HUNG)}
+    return order, {**failed, **dict.fromkeys(hung + waited, exit_codes.HUNG)}, waited
+
+
+def _report(run: Plan, ranks: Ranks, failed: Mapping[int, int]) -> int:
+    """Tell which rank of this host failed first and why; returns the exit code.
+
+    Args:
+        failed: rank -> exit code (signals negative), in the order of death.
+    """
+    order, failed, _ = _order(run, failed)
     rank, code = order[0], failed[order[0]]
     log = run.log_dir / f"workerlog.{rank}"
     said = _lines(log)
@@ -256,17 +358,19 @@ def _report(run: Plan, failed: Mapping[int, int]) -> int:
                 print(line, file=sys.stderr)
         return code
     if rank:
-        print(f"launch: the last lines of rank {rank}:", file=sys.stderr)
+        print(f"launch: the last lines of rank {ranks.name(rank)}:", file=sys.stderr)
         print("\n".join(f"  {line}" for line in said[-TAIL:]), file=sys.stderr)
+    where = f"on host {run.cluster.name}" if run.cluster else f"of {run.ranks}"
     print(
-        f"launch: rank {rank} of {run.ranks} failed first: {_reason(said, code)}", file=sys.stderr
+        f"launch: rank {ranks.name(rank)} {where} failed first: {_reason(said, code)}",
+        file=sys.stderr,
     )
     for other in order[1:]:
         other_code = failed[other]
-        if other_code in ended:  # because of the first
+        if other_code in (-signal.SIGTERM, -signal.SIGKILL):  # because of the first
             continue
         reason = _reason(_lines(run.log_dir / f"workerlog.{other}"), other_code)
-        print(f"launch: then rank {other}: {reason}", file=sys.stderr)
+        print(f"launch: then rank {ranks.name(other)}: {reason}", file=sys.stderr)
     print(f"launch: the other ranks were ended; whole log: {log}", file=sys.stderr)
     return 128 - code if code < 0 else code
 
@@ -329,14 +433,34 @@ def _end(processes: list[psutil.Process]) -> None:
         _, processes = psutil.wait_procs(processes, timeout=3)
 
 
+_HOSTS = {
+    "--nnodes": {"metavar": "N", "help": "number of hosts that train together (default: 1)"},
+    "--master": {
+        "metavar": "HOST:PORT",
+        "help": "host 0 and a free port of it (TCP and UDP), the same on all hosts",
+    },
+    "--node-rank": {"type": int, "metavar": "R", "help": "number of this host, 0 to N-1"},
+    "--host": {
+        "metavar": "ADDRESS",
+        "help": "IPv4 address of this host for the others (default: that of the route to --master)",
+    },
+    "--wait": {
+        "type": float, "default": 600, "metavar": "SECONDS",
+        "help": "how long to wait for all hosts at a start (default: %(default)s)",
+    },
+}  # fmt: skip
+
+
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Options of the scripts, and what is passed on to tools/train.py."""
     parser = argparse.ArgumentParser(
         prog="scripts/train.sh",
         usage="bash scripts/train.sh [CONFIG] [options] [options of tools/train.py]",
         description=__doc__.split("\n")[0],
-        epilog="example: DEVICE=cpu bash scripts/train.sh configs/fcos/fcos_r18_fpn_demo.yml "
-        "--gpus 2 --eval",
+        epilog="examples:\n  DEVICE=cpu bash scripts/train.sh configs/fcos/fcos_r18_fpn_demo.yml "
+        "--gpus 2 --eval\n  bash scripts/train.sh configs/fcos/fcos_r50_fpn_1x_coco.yml --eval "
+        "--nnodes 2 --master node0:29500 \\\n    --node-rank 0    # on the other host: 1",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("-c", "--config", help=f"default: {HEADLINE}")
@@ -345,9 +469,11 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--gpus",
         "--devices",
         metavar="N|LIST",
-        help="number of cards, or their labels: 0,1,2 (one: `3,`); default: launch.cards of "
-        "the config, else all visible ones",
+        help="number of cards, or their labels: 0,1,2 (one: `3,`), on each host; default: "
+        "launch.cards of the config, else all visible ones",
     )
+    for name, more in _HOSTS.items():
+        parser.add_argument(name, **more)
     parser.add_argument("--log_dir", type=Path, help="rank logs; default: launch/ beside the run")
     parser.add_argument("--output", help="passed on to tools/train.py")
     parser.add_argument(
@@ -390,7 +516,10 @@ def prepare(argv: list[str]) -> tuple[Plan, bool]:
     output = Path(args.output).parent if args.output else Path(config.data["save_dir"])
     stamp = f"{Path(path).stem}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     log_dir = args.log_dir or output / "launch" / stamp
-    run = plan(kind, labels, visible, train, log_dir)
+    hosts = cluster(args.nnodes, args.master, args.node_rank, args.host, args.wait)
+    if hosts:  # they may share a file system
+        log_dir /= f"host-{hosts.node}"
+    run = plan(kind, labels, visible, train, log_dir, hosts=hosts)
     run.restarts = args.max_restarts
     run.run_dir = Path(args.output or output / config.name)
     return run, args.dry_run
@@ -404,8 +533,9 @@ def main(argv: list[str]) -> int:
     if dry:
         print(run.shell())
         return exit_codes.OK
-    once = supervise if run.ranks > 1 else restart.one_process
-    if run.ranks > 1 or run.restarts > 0:
+    several = run.ranks > 1 or run.cluster
+    once = supervise if several else restart.one_process
+    if several or run.restarts > 0:
         return restart.until_done(run, once, run.restarts, run.run_dir)
     os.execve(run.command[0], run.command, run.environment())
 

@@ -13,6 +13,8 @@ class Ranks:
 
     The launcher looks once a second and names the lowest rank, which is often one that only
     lost its peer. A pidfd tells each death at once.
+
+    Ranks are numbered as on this host, as their logs are; `name` gives a rank's number in the run.
     """
 
     def __init__(self, launcher_pid: int, expected: int):
@@ -23,12 +25,27 @@ class Ranks:
         self._seen: set[int] = set()
         self._ended: set[int] = set()
         self._codes: dict[int, int] = {}
+        self._offset = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether all ranks of this host have been started."""
+        return len(self._seen) == self._expected
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of them have ended."""
+        return len(self._ended) == self._expected
+
+    def name(self, rank: int) -> int:
+        """The global number of a rank of this host."""
+        return rank + self._offset
 
     def wait(self) -> None:
         """Look for ranks while some are missing; then wait up to 0.2 s for deaths."""
-        if len(self._seen) < self._expected:
+        if not self.complete:
             self._find()
-        seconds = 0.2 if len(self._seen) == self._expected else 0.05
+        seconds = 0.2 if self.complete else 0.05
         for fd, _ in self._poll.poll(seconds * 1000):
             rank, pid = self._ranks[fd]
             code = _zombie_code(pid)
@@ -43,7 +60,7 @@ class Ranks:
 
         Asked to stop, the launcher would take their exit codes with it.
         """
-        if len(self._seen) < self._expected:
+        if not self.complete:
             return False
         for fd, (rank, _) in self._ranks.items():
             if rank not in self._ended:
@@ -58,10 +75,13 @@ class Ranks:
             for child in self._launcher.children():
                 if child.pid in self._seen:
                     continue
-                rank = child.environ().get("PADDLE_TRAINER_ID")
+                environment = child.environ()
+                rank = environment.get("PADDLE_TRAINER_ID")
                 if rank is not None:
+                    local = int(environment.get("PADDLE_RANK_IN_NODE", rank))
+                    self._offset = int(rank) - local
                     fd = os.pidfd_open(child.pid)
-                    self._ranks[fd] = (int(rank), child.pid)
+                    self._ranks[fd] = (local, child.pid)
                     self._poll.register(fd, select.POLLIN)
                     self._seen.add(child.pid)
         except (psutil.Error, OSError):

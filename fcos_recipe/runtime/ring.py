@@ -1,0 +1,94 @@
+"""What data-parallel training costs on a network, calculated.
+
+A ring all-reduce of B bytes on n ranks sends 2 (n - 1) / n x B bytes through each link, in
+2 (n - 1) rounds (Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of
+workstations", J. Parallel Distrib. Comput. 69, 2009); no all-reduce sends less. The slowest link
+counts: between hosts that is the network card, which a ring enters and leaves once, however many
+cards the host has.
+"""
+
+import math
+from dataclasses import dataclass
+
+BACKWARD = 2 / 3  # of a step's computation: two multiply-adds for each one of the forward pass
+MOST_CARDS = 4096
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one step computes and sends.
+
+    Args:
+        gradient_bytes: of all trained parameters.
+        messages: in which they are sent (`comm_buffer_mb`).
+        step: seconds of a step on one card alone.
+        latency: seconds of one round of a message.
+    """
+
+    gradient_bytes: int
+    messages: int
+    step: float
+    latency: float
+
+    def exchange(self, cards: int, bandwidth: float) -> float:
+        """Seconds of the all-reduce of a step.
+
+        Args:
+            cards: ranks in the ring.
+            bandwidth: of the slowest link, bytes per second.
+        """
+        sent = 2 * (cards - 1) / cards * self.gradient_bytes
+        return sent / bandwidth + 2 * (cards - 1) * self.messages * self.latency
+
+    def efficiency(self, cards: int, bandwidth: float) -> tuple[float, float]:
+        """Share of the time that the cards compute: without any overlap, and with the best.
+
+        Gradients are sent while the backward pass still computes others; at best all of it hides.
+        """
+        exchange = self.exchange(cards, bandwidth)
+        hidden = max(0.0, exchange - BACKWARD * self.step)
+        return self.step / (self.step + exchange), self.step / (self.step + hidden)
+
+    def most_cards(self, bandwidth: float, least: float = 0.5) -> int:
+        """The largest power of two of cards, at most `MOST_CARDS`, that is worth it; 1: none.
+
+        Args:
+            bandwidth: bytes per second.
+            least: the efficiency, without overlap, that is worth it.
+        """
+        cards = 1
+        while cards < MOST_CARDS and self.efficiency(2 * cards, bandwidth)[0] >= least:
+            cards *= 2
+        return cards
+
+    def bandwidth_for(self, efficiency: float) -> float:
+        """Bytes per second that any number of cards needs, without overlap and latency."""
+        return 2 * self.gradient_bytes / (self.step * (1 / efficiency - 1))
+
+
+def table(load: Load, cards: list[int], networks: list[float]) -> str:
+    """Efficiency by cards and network, for a person.
+
+    Args:
+        cards: numbers of cards.
+        networks: Gbit/s of the slowest link.
+    """
+    need = ", ".join(
+        f"{load.bandwidth_for(share) * 8e-9:.1f} Gbit/s for {share:.0%}" for share in (0.5, 0.9)
+    )
+    rows = [
+        f"{load.gradient_bytes / 1e6:.1f} MB of gradients per step, in {load.messages} messages; "
+        f"{load.step * 1e3:.0f} ms per step on one card; {load.latency * 1e6:.0f} us per round",
+        f"any number of cards needs {need} (no overlap, no latency)",
+        f"{'Gbit/s':>8}" + "".join(f"{n:>6} cards" for n in cards) + "   worth it up to",
+    ]
+    for network in networks:
+        bandwidth = network * 1e9 / 8
+        cells = []
+        for n in cards:
+            low, high = load.efficiency(n, bandwidth)
+            cells.append(f"{math.floor(100 * low + 0.5)}-{math.floor(100 * high + 0.5)} %")
+        most = load.most_cards(bandwidth)
+        last = "one card" if most == 1 else f"{most}{' or more' * (most == MOST_CARDS)} cards"
+        rows.append(f"{network:>8g}" + "".join(f"{cell:>12}" for cell in cells) + f"   {last}")
+    return "\n".join(rows)
