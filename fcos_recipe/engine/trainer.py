@@ -19,6 +19,7 @@ from fcos_recipe.engine.bad_numbers import Guard
 from fcos_recipe.engine.coco_metric import table
 from fcos_recipe.engine.distributed import agree, gather
 from fcos_recipe.engine.evaluate import build_loader, evaluate
+from fcos_recipe.engine.facts import write_facts
 from fcos_recipe.engine.meter import Window, hms, memory_mib, timed
 from fcos_recipe.engine.run_dir import CONFIG, ENVIRONMENT, RunDir, environment, log
 from fcos_recipe.engine.setup import Setup
@@ -136,6 +137,8 @@ class Trainer(Setup):
         if self.validating:
             self._judge = build_loader(self.cfg, self._local_rank, self._nranks)
             self._check_classes(list(self.metric.categories.values()))
+        if run.writer:
+            write_facts(self)
         parameters = sum(int(np.prod(p.shape)) for p in self.model.parameters())
         log.info("model: %.2f M parameters on %s, %d images", parameters / 1e6, self.device,
                  len(self.dataset))  # fmt: skip

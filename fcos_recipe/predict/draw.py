@@ -28,6 +28,8 @@ def draw(
     labels: np.ndarray,
     names: list[str],
     threshold: float = 0.5,
+    colors: list[tuple[int, int, int]] | None = None,
+    captions: list[str] | None = None,
 ) -> np.ndarray:
     """Draw detections on a copy of an image.
 
@@ -41,6 +43,8 @@ def draw(
         labels: integers [n], rows of `names`.
         names: of the classes.
         threshold: detections that score less are left out.
+        colors: RGB of each detection; default its class's.
+        captions: of each detection, {} for the class's name, "" for none; default name and score.
 
     Returns:
         uint8 [H, W, 3], RGB.
@@ -53,12 +57,14 @@ def draw(
     for k in shown:
         x1, y1, x2, y2 = (float(v) for v in boxes[k])
         corners = [x1, y1, max(x1, x2), max(y1, y2)]
-        pen.rectangle(corners, outline=color(int(labels[k])), width=width)
+        pen.rectangle(corners, outline=colors[k] if colors else color(int(labels[k])), width=width)
     for k in shown:  # after all boxes, so that no line crosses a label
         label = int(labels[k])
+        if captions and not captions[k]:
+            continue
         name, font = _printable(names[label], label, size)
-        fill = color(label)
-        text = f"{name} {scores[k]:.2f}"
+        fill = colors[k] if colors else color(label)
+        text = captions[k].format(name) if captions else f"{name} {scores[k]:.2f}"
         _, top, right, bottom = font.getbbox(text)
         high = bottom - top + 4
         x1, y1 = (float(v) for v in boxes[k][:2])

@@ -1,0 +1,95 @@
+"""What a run is, written into its directory at the start for whoever reads it later."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fcos_recipe.config.commands import differences
+from fcos_recipe.config.load import Config, display
+from fcos_recipe.data.source import Source
+from fcos_recipe.data.stats import SIZES, statistics
+from fcos_recipe.errors import without_secrets
+
+log = logging.getLogger("fcos")
+
+FACTS = "facts.json"
+
+
+def config_facts(config: Config) -> dict[str, Any]:
+    """Name and path of a config and, in `changes`, what it says otherwise than its bases.
+
+    Each change is key, the bases' value, the value, where it was written ("" for one that is
+    gone); values are YAML, "-" where there is none. `based` is False for a config that builds on none: nothing to compare with.
+    """
+    rows = differences(config.base, config.data) if config.base else []
+    return {
+        "name": config.name,
+        "path": display(config.path),
+        "based": config.base is not None,
+        "changes": [[*row, config.origin(row[0]) if row[2] != "-" else ""] for row in rows],
+        "command_line": sorted(_written_on_command_line(config.tree)),
+    }
+
+
+def _written_on_command_line(node, key: str = "") -> set[str]:
+    found = set()
+    items = node.value.items() if isinstance(node.value, dict) else (
+        enumerate(node.value) if isinstance(node.value, list) else ())  # fmt: skip
+    for name, child in items:
+        found |= _written_on_command_line(child, f"{key}.{name}" if key else str(name))
+    return found or ({key} if node.where == "command line" else set())
+
+
+def dataset_facts(dataset) -> dict[str, Any]:
+    """Counts of a `COCODataSet`: images, boxes by size, classes. Opens no image."""
+    source = Source("", dataset.get_anno(), None, {"load_crowd": dataset.load_crowd})
+    found = statistics(source, None)
+    images, boxes, per_image = found["images"], found["boxes"], found["boxes_per_image"]
+    return {
+        "annotations": display(Path(dataset.get_anno())),
+        "images": images["count"],
+        "used": len(dataset.rows),
+        "without_boxes": images["without_boxes"],
+        "width_height": images["width_height"][:3],
+        "sizes": len(images["width_height"]),
+        "boxes": boxes["count"],
+        "crowd": boxes["crowd"],
+        "left_out": boxes["left_out"],
+        "by_size": boxes["by_size"],
+        "boxes_per_image": {key: per_image[key] for key in ("mean", "median", "max")},
+        "classes": [
+            {key: row[key] for key in ("name", "boxes", "images", *SIZES)}
+            for row in found["classes"]
+        ],
+    }
+
+
+def write_facts(trainer) -> None:
+    """Write `FACTS` into a trainer's run directory. A run never fails for it: one line instead."""
+    try:
+        data, plan = trainer.config.data, trainer.plan
+        facts = {
+            "config": config_facts(trainer.config),
+            "device": trainer.device,
+            "cards": plan.cards,
+            "batch": plan.batch,
+            "total_batch": plan.total_batch,
+            "lr": plan.lr,
+            "epochs": data["epoch"],
+            "steps": plan.max_steps,
+            "seed": data["seed"],
+            "amp": data["amp_dtype"] if trainer.use_amp else None,
+            "ema": bool(data["use_ema"]),
+            "validating": trainer.validating,
+            "parameters": sum(int(np.prod(p.shape)) for p in trainer.model.parameters()),
+            "data": {"train": dataset_facts(trainer.dataset)},
+        }
+        if trainer.validating and trainer.metric.dataset is not None:
+            facts["data"]["val"] = dataset_facts(trainer.metric.dataset)
+        text = without_secrets(json.dumps(facts, indent=1))
+        (trainer.run.path / FACTS).write_text(text + "\n", encoding="utf-8")
+    except Exception as error:  # of the disk, or of annotations that training can do with
+        log.warning("%s: not written: %s: %s", FACTS, type(error).__name__, error)
