@@ -175,6 +175,23 @@ def load_config(
     return Config(path, tree, warnings + _keep_pair(tree) + _find_data(tree), base)
 
 
+def plain_values(text: str, file: str) -> dict[str, Any]:
+    """What a resolved config's text says, neither checked nor looked up on the disk.
+
+    Args:
+        text: as `config.commands.resolved` writes it.
+        file: its name in error messages.
+
+    Raises:
+        UserErrors: it is not such YAML.
+    """
+    reader = _Reader()
+    tree = reader.parse(text, file)
+    if reader.errors or not isinstance(tree.value, dict):
+        raise UserErrors(reader.errors or [f"{file}: not a config"])
+    return tree.plain()
+
+
 def merge(base: Node, top: Node) -> None:
     """Merge `top` into `base`: dicts to any depth, everything else replaced."""
     for key, node in top.value.items():

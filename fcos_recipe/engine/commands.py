@@ -95,6 +95,7 @@ def train(argv: list[str]) -> int:
     from fcos_recipe.engine.resume import automatic
     from fcos_recipe.engine.run_dir import RunDir, visualdl_sink
     from fcos_recipe.engine.trainer import Trainer
+    from fcos_recipe.report.commands import after_training
     from fcos_recipe.runtime.watchdog import Watchdog, rank
 
     with Watchdog(config.data["watchdog"], rank()) as watchdog:
@@ -114,4 +115,6 @@ def train(argv: list[str]) -> int:
                 folder = args.vdl_log_dir or config.data["vdl_log_dir"] or path / "vdl"
                 run.add_sink(visualdl_sink(folder))
             trainer.train(run, args.eval)
+        if trainer.rank == 0:
+            after_training(path)
     return 0

@@ -13,7 +13,7 @@ log = logging.getLogger("fcos")
 EXAMPLES = "examples"  #: folder; index.json tells what its pictures are
 WORST, BEST = 6, 4  #: how many images of each kind are drawn
 SIDE = 560  #: pixels of a picture's longer side
-CAPTIONS = 12  #: boxes on an image up to which right ones are captioned, too
+CAPTIONS = 6  #: boxes of a kind that get one: more would hide the image
 RIGHT, WRONG = (30, 100, 200), (214, 84, 0)  # told apart by colour-blind eyes as well
 
 
@@ -125,14 +125,18 @@ def _pictures(metric: CocoMetric, row: dict, file: str, target: Path, name: str)
         chosen = np.array(row[good] + row[bad], np.int64)
         boxes = table["bbox"][chosen].reshape(-1, 4) * scale
         boxes[:, 2:] += boxes[:, :2]
-        # mistakes come last, that is on top, whatever they score
-        order = np.arange(len(chosen)) / max(len(chosen), 1)
-        scores = [f" {s:.2f}" for s in table["score"][chosen]] if "score" in table else None
+        # mistakes come last, that is on top; within a kind what scores most, or is largest
+        score = table["score"][chosen] if "score" in table else None
+        rank = table["area"][chosen] if score is None else score
+        rank = np.argsort(np.argsort(rank, kind="stable"))
+        order = (rank + len(chosen) * (np.arange(len(chosen)) >= len(row[good]))).astype(float)
         captions = []
         for k in range(len(chosen)):
-            score = scores[k] if scores else ""
-            right = "{}" + score if len(chosen) <= CAPTIONS else ""
-            captions.append(right if k < len(row[good]) else f"{word}: {{}}{score}")
+            right = k < len(row[good])
+            better = (rank[: len(row[good])] if right else rank[len(row[good]) :]) > rank[k]
+            text = "{}" if right else f"{word}: {{}}"
+            text += "" if score is None else f" {score[k]:.2f}"
+            captions.append(text if better.sum() < CAPTIONS else "")
         picture = draw(
             np.asarray(image), boxes, order, np.searchsorted(ids, table["category_id"][chosen]),
             names, 0.0, [RIGHT] * len(row[good]) + [WRONG] * len(row[bad]), captions,

@@ -22,7 +22,8 @@ def config_facts(config: Config) -> dict[str, Any]:
     """Name and path of a config and, in `changes`, what it says otherwise than its bases.
 
     Each change is key, the bases' value, the value, where it was written ("" for one that is
-    gone); values are YAML, "-" where there is none. `based` is False for a config that builds on none: nothing to compare with.
+    gone); values are YAML, "-" where there is none. `based` is False for a config that builds on
+    none: nothing to compare with.
     """
     rows = differences(config.base, config.data) if config.base else []
     return {

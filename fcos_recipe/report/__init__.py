@@ -1,0 +1,1 @@
+"""From a run directory to figures that can be read, compared and sent in."""
