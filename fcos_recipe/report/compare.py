@@ -95,17 +95,20 @@ def _pair(run: Run, other: Run, name: str, other_name: str, samples: int) -> lis
     )  # fmt: skip
     if not samples:
         return [table, Fold("Differences per class", [per_class])]
-    return [Text(_words(interval["AP"], title)), table, Fold("Differences per class", [per_class])]
+    difference = found["metrics_b"]["AP"] - found["metrics_a"]["AP"]
+    words = _words(difference, interval["AP"], title)
+    return [Text(words), table, Fold("Differences per class", [per_class])]
 
 
-def _words(bounds: dict, title: str) -> str:
+def _words(difference: float, bounds: dict, title: str) -> str:
     low, high = bounds["lower"], bounds["upper"]
     if low > 0 or high < 0:
         verdict = "the difference is larger than the choice of images explains"
     else:
         verdict = "the choice of images alone can explain the difference"
     return (
-        f"{title}: AP {_signed(low)} to {_signed(high)} points in 95 % of the draws: {verdict}. "
+        f"{title}: AP {_signed(difference)} points, {_signed(low)} to {_signed(high)} in 95 % of "
+        f"the draws: {verdict}. "
         "How far trainings with other seeds lie apart is not part of it."
     )
 

@@ -1,6 +1,7 @@
 """Blocks as one HTML file: no script, no outside request, every text escaped."""
 
 import base64
+import re
 from html import escape
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def _table(block: blocks.Table) -> str:
     for first, *rest in block.rows:
         cells = "".join(_cell(cell, kind(k)) for k, cell in enumerate(rest, 1))
         first = first.text if isinstance(first, blocks.Cell) else first
-        body.append(f'<tr><th scope="row"{kind(0)}>{text(first)}</th>{cells}</tr>')
+        body.append(f'<tr><th scope="row"{kind(0)}>{_breakable(first)}</th>{cells}</tr>')
     return (
         f'<p class="caption">{text(block.caption)}</p>'  # a <caption> scrolls away with its table
         f'<div class="scroll" role="region" tabindex="0" aria-label="{text(block.caption)}">'
@@ -102,9 +103,14 @@ def _table(block: blocks.Table) -> str:
     )
 
 
+def _breakable(value: str) -> str:
+    """Text whose dotted keys and paths may go on in the next line."""
+    return re.sub(r"([./])(?=\w)", r"\1<wbr>", text(value))
+
+
 def _cell(cell: str | blocks.Cell, kind: str) -> str:
     if isinstance(cell, str):
-        return f"<td{kind}>{text(cell)}</td>"
+        return f"<td{kind}>{_breakable(cell) if kind else text(cell)}</td>"
     if cell.bar is not None:
         share = f"{100 * min(max(cell.bar, 0), 1):.1f}%"
         return f'<td class="bar"><span style="--w:{share}">{text(cell.text)}</span></td>'

@@ -51,7 +51,7 @@ def build(run: Run, others: list[Run] = (), comparison: list | None = None) -> R
         ("Repeat it", "repeat", repeat(run)),
     ]
     if run.notes or run.warnings:
-        parts.append(("What is missing, and warnings", "missing", missing(run)))
+        parts.append(("Missing and warned of", "missing", missing(run)))
     name = run.config_name
     shown = time.strftime("%Y-%m-%d %H:%M:%S %z")
     return Report(

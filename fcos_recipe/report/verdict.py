@@ -79,7 +79,7 @@ def tiles(run: Run) -> Tiles:
         rows.append(("Time to train", duration(train), remark))
     if run.cards:
         on_cpu = run.device and run.device.startswith("CPU")
-        rows.append(("Cards", str(run.cards), "processes on the CPU" if on_cpu else ""))
+        rows.append(("Processes, on the CPU" if on_cpu else "Cards", str(run.cards), ""))
     if run.device:
         rows.append(("Device", run.device, ""))
     if run.facts:
