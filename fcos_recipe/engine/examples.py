@@ -117,7 +117,7 @@ def _pictures(metric: CocoMetric, row: dict, file: str, target: Path, name: str)
     scale = min(3.0, SIDE / max(image.size))  # captions need room on small images, too
     image = image.resize([max(1, round(side * scale)) for side in image.size], Image.BILINEAR)
     ids = sorted(metric.categories)
-    names = [str(metric.categories[i]) for i in ids]
+    names = [str(metric.categories[i])[:40] for i in ids]
     result = {"width": image.width, "height": image.height}
     for part, good, bad, word in (("truth", "objects", "missed", "missed"),
                                   ("found", "right", "false", "false")):  # fmt: skip
