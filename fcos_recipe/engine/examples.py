@@ -53,8 +53,8 @@ def outcomes(metric: CocoMetric, threshold: float) -> dict[int, dict]:
 def ranked(rows: dict[int, dict]) -> tuple[list[int], list[int]]:
     """Image ids, worst first and best first.
 
-    Worst are those with most missed and false boxes, best those without any and most right ones;
-    images with a mistake follow by their F1.
+    Worst are those with most missed and false boxes; best, of those with more right than wrong
+    ones, those with the highest F1 and then with most right ones.
     """
     def wrong(i: int) -> int:
         return len(rows[i]["missed"]) + len(rows[i]["false"])
@@ -65,7 +65,7 @@ def ranked(rows: dict[int, dict]) -> tuple[list[int], list[int]]:
 
     worst = [i for i in sorted(rows, key=lambda i: (-wrong(i), i)) if wrong(i)]
     best = sorted(rows, key=lambda i: (-f1(i), -len(rows[i]["right"]), i))
-    return worst, [i for i in best if rows[i]["right"]]
+    return worst, [i for i in best if len(rows[i]["right"]) > wrong(i)]
 
 
 def draw_examples(metric: CocoMetric, threshold: float, folder: Path) -> int:
@@ -119,6 +119,7 @@ def _pictures(metric: CocoMetric, row: dict, file: str, target: Path, name: str)
     ids = sorted(metric.categories)
     names = [str(metric.categories[i])[:40] for i in ids]
     result = {"width": image.width, "height": image.height}
+    # chroma is kept at full resolution below: lines are one or two pixels wide
     for part, good, bad, word in (("truth", "objects", "missed", "missed"),
                                   ("found", "right", "false", "false")):  # fmt: skip
         table = metric.judged[part]
@@ -142,5 +143,6 @@ def _pictures(metric: CocoMetric, row: dict, file: str, target: Path, name: str)
             names, 0.0, [RIGHT] * len(row[good]) + [WRONG] * len(row[bad]), captions,
         )  # fmt: skip
         result[part] = f"{name}_{part}.jpg"
-        Image.fromarray(picture).save(target / result[part], quality=78, optimize=True)
+        path = target / result[part]
+        Image.fromarray(picture).save(path, quality=78, optimize=True, subsampling=0)
     return result

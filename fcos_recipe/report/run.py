@@ -283,8 +283,8 @@ class Run:
     def speed(self) -> tuple[float, float] | None:
         """Training throughput, images/s per card and of all cards.
 
-        Median over the logged stretches without the first (warm-up: compilation, caches), waiting
-        for data included; evaluations and saves are not part of it.
+        Median over the logged stretches without the first (warm-up: workers, caches), waiting for
+        data included; evaluations and saves are not part of it.
         """
         rows = [
             [value(r, f"images_per_second{k}") for k in ("_per_card", "")]
@@ -338,6 +338,9 @@ def read_run(path: Path) -> Run:
             or run.evaluation):  # fmt: skip
         raise UserError(f"{path}: no run: neither metrics.jsonl nor config.yml nor eval.json in it")
     run.state = _state(run)
+    if run.state == "running":
+        late = re.compile("(eval|analysis|examples/index).json is missing: ")
+        run.notes = [late.sub(r"\1.json is still to come: ", note) for note in run.notes]
     _log(run)
     if run.state == "evaluation":  # it never has a run's files
         names = ("metrics.jsonl", "config.yml", "facts.json", "environment.json", "log.txt")

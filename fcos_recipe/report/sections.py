@@ -426,11 +426,13 @@ def command_line(run: Run) -> str:
                 break
         words = ["python", "-m", "fcos_recipe.demo", *arguments]
     elif program.endswith(".py"):
-        start = ["python", f"tools/{program}"]
-        if cards > 1:
-            start = ["python", "-m", "paddle.distributed.launch", "--nproc_per_node", str(cards),
-                     f"tools/{program}"]  # fmt: skip
-        words = [*start, *arguments]
+        words = ["python", f"tools/{program}", *arguments]
+        if cards > 1:  # what one of the processes was given
+            words = ["bash", "scripts/train.sh", "--gpus", str(cards), *arguments]
+            if run.environment.device == "cpu":
+                if arguments[-1:] == ["device=cpu"]:  # train.sh's own addition
+                    words.pop()
+                return f"DEVICE=cpu {shlex.join(words)}"
     else:
         words = [program, *arguments]
     return shlex.join(words)

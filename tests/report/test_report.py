@@ -146,7 +146,7 @@ def test_all_of_a_run_is_in_it(made):
     result = json.loads((made / "eval.json").read_text())
     for row in result["per_class"]:
         assert f"{100 * row['AP']:.1f}" in words and str(row["instances"]) in words
-    assert "python -m paddle.distributed.launch --nproc_per_node 2 tools/train.py -c" in words
+    assert "DEVICE=cpu bash scripts/train.sh --gpus 2 -c" in words
 
 
 def test_the_command_of_the_demo_is_the_demo(made):
@@ -154,6 +154,13 @@ def test_the_command_of_the_demo_is_the_demo(made):
     read.facts.cards = 1
     read.environment.command = ["demo.py", "--started", "17", "-o", "epoch=1"]
     assert command_line(read) == "python -m fcos_recipe.demo -o epoch=1"
+    read.facts.cards = 8
+    read.environment.command = ["train.py", "-c", "a.yml", "-o", "epoch=1", "device=cpu"]
+    assert command_line(read) == "DEVICE=cpu bash scripts/train.sh --gpus 8 -c a.yml -o epoch=1"
+    read.environment.device = "gpu"
+    read.environment.command = ["train.py", "-c", "a.yml", "--eval"]
+    assert command_line(read) == "bash scripts/train.sh --gpus 8 -c a.yml --eval"
+    read.facts.cards = 1
     read.environment.command = ["train.py", "-c", "my config.yml"]
     assert command_line(read) == "python tools/train.py -c 'my config.yml'"
 

@@ -62,6 +62,10 @@ def test_running_is_known_by_the_lock_which_is_left_alone(made):
         assert holder.stdout.readline() == "held\n"
         assert read_run(made).state == "running"
         assert headline(read_run(made)).startswith("Still going on, in epoch 2 of 2: AP ")
+        (made / "analysis.json").unlink()
+        assert read_run(made).notes == [
+            "analysis.json is still to come: curves, confusions and errors cannot be shown."
+        ]
     finally:
         holder.communicate("")
     assert read_run(made).state == "finished"

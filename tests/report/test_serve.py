@@ -64,7 +64,8 @@ def test_loopback_only():
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:{}", "127.0.0.1:1",
-                                  "127.0.0.1", "localhost.evil:{}", "127.0.0.1:{}@evil", "[::1]:{}"])  # fmt: skip
+                                  "127.0.0.1", "localhost.evil:{}", "127.0.0.1:{}@evil",
+                                  "[::1]:{}"])  # fmt: skip
 def test_other_names_get_nothing(server, host):
     answer, text = ask(server, host=host.format(server.server_port))
     assert answer.status == 403 and "FCOS" not in text and server.calls == []
