@@ -51,6 +51,9 @@ def main(argv: list[str]) -> int:
         parser.error("--bootstrap: from 0 to 100000")
     if args.serve is not None:
         return _serve(args)
+    if args.compare and args.bootstrap != 0:
+        print("drawing images for the intervals: seconds, minutes for COCO's 5000 images "
+              "(--bootstrap 0: no intervals)", file=sys.stderr)  # fmt: skip
     for path in write(args.run, args.compare, args.bootstrap, args.output):
         print(printable(str(path)))
     return 0

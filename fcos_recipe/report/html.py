@@ -139,17 +139,21 @@ def _pair(p: blocks.Pair) -> str:
         try:
             if not path.is_file() or path.stat().st_size > MOST_PICTURE:
                 raise OSError
-            data = base64.b64encode(path.read_bytes()).decode()
+            content = path.read_bytes()
+            if not content.startswith(b"\xff\xd8\xff"):  # a link to somebody's secrets, say
+                raise OSError
         except OSError:
-            pictures.append(f'<p class="note">{text(path.name)}: missing or too large</p>')
+            lost = f"{path.name}: missing, too large, or no JPEG"
+            pictures.append(f'<p class="note">{text(lost)}</p>')
             continue
+        data = base64.b64encode(content).decode()
         pictures.append(
             f'<div><img src="data:image/jpeg;base64,{data}" width="{p.size[0]}" '
             f'height="{p.size[1]}" alt="{text(alt)}"><span>{title}</span></div>'
         )
     return (
-        f'<figure class="pair"><div class="both">{"".join(pictures)}</div>'
-        f"<figcaption>{text(p.caption)}</figcaption></figure>"
+        f'<figure class="pair"><figcaption>{text(p.caption)}</figcaption>'
+        f'<div class="both">{"".join(pictures)}</div></figure>'
     )
 
 

@@ -21,6 +21,7 @@ from fcos_recipe.errors import UserError
 
 MOST_BYTES = 1 << 28  #: of a file that is read whole
 MOST_PICTURE = 400_000  #: bytes of an example picture; larger ones are left out
+MOST_PICTURES = 1_900_000  #: bytes of all; they are a third larger in the page
 _LOCK = "hhqqi"  # struct flock of Linux: type, whence, start, length, pid
 
 
@@ -424,4 +425,4 @@ def _metrics(run: Run) -> None:
 def _log(run: Run) -> None:
     text = _text(run, "log.txt", "warnings")
     found = re.findall(r"^\S+ \S+ ((?:WARNING|ERROR|CRITICAL) .*)$", text or "", re.M)
-    run.warnings = list(dict.fromkeys(found))
+    run.warnings = [line[:500] for line in dict.fromkeys(found)]

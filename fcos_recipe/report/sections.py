@@ -19,7 +19,7 @@ from fcos_recipe.report.blocks import (
     Text,
     chart,
 )
-from fcos_recipe.report.run import Run, value
+from fcos_recipe.report.run import MOST_PICTURES, Run, value
 from fcos_recipe.report.svg import Series, number
 from fcos_recipe.report.verdict import percent
 
@@ -274,15 +274,22 @@ def images(run: Run) -> list:
     ]  # fmt: skip
     folder = run.path / "examples"
     safe = re.compile(r"[a-z]+_\d+_(truth|found)\.jpg").fullmatch
+    room = MOST_PICTURES
     for kind, rows in groupby(run.examples.images[:20], key=lambda row: row.kind):
         title = {"worst": "Worst: most missed and false boxes", "best": "Best"}.get(kind, kind)
         found.append(Text(title, "kind"))
         for row in rows:
             if not (safe(row.truth) and safe(row.found)):  # nothing outside this folder
                 continue
+            files = [folder / row.truth, folder / row.found]
+            room -= sum(file.stat().st_size for file in files if file.is_file())
+            if room < 0:
+                found.append(Text("Further images are left out: the page would be too large. They "
+                                  f"are in {folder}.", "note"))  # fmt: skip
+                return found
             counts = f"{row.right} right, {row.false} false, {row.missed} missed"
             found.append(Pair(
-                folder / row.truth, folder / row.found, (row.width, row.height),
+                *files, (row.width, row.height),
                 f"{row.file} (image {row.image_id}): {counts}",
                 (f"{row.file} with its annotations, {row.missed} of them missed",
                  f"{row.file} with detections, {row.right} right and {row.false} false"),

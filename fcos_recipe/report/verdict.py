@@ -2,6 +2,7 @@
 
 from pathlib import PurePosixPath
 
+from fcos_recipe.errors import UserError
 from fcos_recipe.report.blocks import Items, Table, Text, Tiles
 from fcos_recipe.report.run import Run, value
 
@@ -125,7 +126,10 @@ def _left(run: Run) -> str:
 def against_published(run: Run) -> list:
     """The published rows of the config, and what this run says about each."""
     name = run.config_name
-    rows = published(name)
+    try:
+        rows = published(name)
+    except UserError as error:
+        return [Text(f"The published figures cannot be read: {error}.", "note")]
     if not rows:
         what = f"of the config {name}" if name else "to compare with: the config is not known"
         return [Text(f"There is no published figure {what}.", "note")]

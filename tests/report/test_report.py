@@ -213,6 +213,18 @@ def test_hostile_names(tiny, tmp_path):
     assert "[x](" not in outside and not re.search(r"(?<!\\)\|b", outside)
 
 
+def test_pictures_are_bounded_and_are_pictures(made):
+    first = made / "examples" / read_run(made).examples.images[0].truth
+    first.write_bytes(b"root:x:0:0")
+    text = html.page(build(read_run(made)))
+    assert "missing, too large, or no JPEG" in text and "cm9vdD" not in text
+    index = json.loads((made / "examples/index.json").read_text())
+    for row in index["images"]:
+        (made / "examples" / row["found"]).write_bytes(b"\xff\xd8\xff" + bytes(390_000))
+    text = html.page(build(read_run(made)))
+    assert "the page would be too large" in text and len(text) < 3_000_000
+
+
 def test_markdown_fences_are_longer_than_those_inside():
     report = blocks.Report("t", "s", [blocks.Section("x", "x", [
         blocks.Code([("```", False), ("<b>", True), ("````", False)])])])  # fmt: skip
@@ -251,6 +263,7 @@ def test_the_tool(made, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert run("report", [str(made), "--output", str(tmp_path / "file")]) == 2
     errors = capsys.readouterr().err.splitlines()
+    assert errors.pop(1).startswith("drawing images")
     assert len(errors) == 3 and all(line.startswith("error: ") for line in errors)
 
 
