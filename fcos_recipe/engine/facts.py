@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fcos_recipe.config.commands import differences
-from fcos_recipe.config.load import Config, display
+from fcos_recipe.config.load import Config, display, load_config
 from fcos_recipe.data.source import Source
 from fcos_recipe.data.stats import SIZES, statistics
 from fcos_recipe.errors import without_secrets
@@ -23,25 +23,18 @@ def config_facts(config: Config) -> dict[str, Any]:
 
     Each change is key, the bases' value, the value, where it was written ("" for one that is
     gone); values are YAML, "-" where there is none. `based` is False for a config that builds on
-    none: nothing to compare with.
+    none: nothing to compare with. `command_line` lists the keys to which -o and flags gave another
+    value than the file.
     """
     rows = differences(config.base, config.data) if config.base else []
+    overridden = differences(load_config(config.path).data, config.data)
     return {
         "name": config.name,
         "path": display(config.path),
         "based": config.base is not None,
         "changes": [[*row, config.origin(row[0]) if row[2] != "-" else ""] for row in rows],
-        "command_line": sorted(_written_on_command_line(config.tree)),
+        "command_line": [key for key, *_ in overridden],
     }
-
-
-def _written_on_command_line(node, key: str = "") -> set[str]:
-    found = set()
-    items = node.value.items() if isinstance(node.value, dict) else (
-        enumerate(node.value) if isinstance(node.value, list) else ())  # fmt: skip
-    for name, child in items:
-        found |= _written_on_command_line(child, f"{key}.{name}" if key else str(name))
-    return found or ({key} if node.where == "command line" else set())
 
 
 def dataset_facts(dataset) -> dict[str, Any]:

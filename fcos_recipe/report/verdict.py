@@ -186,6 +186,7 @@ def obstacles(run: Run, row) -> list[str]:
     if f is None:
         return found + ["facts.json is missing, which says how it was trained"]
     changed = [key for key in f.config.command_line if not key.startswith(HARMLESS)]
+    changed = list(dict.fromkeys(".".join(key.split(".")[:2]) for key in changed))
     if changed:
         more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
         found.append(f"changed on the command line: {', '.join(changed[:4])}{more}")

@@ -19,7 +19,7 @@ def test_changes_against_the_bases(tiny):
     assert changes["LearningRate.schedulers.0.max_epochs"] == ["2", "-", ""]
     assert "save_dir" not in changes  # written again, but the same
     assert "num_classes" not in changes and "TrainReader.batch_size" not in changes
-    assert facts["command_line"] == ["LearningRate.base_lr", "epoch", "save_dir"]
+    assert facts["command_line"] == ["epoch", "LearningRate.base_lr", "LearningRate.base_batch"]
     for key, (_, here, _) in changes.items():
         assert here == "-" or config.node(key) is not None
 
