@@ -8,7 +8,7 @@ from fcos_recipe.report.svg import Series, line_chart
 
 @dataclass
 class Text:
-    """A paragraph; `kind` is "", "verdict", "good", "bad" or "note"."""
+    """A paragraph, or a heading; `kind`: "", "verdict", "good", "bad", "note" or "heading"."""
 
     text: str
     kind: str = ""

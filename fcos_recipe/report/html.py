@@ -64,6 +64,8 @@ def _block(block) -> str:
 
 
 def _text(block: blocks.Text) -> str:
+    if block.kind == "heading":
+        return f"<h3>{text(block.text)}</h3>"
     kind = f' class="{block.kind}"' if block.kind else ""
     return f"<p{kind}>{text(block.text)}</p>"
 

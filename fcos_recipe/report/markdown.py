@@ -33,7 +33,8 @@ def text(value: object) -> str:
 def _block(block, folder: Path) -> str:
     match block:
         case blocks.Text():
-            return f"**{text(block.text)}**" if block.kind == "verdict" else text(block.text)
+            form = {"verdict": "**{}**", "heading": "### {}"}.get(block.kind, "{}")
+            return form.format(text(block.text))
         case blocks.Items():
             return "\n".join(f"- {text(item)}" for item in block.items)
         case blocks.Tiles():

@@ -277,7 +277,7 @@ def images(run: Run) -> list:
     room = MOST_PICTURES
     for kind, rows in groupby(run.examples.images[:20], key=lambda row: row.kind):
         title = {"worst": "Worst: most missed and false boxes", "best": "Best"}.get(kind, kind)
-        found.append(Text(title, "kind"))
+        found.append(Text(title, "heading"))
         for row in rows:
             if not (safe(row.truth) and safe(row.found)):  # nothing outside this folder
                 continue

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 380, 230
-LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 38
+LEFT, RIGHT, TOP, BOTTOM = 64, 12, 10, 38
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "4 2")
 MOST_POINTS = 240  # of a curve; more cannot be seen and make the page large
 
