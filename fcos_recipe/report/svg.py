@@ -61,6 +61,8 @@ def line_chart(
     if top <= bottom:
         top = bottom + (abs(bottom) or 1) * 0.1
     x_ticks, y_ticks = ticks(low, high), ticks(bottom, top)
+    if all(float(x).is_integer() for x in xs):  # there is no half a step or epoch
+        x_ticks = [x for x in x_ticks if float(x).is_integer()]
     top = max(top, y_ticks[-1])
     across = (WIDTH - LEFT - RIGHT) / (high - low)
     up = (HEIGHT - TOP - BOTTOM) / (top - bottom)
