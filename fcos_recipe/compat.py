@@ -31,7 +31,7 @@ _ABSENT = "numba paddleslim typeguard visualdl wandb".split()
 
 # Names of paddledet's registry that mean our class instead: stock's, as "module:why".
 REPLACED = {
-    "FCOS": ("model.fcos", "normalises uint8 images on the device"),
+    "FCOS": ("model.fcos", "takes normalised float32 images, four times the bytes"),
     "FCOSHead": ("model.head", "width was fixed to 256 channels; no top-k before NMS"),
     "FCOSLoss": ("model.loss", "NaN without positives; alpha, gamma and reg_weights ignored"),
     "COCODataSet": ("data.dataset", "parsed in every rank; KeyError on missing fields"),

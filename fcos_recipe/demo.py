@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import statistics
 import time
 from pathlib import Path
 
@@ -78,18 +77,19 @@ def summary(trained: Path) -> dict:
 
     Returns:
         the last evaluation (`stats`, `names`, `per_class`, ...), AP and AP50 out of it, and
-        `images_per_second`, the median over the logged stretches of training.
+        `images_per_second` of training on all ranks, as `engine.throughput` defines it.
     """
+    from fcos_recipe.engine.throughput import throughput
+
     evaluation = json.loads((trained / "eval.json").read_text(encoding="utf-8"))
     lines = (trained / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
-    speeds = [r["images_per_second"] for r in records if r["kind"] == "train"]
     figures = dict(zip(evaluation["names"], evaluation["stats"], strict=True))
     return {
         "AP": figures["AP"],
         "AP50": figures["AP50"],
         **evaluation,
-        "images_per_second": statistics.median(speeds),
+        "images_per_second": throughput(records)["images_per_second"],
         "evaluation_images_per_second": evaluation["images_per_second"],
     }
 

@@ -20,6 +20,9 @@ ELSEWHERE = {
     "bash .ci/run": "runs all tests",
     "python tools/benchmark.py": "takes minutes and gigabytes; tests/benchmark",
     "python tools/analyze_model.py": "measures for a minute; tests/model/test_analyze.py",
+    "bash scripts/hw_check.sh": "needs cards; tests/report/test_hw_check.py",
+    "bash scripts/run_and_time.sh": "trains; tests/report/test_run_and_time.py",
+    "python tools/verify_result.py": "needs a run; tests/report/test_verify.py",
     "pip install": "tests/install and the lock files",
     "python datasets/download_coco.py": "needs 20 GB from the network; tests/data/test_download.py",
 }

@@ -112,6 +112,8 @@ class _Checker:
             self.error(node, name, f"expected {describe(key.kind)}, found {node.plain()!r}")
         elif key.least is not None and isinstance(node.value, int) and node.value < key.least:
             self.error(node, name, f"expected at least {key.least}, found {node.value}")
+        elif key.items and (strange := [x for x in node.plain() if x not in key.items]):
+            self.error(node, name, f"expected some of {', '.join(key.items)}, found {strange[0]!r}")
 
     def dataset(self, section: str, node) -> None:
         if "name" in node.value:

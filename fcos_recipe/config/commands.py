@@ -5,11 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from fcos_recipe.config.check import describe
-from fcos_recipe.config.load import Config, Dumper, Node, display, load_config
-from fcos_recipe.config.schema import RECIPE, ROOT, UNSET
+from fcos_recipe.config import reference
+from fcos_recipe.config.load import Config, Node, display, load_config, project_configs, yaml_text
 from fcos_recipe.errors import UserError, UserErrors
 
 DESCRIPTION = """\
@@ -41,10 +38,11 @@ def main(argv: list[str]) -> int:
         sub.add_argument("-o", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
         sub.add_argument("--strict", action="store_true", default=None,
                          help="what PaddleDetection silently ignores is an error")  # fmt: skip
-    commands.add_parser("keys", help="the recipe's keys: type, default, meaning")
+    keys = commands.add_parser("keys", help="the recipe's keys: type, default, meaning")
+    keys.add_argument("--markdown", action="store_true", help="as docs/configuration.md has them")
     args = parser.parse_args(argv)
     if args.command == "keys":
-        print("\n".join(reference(RECIPE)))
+        print(reference.markdown() if args.markdown else "\n".join(reference.lines()))
         return 0
     if args.command == "print":
         config = load_config(args.config, args.o, args.strict)
@@ -54,17 +52,6 @@ def main(argv: list[str]) -> int:
         a, b = (load_config(path, args.o, args.strict) for path in args.config)
         return _diff(a, b)
     return _validate(args)
-
-
-def reference(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """The recipe's own keys as lines: key, type, default, meaning; * for PaddleDetection's keys."""
-    for name, key in table.items():
-        if isinstance(key, dict):
-            yield from reference(key, f"{prefix}{name}.")
-        else:
-            default = "-" if key.default is UNSET else _text(key.default)
-            mark = "*" if key.stock else " "
-            yield f"{mark} {prefix + name:<24}{describe(key.kind):<36}{default:<12}{key.doc}"
 
 
 def resolved(config: Config) -> str:
@@ -92,7 +79,7 @@ def _diff(a: Config, b: Config) -> int:
 
 def _validate(args: argparse.Namespace) -> int:
     errors = []
-    for path in args.config or sorted((ROOT / "configs").rglob("*.yml")):
+    for path in args.config or project_configs():
         try:
             config = load_config(path, args.o, args.strict)
             if args.files and (missing := config.missing_files()):
@@ -118,16 +105,16 @@ def _lines(node: Node, indent: str = "") -> Iterator[str]:
     for key, child in node.value.items():
         plain = child.plain()
         if _is_block(plain) and isinstance(plain, dict):
-            yield f"{indent}{_text(key)}:"
+            yield f"{indent}{yaml_text(key)}:"
             yield from _lines(child, indent + "  ")
         elif _is_block(plain):
-            yield f"{indent}{_text(key)}:"
+            yield f"{indent}{yaml_text(key)}:"
             for item in child.value:
                 body = list(_lines(item, indent + "  "))
                 yield f"{indent}- {body[0].lstrip()}"
                 yield from body[1:]
         else:
-            yield f"{indent}{_text(key)}: {_text(plain)}  # {child.where}"
+            yield f"{indent}{yaml_text(key)}: {yaml_text(plain)}  # {child.where}"
 
 
 def _is_block(value: Any) -> bool:
@@ -136,15 +123,9 @@ def _is_block(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(v and isinstance(v, dict) for v in value)
 
 
-def _text(value: Any) -> str:
-    style = '"' if isinstance(value, str) and "\n" in value else None
-    text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, default_style=style, width=1e9)
-    return text.removesuffix("\n").removesuffix("\n...").strip()
-
-
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     if _is_block(value):
         for name, child in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _leaves(child, f"{key}.{name}" if key else str(name))
     else:
-        yield key, _text(value)
+        yield key, yaml_text(value)

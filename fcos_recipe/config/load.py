@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from fcos_recipe.config.check import SCHEDULERS, check, nearest
-from fcos_recipe.config.schema import ONLY_OURS, RECIPE, ROOT, UNSET
+from fcos_recipe.config.schema import ONLY_OURS, RECIPE, RESULTS, ROOT, UNSET
 from fcos_recipe.errors import UserErrors
 
 COMMAND_LINE = "command line"
@@ -40,6 +40,13 @@ class Dumper(yaml.SafeDumper):
 
 for _class in (_Loader, Dumper):
     _class.add_implicit_resolver(TAG + "float", EXPONENT, list("+-.0123456789"))
+
+
+def yaml_text(value: Any) -> str:
+    """A value as YAML in one line."""
+    style = '"' if isinstance(value, str) and "\n" in value else None
+    text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, default_style=style, width=1e9)
+    return text.removesuffix("\n").removesuffix("\n...").strip()
 
 
 @dataclass
@@ -137,6 +144,11 @@ class Config:
                         remedy = "name a file or a URL; '' trains from scratch"
                     found.append(f"{self.origin(key)}: {key}: {path} does not exist; {remedy}")
         return found
+
+
+def project_configs() -> list[Path]:
+    """Every config of the project, and every part that configs are made of."""
+    return sorted(path for path in (ROOT / "configs").rglob("*.yml") if path != RESULTS)
 
 
 def load_config(

@@ -13,6 +13,7 @@ from typing import Any
 from fcos_recipe.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "configs" / "results.yml"  # figures, no config
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Key:
         doc: one line for the reference.
         stock: PaddleDetection has this key too.
         least: the smallest number allowed.
+        items: the words of which a list may consist; (): any.
     """
 
     kind: Any
@@ -32,9 +34,11 @@ class Key:
     doc: str
     stock: bool = False
     least: int | None = None
+    items: tuple[str, ...] = ()
 
 
 UNSET = object()
+LOGGERS = ("visualdl", "tensorboard", "wandb", "csv")
 NUMBER = (int, float)
 WATCH = "seconds without progress before a run counts as hung; 0: "
 
@@ -102,6 +106,8 @@ RECIPE: dict[str, Any] = {
     "save_dir": Key(str, "output", "where run directories are made", True),
     "log_iter": Key(int, 20, "steps between two lines of the log", True, least=1),
     "classwise": Key(bool, False, "print AP per class", True),
+    "loggers": Key(list, [], f"also write metrics for {', '.join(LOGGERS)}", items=LOGGERS),
+    "logger_images": Key(int, 4, "evaluation images that loggers get with boxes", least=0),
     "use_vdl": Key(bool, False, "write VisualDL logs", True),
     "vdl_log_dir": Key(str, UNSET, "where to", True),
     "output_eval": Key((str, type(None)), None, "directory for the COCO results file", True),
@@ -233,7 +239,7 @@ def optimizer_signature(kind: str) -> Signature | None:
 
 
 def _read(source: Source, name: str) -> Signature:
-    node = _class_node(source, name)
+    node = class_node(source, name)
     result = Signature()
     init = next((n for n in node.body if getattr(n, "name", "") == "__init__"), None)
     if init is not None:
@@ -250,21 +256,22 @@ def _read(source: Source, name: str) -> Signature:
     elif init is None or rest:
         # Arguments go on to the bases: what the last of them leaves over is ignored by stock.
         bases = [b.id if isinstance(b, ast.Name) else getattr(b, "attr", "") for b in node.bases]
-        known = [(b, s) for b in bases if b != name and (s := _base(b, source))]
+        known = [(b, s) for b in bases if b != name and (s := base(b, source))]
         result.swallows = init is not None and not known
-        for base, where in known:
-            more = _read(where, base)
-            result.args = {**more.args, **READ_ELSEWHERE.get(base, {}), **result.args}
+        for parent, where in known:
+            more = _read(where, parent)
+            result.args = {**more.args, **READ_ELSEWHERE.get(parent, {}), **result.args}
             result.swallows |= more.swallows
     return result
 
 
-def _base(name: str, near: Source) -> Source | None:
+def base(name: str, near: Source) -> Source | None:
+    """Where a base class stands that the source `near` names."""
     found = classes().get(name, [])
     return next((s for s in found if s.path == near.path), found[-1] if found else None)
 
 
-def _class_node(source: Source, name: str) -> ast.ClassDef:
+def class_node(source: Source, name: str) -> ast.ClassDef:
     """Parse one class; the whole file only where cutting the class out does not work."""
     end = re.compile(r"^(?=[^\s#)\]}])", re.M)
     start = re.compile(rf"^class[ \t]+{name}\b", re.M).search(source.text, source.start).start()

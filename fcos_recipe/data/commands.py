@@ -13,6 +13,11 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {
     "download": ("fcos_recipe.data.commands:download", "get COCO 2017, or what is missing of it"),
     "stats": ("fcos_recipe.data.stats:main", "classes, sizes, and the FPN levels that see them"),
+    "convert": ("fcos_recipe.data.convert:main", "VOC, YOLO or incomplete COCO into COCO"),
+    "subset": ("fcos_recipe.data.reshape:subset", "some of the images, each class in proportion"),
+    "split": ("fcos_recipe.data.reshape:split", "into training and validation"),
+    "merge": ("fcos_recipe.data.reshape:merge_command", "several annotation files into one"),
+    "browse": ("fcos_recipe.data.browse:main", "boxes on images; what the network really sees"),
 }
 
 _DOWNLOAD = """\

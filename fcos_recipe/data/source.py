@@ -73,7 +73,9 @@ def sources(args: argparse.Namespace) -> tuple[list[Source], Config]:
                 raise UserError(f"{args.images}: --images: no such folder")
             source.images = str(args.images)
         elif source.images is None or not os.path.isdir(source.images):
-            source.images = _image_folder(source)
+            index = source.index()
+            names = [index.file_name(row) for row in range(min(LOOK_AT, len(index)))]
+            source.images = image_folder(source.path, names)
     return found, config
 
 
@@ -112,11 +114,9 @@ def _of_folder(folder: Path, split: str | None) -> list[Source]:
     return found
 
 
-def _image_folder(source: Source) -> str | None:
-    """The directory near the annotation file that has most of the first images."""
-    index = source.index()
-    names = [index.file_name(row) for row in range(min(LOOK_AT, len(index)))]
-    near = Path(source.path).resolve().parent
+def image_folder(path: str, names: list[str]) -> str | None:
+    """The directory near an annotation file that has most of these images."""
+    near = Path(path).resolve().parent
     roots = [near, near.parent]
     below = [p for root in roots for p in (root, root / "images") if p.is_dir()]
     folders = below + [p for root in below for p in sorted(root.iterdir()) if p.is_dir()]

@@ -49,13 +49,19 @@ def image_sizes(index: Index, images: str | None) -> np.ndarray:
     """
     size = index.size.astype(np.int64)
     for row in np.flatnonzero((size <= 0).any(axis=1)) if images is not None else ():
-        try:
-            with Image.open(os.path.join(images, index.file_name(row))) as file:
-                turned = file.getexif().get(0x0112, 1) >= 5  # training turns it as its tag says
-                size[row] = file.size if turned else file.size[::-1]
-        except (OSError, ValueError, Image.DecompressionBombError):
-            size[row] = 0
+        size[row] = header_size(os.path.join(images, index.file_name(row))) or 0
     return size
+
+
+def header_size(path: str | os.PathLike) -> tuple[int, int] | None:
+    """Height and width of an image as training turns it, from its header; None: no image."""
+    try:
+        with Image.open(path) as file:
+            width, height = file.size
+            turned = file.getexif().get(0x0112, 1) >= 5
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    return (width, height) if turned else (height, width)
 
 
 def statistics(source: Source, rules: Rules | None) -> dict[str, Any]:

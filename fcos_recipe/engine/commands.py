@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 
 from fcos_recipe.config import load_config
+from fcos_recipe.config.schema import LOGGERS
+from fcos_recipe.engine import loggers
 from fcos_recipe.errors import UserErrors
 from fcos_recipe.runtime.device import requested
 
@@ -74,8 +76,10 @@ def train(argv: list[str]) -> int:
         help="resume also with a config that changes what the steps compute")  # fmt: skip
     add("--amp", action="store_true", help="automatic mixed precision (cards only)")
     add("--seed", type=int, help="seed of weights, order and augmentation")
+    add("--logger", nargs="+", action="extend", default=[], choices=LOGGERS,
+        help="also write metrics for these, see `loggers` in `fcos config keys`")  # fmt: skip
     add("--use_vdl", type=yes, nargs="?", const=True, default=False, metavar="BOOL",
-        help="write scalars for VisualDL")  # fmt: skip
+        help="PaddleDetection's name of --logger visualdl")  # fmt: skip
     add("--vdl_log_dir", metavar="DIR", help="default: RUN_DIR/vdl")
     add("--to_static", action="store_true", help="compile the model to a static graph")
     add("--enable_ce", type=yes, nargs="?", const=True, default=False, metavar="BOOL",
@@ -90,11 +94,13 @@ def train(argv: list[str]) -> int:
         sections.append("pretrain_weights")
     if missing := config.missing_files(*sections):
         raise UserErrors(missing)
+    logging_to = loggers.chosen([*args.logger, *["visualdl"] * args.use_vdl], config.data)
     device = start(requested(config.data))
 
     from fcos_recipe.engine.resume import automatic
-    from fcos_recipe.engine.run_dir import RunDir, visualdl_sink
+    from fcos_recipe.engine.run_dir import RunDir
     from fcos_recipe.engine.trainer import Trainer
+    from fcos_recipe.report import loss_band
     from fcos_recipe.report.commands import after_training
     from fcos_recipe.runtime.watchdog import Watchdog, rank
 
@@ -111,10 +117,13 @@ def train(argv: list[str]) -> int:
         if args.to_static or config.data["to_static"]:
             trainer.compile()
         with RunDir(path, writer=trainer.rank == 0, resume=ours) as run:
-            if args.use_vdl or config.data["use_vdl"]:
-                folder = args.vdl_log_dir or config.data["vdl_log_dir"] or path / "vdl"
-                run.add_sink(visualdl_sink(folder))
-            trainer.train(run, args.eval)
+            loggers.attach(run, logging_to, config, args.vdl_log_dir)
+            loss_band.watch(run, config, trainer.plan.total_batch)
+            try:
+                trainer.train(run, args.eval)
+            finally:
+                with watchdog.phase("save"):
+                    run.close_sinks()
         if trainer.rank == 0:
             after_training(path)
     return 0

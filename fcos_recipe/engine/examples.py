@@ -111,38 +111,40 @@ def _pictures(metric: CocoMetric, row: dict, file: str, target: Path, name: str)
     from PIL import Image
 
     from fcos_recipe.data.reader import read_image
-    from fcos_recipe.predict.draw import draw
 
     image = Image.fromarray(read_image(file))
     scale = min(3.0, SIDE / max(image.size))  # captions need room on small images, too
     image = image.resize([max(1, round(side * scale)) for side in image.size], Image.BILINEAR)
-    ids = sorted(metric.categories)
-    names = [str(metric.categories[i])[:40] for i in ids]
     result = {"width": image.width, "height": image.height}
-    # chroma is kept at full resolution below: lines are one or two pixels wide
     for part, good, bad, word in (("truth", "objects", "missed", "missed"),
                                   ("found", "right", "false", "false")):  # fmt: skip
-        table = metric.judged[part]
-        chosen = np.array(row[good] + row[bad], np.int64)
-        boxes = table["bbox"][chosen].reshape(-1, 4) * scale
-        boxes[:, 2:] += boxes[:, :2]
-        # mistakes come last, that is on top; within a kind what scores most, or is largest
-        score = table["score"][chosen] if "score" in table else None
-        rank = table["area"][chosen] if score is None else score
-        rank = np.argsort(np.argsort(rank, kind="stable"))
-        order = (rank + len(chosen) * (np.arange(len(chosen)) >= len(row[good]))).astype(float)
-        captions = []
-        for k in range(len(chosen)):
-            right = k < len(row[good])
-            better = (rank[: len(row[good])] if right else rank[len(row[good]) :]) > rank[k]
-            text = "{}" if right else f"{word}: {{}}"
-            text += "" if score is None else f" {score[k]:.2f}"
-            captions.append(text if better.sum() < CAPTIONS else "")
-        picture = draw(
-            np.asarray(image), boxes, order, np.searchsorted(ids, table["category_id"][chosen]),
-            names, 0.0, [RIGHT] * len(row[good]) + [WRONG] * len(row[bad]), captions,
-        )  # fmt: skip
+        picture = image.copy()
+        _draw(picture, metric, part, row[good], scale, RIGHT, "")
+        _draw(picture, metric, part, row[bad], scale, WRONG, f"{word}: ")
         result[part] = f"{name}_{part}.jpg"
-        path = target / result[part]
-        Image.fromarray(picture).save(path, quality=78, optimize=True, subsampling=0)
+        # chroma at full resolution: lines are one or two pixels wide
+        picture.save(target / result[part], quality=78, optimize=True, subsampling=0)
     return result
+
+
+def _draw(picture, metric: CocoMetric, part: str, rows: list[int], scale: float,
+          color: tuple[int, int, int], word: str) -> None:  # fmt: skip
+    """Draw boxes; `CAPTIONS` of them, the surest or the largest, get their class's name."""
+    from PIL import ImageDraw
+
+    from fcos_recipe.data.draw import outline, pen_sizes, readable, tag
+
+    table, ids = metric.judged[part], sorted(metric.categories)
+    boxes = table["bbox"][rows].reshape(-1, 4) * scale
+    boxes[:, 2:] += boxes[:, :2]
+    pen = ImageDraw.Draw(picture)
+    width, size = pen_sizes(np.asarray(picture))
+    for box in boxes:
+        outline(pen, box, color, width, dashed=bool(word))
+    rank = table["score" if part == "found" else "area"][rows]
+    for k in np.argsort(rank, kind="stable")[-CAPTIONS:]:  # after all boxes, the surest on top
+        category = int(table["category_id"][rows[k]])
+        label = ids.index(category)
+        name, font = readable(str(metric.categories[category])[:40], label, size)
+        score = f" {rank[k]:.2f}" if part == "found" else ""
+        tag(pen, boxes[k], f"{word}{name}{score}", color, font)

@@ -1,4 +1,7 @@
-"""What a stretch of training measured: losses, images, seconds, memory."""
+"""What a stretch of training measured: losses, images, seconds, memory.
+
+What counts as throughput, and what does not, is said in `engine.throughput`.
+"""
 
 import resource
 import time

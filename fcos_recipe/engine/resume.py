@@ -27,7 +27,8 @@ FREE = """
     device use_gpu use_xpu use_mlu use_npu launch.* worker_num TrainReader.use_shared_memory
     TrainReader.collate_batch to_static autotune.* comm_buffer_mb find_unused_parameters
     accumulate TrainReader.batch_size epoch
-    log_iter use_vdl vdl_log_dir save_dir output_eval save_prediction_only classwise print_*
+    log_iter loggers logger_images use_vdl vdl_log_dir
+    save_dir output_eval save_prediction_only classwise print_*
     weights pretrain_weights snapshot_* keep_checkpoints max_failed_saves bad_numbers.*
     max_bad_images watchdog.* eval_interval early_stop.* *.dataset_dir
     EvalReader.batch_size EvalReader.use_shared_memory TestReader.* TestDataset.* export.*

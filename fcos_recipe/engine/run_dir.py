@@ -63,14 +63,47 @@ class RunDir:
         return self
 
     def __exit__(self, *_) -> None:
+        self.close_sinks()
         if self.writer:
             self._lock.close()
             self._metrics.close()
 
     def add_sink(self, sink) -> None:
-        """Also hand each record to `sink(record)`; one that fails is dropped with a line."""
+        """Also hand each record to `sink(record)`; one that fails is dropped with a line.
+
+        Where it has them, these methods are called as well: `show(step, images)` after an
+        evaluation, `forget()` when later records repeat earlier steps, `close()` at the end.
+        """
         if self.writer:
             self._sinks.append(sink)
+
+    def close_sinks(self) -> None:
+        """The end of the sinks, which may take a while: one may upload what is left."""
+        self._tell("close")
+        self._sinks.clear()
+
+    def show(self, step: int, images) -> None:
+        """Hand pictures of an evaluation to the sinks that show any.
+
+        Args:
+            step: optimizer steps done.
+            images: yields (name, uint8 [H, W, 3] RGB); not asked where no sink shows pictures.
+        """
+        if any(hasattr(sink, "show") for sink in self._sinks):
+            try:
+                if drawn := list(images):
+                    self._tell("show", step, drawn)
+            except Exception as error:  # an image that cannot be read, say
+                log.warning("loggers get no pictures: %s", error)
+
+    def _tell(self, what: str, *arguments) -> None:
+        for sink in list(self._sinks):
+            try:
+                if hasattr(sink, what):
+                    getattr(sink, what)(*arguments)
+            except Exception as error:  # a logger must never stop a training run
+                log.warning("logger %s stopped: %s", sink, error)
+                self._sinks.remove(sink)
 
     def record(self, **values) -> None:
         """Append one JSON object to metrics.jsonl.
@@ -84,12 +117,7 @@ class RunDir:
         if error := self._metrics.write(json.dumps(record) + "\n"):
             log.warning("%s: %s; its lines are kept until they can be written",
                         self.path / METRICS, error.strerror)  # fmt: skip
-        for sink in list(self._sinks):
-            try:
-                sink(record)
-            except Exception as error:  # a logger must never stop a training run
-                log.warning("logger %s stopped: %s", sink, error)
-                self._sinks.remove(sink)
+        self._tell("__call__", record)
 
     def forget_after(self, step: int, epoch: int) -> None:
         """Drop records of what a resumed run is about to repeat, and lines cut by a kill.
@@ -117,6 +145,7 @@ class RunDir:
         part.write_text("".join(f"{line}\n" for line in kept))
         os.replace(part, path)
         self._metrics = _Appender(path)
+        self._tell("forget")
 
     def set_aside_after(self, path: Path | None) -> None:
         """Rename checkpoints that are newer than the one a run goes on from.
@@ -249,23 +278,3 @@ def to_console(rank: int) -> None:
     handler.setFormatter(_Plain("%(message)s"))
     handler.setLevel(logging.INFO)
     log.addHandler(handler)
-
-
-def visualdl_sink(folder: str | Path):
-    """Sink for `RunDir.add_sink` that writes every number for VisualDL.
-
-    Raises:
-        UserError: VisualDL is not installed.
-    """
-    try:
-        from visualdl import LogWriter
-    except ImportError:
-        raise UserError("--use_vdl: VisualDL is missing; run: pip install visualdl") from None
-    writer = LogWriter(str(folder))
-
-    def write(record: dict) -> None:
-        for name, value in record.items():
-            if isinstance(value, int | float) and name not in ("time", "step", "epoch"):
-                writer.add_scalar(f"{record['kind']}/{name}", value, record["step"])
-
-    return write

@@ -20,6 +20,7 @@ from fcos_recipe.engine.coco_metric import table
 from fcos_recipe.engine.distributed import agree, gather
 from fcos_recipe.engine.evaluate import build_loader, evaluate
 from fcos_recipe.engine.facts import write_facts
+from fcos_recipe.engine.loggers import pictures
 from fcos_recipe.engine.meter import Window, hms, memory_mib, timed
 from fcos_recipe.engine.run_dir import CONFIG, ENVIRONMENT, RunDir, environment, log
 from fcos_recipe.engine.setup import Setup
@@ -126,7 +127,9 @@ class Trainer(Setup):
         self._saved_time = time.monotonic()
         if run.writer:
             (run.path / CONFIG).write_text(without_secrets(resolved(self.config)))
-            checkpoint.write_json(run.path / ENVIRONMENT, environment(self.device))
+            checkpoint.write_json(run.path / ENVIRONMENT, {
+                **environment(self.device), "config": self.config.name, "ranks": self._nranks,
+            })  # fmt: skip
         run.forget_after(at.steps_done, at.epoch - at.pending_eval)
         run.set_aside_after(self._resumed_from)
         for line in self.plan.lines:
@@ -206,7 +209,9 @@ class Trainer(Setup):
                 due or self._stopping
                 or (data["snapshot_steps"] and at.steps_done % data["snapshot_steps"] == 0)
             ):  # fmt: skip
+                before = time.perf_counter()
                 self._save(window=window)
+                window.start += time.perf_counter() - before  # throughput is of training alone
                 if self._stopping:
                     self._leave()
         bar.close()
@@ -363,6 +368,8 @@ class Trainer(Setup):
             images_per_second=round(result["images_per_second"], 3),
             seconds=round(result["seconds"], 3),
         )  # fmt: skip
+        run.show(at.steps_done, pictures(self.metric, self._judge[0].dataset,
+                                         self.config.data["logger_images"]))  # fmt: skip
         log.info("%s", table(result))
         log.info("epoch %d: AP %.4f, best %.4f (epoch %d); %.2f images/s", at.epoch, ap,
                  at.best["AP"], at.best["epoch"], result["images_per_second"])  # fmt: skip

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import statistics
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from fcos_recipe.engine.throughput import throughput
 from fcos_recipe.errors import UserError
 
 MOST_BYTES = 1 << 28  #: of a file that is read whole
@@ -182,6 +182,8 @@ class Environment(msgspec.Struct):
     git: str | None = None
     command: list[str] = []
     started: str = ""
+    config: str | None = None
+    ranks: int | None = None
 
 
 @dataclass
@@ -223,6 +225,8 @@ class Run:
             return self.facts.config.name
         if self.evaluation and self.evaluation.config:
             return self.evaluation.config
+        if self.environment and self.environment.config:
+            return self.environment.config
         command = self.environment.command if self.environment else []
         for option, given in zip(command, command[1:]):
             if option in ("-c", "--config"):
@@ -261,9 +265,11 @@ class Run:
 
     @property
     def cards(self) -> int | None:
-        """Processes of the run: told by facts.json, else by the ratio of the two throughputs."""
+        """Processes of the run: as told, else the ratio of the two throughputs."""
         if self.facts:
             return self.facts.cards
+        if self.environment and self.environment.ranks:
+            return self.environment.ranks
         for record in reversed(self.train):
             one, total = (value(record, f"images_per_second{k}") for k in ("_per_card", ""))
             if one and total:
@@ -282,17 +288,10 @@ class Run:
 
     @property
     def speed(self) -> tuple[float, float] | None:
-        """Training throughput, images/s per card and of all cards.
-
-        Median over the logged stretches without the first (warm-up: workers, caches), waiting for
-        data included; evaluations and saves are not part of it.
-        """
-        rows = [
-            [value(r, f"images_per_second{k}") for k in ("_per_card", "")]
-            for r in (self.train[1:] or self.train)
-        ]
-        rows = [row for row in rows if None not in row]
-        return tuple(map(statistics.median, zip(*rows))) if rows else None
+        """Training throughput by `engine.throughput`, images/s per card and of all cards."""
+        names = ("images_per_second_per_card", "images_per_second")
+        whole = [r for r in self.train if None not in [value(r, name) for name in names]]
+        return tuple(throughput(whole).values()) or None
 
     @property
     def hours(self) -> tuple[float, float] | None:

@@ -269,8 +269,8 @@ def images(run: Run) -> list:
         return found
     found = [
         Text(f"Annotations beside detections that score {run.examples.score_threshold:.2f} or "
-             "more. Blue: found and right. Orange, and named so: missed on the one side, false on "
-             "the other.")
+             "more. Blue: found and right. Orange and dashed: missed on the one side, false on the "
+             "other.")
     ]  # fmt: skip
     folder = run.path / "examples"
     safe = re.compile(r"[a-z]+_\d+_(truth|found)\.jpg").fullmatch

@@ -3,6 +3,7 @@
 from pathlib import PurePosixPath
 
 from fcos_recipe.errors import UserError
+from fcos_recipe.report import results
 from fcos_recipe.report.blocks import Items, Table, Text, Tiles
 from fcos_recipe.report.run import Run, value
 
@@ -18,10 +19,6 @@ COCO_VAL = 5000  #: images of COCO val2017
 
 def published(config_name: str | None) -> list:
     """Published figures of a config: `report.results.Row`s, whose AP is in percent."""
-    try:
-        from fcos_recipe.report import results
-    except ImportError:
-        return []
     return results.published(config_name) if config_name else []
 
 

@@ -25,7 +25,6 @@ _MARKS = {GREEN: "ok  ", YELLOW: "warn", RED: "FAIL"}
 
 INSTALL = "bash scripts/install.sh"
 LIBRARIES = {"numpy": "numpy", "cv2": "cv2", "paddledet": "ppdet", "PyYAML": "yaml"}
-PUBLISHED = ("BI-V100", 8.24)  # card, images/s of one card: the published FCOS-R50-FPN 1x run
 # Measured with Paddle's allocator on a CPU, R50, one and two images of 640x640: peak less the
 # parameters, their gradients and momenta. cuDNN's workspaces come on top on a card.
 BYTES_PER_PIXEL = 1600
@@ -290,19 +289,25 @@ def _pixels(reader: dict) -> int | None:
 def _hours(config: Config, cards: int, driver: device.Driver | None) -> Iterator[Finding]:
     data = config.data["TrainDataset"]
     from fcos_recipe.data.index import open_index
+    from fcos_recipe.report.results import published
 
     index = open_index(str(Path(data.get("dataset_dir") or "") / data["anno_path"]))
     boxes = index.box_start[1:] > index.box_start[:-1]
     images = len(index) if data.get("allow_empty") else int(boxes.sum())
     plan = scaling.plan(config, cards, images)
     yield from (Finding(YELLOW, "schedule", line) for line in plan.warnings)
-    total = images * config.data["epoch"]
+    total_images = images * config.data["epoch"]
     text = f"{images} images x {config.data['epoch']} epochs = {plan.max_steps} steps on {cards}; "
-    card, rate = PUBLISHED
     names = {c.name for c in driver.cards} if driver else set()
-    if names and all(card in name for name in names) and config.name == "fcos_r50_fpn_1x_coco":
-        hours = total / (rate * cards) / 3600
-        text += f"{hours:.1f} h at the published {rate} images/s per {card} (not verified here)"
+    rows = [row for row in published(config.name) if row.device and row.images_per_second
+            and names and all(row.device in name for name in names)]  # fmt: skip
+    if rows:
+        # "unstated" is most likely per card, see engine.throughput
+        rate = rows[0].images_per_second
+        of_one = rate / rows[0].cards if rows[0].throughput_of == "total" else rate
+        hours = total_images / (of_one * cards) / 3600
+        text += f"{hours:.1f} h at the published {of_one:g} images/s per {rows[0].device} "
+        text += "(not verified here)"
     else:
         text += "hours unknown: no rate is published for this config on this machine"
     yield Finding(GREEN, "time", text)

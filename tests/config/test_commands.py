@@ -46,7 +46,9 @@ def test_diff_names_each_key_with_both_values(root, capsys):
 
 def test_validate_checks_all_and_tells_all(root, tmp_path, capsys):
     assert run("config", ["validate"]) == 0
-    assert capsys.readouterr().out.count("ok  ") == len(list((root / "configs").rglob("*.yml")))
+    shown = capsys.readouterr().out
+    assert shown.count("ok  ") == len(list((root / "configs").rglob("*.yml"))) - 1
+    assert "results.yml" not in shown  # figures, no config
     bad, worse = tmp_path / "bad.yml", tmp_path / "worse.yml"
     bad.write_text(f"_BASE_: [{root / HEADLINE}]\nepochs: 3\n")
     worse.write_text("epoch: [\n")

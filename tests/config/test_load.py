@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fcos_recipe.config import load_config, schema
+from fcos_recipe.config.load import project_configs
 from fcos_recipe.errors import UserError, UserErrors
 
 HEADLINE = "configs/fcos/fcos_r50_fpn_1x_coco.yml"
@@ -32,7 +33,7 @@ def errors(path, *overrides, strict=None) -> list[str]:
 
 
 def test_every_yaml_of_the_project_loads_strictly(root):
-    files = sorted((root / "configs").rglob("*.yml"))
+    files = project_configs()
     assert {f"{name}.yml" for name in PUBLISHED} <= {path.name for path in files}
     for path in files:
         assert load_config(path, strict=True).warnings == []

@@ -184,12 +184,12 @@ def test_an_image_without_any_detection_is_no_end(tiny, tmp_path, kind):
     """In a process of its own: what went wrong ended the process."""
     skip_without_converter(kind)
     code = f"""
-import sys
 from pathlib import Path
-import paddle
 from fcos_recipe.engine.commands import start
 start("cpu")
 from fcos_recipe import compat
+compat.before_paddle()
+import paddle
 from fcos_recipe.config import load_config
 config = load_config({str(tiny)!r})
 model = compat.create(compat.workspace(config.stock_data())["architecture"])

@@ -28,7 +28,7 @@ class Row:
 
 
 def run_of(tmp_path, ap=0.395, images=5000, **changed) -> Run:
-    train = [{"images_per_second_per_card": 4.12, "images_per_second": 32.96}]
+    train = [{"kind": "train", "images_per_second_per_card": 4.12, "images_per_second": 32.96}]
     data = {"train": Dataset("a.json", images=100, used=90, boxes=1, without_boxes=10)}
     facts = {"config": ConfigFacts("fcos_r50"), "device": "iluvatar_gpu", "cards": 8,
              "total_batch": 16, "epochs": 12, "data": data}  # fmt: skip

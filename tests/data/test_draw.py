@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fcos_recipe.predict.draw import _printable, color, draw
+from fcos_recipe.data.draw import color, draw, readable
 
 
 def changed(before, after):
@@ -35,16 +35,16 @@ def test_threshold_and_text_grow():
     assert (draw(image, boxes, scores, [0, 1], ["a", "b"], 0.9) == 0).all()
     big = np.zeros((1600, 1600, 3), np.uint8)
     heights = [
-        _printable("cell", 0, max(10, round(min(x.shape[:2]) / 35)))[1].getbbox("cell")[3]
+        readable("cell", 0, max(10, round(min(x.shape[:2]) / 35)))[1].getbbox("cell")[3]
         for x in (image, big)
     ]
     assert heights[1] > 3 * heights[0]
 
 
 def test_names_beyond_ascii():
-    name, _ = _printable("Blutkörperchen", 0, 20)
+    name, _ = readable("Blutkörperchen", 0, 20)
     assert name == "Blutkörperchen"
-    name, font = _printable("\ue123", 7, 20)  # private area: no font has it
+    name, font = readable("\ue123", 7, 20)  # private area: no font has it
     assert name == "class 7" and font.getbbox(name)[2] > 0
 
 
@@ -53,3 +53,16 @@ def test_colours_differ():
     distance = np.abs(colours[:, None] - colours).sum(-1) + 999 * np.eye(80)
     assert distance.min() > 8
     assert np.diag(distance, 1).min() > 100
+
+
+def test_ground_truth_has_no_score_and_crowds_are_dashed():
+    image = np.full((200, 300, 3), 90, np.uint8)
+    box = np.array([[20.0, 40.0, 280.0, 180.0]])
+    whole, dashed = (
+        draw(image, box, None, [0], ["cell"], dashed=np.array([d])) for d in (False, True)
+    )
+    lower = np.s_[178:182, 20:280]
+    inked = [(drawn[lower] != 90).any(-1).any(0).mean() for drawn in (whole, dashed)]
+    assert inked[0] == 1 and 0.3 < inked[1] < 0.7
+    scored = draw(image, box, np.array([0.9]), [0], ["cell"])
+    assert changed(whole, scored)[1] < 40  # the score is what the label has more

@@ -5,6 +5,7 @@ has to end with the same weights, records and AP. Meanwhile memory, descriptors,
 and shared memory are written down, as a table and a picture.
 """
 
+import contextlib
 import csv
 import json
 import os
@@ -17,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from fcos_recipe import fault_tools
 from fcos_recipe.data.shapes import make_shapes
+from fcos_recipe.faults import tools
 from fcos_recipe.runtime import exit_codes
 from fcos_recipe.runtime.device import ROOT
 
@@ -44,6 +45,7 @@ def soak(folder: Path, minutes: float, seed: int) -> int:
     base = f"_BASE_: ['{ROOT}/configs/fcos/fcos_r18_fpn_demo.yml']\n"
     config.write_text(f"{base}device: cpu\nsnapshot_steps: 25\nkeep_checkpoints: 2\n{data}")
     rows: list[dict] = []
+    seen: set[int] = set()
     lost = number = kills = 0
     while number < 2 or time.monotonic() - began < 60 * minutes:
         run = folder / f"run-{number}"
@@ -51,7 +53,7 @@ def soak(folder: Path, minutes: float, seed: int) -> int:
         due = time.monotonic() + rng.uniform(10, 60)
         while process.poll() is None:
             time.sleep(EVERY)
-            found = _look(process)
+            found = _look(process, seen)
             rows.append({"seconds": round(time.monotonic() - began, 1), "run": number,
                          "kills": kills, **found})  # fmt: skip
             if number and time.monotonic() > due:
@@ -60,13 +62,13 @@ def soak(folder: Path, minutes: float, seed: int) -> int:
         if process.returncode:
             said = f"exit {process.returncode}"
         else:
-            said = fault_tools.differences(folder / "run-0", run) if number else ""
+            said = tools.differences(folder / "run-0", run) if number else ""
         lost += bool(said)
         ap = json.loads((run / "eval.json").read_text())["stats"][0] if not said else float("nan")
         print(f"run {number}: AP {ap:.4f}, {kills} kills so far: {said or 'as without kills'}",
               flush=True)  # fmt: skip
         if number:
-            fault_tools.remove(run)
+            tools.remove(run)
         number += 1
     with (folder / "soak.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, FIELDS)
@@ -93,10 +95,16 @@ def _start(config: Path, run: Path) -> subprocess.Popen:
         )  # fmt: skip
 
 
-def _look(process: subprocess.Popen) -> dict:
-    """What the supervisor and everything below it use, and Paddle's part of /dev/shm."""
+def _look(process: subprocess.Popen, seen: set[int]) -> dict:
+    """What the supervisor and everything below it use, and what they left in /dev/shm.
+
+    Args:
+        process: the supervisor.
+        seen: processes of this test so far, killed ones included; those of now are added.
+    """
     found = dict.fromkeys(FIELDS[3:], 0)
-    for pid in fault_tools.tree(process):
+    for pid in tools.tree(process):
+        seen.add(pid)
         try:
             one = psutil.Process(pid)
             with one.oneshot():
@@ -107,16 +115,17 @@ def _look(process: subprocess.Popen) -> dict:
                 found["processes"] += 1
         except psutil.Error:
             continue
-    mine = psutil.Process().create_time()  # what is older is not of this test
-    shared = [p.stat() for p in Path("/dev/shm").glob("paddle_*")]
-    size = sum(s.st_size for s in shared if s.st_mtime > mine)
+    size = 0
+    for path in Path("/dev/shm").glob("paddle_*"):
+        with contextlib.suppress(OSError, ValueError):  # gone meanwhile, or not Paddle's
+            size += path.stat().st_size if int(path.name.split("_")[1]) in seen else 0
     found["shared_memory_mib"] = round(size / 2**20, 1)
     return found
 
 
 def _kill(process: subprocess.Popen) -> int:
     """SIGKILL to the training process; 0 where none is there."""
-    for pid in sorted(fault_tools.tree(process) - {process.pid}):
+    for pid in sorted(tools.tree(process) - {process.pid}):
         try:
             if "train.py" in " ".join(psutil.Process(pid).cmdline()):
                 os.kill(pid, signal.SIGKILL)

@@ -24,7 +24,7 @@ import psutil
 
 from fcos_recipe.data.shapes import make_shapes
 from fcos_recipe.errors import UserError
-from fcos_recipe.fault_tools import (
+from fcos_recipe.faults.tools import (
     Lost,
     NotPossible,
     differences,
@@ -429,7 +429,7 @@ def main(argv: list[str] | None = None) -> int:
     work.mkdir(parents=True, exist_ok=True)
     try:
         if args.soak:
-            from fcos_recipe.soak import soak
+            from fcos_recipe.faults.soak import soak
 
             return soak(work.resolve(), args.soak, args.seed)
         return Faults(work.resolve(), args.seed, args.quick).run_all()

@@ -1,0 +1,423 @@
+"""Images with their boxes, to be looked at: `fcos dataset browse`.
+
+hotcoco's COCO.browse() needs Gradio and a server; this writes one file.
+"""
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from PIL import Image, ImageDraw
+
+from fcos_recipe.config.load import Config, display
+from fcos_recipe.data.draw import draw, outline, pen_sizes, readable, tag
+from fcos_recipe.data.index import Index
+from fcos_recipe.data.levels import REASONS, Rules
+from fcos_recipe.data.network_input import NetworkInput, Seen
+from fcos_recipe.data.reader import BadImage, read_image
+from fcos_recipe.data.sheet import PAGE_WIDTH, SHEET_WIDTH, Key, Tile, save, scaled
+from fcos_recipe.data.source import Source, add_arguments, sources
+from fcos_recipe.data.stats import SIZES, WHY, size_class
+from fcos_recipe.errors import UserError, printable
+
+ENDINGS = (".html", ".png", ".jpg", ".jpeg")
+# Okabe and Ito's colours, which colour-blind readers can tell apart; discs also grow with the level
+LEVEL_COLORS = (
+    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167), (0, 114, 178),
+)  # fmt: skip
+OWNED, LOST = (255, 255, 255), (255, 40, 40)
+
+
+@dataclass
+class Choice:
+    """What of a data set is shown.
+
+    Args:
+        classes: names; None: all.
+        size: one of `stats.SIZES`, by the box's area; None: all.
+        ids: of images, in this order; None: drawn at random.
+        limit: images of a split at most.
+        seed: of the draw.
+    """
+
+    classes: list[str] | None = None
+    size: str | None = None
+    ids: list[int] | None = None
+    limit: int = 24
+    seed: int = 0
+
+    def boxes(self, path: str, names: list[str], label: np.ndarray, box: np.ndarray) -> np.ndarray:
+        """bool [M]: which boxes are of the classes and the size.
+
+        Raises:
+            UserError: a class that the file does not have.
+        """
+        use = np.ones(len(box), bool)
+        if self.classes is not None:
+            for name in set(self.classes) - set(names):
+                near = difflib.get_close_matches(name, names)
+                have = ", ".join(near or names[:10]) or "none"
+                raise UserError(f"{path}: --classes: no class {name!r}; it has {have}")
+            use &= np.isin(label, [i for i, name in enumerate(names) if name in self.classes])
+        if self.size is not None:
+            area = (box[:, 2:] - box[:, :2]).astype(np.float64).prod(axis=1)
+            use &= size_class(area) == SIZES.index(self.size)
+        return use
+
+    def rows(self, index: Index, wanted: np.ndarray) -> np.ndarray:
+        """Image rows in the order in which they are tried.
+
+        Args:
+            index: of the annotations.
+            wanted: rows that hold something to show.
+
+        Raises:
+            UserError: an id that the file does not have.
+        """
+        if self.ids is None:
+            return np.random.default_rng(self.seed).permutation(wanted)
+        place = {int(image): row for row, image in enumerate(index.image_id)}
+        if missing := [i for i in self.ids if i not in place]:
+            raise UserError(f"{index.path}: --ids: no image {', '.join(map(str, missing))}")
+        return np.array([place[i] for i in self.ids], np.int64)
+
+    @property
+    def filters(self) -> bool:
+        return self.classes is not None or self.size is not None
+
+
+@dataclass
+class Detections:
+    """Detections on the images of an index, those that score at least the threshold."""
+
+    row: np.ndarray  #: int64 [D], image row
+    label: np.ndarray  #: int64 [D], class
+    box: np.ndarray  #: float64 [D, 4], x1, y1, x2, y2 in pixels
+    score: np.ndarray  #: float64 [D]
+
+
+class _Detection(msgspec.Struct, gc=False):
+    image_id: int
+    category_id: int
+    bbox: tuple[float, float, float, float]
+    score: float
+    file_name: str | None = None
+
+
+def read_detections(path: Path, index: Index, threshold: float) -> Detections:
+    """COCO results, as `fcos infer` writes them.
+
+    It numbers images that the annotations do not have by itself; where a row has a file's name,
+    that has to fit, too.
+
+    Raises:
+        UserError: not COCO results, or none of an image and class of the annotations.
+    """
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=list[_Detection])
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path}: {error}; expected COCO results: a list of image_id, category_id, bbox, score"
+        ) from None
+    images = {int(image): row for row, image in enumerate(index.image_id)}
+    classes = {int(category): k for k, category in enumerate(index.category_id)}
+
+    def is_known(d: _Detection) -> bool:
+        if d.image_id not in images or d.category_id not in classes:
+            return False
+        name = index.file_name(images[d.image_id])
+        return d.file_name is None or os.path.basename(d.file_name) == os.path.basename(name)
+
+    known = [d for d in found if is_known(d)]
+    if found and not known:
+        raise UserError(f"{path}: no image and class of {index.path} in it; from other data?")
+    if len(known) < len(found):
+        _say(f"{path}: {len(found) - len(known)} of {len(found)} detections are of images or "
+             "classes that the annotations do not have; left out")  # fmt: skip
+    known = [d for d in known if d.score >= threshold]
+    box = np.array([d.bbox for d in known], np.float64).reshape(-1, 4)
+    box[:, 2:] += box[:, :2]
+    return Detections(
+        np.array([images[d.image_id] for d in known], np.int64),
+        np.array([classes[d.category_id] for d in known], np.int64),
+        box,
+        np.array([d.score for d in known], np.float64),
+    )
+
+
+def annotated(
+    source: Source, choice: Choice, most: int, predictions: Path | None = None,
+    threshold: float = 0.5,
+) -> Iterator[Tile]:  # fmt: skip
+    """Tiles of ground truth, with detections beside it where there are some.
+
+    Args:
+        source: needs `images`.
+        choice: what is shown.
+        most: long side of a picture, pixels.
+        predictions: COCO results.
+        threshold: lowest score that is drawn.
+    """
+    index = source.index()
+    names = index.class_names
+    use = choice.boxes(source.path, names, index.label, index.box)
+    of_box = np.repeat(np.arange(len(index)), np.diff(index.box_start))
+    wanted = np.unique(of_box[use]) if choice.filters else np.arange(len(index))
+    found = None
+    if predictions is not None:
+        found = read_detections(predictions, index, threshold)
+        use_found = choice.boxes(source.path, names, found.label, found.box)
+        if choice.filters:
+            wanted = np.union1d(wanted, found.row[use_found])
+    shown = 0
+    for row in choice.rows(index, wanted).tolist():
+        if shown == choice.limit:
+            return
+        file = index.file_name(row)
+        try:
+            image = read_image(os.path.join(source.images, file))
+        except BadImage as error:
+            _say(f"image {index.image_id[row]}: {error}; skipped")
+            continue
+        shown += 1
+        pick = slice(*index.box_start[row : row + 2].tolist())
+        mask = use[pick]
+        box, label, crowd = (a[pick][mask] for a in (index.box, index.label, index.crowd > 0))
+        picture, factor = scaled(image, most)
+        pictures = [("", draw(picture, box * factor, None, label, names, dashed=crowd))]
+        part = f"{len(box)} of {len(mask)} boxes" if len(box) < len(mask) else _boxes(len(box))
+        notes = [
+            f"image {index.image_id[row]}, {image.shape[1]}x{image.shape[0]}, {part}"
+            + (f", {crowd.sum()} of them crowds (dashed)" if crowd.any() else "")
+        ]
+        on_it = set(label.tolist())
+        if found is not None:
+            k = np.flatnonzero((found.row == row) & use_found)
+            pictures = [
+                ("ground truth", pictures[0][1]),
+                (f"predictions, score {threshold:g} and more",
+                 draw(picture, found.box[k] * factor, found.score[k], found.label[k], names,
+                      threshold)),
+            ]  # fmt: skip
+            notes[0] += f"; {len(k)} prediction" + ("" if len(k) == 1 else "s")
+            on_it |= set(found.label[k].tolist())
+        counts = np.bincount(label, minlength=len(names))
+        told = [f"{counts[c]} {names[c]}" for c in np.argsort(-counts, kind="stable") if counts[c]]
+        notes += [", ".join(told)] if told else []
+        yield Tile(file, notes, pictures, [names[c] for c in sorted(on_it)])
+
+
+def seen_by_network(
+    config: Config, source: Source, choice: Choice, most: int, epoch: int
+) -> Iterator[tuple[Tile, Seen]]:
+    """Tiles of the training's batches: see `network_input`.
+
+    Without ids, classes or size these are the first batches of the epoch, as one card gets them.
+    """
+    network = NetworkInput(config, source)
+    names = network.dataset.index.class_names
+    shown = 0
+    for batch in _batches(network, choice, epoch):
+        arrays, images = network.batch(epoch, batch)
+        for message in arrays["bad"]:
+            _say(f"{message}; skipped (training takes the next image)")
+        for seen in images:
+            if shown == choice.limit:
+                return
+            shown += 1
+            yield _tile(seen, names, source, network.reader.target.rules, most), seen
+
+
+def _batches(network: NetworkInput, choice: Choice, epoch: int) -> Iterator[list[int]]:
+    if choice.ids is None and not choice.filters:
+        yield from network.order(epoch)
+        return
+    index = network.dataset.index
+    use = choice.boxes(index.path, index.class_names, index.label, index.box)
+    if not network.dataset.load_crowd:
+        use &= index.crowd == 0
+    of_box = np.repeat(np.arange(len(index)), np.diff(index.box_start))
+    rows = choice.rows(index, np.unique(of_box[use]))
+    places = network.positions(rows)
+    if choice.ids is not None:
+        for row in rows[places < 0]:
+            _say(f"image {index.image_id[row]}: not trained on (no box, or its file is missing)")
+    places = places[places >= 0].tolist()
+    size = network.reader.batch_size
+    for first in range(0, len(places), size):
+        yield places[first : first + size]
+
+
+def _tile(seen: Seen, names: list[str], source: Source, rules: dict, most: int) -> Tile:
+    picture, factor = scaled(seen.pixels, most)
+    image = Image.fromarray(picture)
+    pen = ImageDraw.Draw(image)
+    width, size = pen_sizes(picture)[0], max(10, round(max(picture.shape) / 64))
+    lost = seen.why >= 0
+    for fill, thick, mask in (((0, 0, 0), width + 2, ~lost), (OWNED, width, ~lost)):
+        for box in seen.box[mask] * factor:  # white on black: to be seen on any ground
+            outline(pen, box + (width - thick) / 2 * np.array([1, 1, -1, -1]), fill, thick)
+    for box in seen.box[lost] * factor:
+        outline(pen, box, LOST, width + 1, dashed=True)
+    for level in range(len(rules["strides"])):
+        color, r = LEVEL_COLORS[level % len(LEVEL_COLORS)], _radius(level, rules, factor)
+        for x, y in seen.point[seen.level == level] * factor:
+            pen.ellipse([x - r, y - r, x + r, y + r], color, "black")
+    for k in np.argsort(lost, kind="stable"):  # what is lost on top
+        text, font = readable(names[seen.label[k]], int(seen.label[k]), size)
+        text, fill = (f"{text}: {REASONS[seen.why[k]]}", LOST) if lost[k] else (text, OWNED)
+        tag(pen, seen.box[k] * factor, text, fill, font)
+    height, wide = (round(v) for v in seen.inside)
+    padded = seen.pixels.shape
+    notes = [
+        f"image {seen.image_id}, {wide}x{height} padded to {padded[1]}x{padded[0]}, "
+        f"{_boxes(len(seen.box))}, {len(seen.point)} positives"
+    ]
+    counts = seen.positives.sum(axis=0).tolist()
+    if any(counts):
+        of_stride = (f"{n} of stride {s}" for s, n in zip(rules["strides"], counts) if n)
+        notes.append("positives: " + ", ".join(of_stride))
+    for reason, text in enumerate(WHY.values()):
+        if missed := int((seen.why == reason).sum()):
+            notes.append(f"{_boxes(missed)} on no location: {text}")
+    file = os.path.relpath(seen.file, source.images)
+    on_it = [names[c] for c in sorted(set(seen.label.tolist()))]
+    return Tile(file, notes, [("", np.asarray(image))], on_it, bool(lost.any()))
+
+
+def _radius(level: int, rules: dict, factor: float) -> float:
+    """Of a level's discs: neighbours on the finest level stay apart."""
+    return min(3 + 1.5 * level, max(1.5, rules["strides"][level] * factor * 0.3))
+
+
+def level_keys(rules: dict, counts: np.ndarray) -> list[Key]:
+    """The legend of positives.
+
+    Args:
+        rules: as `assign` takes them.
+        counts: int [levels], positives that are shown.
+    """
+    keys = []
+    for level, (stride, (low, high)) in enumerate(zip(rules["strides"], rules["ranges"])):
+        span = f"{max(low, 0):g} to {high:g} px" if np.isfinite(high) else f"over {low:g} px"
+        keys.append(
+            Key(f"stride {stride}, {span}: {counts[level]} positives",
+                LEVEL_COLORS[level % len(LEVEL_COLORS)], 4 + level)
+        )  # fmt: skip
+    keys.append(Key("white: box with positives"))
+    keys.append(Key("red, dashed: box on no location, not trained on"))
+    keys.append(Key("plain border right and below: padding, zero to the network"))
+    return keys
+
+
+def _boxes(count: int) -> str:
+    return f"{count} box" + ("" if count == 1 else "es")
+
+
+def _say(text: str) -> None:
+    print(printable(f"warning: {text}"), file=sys.stderr)
+
+
+_HELP = """\
+examples:
+  fcos dataset browse datasets/coco --split val --classes dog,cat --size small
+  fcos dataset browse -c my.yml --network-input --output output/seen.png
+  fcos dataset browse my.json --predictions output/infer/predictions.json
+  fcos dataset browse -c my.yml --network-input --ids 139,802 --epoch 3 -o seed=1
+
+The .html page holds everything itself: no server, nothing fetched; .png and .jpg are contact
+sheets. An image that can't be read is named and skipped. Sizes are areas of boxes as annotated:
+below 32 x 32, below 96 x 96, and above.
+--network-input shows the training batches themselves: the images after augmentation, resizing and
+padding, the boxes after all that, and the locations that are trained to find each, one colour per
+FPN level. Without --ids, --classes or --size they are the first batches of the epoch, as one card
+gets them.
+exit codes: 0 written; 2 wrong arguments, data that can't be read, or nothing to show
+"""
+
+
+def main(argv: list[str]) -> int:
+    """`fcos dataset browse`."""
+    args = _parse(argv)
+    found, config = sources(args)
+    if args.network_input and args.split is None:
+        found = found[:1]  # training comes first
+    if args.predictions and len(found) > 1:
+        found = [source for source in found if source.name == "val"]
+    ids = args.ids
+    choice = Choice(args.classes, args.size, ids, len(ids) if ids else args.limit, args.seed)
+    most = PAGE_WIDTH
+    if args.output.suffix != ".html":
+        most = int(SHEET_WIDTH * (1.5 if args.network_input else 1))
+    tiles, legend, titles = [], [], []
+    for source in found:
+        if source.images is None:
+            raise UserError(f"{source.path}: its images are not found near it; add --images DIR")
+        if args.network_input:
+            pairs = list(seen_by_network(config, source, choice, most, args.epoch))
+            rows = [tile for tile, _ in pairs]
+            if pairs:
+                counts = sum(seen.positives.sum(axis=0) for _, seen in pairs)
+                legend = level_keys(Rules.of(config).targets, counts)
+        else:
+            rows = list(annotated(source, choice, most, args.predictions, args.threshold))
+        titles.append(f"{source.name} ({display(source.path)}), {len(rows)} images")
+        tiles += rows
+    if not tiles:
+        raise UserError(f"{'; '.join(s.path for s in found)}: no image to show")
+    title = "; ".join(titles)
+    if args.network_input:
+        title = f"Network input of {title}, {display(config.path)}, epoch {args.epoch}"
+    try:
+        save(tiles, legend, title, args.output)
+    except OSError as error:
+        raise UserError(f"{error.filename or args.output}: {error.strerror or error}") from None
+    print(f"{len(tiles)} images: {args.output}")
+    return 0
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="fcos dataset browse", epilog=_HELP,
+        description="Draw boxes on images, as one page or contact sheet to look at.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add_arguments(parser)
+    add = parser.add_argument
+    add("--output", type=Path, default=Path("output", "browse.html"), metavar="FILE",
+        help=f"{', '.join(ENDINGS)} (default: %(default)s)")  # fmt: skip
+    add("--classes", type=lambda text: text.split(","), metavar="A,B", help="only these boxes")
+    add("--size", choices=SIZES, help="only these boxes")
+    add("--ids", type=_ids, metavar="1,2", help="only these images, in this order")
+    add("--limit", type=int, default=24, metavar="N",
+        help="images of each split (default: %(default)s)")  # fmt: skip
+    add("--seed", type=int, default=0, help="which images are drawn (default: %(default)s)")
+    add("--predictions", type=Path, metavar="DETS.json",
+        help="COCO results, drawn beside the ground truth (of val)")  # fmt: skip
+    add("--threshold", type=float, default=0.5, metavar="SCORE",
+        help="lowest score that is drawn (default: %(default)s)")  # fmt: skip
+    add("--network-input", action="store_true",
+        help="what training feeds to the network, with the positives of each FPN level (of "
+        "train, unless --split)")  # fmt: skip
+    add("--epoch", type=int, default=0, metavar="N",
+        help="with --network-input: whose augmentation, from 0 (default: %(default)s)")  # fmt: skip
+    args = parser.parse_args(argv)
+    if args.output.suffix.lower() not in ENDINGS:
+        parser.error(f"--output: {args.output}: choose one of {', '.join(ENDINGS)}")
+    if args.limit < 1 or args.epoch < 0 or args.seed < 0:
+        parser.error("--limit is at least 1, --epoch and --seed at least 0")
+    if args.network_input and args.predictions:
+        parser.error("--predictions are in the pixels of the files: not with --network-input")
+    return args
+
+
+def _ids(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]

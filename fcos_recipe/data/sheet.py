@@ -1,0 +1,297 @@
+"""Pictures with captions as one contact sheet, or as one page that needs nothing but itself."""
+
+import base64
+import hashlib
+import io
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from string import Template
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from fcos_recipe.data.draw import readable
+from fcos_recipe.errors import UserError, printable
+
+PAGE_WIDTH, SHEET_WIDTH, LEAST_WIDTH = 1000, 520, 480  # long side of a picture, pixels
+ACROSS = 2200  # of a sheet, pixels
+MOST_SIDE = 65_000  # what JPEG can hold
+
+
+@dataclass
+class Tile:
+    """One image of the data set."""
+
+    title: str  #: its file name
+    notes: list[str]  #: lines below
+    pictures: list[tuple[str, np.ndarray]]  #: heading and uint8 [H, W, 3], RGB
+    classes: list[str] = field(default_factory=list)  #: that are on it
+    missed: bool = False  #: worth a look: a box that training leaves out
+
+
+@dataclass
+class Key:
+    """A row of the legend: a disc of this colour and radius, or without colour a note."""
+
+    text: str
+    color: tuple[int, int, int] | None = None
+    radius: int = 5
+
+
+def scaled(image: np.ndarray, most: int) -> tuple[np.ndarray, float]:
+    """An image [H, W, 3] at a size to draw on, and by what it was scaled.
+
+    A small one is enlarged by a whole number, so that its pixels stay what they are.
+    """
+    long = max(image.shape[:2])
+    if long > most:
+        factor = most / long
+        return cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA), factor
+    factor = min(-(-min(LEAST_WIDTH, most) // long), max(most // long, 1))
+    image = np.ascontiguousarray(image.repeat(factor, axis=0).repeat(factor, axis=1))
+    return image, float(factor)
+
+
+def save(tiles: list[Tile], legend: list[Key], title: str, path: Path) -> None:
+    """Write a page (.html) or a contact sheet (.png, .jpg).
+
+    Raises:
+        UserError: another ending, or more pictures than fit a sheet.
+        OSError: the file can't be written.
+    """
+    if path.suffix == ".html":
+        text = page(tiles, legend, title)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return
+    sheet = contact_sheet(tiles, legend, title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, quality=92)
+
+
+def contact_sheet(tiles: list[Tile], legend: list[Key], title: str) -> Image.Image:
+    """All tiles in rows below title and legend."""
+    margin, line = 14, 20
+    cell = max(sum(p.shape[1] + 4 for _, p in tile.pictures) for tile in tiles)
+    columns = max(1, min(len(tiles), ACROSS // (cell + margin)))
+    rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+
+    def height(tile: Tile) -> int:
+        heading = line if any(text for text, _ in tile.pictures) else 0
+        return heading + max(p.shape[0] for _, p in tile.pictures) + line * (1 + len(tile.notes))
+
+    high = [max(map(height, row)) + margin for row in rows]
+    width = max(columns * (cell + margin) + margin, 700)
+    entries, x, y = [], margin, 3 * margin + 12
+    for key in legend:  # wrapped as words are
+        text, font = _shown(key.text, 15)
+        wide = 28 + font.getlength(text)
+        if x + wide > width - margin and x > margin:
+            x, y = margin, y + 24
+        entries.append((x, y, key, text, font))
+        x += wide + 18
+    top = y + (36 if legend else 8)
+    if top + sum(high) > MOST_SIDE:
+        raise UserError(
+            f"--limit: {len(tiles)} images make a sheet {top + sum(high)} pixels high; show fewer "
+            "or write .html"
+        )
+    sheet = Image.new("RGB", (width, top + sum(high)), "white")
+    pen = ImageDraw.Draw(sheet)
+    _text(pen, margin, margin, title, width - 2 * margin, 20, "black")
+    for x, y, key, text, font in entries:
+        if key.color:
+            middle, r = y + 10, key.radius + 2
+            pen.ellipse([x + 9 - r, middle - r, x + 9 + r, middle + r], key.color, "black")
+        pen.text((x + (24 if key.color else 0), y), text, "black", font)
+    y = top
+    for row, step in zip(rows, high):
+        for column, tile in enumerate(row):
+            left = margin + column * (cell + margin)
+            _place(sheet, pen, tile, left, y, cell, line)
+        y += step
+    return sheet
+
+
+def _place(
+    sheet: Image.Image, pen: ImageDraw.ImageDraw, tile: Tile, left: int, y: int, cell: int,
+    line: int,
+) -> None:  # fmt: skip
+    if any(text for text, _ in tile.pictures):
+        x = left
+        for text, picture in tile.pictures:
+            _text(pen, x, y, text, picture.shape[1], 14, "black")
+            x += picture.shape[1] + 4
+        y += line
+    x = left
+    for _, picture in tile.pictures:
+        sheet.paste(Image.fromarray(picture), (x, y))
+        x += picture.shape[1] + 4
+    y += max(p.shape[0] for _, p in tile.pictures) + 3
+    _text(pen, left, y, tile.title, cell, 15, "black")
+    for n, note in enumerate(tile.notes, start=1):
+        _text(pen, left, y + n * line, note, cell, 14, "#444444")
+
+
+def _text(
+    pen: ImageDraw.ImageDraw, x: int, y: int, text: str, width: int, size: int, fill: str
+) -> None:
+    """One line, cut where it is wider than `width`."""
+    text, font = _shown(text, size)
+    if font.getlength(text) > width:
+        cut = range(len(text))
+        fits = bisect_right(cut, width, key=lambda n: font.getlength(text[:n] + "..."))
+        text = text[: max(fits - 1, 0)] + "..."
+    pen.text((x, y), text, fill, font)
+
+
+def _shown(text: str, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
+    """Text without control characters, and as escapes where no font has its characters."""
+    text = " ".join(printable(text).split())
+    name, font = readable(text, 0, size)
+    return (text if name == text else text.encode("ascii", "backslashreplace").decode()), font
+
+
+def page(tiles: list[Tile], legend: list[Key], title: str) -> str:
+    """HTML with pictures, style and script inside; it asks no server for anything."""
+    names = sorted({name for tile in tiles for name in tile.classes})
+    options = "".join(f'<option value="{i}">{_safe(name)}</option>' for i, name in enumerate(names))
+    script = _SCRIPT.strip()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    rows = "".join(
+        f"<li>{_disc(key)}{_safe(key.text)}</li>" if key.color else f"<li>{_safe(key.text)}</li>"
+        for key in legend
+    )
+    width = 420 * max(len(tile.pictures) for tile in tiles)
+    missed = ""
+    if any(tile.missed for tile in tiles):
+        missed = "<label><input type=checkbox id=missed> only with a box on no location</label>"
+    return _PAGE.substitute(
+        title=_safe(title),
+        digest=digest,
+        style=Template(_STYLE.strip()).substitute(width=width),
+        width=width,
+        legend=f'<ul class="legend" aria-label="Legend">{rows}</ul>' if legend else "",
+        options=options,
+        missed=missed,
+        count=len(tiles),
+        tiles="\n".join(_figure(tile, names) for tile in tiles),
+        script=script,
+    )
+
+
+def _safe(text: str) -> str:
+    return escape(printable(text))
+
+
+def _disc(key: Key) -> str:
+    side = 2 * key.radius + 4
+    return (
+        f'<svg width="{side}" height="{side}" aria-hidden="true"><circle cx="50%" cy="50%" '
+        f'r="{key.radius}" fill="rgb{key.color}" stroke="black"/></svg>'
+    )
+
+
+def _figure(tile: Tile, names: list[str]) -> str:
+    listed = ", ".join(tile.classes) or "no box"
+    pictures = "".join(
+        f"<div>{f'<p>{_safe(text)}</p>' if text else ''}"
+        f'<img src="data:image/jpeg;base64,{_jpeg(picture)}" loading="lazy" '
+        f'width="{picture.shape[1]}" height="{picture.shape[0]}" '
+        f'alt="{_safe(f"{tile.title} {text}: {listed}")}"></div>'
+        for text, picture in tile.pictures
+    )
+    notes = "".join(f"<li>{_safe(note)}</li>" for note in tile.notes)
+    classes = " ".join(str(names.index(name)) for name in tile.classes)
+    missed = " data-missed" if tile.missed else ""
+    return (
+        f'<figure data-classes="{classes}"{missed}><div class="pictures">{pictures}</div>'
+        f"<figcaption><b>{_safe(tile.title)}</b><ul>{notes}</ul></figcaption></figure>"
+    )
+
+
+def _jpeg(picture: np.ndarray) -> str:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=88)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+_PAGE = Template("""\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; \
+style-src 'unsafe-inline'; script-src 'sha256-$digest'">
+<title>$title</title>
+<style>
+$style
+</style>
+</head>
+<body>
+<header>
+<h1>$title</h1>
+$legend
+<form hidden>
+<label>class <select id="class"><option value="">all</option>$options</select></label>
+<label>width <input type="range" id="width" min="200" max="1400" value="$width" step="20"></label>
+$missed
+<output>$count of $count images</output>
+</form>
+</header>
+<main>
+$tiles
+</main>
+<script>$script</script>
+</body>
+</html>
+""")
+
+_STYLE = """
+:root { color-scheme: light dark; --width: ${width}px; --line: #8886; }
+* { box-sizing: border-box; }
+body { margin: 0; font: 15px/1.4 system-ui, sans-serif; background: Canvas; color: CanvasText; }
+header { padding: 12px 16px; border-bottom: 1px solid var(--line); }
+h1 { font-size: 1.15rem; margin: 0 0 8px; overflow-wrap: anywhere; }
+ul { list-style: none; margin: 0; padding: 0; }
+.legend { display: flex; flex-wrap: wrap; gap: 2px 18px; margin-bottom: 8px; }
+.legend svg { vertical-align: middle; margin-right: 6px; }
+form { display: flex; flex-wrap: wrap; gap: 6px 20px; align-items: center; }
+form[hidden] { display: none; }
+select, input { font: inherit; max-width: 60vw; vertical-align: middle; }
+main { display: grid; gap: 16px; padding: 16px; align-items: start;
+  grid-template-columns: repeat(auto-fill, minmax(min(var(--width), 100%), 1fr)); }
+figure { margin: 0; border: 1px solid var(--line); border-radius: 6px; overflow: hidden;
+  min-width: 0; }
+figure[hidden] { display: none; }
+.pictures { display: flex; gap: 2px; }
+.pictures > div { flex: 1 1 0; min-width: 0; }
+.pictures p { margin: 4px 8px; font-size: 0.85rem; }
+img { display: block; width: 100%; height: auto; }
+figcaption { padding: 8px 10px; overflow-wrap: anywhere; }
+figcaption ul { font-size: 0.85rem; opacity: 0.85; }
+@media (max-width: 600px) { main { padding: 8px; } .pictures { flex-direction: column; } }
+"""
+
+_SCRIPT = """
+const form = document.querySelector("form"), figures = [...document.querySelectorAll("figure")];
+const missed = document.getElementById("missed"), chosen = document.getElementById("class");
+form.hidden = false;
+form.addEventListener("submit", (event) => event.preventDefault());
+form.addEventListener("input", () => {
+  document.documentElement.style.setProperty("--width",
+    document.getElementById("width").value + "px");
+  let shown = 0;
+  for (const figure of figures) {
+    const classes = figure.dataset.classes.split(" ");
+    figure.hidden = (chosen.value !== "" && !classes.includes(chosen.value)) ||
+      (missed !== null && missed.checked && !("missed" in figure.dataset));
+    shown += !figure.hidden;
+  }
+  form.querySelector("output").value = `${shown} of ${figures.length} images`;
+});
+"""

@@ -1,0 +1,284 @@
+"""A run's metrics and pictures for VisualDL, TensorBoard, Weights & Biases and as CSV.
+
+All are sinks of `RunDir`: they see the records of metrics.jsonl, and one that fails is dropped with
+a line. None of the packages is needed for training, and none is installed by this project.
+"""
+
+import csv
+import json
+import logging
+import netrc
+import os
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from secrets import token_hex
+from urllib.parse import urlparse
+
+import numpy as np
+
+from fcos_recipe.config.schema import LOGGERS
+from fcos_recipe.errors import UserError, without_secrets
+
+log = logging.getLogger("fcos")
+THRESHOLD = 0.3  #: detections that score less are not drawn
+LONGEST = 640  #: pixels of a drawn picture's longer side
+_PACKAGES = {"visualdl": "visualdl", "tensorboard": "tensorboardX", "wandb": "wandb", "csv": "csv"}
+
+
+def chosen(names: list[str], data: dict) -> list[str]:
+    """The loggers of a run.
+
+    Args:
+        names: asked for on the command line.
+        data: of the resolved config: `loggers` and PaddleDetection's `use_vdl`.
+
+    Raises:
+        UserError: the package of one is missing; the line says how to install it.
+    """
+    vdl = ["visualdl"] if data["use_vdl"] else []
+    found = list(dict.fromkeys([*data["loggers"], *names, *vdl]))
+    for name in found:
+        if find_spec(_PACKAGES[name]) is None:
+            more = " tensorboard" if name == "tensorboard" else ""  # the program that shows it
+            raise UserError(
+                f"loggers: {name}: the package {_PACKAGES[name]} is missing; run: pip install "
+                f"{_PACKAGES[name]}{more}; or leave it out, metrics.jsonl is written anyway"
+            )
+    return found
+
+
+def attach(run, names: list[str], config, vdl_folder: str | None = None) -> None:
+    """Let a run's records also go to these loggers.
+
+    Args:
+        run: the RunDir. What a logger writes is below it.
+        names: from `chosen`.
+        config: the run's resolved Config.
+        vdl_folder: in place of RUN_DIR/vdl.
+    """
+    vdl = Path(vdl_folder or config.data.get("vdl_log_dir") or run.path / "vdl")
+    make = {
+        "visualdl": lambda: VisualDL(vdl),
+        "tensorboard": lambda: TensorBoard(run.path / "tensorboard"),
+        "wandb": lambda: WandB(run.path, config),
+        "csv": lambda: Csv(run.path / "csv", run.path / "metrics.jsonl"),
+    }
+    for name in LOGGERS:
+        if name in names:
+            run.add_sink(make[name]())
+
+
+def numbers(record: dict) -> dict[str, float]:
+    """What of a record is drawn: "train/loss" and the like -> value."""
+    return {
+        f"{record['kind']}/{name}": value
+        for name, value in record.items()
+        if isinstance(value, int | float) and name not in ("time", "step", "epoch")
+    }
+
+
+def pictures(metric, dataset, count: int) -> Iterator[tuple[str, np.ndarray]]:
+    """The first images of an evaluation with what was found on them.
+
+    Args:
+        metric: `CocoMetric` after the evaluation.
+        dataset: the evaluation's.
+        count: how many images.
+
+    Yields:
+        (image id, uint8 [H, W, 3] RGB, at most `LONGEST` pixels wide and high).
+    """
+    import cv2
+
+    from fcos_recipe.data.draw import draw
+    from fcos_recipe.data.reader import read_image
+
+    found = metric.detections()
+    ids = list(metric.category_ids)
+    names = [metric.categories[i] for i in ids]
+    for k in range(min(count, len(dataset))):
+        info = dataset.image_info(k)
+        image = read_image(info["im_file"])
+        scale = min(1.0, LONGEST / max(image.shape))
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        rows = found["image_id"] == info["im_id"]
+        boxes = found["bbox"][rows] * scale
+        boxes[:, 2:] += boxes[:, :2]
+        labels = np.array([ids.index(i) for i in found["category_id"][rows]], int)
+        yield (
+            str(info["im_id"]),
+            draw(image, boxes, found["score"][rows], labels, names, THRESHOLD),
+        )
+
+
+class VisualDL:
+    """Numbers and pictures in a folder for `visualdl --logdir`."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._writer = folder, None
+
+    def __str__(self) -> str:
+        return "visualdl"
+
+    def _open(self):
+        if self._writer is None:
+            from visualdl import LogWriter
+
+            self._writer = LogWriter(str(self._folder))
+        return self._writer
+
+    def __call__(self, record: dict) -> None:
+        for name, value in numbers(record).items():
+            self._open().add_scalar(name, value, record["step"])
+
+    def show(self, step: int, images: list[tuple[str, np.ndarray]]) -> None:
+        for name, image in images:
+            self._open().add_image(f"eval/{name}", image, step)
+
+    def close(self) -> None:
+        if self._writer:
+            self._writer.close()
+
+
+class TensorBoard:
+    """The same for `tensorboard --logdir`. tensorboardX writes: it needs neither torch nor grpc."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._writer, self._files = folder, None, 0
+
+    def __str__(self) -> str:
+        return "tensorboard"
+
+    def _open(self, step: int):
+        if self._writer is None:
+            from tensorboardX import SummaryWriter
+
+            # steps from here on hide those of a run that is repeated from a checkpoint
+            self._files += 1  # its names differ by the second only
+            self._writer = SummaryWriter(
+                str(self._folder), purge_step=step, filename_suffix=f".{self._files}"
+            )
+        return self._writer
+
+    def __call__(self, record: dict) -> None:
+        for name, value in numbers(record).items():
+            self._open(record["step"]).add_scalar(name, value, record["step"])
+        self._writer.flush()
+
+    def show(self, step: int, images: list[tuple[str, np.ndarray]]) -> None:
+        for name, image in images:
+            self._open(step).add_image(f"eval/{name}", image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        if self._writer:
+            self._writer.close()
+            self._writer = None
+
+    forget = close  # what comes next is of an earlier step: a new file
+
+
+class WandB:
+    """The same for Weights & Biases; WANDB_* variables are the user's.
+
+    Without credentials, and with WANDB_MODE=offline, it writes to RUN_DIR/wandb and connects to
+    nothing. Neither the command line nor the environment, the console or the source goes along,
+    as they may hold secrets; the config goes without those in its URLs.
+    """
+
+    def __init__(self, folder: Path, config):
+        self._folder, self._config, self._run = folder, config, None
+
+    def __str__(self) -> str:
+        return "wandb"
+
+    def _open(self):
+        if self._run is None:
+            import wandb
+
+            config = json.loads(without_secrets(json.dumps(self._config.data, default=str)))
+            note = self._folder / "wandb" / "run_id"  # a resumed run goes on with its curves
+            note.parent.mkdir(exist_ok=True)
+            if not note.is_file():
+                note.write_text(token_hex(4) + "\n")
+            quiet = dict(
+                console="off", silent=True, disable_git=True, disable_code=True, save_code=False,
+                x_disable_meta=True, x_disable_stats=True, x_save_requirements=False,
+                init_timeout=30,
+            )  # fmt: skip
+            if "finish_timeout" in wandb.Settings.model_fields:  # newer than the others
+                quiet.update(finish_timeout=300, finish_timeout_raises=False)
+            mode = os.environ.get("WANDB_MODE") or (None if _credentials() else "offline")
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "fcos"), name=self._folder.name,
+                dir=str(self._folder), config=config, id=note.read_text().strip(),
+                resume="allow", mode=mode,
+                settings=wandb.Settings(**quiet),
+            )  # fmt: skip
+            self._run.define_metric("*", step_metric="step")
+            offline = f"offline; upload with: wandb sync {Path(self._run.dir).parent}"
+            log.info("wandb: %s", without_secrets(self._run.url or offline))
+        return self._run
+
+    def __call__(self, record: dict) -> None:
+        self._open().log({**numbers(record), "step": record["step"]})
+
+    def show(self, step: int, images: list[tuple[str, np.ndarray]]) -> None:
+        from wandb import Image
+
+        drawn = [Image(image, caption=name) for name, image in images]
+        self._open().log({"eval/detections": drawn, "step": step})
+
+    def close(self) -> None:
+        if self._run:
+            self._run.finish()
+
+
+def _credentials() -> bool:
+    """Whether Weights & Biases would find a key without asking for one."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return host in netrc.netrc(os.environ.get("NETRC")).hosts
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+class Csv:
+    """train.csv and eval.csv: a column per number of the first record of each kind.
+
+    Args:
+        folder: where to.
+        metrics: the run's metrics.jsonl, from which both are written anew at the first record and
+            after steps were taken back.
+    """
+
+    def __init__(self, folder: Path, metrics: Path):
+        self._folder, self._metrics = folder, metrics
+        self._columns: dict[str, list[str]] = {}
+
+    def __str__(self) -> str:
+        return "csv"
+
+    def __call__(self, record: dict) -> None:
+        if self._columns:
+            return self._append(record)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for old in self._folder.glob("*.csv"):
+            old.unlink()
+        for line in self._metrics.read_text(encoding="utf-8").splitlines():
+            self._append(json.loads(line))  # the present record is the last of them
+
+    def _append(self, record: dict) -> None:
+        kind = record["kind"]
+        new = kind not in self._columns
+        columns = self._columns.setdefault(kind, [key for key in record if key != "kind"])
+        with open(self._folder / f"{kind}.csv", "a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(columns)
+            writer.writerow([record.get(name, "") for name in columns])
+
+    def forget(self) -> None:
+        self._columns.clear()

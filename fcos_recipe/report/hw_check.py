@@ -1,0 +1,369 @@
+"""scripts/hw_check.sh: what a machine with cards does with this recipe, as one JSON to send in.
+
+Drawn images of 800x1333 stand for COCO, so that nothing but the recipe is needed. Each step is a
+command of its own with a time limit; one that fails or takes too long is noted, and the rest goes
+on. `--quick` runs the same steps on small images, which is how they are tested without cards.
+"""
+
+import argparse
+import json
+import math
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from fcos_recipe import __version__
+from fcos_recipe.config.schema import ROOT
+from fcos_recipe.errors import UserError, printable
+from fcos_recipe.runtime import device, exit_codes
+
+HEADLINE = ROOT / "configs" / "fcos" / "fcos_r50_fpn_1x_coco.yml"
+BACKBONE = "ResNet50_cos_pretrained"
+OK, FAILED, TIMEOUT, SKIPPED = "ok", "failed", "timeout", "skipped"
+TAIL = 15  # lines of a failed step's output that go into the JSON
+RESERVE = 420  # seconds kept for evaluation, export and resume while cards train
+GRACE = 60  # seconds for a run that is asked to stop: it may be saving
+_EXAMPLE = """\
+examples:
+  bash scripts/hw_check.sh                   # all cards there are, 30 minutes at most
+  DEVICE=cpu bash scripts/hw_check.sh --quick
+exit codes: 0 all steps done or skipped with a reason, 1 some failed, 2 bad input
+Send output/hw_check/hw_check.json with an issue of the kind "A result on your hardware".
+"""
+
+
+class Check:
+    """Runs commands one after the other and keeps what became of them.
+
+    Args:
+        folder: gets the logs of the commands and hw_check.json.
+        seconds: for all of it; steps that come later are skipped.
+        facts: top level of the JSON.
+    """
+
+    def __init__(self, folder: Path, seconds: float, facts: dict):
+        self.folder, self.facts, self.steps = folder, facts, []
+        self._end = time.monotonic() + seconds
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+
+    def skip(self, name: str, reason: str) -> None:
+        """Note a step that is left out."""
+        self._keep({"name": name, "status": SKIPPED, "reason": reason})
+
+    def run(
+        self,
+        name: str,
+        command: list[str],
+        limit: float,
+        read: Callable[[str], dict] = lambda _: {},
+        good: tuple[int, ...] = (0,),
+        reserve: float = 0,
+    ) -> bool:
+        """Run one command to its end or its limit.
+
+        Args:
+            name: of the step.
+            command: without the interpreter.
+            limit: seconds.
+            read: the command's output -> figures for the JSON; a failure of it is the step's.
+            good: exit codes of success.
+            reserve: seconds of the whole check's time that are kept for later steps.
+
+        Returns:
+            whether the step succeeded.
+        """
+        left = self._end - reserve - time.monotonic()
+        if left < 10:
+            self.skip(name, "the time for the whole check is over")
+            return False
+        print(f"== {name}", flush=True)
+        start, path = time.monotonic(), self.folder / "logs" / f"{name}.log"
+        with path.open("w") as log:
+            child = subprocess.Popen(
+                [sys.executable, *command], stdin=subprocess.DEVNULL, stdout=log,
+                stderr=subprocess.STDOUT, start_new_session=True, env=device.child_environment(),
+            )  # fmt: skip
+            try:
+                code = child.wait(min(limit, left))
+            except subprocess.TimeoutExpired:
+                code = None
+            finally:
+                _end(child)
+        output = path.read_text(errors="replace")
+        step = {"name": name, "status": OK, "seconds": round(time.monotonic() - start, 1)}
+        try:
+            if code in good:
+                step.update(read(output))
+        except Exception as error:  # what a command left behind is not what it should be
+            step.update(status=FAILED, reason=f"{type(error).__name__}: {error}")
+        if code is None:
+            step.update(status=TIMEOUT, reason=f"ended after {min(limit, left):.0f} s")
+        elif code not in good:
+            step.update(status=FAILED, reason=exit_codes.describe(code))
+        if step["status"] != OK:
+            step["output"] = [printable(line) for line in output.splitlines()[-TAIL:]]
+        self._keep(step)
+        return step["status"] == OK
+
+    def _keep(self, step: dict) -> None:
+        """After each step, so that what is known survives whatever the next one does."""
+        self.steps.append(step)
+        told = {k: v for k, v in step.items() if k not in ("name", "status", "output", "findings")}
+        said = ", ".join(f"{key} {value}" for key, value in told.items())
+        print(f"{step['status']:<8}{step['name']}: {said}", flush=True)
+        self.write()
+
+    def write(self) -> None:
+        """Write hw_check.json anew."""
+        path = self.folder / "hw_check.json"
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps({**self.facts, "steps": self.steps}, indent=1) + "\n")
+        os.replace(part, path)
+
+
+def _end(child: subprocess.Popen) -> None:
+    """End a command and what it started, if it still runs."""
+    for number, wait in ((signal.SIGTERM, GRACE), (signal.SIGKILL, 10)):
+        if child.poll() is not None:
+            return
+        os.killpg(child.pid, number)
+        try:
+            child.wait(wait)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def read_training(folder: Path, steps: int, before: int = 0) -> dict:
+    """Figures of a training run.
+
+    Args:
+        folder: its run directory.
+        steps: which it had to reach.
+        before: steps of the run that it went on from.
+
+    Raises:
+        ValueError: it did not get there, or its loss is not finite.
+    """
+    from fcos_recipe.engine.throughput import throughput
+    from fcos_recipe.report.verify import read_metrics
+
+    rows = [r for r in read_metrics(folder) if r["kind"] == "train" and r["step"] > before]
+    if not rows or rows[-1]["step"] != steps:
+        raise ValueError(f"{steps} steps wanted, the last in metrics.jsonl is "
+                         f"{rows[-1]['step'] if rows else 'missing'}")  # fmt: skip
+    if not all(math.isfinite(row["loss"]) for row in rows):
+        raise ValueError("the loss is not finite")
+    return {
+        "steps": steps - before,
+        **{name: round(value, 3) for name, value in throughput(rows).items()},
+        "data_time": statistics.median(row["data_time"] for row in rows),
+        "memory_mib": max(row["memory_mib"] for row in rows),
+        "first_loss": rows[0]["loss"], "last_loss": rows[-1]["loss"],
+    }  # fmt: skip
+
+
+def draw_data(folder: Path, size: tuple[int, int], images: int, entries: int) -> None:
+    """Images to train and evaluate on.
+
+    Args:
+        folder: to make.
+        size: height and width in pixels.
+        images: how many are drawn.
+        entries: of the training annotations, repeated.json, which name the images in turns: an
+            epoch of any length without the hours of drawing one.
+    """
+    from fcos_recipe.data.shapes import make_shapes
+
+    make_shapes(folder, train=images, val=max(4, images // 4), size=size)
+    content = json.loads((folder / "annotations" / "instances_train.json").read_text())
+    boxes: dict[int, list[dict]] = {}
+    for box in content["annotations"]:
+        boxes.setdefault(box["image_id"], []).append(box)
+    many, found = [], []
+    for k in range(entries):
+        image = content["images"][k % images]
+        many.append({**image, "id": k + 1})
+        for box in boxes.get(image["id"], []):
+            found.append({**box, "id": len(found) + 1, "image_id": k + 1})
+    content.update(images=many, annotations=found)
+    (folder / "repeated.json").write_text(json.dumps(content))
+
+
+def write_config(path: Path, data: Path, size: tuple[int, int], backbone: bool, log: int) -> None:
+    """The headline's config on the drawn images.
+
+    Args:
+        path: file to write.
+        data: from `draw_data`.
+        size: of the images, height and width.
+        backbone: start from the published ImageNet weights; else from random ones, whose
+            BatchNorm must train, as frozen it would let activations grow beyond float16.
+        log: steps between two log lines.
+    """
+    data = data.resolve()
+    sections: dict = {
+        "_BASE_": [str(HEADLINE)], "num_classes": 4, "epoch": 1, "log_iter": log,
+        "snapshot_minutes": 0,
+        # a model of a few steps has to find something that an export can be compared on
+        "FCOSHead": {"nms": {"score_threshold": 0.001}},
+        "TrainDataset": {"dataset_dir": str(data), "image_dir": "train",
+                         "anno_path": "repeated.json", "allow_empty": True},
+        "EvalDataset": {"dataset_dir": str(data), "image_dir": "val",
+                        "anno_path": "annotations/instances_val.json"},
+        "TestDataset": {"dataset_dir": str(data), "anno_path": "annotations/instances_val.json"},
+    }  # fmt: skip
+    if not backbone:
+        sections["pretrain_weights"] = ""
+        sections["ResNet"] = {"freeze_norm": False, "freeze_at": -1}
+    if size != (800, 1333):
+        usual = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "is_scale": True}
+        read = [{"Decode": {}}, {"Resize": {"target_size": list(size), "keep_ratio": True}},
+                {"NormalizeImage": usual}]  # fmt: skip
+        sections["TrainReader"] = {"sample_transforms": [*read, {"RandomFlip": {}}]}
+        for part in ("EvalReader", "TestReader"):
+            sections[part] = {"sample_transforms": [*read, {"Permute": {}}]}
+    path.write_text(yaml.safe_dump(sections, sort_keys=False), encoding="utf-8")
+
+
+def counts(available: int, asked: list[int] | None) -> list[int]:
+    """How many cards to try: 1, 2, 4, 8 and all of them, or those that were asked for.
+
+    Raises:
+        UserError: more than there are.
+    """
+    if asked:
+        if not 1 <= min(asked) <= max(asked) <= available:
+            raise UserError(f"--cards {' '.join(map(str, asked))}: {available} are visible")
+        return sorted(set(asked))
+    return [n for n in (1, 2, 4, 8) if n <= available]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m fcos_recipe.report.hw_check`: see `--help`."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/hw_check.sh", epilog=_EXAMPLE, description=__doc__.split("\n\n")[0],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--output", type=Path, default=Path("output/hw_check"), metavar="DIR",
+        help="default: %(default)s")  # fmt: skip
+    add("--cards", type=int, nargs="+", metavar="N", help="default: 1 2 4 8, as many as there are")
+    add("--steps", type=int, help="of each run (default: 200; --quick: 3)")
+    add("--minutes", type=float, default=30, help="for everything (default: %(default)s)")
+    add("--quick", action="store_true", help="images of 96x128 and few steps: a try of this script")
+    args = parser.parse_args(argv)
+    asked = os.environ.get("DEVICE") or "auto"
+    if asked == "cpu" or (asked == "auto" and not device.has_card_hardware()):
+        kind, available = "cpu", 2
+    else:
+        facts = device.ask_paddle_outside()
+        kind = device.resolve(asked, facts)
+        available = len(device.visible_cards(kind, facts)) if kind != "cpu" else 2
+    if kind == "cpu" and not args.quick:
+        raise UserError("no cards here: 800x1333 would take hours on a CPU; try --quick")
+    wanted = counts(available, args.cards)
+    size, steps = ((96, 128), 3) if args.quick else ((800, 1333), 200)
+    if (args.steps is not None and args.steps < 1) or args.minutes <= 0:
+        raise UserError("--steps and --minutes must be positive")
+    steps = args.steps or steps
+    driver = device.read_driver() if kind != "cpu" else None
+    check = Check(args.output, 60 * args.minutes, {
+        "format": 1, "recipe": __version__, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "device": kind, "quick": args.quick, "image_size": size, "images_per_card": 2,
+        "cards": [card.name for card in driver.cards] if driver else [],
+        "driver": f"{driver.tool} {driver.version}, driver {driver.driver}" if driver else None,
+        "throughput": "as engine/throughput.py defines it",
+    })  # fmt: skip
+    check_all(check, kind, wanted, steps, size)
+    failed = [step["name"] for step in check.steps if step["status"] in (FAILED, TIMEOUT)]
+    print(f"\n{args.output / 'hw_check.json'}: {len(check.steps)} steps, {len(failed)} failed"
+          + (f": {', '.join(failed)}" if failed else ""))  # fmt: skip
+    return 1 if failed else 0
+
+
+def check_all(check: Check, kind: str, cards: list[int], steps: int, size: tuple[int, int]) -> None:
+    """All steps in their order.
+
+    Args:
+        check: runs and keeps them.
+        kind: "cpu", "gpu" or "iluvatar_gpu".
+        cards: numbers of cards to train on.
+        steps: of each training run.
+        size: height and width of the images.
+    """
+    folder, quick = check.folder, size != (800, 1333)
+    data, config = folder / "data", folder / "hw_check.yml"
+    tools = ROOT / "tools"
+    on = ["-o", f"device={kind}"]
+
+    def findings(output: str) -> dict:
+        found = json.loads(output[output.index("{") :])["findings"]
+        return {"findings": [f for f in found if f["level"] != "green"],
+                "green": sum(f["level"] == "green" for f in found)}  # fmt: skip
+
+    check.run("doctor", [str(tools / "doctor.py"), "--json", *["--no-comm"] * quick], 180,
+              findings, good=(0, 1))  # fmt: skip
+    backbone = not quick and check.run(
+        "weights", [str(tools / "weights.py"), "get", BACKBONE], 180,
+        lambda _: {"backbone": BACKBONE},
+    )  # fmt: skip
+    print("== drawing images", flush=True)
+    draw_data(data, size, 8 if quick else 64, 2 * steps * max(cards))
+    write_config(config, data, size, backbone, max(1, min(20, steps // 10)))
+    check.facts["backbone"] = BACKBONE if backbone else "random, BatchNorm trains"
+
+    trained = None
+    for count in cards:
+        for precision in ("fp32", "amp"):
+            name = f"train-{count}-{precision}"
+            if precision == "amp" and kind == "cpu":
+                check.skip(name, "no AMP on a CPU")
+                continue
+            run = folder / name
+            options = [f"TrainDataset.sample_num={2 * count * steps}", f"device={kind}"]
+            command = ["-m", "fcos_recipe.runtime.launch", "-c", str(config), "--gpus", str(count)]
+            command += ["--output", str(run), *(["--amp"] if precision == "amp" else [])]
+            reads = lambda _, run=run: read_training(run, steps)  # noqa: E731
+            done = check.run(name, [*command, "-o", *options], 240, reads, reserve=RESERVE)
+            if done and precision == "fp32":
+                trained = run, command, options
+    if trained is None:
+        for name in ("evaluate", "resume", "export"):
+            check.skip(name, "no run in fp32 succeeded")
+        return
+    run, command, options = trained
+    weights = ["-c", str(config), "--weights", str(run / "model_final.pdparams")]
+
+    def evaluated(_: str) -> dict:
+        result = json.loads((folder / "eval" / "eval.json").read_text())
+        return {"images": result["images"], "AP": result["stats"][0],
+                "images_per_second": round(result["images_per_second"], 3)}  # fmt: skip
+
+    arguments = ["--output", str(folder / "eval"), "--no-plots", *on]
+    check.run("evaluate", [str(tools / "eval.py"), *weights, *arguments], 240, evaluated)
+    check.run("export", [str(tools / "export_model.py"), *weights, "--output",
+              str(folder / "export"), *on], 300)  # fmt: skip
+    check.run("resume", [*command, "--resume", "auto", "-o", *options, "epoch=2"], 240,
+              lambda _: read_training(run, 2 * steps, steps))  # fmt: skip
+    environment = json.loads((run / "environment.json").read_text())
+    kept = ("packages", "python", "platform", "cpu", "cores", "git")
+    check.facts["environment"] = {key: environment.get(key) for key in kept}
+    check.write()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (UserError, OSError) as error:  # OSError: --output cannot be written
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; hw_check.json has what was done", file=sys.stderr)
+        sys.exit(exit_codes.INTERRUPTED)

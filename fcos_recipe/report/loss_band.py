@@ -1,0 +1,146 @@
+"""A warning in a run's first hour: its loss is not where the runs of this config had it.
+
+`python -m fcos_recipe.report.loss_band RUN_DIR...` makes a band of finished runs, for
+configs/results.yml.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+import yaml
+
+from fcos_recipe.errors import UserError
+from fcos_recipe.report.results import WINDOW, Band, load
+
+log = logging.getLogger("fcos")
+STEPS = (100, 500, 1000)
+# Half a band's width over the mean, at least; else twice the runs' own range. A few runs show too
+# little of their spread, and what a band is to catch (another LR, other weights) is farther off.
+LEAST = 0.2
+
+
+def watch(run, config, total_batch: int) -> None:
+    """Let a run be compared with its config's loss band, if it has one and trains as it says.
+
+    Args:
+        run: the RunDir, whose records are read.
+        config: the run's resolved Config; another setting or data set than the project's: no band.
+        total_batch: images per optimizer step.
+    """
+    from fcos_recipe.report.verify import differing
+
+    try:
+        for band in load().loss_bands:
+            if (band.config, band.total_batch) == (config.name, total_batch):
+                if not differing(config):
+                    run.add_sink(LossBand(band))
+                return
+    except UserError as error:  # results.yml is missing or wrong, which is no reason to stop
+        log.warning("warning: no loss band: %s", error)
+
+
+def mean_before(step: int, stretches: list[tuple[int, int, float]]) -> float | None:
+    """Mean loss of the `WINDOW` steps that end with `step`.
+
+    Args:
+        step: number of an optimizer step.
+        stretches: (first step - 1, last step, mean loss) of what was logged.
+
+    Returns:
+        The mean over the stretches that reach into the window, weighted by their steps in it;
+        None where they do not cover it.
+    """
+    start = step - WINDOW
+    parts = [(min(b, step) - max(a, start), loss) for a, b, loss in stretches]
+    parts = [(steps, loss) for steps, loss in parts if steps > 0]
+    if sum(steps for steps, _ in parts) < WINDOW:
+        return None
+    return sum(steps * loss for steps, loss in parts) / WINDOW
+
+
+class LossBand:
+    """Sink of `RunDir`: one warning for each step of the band at which the loss is outside."""
+
+    def __init__(self, band: Band):
+        self._band, self._due = band, sorted(band.steps)
+        self._stretches: list[tuple[int, int, float]] = []
+        self._last: int | None = None
+
+    def __str__(self) -> str:
+        return "loss band"
+
+    def __call__(self, record: dict) -> None:
+        if record["kind"] != "train":
+            return
+        step = record["step"]
+        if self._last is None and record["epoch"] == 1:  # else resumed: its first stretch is cut
+            self._last = 0 if step <= WINDOW else None
+        if self._last is not None:
+            self._stretches.append((self._last, step, record["loss"]))
+        self._last = step
+        while self._due and self._due[0] <= step:
+            due = self._due.pop(0)
+            loss = mean_before(due, self._stretches)
+            low, high = self._band.steps[due]
+            if loss is not None and not low <= loss <= high:
+                log.warning(
+                    "warning: loss %.3f around step %d; runs of %s had %.3f to %.3f there (%s). "
+                    "Data, weights or LR may not be what they should be",
+                    loss, due, self._band.config, low, high, self._band.source,
+                )  # fmt: skip
+
+    def forget(self) -> None:
+        self._stretches, self._last = [], None
+
+
+def stretches_of(records: list[dict]) -> list[tuple[int, int, float]]:
+    """(first step - 1, last step, mean loss) of each training record of a metrics.jsonl."""
+    rows = [record for record in records if record["kind"] == "train"]
+    starts = [0, *(row["step"] for row in rows)]
+    return [(start, row["step"], row["loss"]) for start, row in zip(starts, rows)]
+
+
+def band_of(losses: list[float]) -> tuple[float, float]:
+    """Lowest and highest loss that is still usual, from those of some runs at one step."""
+    middle = sum(losses) / len(losses)
+    half = max(LEAST * middle, 2 * (max(losses) - min(losses)))
+    return round(middle - half, 3), round(middle + half, 3)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the band of finished runs of one config as YAML.
+
+    Args:
+        argv: run directories.
+
+    Raises:
+        UserError: none, or runs of several configs or batches, or with changed settings.
+    """
+    from fcos_recipe.report.verify import read_metrics, read_run
+
+    folders = [Path(name) for name in (sys.argv[1:] if argv is None else argv)]
+    runs = [read_run(folder) for folder in folders]
+    if not runs or len({(run.name, run.total_batch) for run in runs}) > 1:
+        raise UserError("usage: python -m fcos_recipe.report.loss_band RUN_DIR...: of one config "
+                        "and batch")  # fmt: skip
+    if changed := [f"{f}: {run.differences[0]}" for f, run in zip(folders, runs)
+                   if run.differences]:  # fmt: skip
+        raise UserError("\n".join(changed))
+    logged = [stretches_of(read_metrics(folder)) for folder in folders]
+    steps = {}
+    for step in STEPS:
+        losses = [mean_before(step, stretches) for stretches in logged]
+        if None not in losses:
+            steps[step] = list(band_of(losses))
+    band = {"config": runs[0].name, "total_batch": runs[0].total_batch, "steps": steps}
+    print(yaml.safe_dump([{**band, "source": f"{len(runs)} runs"}], sort_keys=False), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

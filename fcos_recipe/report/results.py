@@ -1,0 +1,273 @@
+"""The figures that the README shows: `configs/results.yml`, typed, and its table.
+
+AP is COCO's box AP in percent (39.7, not 0.397) everywhere in this module.
+"""
+
+import argparse
+import datetime
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import yaml
+
+from fcos_recipe.config.schema import RESULTS
+from fcos_recipe.errors import UserError
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+WINDOW = 50  #: steps over which a loss is averaged before it is compared with a `Band`
+_EXAMPLE = """\
+examples:
+  python -m fcos_recipe.report.results                      # the table
+  python -m fcos_recipe.report.results --write README.md README_zh.md
+  python -m fcos_recipe.report.results --check README.md
+exit codes: 0 done, 1 --check found another table, 2 bad input
+"""
+# Column titles and the words of the table. Files whose name ends in _zh are Chinese.
+_WORDS = {
+    "en": {
+        "titles": ("config", "cards", "box AP", "images/s", "source", "reproduced here"),
+        True: "yes", False: "no: needs the cards",
+        "device": "{device} x {cards}", "unknown": "{cards}",
+        "cpu": "{cards} CPU process", "cpus": "{cards} CPU processes",
+        "range": "{ap:.1f} ({low:.1f} to {high:.1f}, seeds {seeds})",
+        "total": "{speed:g} in all", "card": "{speed:g} per card", "unstated": "{speed:g}",
+        "none": "not published", "minutes": "{minutes:.1f} minutes per run",
+        "brackets": " ({})", "comma": ", ",
+    },
+    "zh": {
+        "titles": ("配置", "卡数", "框 AP", "图像/秒", "来源", "本项目是否复现"),
+        True: "是", False: "否：需要加速卡", "device": "{device} x {cards}", "unknown": "{cards}",
+        "cpu": "{cards} 个 CPU 进程", "cpus": "{cards} 个 CPU 进程",
+        "range": "{ap:.1f}（{low:.1f} 至 {high:.1f}，种子 {seeds}）",
+        "total": "共 {speed:g}", "card": "单卡 {speed:g}", "unstated": "{speed:g}",
+        "none": "未公布", "minutes": "每次 {minutes:.1f} 分钟",
+        "brackets": "（{}）", "comma": "，",
+    },
+}  # fmt: skip
+
+
+class Text(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A text of a row in both languages; `str()` gives the English one.
+
+    Args:
+        en, zh: English and Chinese.
+        url: where it can be read, if anywhere.
+    """
+
+    en: str
+    zh: str
+    url: str | None = None
+
+    def __str__(self) -> str:
+        return self.en
+
+
+class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One published figure.
+
+    Args:
+        config: name of the file in configs/fcos without its ending.
+        about: what the data are, where the config's name does not say it.
+        dataset: what was evaluated on.
+        images: how many images that are.
+        device: name of the card; "cpu"; None where the publisher names none.
+        cards: processes of the run, one card each.
+        total_batch: images of one optimizer step.
+        epochs: of the run.
+        ap: box AP in percent; the mean where there are several seeds.
+        ap_by_seed: AP of each seed, in percent.
+        images_per_second: training throughput; None: not published.
+        throughput_of: images of all cards ("total") or of one ("card"); "unstated".
+        throughput_note: what is to be known about it.
+        hours: of the whole run; None: not published.
+        source: who says so.
+        machine: what it ran on.
+        date: of the run, or of its publication.
+        commit: of this project, for its own runs.
+        reproduced: this project has trained to that figure.
+        tolerance: AP points by which a run may differ and still be the same result.
+        tolerance_from: where that number comes from.
+        weights_url, weights_sha256: of the trained weights, where they are published.
+    """
+
+    config: str
+    about: Text | None = None
+    dataset: str
+    images: int
+    device: str | None = None
+    cards: int
+    total_batch: int
+    epochs: int
+    ap: float
+    ap_by_seed: dict[int, float] = {}
+    images_per_second: float | None = None
+    throughput_of: Literal["total", "card", "unstated"] = "unstated"
+    throughput_note: Text | None = None
+    hours: float | None = None
+    source: Text
+    machine: Text | None = None
+    date: datetime.date | None = None
+    commit: str | None = None
+    reproduced: bool
+    tolerance: float
+    tolerance_from: Text
+    weights_url: str | None = None
+    weights_sha256: str | None = None
+
+    @property
+    def ap_range(self) -> tuple[float, float] | None:
+        """Lowest and highest AP over the seeds; None for fewer than two."""
+        values = self.ap_by_seed.values()
+        return (min(values), max(values)) if len(values) > 1 else None
+
+
+class Band(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What loss to expect of a config.
+
+    Args:
+        config: name of the file in configs/fcos without its ending.
+        total_batch: images of one optimizer step.
+        steps: step -> (lowest, highest) mean of `loss` over the `WINDOW` steps that end there.
+        source: which runs it was taken from.
+    """
+
+    config: str
+    total_batch: int
+    steps: dict[int, tuple[float, float]]
+    source: str
+
+
+class Results(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file."""
+
+    rows: tuple[Row, ...]
+    loss_bands: tuple[Band, ...]
+
+
+@lru_cache
+def load(path: Path = RESULTS) -> Results:
+    """Read and check the file.
+
+    Raises:
+        UserError: it is missing, or a field of it is wrong.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return msgspec.convert(data, Results, strict=False)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, msgspec.ValidationError) as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def published(config_name: str) -> list[Row]:
+    """The rows of one config, in the file's order; [] where nothing is published.
+
+    Args:
+        config_name: as `Config.name`.
+    """
+    return [row for row in load().rows if row.config == config_name]
+
+
+def table(language: str = "en") -> str:
+    """All rows as a Markdown table.
+
+    Args:
+        language: "en" or "zh".
+    """
+    titles = _WORDS[language]["titles"]
+    lines = [titles, ["---"] * len(titles), *(_cells(row, language) for row in load().rows)]
+    return "".join(f"|{'|'.join(cells)}|\n" if cells[0] == "---" else f"| {' | '.join(cells)} |\n"
+                   for cells in lines)  # fmt: skip
+
+
+def _cells(row: Row, language: str) -> list[str]:
+    words = _WORDS[language]
+
+    def say(text: Text | None) -> str:
+        if text is None:
+            return ""
+        plain = getattr(text, language)
+        return f"[{plain}]({text.url})" if text.url else plain
+
+    def with_note(text: str, note: Text | None) -> str:
+        return text + (words["brackets"].format(say(note)) if note else "")
+
+    kind = "unknown" if row.device is None else "device"
+    if row.device == "cpu":
+        kind = "cpu" if row.cards == 1 else "cpus"
+    ap = f"{row.ap:.1f}"
+    if row.ap_range:
+        seeds = ", ".join(map(str, row.ap_by_seed))
+        ap = words["range"].format(ap=row.ap, low=row.ap_range[0], high=row.ap_range[1],
+                                   seeds=seeds)  # fmt: skip
+    speed = words["none"]
+    if row.images_per_second is not None:
+        speed = words[row.throughput_of].format(speed=row.images_per_second)
+    about = [say(row.source)]
+    if row.commit:  # a run of this project: what it ran on is what its figures mean
+        about += [str(row.date), say(row.machine)]
+        if row.hours:
+            about.append(words["minutes"].format(minutes=60 * row.hours))
+    return [
+        with_note(f"`{row.config}`", row.about),
+        words[kind].format(device=row.device, cards=row.cards),
+        ap,
+        with_note(speed, row.throughput_note),
+        words["comma"].join(about),
+        words[row.reproduced],
+    ]
+
+
+def insert(path: Path) -> str:
+    """A file's text with the present table between its markers.
+
+    Args:
+        path: a Markdown file; of a name that ends in _zh it gets the Chinese table.
+
+    Raises:
+        UserError: it cannot be read, or has not each marker once, on lines of their own.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {getattr(error, 'strerror', 0) or 'not UTF-8 text'}") from None
+    before, begin, rest = text.partition(f"{BEGIN}\n")
+    _, end, after = rest.partition(END)
+    if not (begin and end) or text.count(BEGIN) + text.count(END) != 2:
+        raise UserError(f"{path}: want {BEGIN} and, below it, {END}, each once on its own line")
+    return f"{before}{begin}\n{table('zh' if path.stem.endswith('_zh') else 'en')}\n{end}{after}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m fcos_recipe.report.results`: see `--help`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fcos_recipe.report.results",
+        description="The table of results, from configs/results.yml.", epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--language", choices=_WORDS, default="en", help="of the printed table")
+    add("--write", nargs="+", type=Path, default=[], metavar="FILE",
+        help=f"put the table between {BEGIN} and {END}")  # fmt: skip
+    add("--check", nargs="+", type=Path, default=[], metavar="FILE",
+        help="exit 1 if a file has another table")  # fmt: skip
+    args = parser.parse_args(argv)
+    for path in args.write:
+        text = insert(path)
+        path.write_text(text, encoding="utf-8")
+    if stale := [str(path) for path in args.check if insert(path) != path.read_text("utf-8")]:
+        print(f"{', '.join(stale)}: not the table of {RESULTS.name}; --write it", file=sys.stderr)
+        return 1
+    if not args.write and not args.check:
+        print(table(args.language), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,127 @@
+"""scripts/run_and_time.sh: prepare, train, evaluate, and one `RESULT` line with the time to train.
+
+The clock runs from the start of the training command to the end of the last evaluation: with
+imports, data workers, evaluations and saves, without the preparation (data, backbone weights), as
+benchmark suites count it.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from fcos_recipe.config import Config, load_config
+from fcos_recipe.errors import UserError, UserErrors
+from fcos_recipe.report.results import published
+from fcos_recipe.report.verify import Verdict, judge, read_metrics, read_run
+from fcos_recipe.runtime import device
+
+DEMO = "fcos_r18_fpn_demo"
+RESULT = "result.json"
+_EXAMPLE = """\
+examples:
+  bash scripts/run_and_time.sh configs/fcos/fcos_r50_fpn_1x_coco.yml
+  DEVICE=cpu bash scripts/run_and_time.sh configs/fcos/fcos_r18_fpn_demo.yml --seed 1
+Other options go to scripts/train.sh (--gpus N, -o KEY=VALUE, --seed N ...).
+The last line is RESULT with key=value pairs; RUN_DIR/result.json has the same and more.
+exit codes: 0 trained and, where a figure is published, inside its noise band, or not comparable
+with it; 1 outside; else that of the training
+"""
+
+
+def prepare(config: Config) -> None:
+    """Everything that is not training: data in place, backbone weights in the cache.
+
+    Raises:
+        UserError: data are missing; the demo's are drawn.
+    """
+    if config.name == DEMO:
+        from fcos_recipe.data.shapes import make_shapes
+
+        make_shapes(config.data["TrainDataset"]["dataset_dir"])
+    if missing := config.missing_files("TrainDataset", "EvalDataset", "pretrain_weights"):
+        raise UserErrors(missing)
+    if "://" in (config.data["pretrain_weights"] or ""):
+        from fcos_recipe.engine.zoo import cached
+
+        cached(config.data["pretrain_weights"])
+
+
+def result(folder: Path, started: float, verdict: Verdict | None) -> dict:
+    """What a finished run is worth telling.
+
+    Args:
+        folder: its directory.
+        started: when the training command began, seconds since the epoch.
+        verdict: on its AP; None where nothing is published.
+
+    Returns:
+        JSON-ready dict; times in seconds, AP in percent. `time_to_target_s` is the time to the
+        first evaluation that reached the lower end of the published band, None if none did.
+    """
+    found = verdict.found if verdict else read_run(folder, compare=False)
+    judged = [r for r in read_metrics(folder) if r["kind"] == "eval"]
+    rows = published(found.name)
+    goal = min((row.ap - row.tolerance for row in rows), default=None)
+    reached = [r["time"] for r in judged if goal is not None and 100 * r["AP"] >= goal]
+    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    return {
+        "config": found.name,
+        "AP": round(found.ap, 2),
+        "time_to_train_s": round(judged[-1]["time"] - started, 1),
+        "time_to_target_s": round(reached[0] - started, 1) if reached else None,
+        "images_per_second": round(found.speed["images_per_second"], 2),
+        "images_per_second_per_card": round(found.speed["images_per_second_per_card"], 2),
+        "ranks": environment["ranks"],
+        "device": environment["device"],
+        "total_batch": found.total_batch,
+        "epochs": found.epochs,
+        "verdict": verdict.word if verdict else "nothing published",
+        "differences": found.differences,
+        "environment": environment,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m fcos_recipe.report.run_and_time`: see `--help`."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/run_and_time.sh", epilog=_EXAMPLE, allow_abbrev=False,
+        description="Prepare, train, evaluate; tell AP, throughput and time to train.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("config", metavar="CONFIG", help="YAML file")
+    add("--output", type=Path, metavar="DIR", help="run directory (default: save_dir/CONFIG_NAME)")
+    add("-o", "--opt", nargs="*", action="extend", default=[], metavar="KEY=VALUE",
+        help="override config values")  # fmt: skip
+    args, rest = parser.parse_known_args(argv)
+    config = load_config(args.config, args.opt)
+    folder = args.output or Path(config.data["save_dir"]) / config.name
+    prepare(config)
+    command = [sys.executable, "-m", "fcos_recipe.runtime.launch", args.config, "--eval", *rest]
+    command += ["--output", str(folder), *(["-o", *args.opt] if args.opt else [])]
+    started = time.time()
+    code = subprocess.run(command, env={**os.environ, **device.child_environment()}).returncode
+    if code:
+        return code if code > 0 else 128 - code
+    verdict = judge(read_run(folder)) if published(config.name) else None
+    found = result(folder, started, verdict)
+    (folder / RESULT).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if verdict:
+        print("\n".join(verdict.lines))
+    shown = {k: v for k, v in found.items() if k not in ("environment", "differences")}
+    print("RESULT", " ".join(f"{k}={str(v).replace(' ', '_')}" for k, v in shown.items()),
+          f"run={folder}")  # fmt: skip
+    return 1 if verdict and verdict.word == "outside" else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)

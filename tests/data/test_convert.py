@@ -1,0 +1,295 @@
+"""Conversion: hotcoco's and our own files come back as they were; bad lines are named."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+from hotcoco import COCO
+from PIL import Image
+
+from fcos_recipe.cli import run
+from fcos_recipe.data.index import open_index
+
+SEED = 20
+
+
+def convert(*argv):
+    return run("dataset", ["convert", *map(str, argv)])
+
+
+def boxes(path):
+    """{file name: sorted [class, x1, y1, x2, y2]}, through the index that training reads."""
+    index = open_index(path)
+    found = {}
+    for row in range(len(index)):
+        use = slice(*index.box_start[row : row + 2].tolist())
+        found[index.file_name(row)] = sorted(
+            (index.class_names[k], *box.tolist())
+            for k, box in zip(index.label[use], index.box[use])
+        )
+    return found
+
+
+def same(found, wanted, within):
+    assert set(found) == set(wanted)
+    for name, rows in wanted.items():
+        assert len(found[name]) == len(rows)
+        left = list(found[name])
+        for label, *box in rows:
+            near = min(left, key=lambda r: (r[0] != label, np.abs(np.subtract(r[1:], box)).max()))
+            assert near[0] == label and np.abs(np.subtract(near[1:], box)).max() <= within
+            left.remove(near)
+
+
+def real(shared, name, tmp_path):
+    """An annotation file of real images without crowds, whose boxes end at their images."""
+    folder, images = {
+        "bccd": ("bccd", "val"), "coco": ("coco_mini", "val2017"),
+    }[name]  # fmt: skip
+    root = shared / "data" / folder
+    data = json.loads((root / "annotations" / f"instances_{images}.json").read_text())
+    data["annotations"] = [a for a in data["annotations"] if not a["iscrowd"]]
+    size = {i["id"]: (i["width"], i["height"]) for i in data["images"]}
+    for a in data["annotations"]:
+        x, y, w, h = a["bbox"]
+        x, y = max(x, 0), max(y, 0)
+        width, height = size[a["image_id"]]
+        a["bbox"] = [x, y, min(w, width - x), min(h, height - y)]
+    path = tmp_path / "whole.json"
+    path.write_text(json.dumps(data))
+    return path, root / images
+
+
+@pytest.mark.parametrize("name", ["bccd", "coco"])
+def test_yolo_round_trip(shared, name, tmp_path, capsys):
+    path, images = real(shared, name, tmp_path)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "images").symlink_to(images)
+    COCO(str(path)).to_yolo(str(tmp_path / "set" / "labels"))
+    shutil.move(tmp_path / "set" / "labels" / "data.yaml", tmp_path / "set" / "data.yaml")
+    out = tmp_path / "out.json"
+    assert convert("--from", "yolo", tmp_path / "set", "--images", tmp_path / "set/images",
+                   "-o", out) == 0  # fmt: skip
+    same(boxes(out), boxes(path), 0.02)  # six digits of a share of 640 pixels, and rounding
+    assert convert("--from", "yolo", tmp_path / "set", "-o", out) == 2  # never overwritten
+    assert "--force" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["bccd", "coco"])
+def test_voc_round_trip(shared, name, tmp_path):
+    path, images = real(shared, name, tmp_path)
+    COCO(str(path)).to_voc(str(tmp_path / "voc"))
+    (tmp_path / "voc" / "JPEGImages").symlink_to(images)
+    out = tmp_path / "out.json"
+    assert convert("--from", "voc", tmp_path / "voc", "-o", out) == 0
+    same(boxes(out), boxes(path), 1.01)  # VOC has whole pixels
+
+
+def test_shapes_as_yolo_by_hand(shapes, tmp_path):
+    """Nested folders, negatives without a file, a polygon, names as a mapping, a list."""
+    data = json.loads((shapes / "annotations" / "instances_train.json").read_text())
+    rng = random.Random(SEED)
+    for image in data["images"]:
+        part = rng.choice(["a/x", "b"])
+        folder = tmp_path / "images" / part
+        folder.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "labels" / part).mkdir(parents=True, exist_ok=True)
+        shutil.copy(shapes / "train" / image["file_name"], folder)
+        lines = []
+        for a in data["annotations"]:
+            if a["image_id"] == image["id"]:
+                x, y, w, h = (v / s for v, s in zip(a["bbox"], [128, 96] * 2))
+                if rng.random() < 0.5:
+                    corners = [x, y, x + w, y, x + w, y + h, x, y + h]
+                    lines.append(f"{a['category_id'] - 1} " + " ".join(map(repr, corners)))
+                else:
+                    lines.append(f"{a['category_id'] - 1} {x + w / 2} {y + h / 2} {w} {h}")
+        image["file_name"] = f"{part}/{image['file_name']}"
+        if lines:
+            label = (tmp_path / "labels" / image["file_name"]).with_suffix(".txt")
+            label.write_text("\n".join(lines) + "\n\n")
+    names = "".join(f"  {c['id'] - 1}: {c['name']}\n" for c in data["categories"])
+    (tmp_path / "data.yaml").write_text(f"path: .\ntrain: [images/a, images/b]\nnames:\n{names}")
+    path, out = tmp_path / "whole.json", tmp_path / "new" / "out.json"
+    path.write_text(json.dumps(data))
+    assert convert("--from", "yolo", tmp_path / "data.yaml", "-o", out) == 0
+    same(boxes(out), boxes(path), 0.001)
+    written = json.loads(out.read_text())
+    assert any("segmentation" in a for a in written["annotations"])
+    assert {(i["height"], i["width"]) for i in written["images"]} == {(96, 128)}
+    (tmp_path / "list.txt").write_text("images/" + data["images"][3]["file_name"])
+    assert convert("--from", "yolo", tmp_path / "data.yaml", "--list", tmp_path / "list.txt",
+                   "--images", tmp_path / "images", "-o", out, "--force") == 0  # fmt: skip
+    assert list(boxes(out)) == [data["images"][3]["file_name"]]
+    assert convert("--from", "yolo", tmp_path / "data.yaml", "--split", "val", "-o", "x.json") == 2
+
+
+def picture(path, size=(60, 40), exif=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size).save(path, **({"exif": exif} if exif else {}))
+
+
+def test_every_bad_yolo_line_is_named(tmp_path, capsys):
+    lines = {
+        "0 0.5 0.5 0.2 0.2": None, "": None, "1 .5 .5 1.0005 1": None,
+        "0 0.5 0.5 0.2": "4 fields", "0 0.5 0.5 0.2 0.2 0.9": "6 fields",
+        "2 0.5 0.5 0.2 0.2": "not among the 2 names", "-1 0.5 0.5 0.2 0.2": "not among",
+        "0.5 0.5 0.5 0.2 0.2": "not among", "0 nan 0.5 0.2 0.2": "not shares",
+        "0 0.5 0.5 0.2 inf": "not shares", "0 30 20 10 10": "not shares",
+        "0 0.5 0.5 0 0.2": "no width", "0 0.5 0.5 a 0.2": "'a' is not a number",
+    }  # fmt: skip
+    picture(tmp_path / "a.jpg")
+    picture(tmp_path / "b.jpg")
+    (tmp_path / "b.jpg").write_bytes(b"none")
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    out = tmp_path / "out.json"
+    argv = ["--from", "yolo", tmp_path, "--classes", "cat,dog", "-o", out]
+    assert convert(*argv) == 2 and not out.exists()
+    errors = capsys.readouterr().err
+    for number, message in enumerate(lines.values(), start=1):
+        told = [line for line in errors.splitlines() if f"a.txt:{number}:" in line]
+        assert len(told) == (message is not None)
+        assert not told or message in told[0]
+    assert "b.jpg: missing, or not an image" in errors and "--skip-bad" in errors
+    assert convert(*argv, "--skip-bad") == 0
+    assert len(json.loads(out.read_text())["annotations"]) == 2
+    assert "a.txt:4" in capsys.readouterr().out
+
+
+VOC = """<annotation><filename>{file}</filename>
+<size><width>60</width><height>40</height><depth>3</depth></size>
+{objects}
+</annotation>"""
+OBJECT = """<object><name>{0}</name><difficult>{5}</difficult>
+<bndbox><xmin>{1}</xmin><ymin>{2}</ymin><xmax>{3}</xmax><ymax>{4}</ymax></bndbox>
+<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>
+</object>"""
+
+
+def voc(folder, name, objects, file=None):
+    picture(folder / "JPEGImages" / f"{name}.jpg")
+    (folder / "Annotations").mkdir(exist_ok=True)
+    parts = "\n".join(OBJECT.format(*row) for row in objects)
+    text = VOC.format(file=file or f"{name}.jpg", objects=parts)
+    (folder / "Annotations" / f"{name}.xml").write_text(text)
+
+
+def test_voc_by_hand(tmp_path, capsys):
+    voc(tmp_path, "a", [("dog", 1, 1, 60, 40, 0), ("cat", 3, 4, 10, 12, 1)], file="C:\\x\\a.jpg")
+    voc(tmp_path, "b", [], file="renamed.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn: 40 wide, 60 high, as training sees it
+    picture(tmp_path / "JPEGImages" / "b.jpg", exif=exif)
+    out = tmp_path / "out.json"
+    assert convert("--from", "voc", tmp_path, "-o", out) == 0
+    data = json.loads(out.read_text())
+    assert [c["name"] for c in data["categories"]] == ["cat", "dog"]
+    assert [(a["category_id"], a["bbox"], a["iscrowd"]) for a in data["annotations"]] == [
+        (2, [0, 0, 60, 40], 0), (1, [2, 3, 8, 9], 1),
+    ]  # fmt: skip
+    assert [(i["file_name"], i["width"], i["height"]) for i in data["images"]] == [
+        ("a.jpg", 60, 40), ("b.jpg", 40, 60),
+    ]  # fmt: skip
+    assert "1 XML files tell another size" in capsys.readouterr().out
+    # one coordinate below 1: all count from 0
+    voc(tmp_path, "c", [("dog", 0, 5, 20, 30, 0)])
+    (tmp_path / "list.txt").write_text("a  1\nc -1\n")
+    assert convert("--from", "voc", tmp_path, "-o", out, "--list", "list.txt", "--force") == 0
+    boxes = [a["bbox"] for a in json.loads(out.read_text())["annotations"]]
+    assert boxes == [[1, 1, 59, 39], [3, 4, 7, 8], [0, 5, 20, 25]]
+
+
+def test_bad_voc_is_named(tmp_path, capsys):
+    voc(tmp_path, "a", [("dog", 1, 1, 9, 9, 0), ("dog", 9, 1, 2, 9, 0), ("dog", "x", 1, 2, 9, 0),
+                        ("cow", 1, 1, 9, 9, 0), ("dog", 70, 1, 90, 9, 0)])  # fmt: skip
+    folder = tmp_path / "Annotations"
+    bomb = '<!DOCTYPE a [<!ENTITY e "x">]><annotation>&e;</annotation>'
+    (folder / "bomb.xml").write_text(bomb)
+    (folder / "cut.xml").write_text("<annotation>\n<object>")
+    (folder / "z.xml").write_text(VOC.format(file="a.jpg", objects=""))
+    argv = ["--from", "voc", tmp_path, "-o", tmp_path / "o.json", "--classes", "dog"]
+    assert convert(*argv) == 2
+    errors = capsys.readouterr().err
+    wanted = [
+        "bomb.xml:1: <!DOCTYPE>", "cut.xml:2: not XML", "a.xml:7: box [8.0, 0.0, 2.0, 9.0]: no w",
+        "a.xml:11: 'x' is not a number", "a.xml:15: class 'cow'", "a.xml:19: box [69.0",
+        "z.xml: its image",
+    ]  # fmt: skip
+    for text in wanted:
+        assert text in errors, (text, errors)
+    assert len(errors.splitlines()) == len(wanted) + 1
+    assert convert(*argv, "--skip-bad") == 0
+    assert len(json.loads((tmp_path / "o.json").read_text())["annotations"]) == 1
+
+
+def test_incomplete_coco(tmp_path, capsys):
+    picture(tmp_path / "images" / "a.jpg")
+    data = {
+        "info": {"x": 1}, "licenses": [],
+        "images": [{"id": "first", "file_name": "a.jpg", "mine": [1]}],
+        "annotations": [
+            {"image_id": "first", "category_id": "k", "bbox": [1, 2, 3, 4], "iscrowd": True},
+            {"image_id": "first", "category_id": "k", "segmentation": [[1, 2, 9, 2, 9, 8]]},
+        ],
+        "categories": [{"id": "k", "name": "dog", "supercategory": "animal"}],
+    }  # fmt: skip
+    source, out = tmp_path / "in.json", tmp_path / "out.json"
+    source.write_text(json.dumps(data))
+    assert convert("--from", "coco", source, "-o", out) == 0
+    new = json.loads(out.read_text())
+    assert new["info"] == {"x": 1}
+    assert new["images"] == [
+        {"id": 1, "file_name": "a.jpg", "mine": [1], "height": 40, "width": 60}
+    ]  # fmt: skip
+    assert new["categories"] == [{"id": 1, "name": "dog", "supercategory": "animal"}]
+    first, second = new["annotations"]
+    assert first == {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "area": 12,
+                     "iscrowd": 1}  # fmt: skip
+    assert second["bbox"] == [1, 2, 8, 6] and second["segmentation"] == [[1, 2, 9, 2, 9, 8]]
+    assert "2 areas were missing" in capsys.readouterr().out
+    for change, message in [
+        ({"bbox": [1, 2, 0, 4]}, "annotations[0]: bbox [1.0, 2.0, 0.0, 4.0]: no width"),
+        ({"bbox": [1, 2, float("inf"), 4]}, ""), ({"bbox": "x"}, "annotations[0]: bbox: not four"),
+        ({"image_id": 9}, "annotations[0]: image_id 9: no such image"),
+        ({"category_id": None}, "annotations[0]: category_id None: no such category"),
+    ]:  # fmt: skip
+        source.write_text(json.dumps({**data, "annotations": [data["annotations"][0] | change]}))
+        assert convert("--from", "coco", source, "-o", out, "--force") == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["voc", "yolo", "coco"])
+def test_mangled_input_never_ends_in_a_traceback(kind, tmp_path, capsys):
+    """300 seeded changes to the files: converted or refused, with a line."""
+    rng = random.Random(SEED)
+    voc(tmp_path, "a", [("dog", 1, 1, 9, 9, 0)])
+    (tmp_path / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    shutil.copy(tmp_path / "JPEGImages" / "a.jpg", tmp_path)
+    (tmp_path / "data.yaml").write_text("names: [dog, cat]\ntrain: .\n")
+    out = tmp_path / "out.json"
+    assert convert("--from", "voc", tmp_path, "-o", out) == 0
+    (tmp_path / "in.json").write_text(out.read_text())
+    files = {"voc": ["Annotations/a.xml"], "yolo": ["a.txt", "data.yaml"], "coco": ["in.json"]}
+    files = files[kind]
+    source = tmp_path / "in.json" if kind == "coco" else tmp_path
+    whole = {name: (tmp_path / name).read_bytes() for name in files}
+    codes = set()
+    for _ in range(300):
+        name = rng.choice(files)
+        data = bytearray(whole[name])
+        for _ in range(rng.randint(1, 4)):
+            at = rng.randrange(len(data))
+            data[at : at + rng.randint(0, 3)] = rng.choice(
+                [b"", b"<", b'"', b"[", b"\xff", b"-", b"9", b"nan", b"null", b"{}", b"\n", b"&x;"]
+            )
+        (tmp_path / name).write_bytes(data)
+        code = convert("--from", kind, source, "-o", out, "--force")
+        captured = capsys.readouterr()
+        assert code in (0, 2) and bool(captured.err) >= (code == 2), bytes(data)
+        if code == 0:
+            open_index(out)
+        codes.add(code)
+        (tmp_path / name).write_bytes(whole[name])
+    assert codes == {0, 2}
