@@ -89,6 +89,8 @@ class _Checker:
                 continue
             elif name not in self.components:
                 self.unknown(node, name, known)
+            elif node.value is None and name == "EvalDataset":
+                continue  # no data to judge on: --eval says so
             elif not isinstance(node.value, dict):
                 self.error(node, name, f"expected a mapping of arguments, found {node.plain()!r}")
             elif name in DATASETS:

@@ -1,4 +1,4 @@
-"""`fcos config print|validate|diff|keys`."""
+"""`fcos config print|validate|diff|keys|new`."""
 
 import argparse
 from collections.abc import Iterator
@@ -15,7 +15,15 @@ examples:
   fcos config validate                          # every YAML of the project
   fcos config validate my.yml --strict --files
   fcos config keys
+  fcos config new --data /data/cells -o cells.yml   # for a folder in COCO format
   fcos config diff configs/fcos/fcos_r50_fpn_1x_coco.yml configs/fcos/fcos_r50_fpn_iou_1x_coco.yml
+"""
+
+_NEW = """\
+examples:
+  fcos config new --data /data/cells -o cells.yml
+  fcos config new --data /data/cells --train all.json --val none --images /pictures -o cells.yml
+  fcos config new --data /data/cells --base fcos_r18_fpn_bccd --cards 2 -o small.yml
 """
 
 
@@ -40,7 +48,14 @@ def main(argv: list[str]) -> int:
                          help="what PaddleDetection silently ignores is an error")  # fmt: skip
     keys = commands.add_parser("keys", help="the recipe's keys: type, default, meaning")
     keys.add_argument("--markdown", action="store_true", help="as docs/configuration.md has them")
+    create = commands.add_parser("new", help="write a short config for your own data", epilog=_NEW,
+                                 formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    from fcos_recipe.config.new import add_arguments, new
+
+    add_arguments(create)
     args = parser.parse_args(argv)
+    if args.command == "new":
+        return new(args)
     if args.command == "keys":
         print(reference.markdown() if args.markdown else "\n".join(reference.lines()))
         return 0

@@ -128,14 +128,21 @@ class Config:
         found = []
         for name in sections or FILE_KEYS:
             section = self.data.get(name)
+            if sections and section is None and name.endswith("Dataset"):
+                found.append(
+                    f"{self.origin(name)}: {name}: null, no data to evaluate on; leave --eval out, "
+                    f"or give {name} an image_dir and an anno_path"
+                )
             if isinstance(section, dict):
-                folder = Path(section.get("dataset_dir") or "")
-                keys = [key for key in ("image_dir", "anno_path") if section.get(key)]
-                named = {f"{name}.{key}": folder / section[key] for key in keys}
+                named = [
+                    (f"{name}.{key}", Path(path))
+                    for key in ("image_dir", "anno_path")
+                    for path in data_paths(section, key)
+                ]
             else:
                 local = section and "://" not in section
-                named = {name: Path(section).expanduser()} if local else {}
-            for key, path in named.items():
+                named = [(name, Path(section).expanduser())] if local else []
+            for key, path in named:
                 if not path.exists() and not path.with_name(path.name + ".pdparams").exists():
                     remedy = f"set {name}.dataset_dir to your data's folder"
                     if "2017" in path.name:
@@ -202,6 +209,13 @@ def plain_values(text: str, file: str) -> dict[str, Any]:
     if reader.errors or not isinstance(tree.value, dict):
         raise UserErrors(reader.errors or [f"{file}: not a config"])
     return tree.plain()
+
+
+def data_paths(section: dict[str, Any], key: str) -> list[str]:
+    """Paths below `dataset_dir` that `image_dir` or `anno_path` names: one, a list, or none."""
+    given = section.get(key) or []
+    root = section.get("dataset_dir") or ""
+    return [os.path.join(root, path) for path in (given if isinstance(given, list) else [given])]
 
 
 def merge(base: Node, top: Node) -> None:

@@ -100,7 +100,7 @@ RECIPE: dict[str, Any] = {
         "save": Key(NUMBER, 0, WATCH + "automatic"),
     },
     "worker_num": Key((int, "auto"), "auto", "reader processes per card", True),
-    "max_bad_images": Key(int, 10, "unreadable images that are skipped before the run stops"),
+    "max_bad_images": Key(int, 10, "unreadable images that each card skips before the run stops"),
     "pretrain_weights": Key((str, type(None)), "", "file or URL to start from; '': scratch", True),
     "weights": Key((str, type(None)), "", "file that eval and infer take by default", True),
     "save_dir": Key(str, "output", "where run directories are made", True),

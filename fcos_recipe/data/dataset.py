@@ -8,23 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from fcos_recipe.data.index import Index, open_index
+from fcos_recipe.config.load import data_paths
+from fcos_recipe.data.index import Index, concatenated, open_index
 from fcos_recipe.errors import UserError
 
 logger = logging.getLogger("fcos.data")
 
 
 class COCODataSet:
-    """Images and boxes of one COCO annotation file, in the order of stock's COCODataSet.
+    """Images and boxes of COCO annotation files, in the order of stock's COCODataSet.
 
-    Images are sorted by id; classes keep the order of the file's categories; crowds are left out
-    unless `load_crowd`; images without a box come last, and only with `allow_empty`. Nothing is
-    ever downloaded.
+    Images are sorted by id, file after file; classes keep the order of the first file's categories;
+    crowds are left out unless `load_crowd`; images without a box come last, and only with
+    `allow_empty`. Nothing is ever downloaded.
 
     Args:
         dataset_dir: root that `image_dir` and `anno_path` are relative to.
-        image_dir: directory of the images.
-        anno_path: COCO annotation file.
+        image_dir: directory of the images; a list has one for each file.
+        anno_path: COCO annotation file, or a list of them, whose classes must have the same names.
         data_fields: what a sample carries beside the image: gt_bbox, gt_class, is_crowd.
         sample_num: use only the first so many images; -1 means all.
         load_crowd: keep boxes marked `iscrowd`.
@@ -37,8 +38,8 @@ class COCODataSet:
     def __init__(
         self,
         dataset_dir: str | None = None,
-        image_dir: str | None = None,
-        anno_path: str | None = None,
+        image_dir: str | list[str] | None = None,
+        anno_path: str | list[str] | None = None,
         data_fields: list[str] = ("image",),
         sample_num: int = -1,
         load_crowd: bool = False,
@@ -50,6 +51,11 @@ class COCODataSet:
         self.dataset_dir = dataset_dir or ""
         self.image_dir = image_dir or ""
         self.anno_path = anno_path
+        section = {"dataset_dir": dataset_dir, "image_dir": image_dir, "anno_path": anno_path}
+        self.files = data_paths(section, "anno_path")
+        self.folders = data_paths(section, "image_dir") or [self.dataset_dir]
+        if len(self.folders) == 1:
+            self.folders *= len(self.files)
         self.data_fields = list(data_fields)
         self.sample_num = sample_num
         self.load_crowd = load_crowd
@@ -66,9 +72,13 @@ class COCODataSet:
     def __len__(self) -> int:
         return len(self.rows) * self.repeat
 
-    def get_anno(self) -> str | None:
-        """Path of the annotation file."""
-        return self.anno_path and os.path.join(self.dataset_dir, self.anno_path)
+    def get_anno(self) -> str | list[str] | None:
+        """Path of the annotation file; a list of them where there are several."""
+        return (self.files if len(self.files) > 1 else self.files[0]) if self.files else None
+
+    @property
+    def _source(self) -> str:
+        return " + ".join(self.files)
 
     def check_or_download_dataset(self) -> None:
         """Check that annotations and images are there.
@@ -78,10 +88,14 @@ class COCODataSet:
         """
         if not self.anno_path:
             raise UserError("COCODataSet: anno_path is not set")
-        images = os.path.join(self.dataset_dir, self.image_dir)
+        if len(self.folders) != len(self.files):
+            raise UserError(
+                f"COCODataSet: image_dir has {len(self.folders)} entries, anno_path has "
+                f"{len(self.files)}; name one directory for all files, or one for each"
+            )
         for kind, path, there in (
-            ("annotation file", self.get_anno(), os.path.isfile),
-            ("image directory", images, os.path.isdir),
+            *(("annotation file", path, os.path.isfile) for path in self.files),
+            *(("image directory", path, os.path.isdir) for path in dict.fromkeys(self.folders)),
         ):
             if not there(path):
                 raise UserError(f"{path}: {kind} not found; {self._remedy(path)}")
@@ -99,40 +113,48 @@ class COCODataSet:
         """
         if self.index is not None:
             return
-        index = open_index(self.get_anno())
+        index = self._open()
         rows = np.flatnonzero(self._present(index))
         missing = len(index) - len(rows)
         if missing:
+            folders = ", ".join(dict.fromkeys(self.folders))
             logger.warning(
-                "%s: %d of %d images are not in %s; they are left out",
-                self.get_anno(),
+                "%s: %d of %d images are not in %s; they are left out%s",
+                self._source,
                 missing,
                 len(index),
-                os.path.join(self.dataset_dir, self.image_dir),
+                folders,
+                f" ({self._remedy(folders)})" if "2017" in folders else "",
             )
         if index.counts:
             found = ", ".join(f"{count} {kind}" for kind, count in index.counts.items())
-            logger.warning("%s: left out: %s", self.get_anno(), found)
+            logger.warning("%s: left out: %s", self._source, found)
         if index.has_annotations:
             rows = self._choose(index, rows)
         elif self.sample_num > 0:
             rows = rows[: self.sample_num]
         if not len(rows):
             raise UserError(
-                f"{self.get_anno()}: no image to use: {len(index)} listed, {missing} of them "
+                f"{self._source}: no image to use: {len(index)} listed, {missing} of them "
                 f"missing, the others without a usable box"
             )
         self.index, self.rows = index, rows
-        logger.info("%s: %d of %d images in use", self.get_anno(), len(rows), len(index))
+        logger.info("%s: %d of %d images in use", self._source, len(rows), len(index))
+
+    def _open(self) -> Index:
+        if len(self.files) == 1:
+            self._root = self.folders[0]
+            return open_index(self.files[0])
+        self._root = ""
+        return concatenated([open_index(path) for path in self.files], self.folders)
 
     def _present(self, index: Index) -> np.ndarray:
         """bool [N]: the image file exists. One listing per directory, not one look-up per image."""
         names = index.file_names()
-        root = os.path.join(self.dataset_dir, self.image_dir)
         listings: dict[str, set[str]] = {}
         for folder in {os.path.dirname(name) for name in names}:
             try:
-                listings[folder] = set(os.listdir(os.path.join(root, folder) or "."))
+                listings[folder] = set(os.listdir(os.path.join(self._root, folder) or "."))
             except OSError:
                 listings[folder] = set()
         flat = listings.get("", set())
@@ -191,7 +213,7 @@ class COCODataSet:
         name = self.index.file_name(row)
         return {
             "im_id": int(self.index.image_id[row]),
-            "im_file": os.path.join(self.dataset_dir, self.image_dir, name),
+            "im_file": os.path.join(self._root, name),
             "h": height,
             "w": width,
         }

@@ -101,6 +101,98 @@ def open_index(path: str | os.PathLike) -> Index:
     return _index(path, meta, arrays)
 
 
+def concatenated(indexes: list[Index], folders: list[str]) -> Index:
+    """Several files as one, file after file; classes are the first file's, matched by name.
+
+    An image id may occur in several files: ids stay as they are written. The arrays are copies in
+    this process's own memory, not mapped.
+
+    Args:
+        indexes: one per file.
+        folders: directory of each file's images; goes before its file names.
+
+    Raises:
+        UserError: a file's classes are not the first file's, an image is in two files, or only
+            some files have annotations.
+    """
+    first = indexes[0]
+    rows = [
+        rows_by_name(index.path, index.class_names, first.path, first.class_names)
+        for index in indexes
+    ]
+    names: list[bytes] = []
+    known: dict[bytes, str] = {}
+    for index, folder in zip(indexes, folders, strict=True):
+        own = [os.path.join(folder, name).encode() for name in index.file_names()]
+        if twice := next((name for name in own if name in known), b"").decode():
+            raise UserError(
+                f"{twice}: listed in {known[twice.encode()]} and in {index.path}: objects of one "
+                "file would be background in the other; list it once"
+            )
+        if index.has_annotations != first.has_annotations:
+            raise UserError(
+                f"{index.path} and {first.path}: one has annotations and one has none; use files "
+                "of one kind"
+            )
+        known.update(dict.fromkeys(own, index.path))
+        names += own
+    counts: dict[str, int] = {}
+    for kind, count in chain.from_iterable(index.counts.items() for index in indexes):
+        counts[kind] = counts.get(kind, 0) + count
+
+    def joined(field: str) -> np.ndarray:
+        return np.concatenate([getattr(index, field) for index in indexes])
+
+    return Index(
+        path=" + ".join(index.path for index in indexes),
+        counts=counts,
+        class_names=first.class_names,
+        has_annotations=first.has_annotations,
+        category_id=first.category_id,
+        image_id=joined("image_id"),
+        size=joined("size"),
+        name_start=_starts(np.array([len(name) for name in names], np.int64)),
+        name_bytes=np.frombuffer(b"".join(names), np.uint8),
+        box_start=_starts(np.concatenate([np.diff(index.box_start) for index in indexes])),
+        box=joined("box"),
+        label=np.concatenate(
+            [row[index.label] for row, index in zip(rows, indexes, strict=True)]
+        ).astype(np.int32),
+        crowd=joined("crowd"),
+    )
+
+
+def rows_by_name(path: str, names: list[str], first: str, wanted: list[str]) -> np.ndarray:
+    """Row in `wanted` of each of `names`, int64 [K]: the classes of one file as another's.
+
+    Args:
+        path, first: the two files, for messages.
+        names, wanted: their classes. The same list fits as it is, also with a name in it twice.
+
+    Raises:
+        UserError: they are not the same names, or a name is ambiguous.
+    """
+    if names == wanted:
+        return np.arange(len(names))
+    for file, listed in ((path, names), (first, wanted)):
+        if twice := {name for name in listed if listed.count(name) > 1}:
+            raise UserError(
+                f"{file}: categories: {min(twice)!r} occurs twice: classes of several files are "
+                "matched by name; rename one"
+            )
+    if odd := [name for name in names if name not in wanted]:
+        raise UserError(
+            f"{path}: categories: {odd[0]!r} is not among those of {first} ({len(wanted)} classes, "
+            "matched by name); give all files the same categories"
+        )
+    if absent := [name for name in wanted if name not in names]:
+        raise UserError(
+            f"{path}: categories: {absent[0]!r} is missing, {first} has it: objects of that class "
+            "would count as background here; label them, or, if there are none, add the category"
+        )
+    return np.array([wanted.index(name) for name in names], np.int64)
+
+
 def _places(path: str) -> list[Path]:
     """Where the index of `path` may lie, best first."""
     key = hashlib.blake2b(path.encode(), digest_size=8).hexdigest()

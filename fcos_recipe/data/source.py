@@ -2,11 +2,12 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fcos_recipe.config.load import Config, display, load_config
+from fcos_recipe.config.load import Config, data_paths, display, load_config
 from fcos_recipe.config.schema import ROOT
 from fcos_recipe.data.index import Index, open_index
 from fcos_recipe.errors import UserError
@@ -75,7 +76,7 @@ def sources(args: argparse.Namespace) -> tuple[list[Source], Config]:
         elif source.images is None or not os.path.isdir(source.images):
             index = source.index()
             names = [index.file_name(row) for row in range(min(LOOK_AT, len(index)))]
-            source.images = image_folder(source.path, names)
+            source.images = image_folder(source.path, names, source.name)
     return found, config
 
 
@@ -83,11 +84,14 @@ def _of_config(config: Config, split: str | None) -> list[Source]:
     found, missing = [], []
     for name in [split] if split else SPLITS:
         section = dict(config.data.get(SPLITS[name]) or {})
-        root, anno = section.pop("dataset_dir", None) or "", section.pop("anno_path", None)
-        images = os.path.join(root, section.pop("image_dir", None) or "")
-        path = os.path.join(root, anno or "")
-        if anno and os.path.isfile(path):
-            found.append(Source(name, path, images, section))
+        files, folders = (data_paths(section, key) for key in ("anno_path", "image_dir"))
+        folders = (folders or [section.get("dataset_dir") or ""]) * len(files)
+        for key in ("dataset_dir", "anno_path", "image_dir"):
+            section.pop(key, None)
+        if files and all(map(os.path.isfile, files)):
+            for number, (path, images) in enumerate(zip(files, folders), start=1):
+                one = name if len(files) == 1 else f"{name}-{number}"
+                found.append(Source(one, path, images, section))
         else:
             missing += config.missing_files(SPLITS[name])
     if not found:
@@ -95,16 +99,33 @@ def _of_config(config: Config, split: str | None) -> list[Source]:
     return found
 
 
+def annotation_files(folder: Path, split: str) -> list[Path]:
+    """Annotation files that can be those of a split, by their names; "" means any.
+
+    Args:
+        folder: has annotations/instances_train2017.json, train.json, or, as Roboflow exports them,
+            train/_annotations.coco.json and valid/...
+
+    Returns:
+        sorted; COCO's captions, keypoints and the like only where there is nothing else.
+    """
+    def of(name: str) -> bool:
+        return split in name.lower().replace("trainval", "train")
+
+    found = [p for part in ("annotations", ".") for p in sorted((folder / part).glob("*.json"))]
+    found = [p for p in found if of(p.stem)]
+    found += [p for p in sorted(folder.glob("*/*.json"))
+              if p.parent.name != "annotations" and of(p.parent.name)]  # fmt: skip
+    best = [p for p in found if p.stem.startswith("instances")]
+    other = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")
+    return best or [p for p in found if not p.stem.startswith(other)] or found
+
+
 def _of_folder(folder: Path, split: str | None) -> list[Source]:
-    files = [p for part in ("annotations", ".") for p in sorted((folder / part).glob("*.json"))]
     found = []
     for name in [split] if split else SPLITS:
-        # COCO's folder also has captions_*.json and person_keypoints_*.json
-        named = sorted(
-            (p for p in files if name in p.stem), key=lambda p: not p.stem.startswith("instances")
-        )
-        found += [Source(name, str(p), None) for p in named[:1]]
-    if not found and len(files) == 1:
+        found += [Source(name, str(p), None) for p in annotation_files(folder, name)[:1]]
+    if not found and len(files := annotation_files(folder, "")) == 1:
         found = [Source(files[0].stem, str(files[0]), None)]
     if not found:
         wanted = f"*{split}*.json" if split else "*train*.json or *val*.json"
@@ -114,13 +135,29 @@ def _of_folder(folder: Path, split: str | None) -> list[Source]:
     return found
 
 
-def image_folder(path: str, names: list[str]) -> str | None:
-    """The directory near an annotation file that has most of these images."""
+def image_folder(
+    path: str, names: list[str], split: str = "", roots: Sequence[Path] = ()
+) -> str | None:
+    """The directory near an annotation file that has most of these images; None where none has any.
+
+    Args:
+        path: of the annotation file.
+        names: of some of its images.
+        split: a directory that bears the name of another split is not taken.
+        roots: where to look, there and one folder below, instead of near the file.
+    """
     near = Path(path).resolve().parent
-    roots = [near, near.parent]
-    below = [p for root in roots for p in (root, root / "images") if p.is_dir()]
-    folders = below + [p for root in below for p in sorted(root.iterdir()) if p.is_dir()]
-    there = [sum((folder / name).is_file() for name in names) for folder in folders]
+    own = [s for s in SPLITS if s in split]
+
+    def foreign(folder: Path) -> bool:
+        bears = [s for s in SPLITS if s in folder.name]
+        return bool(own and bears) and not set(own) & set(bears)
+
+    below = [p for root in roots or [near, near.parent] for p in (root, root / "images")]
+    below = [p for p in below if p.is_dir()]
+    folders = below + [p for root in below for p in sorted(root.iterdir())
+                       if p.is_dir() and not foreign(p)]  # fmt: skip
+    there = [sum(os.path.isfile(folder / name) for name in names) for folder in folders]
     if not any(there):
         return None
     return display(folders[there.index(max(there))])

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from fcos_recipe.data.index import whole_ids
+from fcos_recipe.data.index import rows_by_name, whole_ids
 from fcos_recipe.errors import UserError
 
 #: columns of detections: name -> dtype; bbox is [M, 4], x, y, w, h in pixels
@@ -48,15 +48,16 @@ class _Detection(msgspec.Struct, gc=False):
 
 
 def read_annotations(
-    source: str | Path | dict,
+    source: str | Path | dict | list[str | Path],
 ) -> tuple[dict[int, dict], dict[int, str], dict[str, np.ndarray]]:
-    """A COCO annotation file for judging.
+    """A COCO annotation file, or several as one, for judging.
 
     `area` and `iscrowd` may be missing: width x height and 0 stand in. Ids written as text of
     digits are numbers. Annotations of images that are not listed are left out, as pycocotools does.
 
     Args:
-        source: the file, or its content.
+        source: the file, or its content, or a list of files: their classes are matched by name and
+            get the first file's ids; an image id must not occur twice, as detections name it.
 
     Returns:
         images: id -> {id, width, height}; categories: id -> name, in the file's order; columns
@@ -66,6 +67,8 @@ def read_annotations(
     Raises:
         UserError: what is wrong, with file, entry and field.
     """
+    if isinstance(source, list):
+        return _joined(source)
     name = "annotations" if isinstance(source, dict) else str(source)
     data = _decode(source, name, _Annotations, "a COCO annotation file")
     image_id = whole_ids(name, "images", "id", [i.id for i in data.images])
@@ -100,6 +103,28 @@ def read_annotations(
     box = columns["bbox"]
     columns["area"] = np.where(np.isnan(columns["area"]), box[:, 2] * box[:, 3], columns["area"])
     return images, categories, {key: column[listed] for key, column in columns.items()}
+
+
+def _joined(files: list[str | Path]):
+    """As `read_annotations`, of several files."""
+    images, categories, first = read_annotations(files[0])
+    parts = [first]
+    for file in files[1:]:
+        more, theirs, columns = read_annotations(file)
+        if both := sorted(images.keys() & more.keys()):
+            raise UserError(
+                f"{file}: images: id {both[0]} is also in an earlier one of {len(files)} files "
+                f"({len(both)} such ids): detections could not tell the images apart; `fcos "
+                "dataset merge` numbers them anew"
+            )
+        images |= more
+        row = rows_by_name(
+            str(file), list(theirs.values()), str(files[0]), list(categories.values())
+        )
+        ids = dict(zip(theirs, np.array(list(categories), np.int64)[row].tolist(), strict=True))
+        renamed = [ids[i] for i in columns["category_id"].tolist()]
+        parts.append({**columns, "category_id": np.array(renamed, np.int64)})
+    return images, categories, {key: np.concatenate([p[key] for p in parts]) for key in first}
 
 
 def read_results(path: str | Path) -> tuple[dict[str, np.ndarray], list[str]]:

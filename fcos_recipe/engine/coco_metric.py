@@ -38,8 +38,8 @@ class CocoMetric:
     """Collects detections and turns them into COCO's twelve figures.
 
     Args:
-        annotations: COCO annotation file, or its content. `area` and `iscrowd` may be missing:
-            the box's area and 0 stand in.
+        annotations: COCO annotation file, its content, or a list of files that are judged as one.
+            `area` and `iscrowd` may be missing: the box's area and 0 stand in.
         category_ids: category id of each class index; default the order of the file's
             `categories`, which is also the order in which the data set numbers its classes.
         engine: "hotcoco" or "pycocotools"; default the first that can be imported.
@@ -59,13 +59,14 @@ class CocoMetric:
 
     def __init__(
         self,
-        annotations: str | Path | dict,
+        annotations: str | Path | dict | list[str],
         category_ids: list[int] | None = None,
         engine: str | None = None,
         score_threshold: float = 0.0,
         max_dets: int = MAX_DETS,
     ):
-        self.source = "annotations" if isinstance(annotations, dict) else str(annotations)
+        files = annotations if isinstance(annotations, list) else [annotations]
+        self.source = " + ".join("annotations" if isinstance(x, dict) else str(x) for x in files)
         self.images, self.categories, self._truth = read_annotations(annotations)
         self.score_threshold, self.limits = score_threshold, sorted({1, 10, max_dets})
         if len(self.limits) != 3 or max_dets < 10:

@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+from fcos_recipe.config.load import data_paths
 from fcos_recipe.engine.coco_metric import MAX_DETS, CocoMetric, table
 from fcos_recipe.engine.commands import common_parser, load, start
 from fcos_recipe.errors import UserError, UserErrors, printable
@@ -111,8 +112,7 @@ def _exported(weights: str, facts: dict, config, device: str, precision: str):
     from fcos_recipe.data.index import open_index
     from fcos_recipe.predict.backends import open_export
 
-    data = config.data["EvalDataset"]
-    annotations = Path(data.get("dataset_dir") or "") / data["anno_path"]
+    annotations = data_paths(config.data["EvalDataset"], "anno_path")[0]
     names = open_index(annotations).class_names
     if names != facts["class_names"]:
         raise UserError(

@@ -39,11 +39,13 @@ def config_facts(config: Config) -> dict[str, Any]:
 
 def dataset_facts(dataset) -> dict[str, Any]:
     """Counts of a `COCODataSet`: images, boxes by size, classes. Opens no image."""
-    source = Source("", dataset.get_anno(), None, {"load_crowd": dataset.load_crowd})
+    files = " + ".join(display(Path(file)) for file in dataset.files)
+    source = Source("", files, None, {"load_crowd": dataset.load_crowd})
+    source.index = lambda: dataset.index  # that of all its files
     found = statistics(source, None)
     images, boxes, per_image = found["images"], found["boxes"], found["boxes_per_image"]
     return {
-        "annotations": display(Path(dataset.get_anno())),
+        "annotations": files,
         "images": images["count"],
         "used": len(dataset.rows),
         "without_boxes": images["without_boxes"],

@@ -20,6 +20,11 @@ compat.import_ppdet()
 import ppdet.engine  # noqa: E402
 
 
+def listed(names: list[str], most: int = 20) -> str:
+    """Class names for a line of the log: how many, and the first of them."""
+    return f"{len(names)} ({', '.join(names[:most])}{', ...' * (len(names) > most)})"
+
+
 class Setup(ppdet.engine.Trainer):
     """What a run is made of, by PaddleDetection's builders.
 
@@ -64,6 +69,7 @@ class Setup(ppdet.engine.Trainer):
         self.model.load_meanstd(self.cfg["TestReader"]["sample_transforms"])
         self._init_amp()
         self.progress, self._resumed_from, self._cut_window = resume.Progress(), None, None
+        self._trained_on: list[str] | None = None
         if mode == "train":
             self._init_schedule()
 
@@ -164,6 +170,21 @@ class Setup(ppdet.engine.Trainer):
             exact: every parameter must be set, as for evaluation.
         """
         log.info("weights: %s: %s", source, weights.load(self.model, source, exact))
+        self._trained_on = weights.facts(weights.resolve(source)).get("class_names")
+        if self.mode == "train":
+            self._compare_classes(self.dataset.class_names)
+
+    def _compare_classes(self, names: list[str]) -> None:
+        """Say so where the loaded weights are of other classes than the data."""
+        theirs = self._trained_on
+        if not theirs or theirs == names:
+            return
+        if len(theirs) != len(names):
+            then = "the classifier starts anew"
+        else:
+            then = "classes are matched by number, not by name"
+        log.warning("weights: trained on %s; this data set has %s: %s",
+                    listed(theirs), listed(names), then)  # fmt: skip
 
     def resume_weights(self, source: str, force: bool = False) -> None:
         """Go on from a checkpoint of this recipe or from PaddleDetection's .pdparams/.pdopt.

@@ -23,7 +23,7 @@ from fcos_recipe.engine.facts import write_facts
 from fcos_recipe.engine.loggers import pictures
 from fcos_recipe.engine.meter import Window, hms, memory_mib, timed
 from fcos_recipe.engine.run_dir import CONFIG, ENVIRONMENT, RunDir, environment, log
-from fcos_recipe.engine.setup import Setup
+from fcos_recipe.engine.setup import Setup, listed
 from fcos_recipe.engine.tta import Augmented
 from fcos_recipe.errors import RunFailure, Stopped, UserError, without_secrets
 from fcos_recipe.runtime.stopping import StopRequest
@@ -95,11 +95,12 @@ class Trainer(Setup):
 
     def _finish(self) -> None:
         run = self.run
-        if self.loader.bad_images:
-            log.warning(
-                "%d images could not be read and were skipped: %s",
-                len(self.loader.bad_images), ", ".join(self.loader.bad_images),
-            )  # fmt: skip
+        readers = [self.loader, *([self._judge[0]] if self.validating else [])]
+        bad = dict.fromkeys(m for of_rank in gather([[*r.bad_images] for r in readers])
+                            for one in of_rank for m in one)  # fmt: skip
+        if bad:
+            log.warning("%d images could not be read and were skipped: %s",
+                        len(bad), ", ".join(bad))  # fmt: skip
         if not run.writer:
             return
         with self.watchdog.phase("save"):
@@ -142,6 +143,7 @@ class Trainer(Setup):
             self._check_classes(list(self.metric.categories.values()))
         if run.writer:
             write_facts(self)
+        log.info("classes: %s", listed(self.dataset.class_names))
         parameters = sum(int(np.prod(p.shape)) for p in self.model.parameters())
         log.info("model: %.2f M parameters on %s, %d images", parameters / 1e6, self.device,
                  len(self.dataset))  # fmt: skip
@@ -310,6 +312,7 @@ class Trainer(Setup):
         self._judge = build_loader(
             self.cfg, self._local_rank, self._nranks, sizes, reader, **judging
         )
+        self._compare_classes(list(self.metric.categories.values()))
         with self.watchdog.phase("eval"):
             return self._figures(self.model if sizes is None else Augmented(self.model, flip))
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from fcos_recipe import __version__
 from fcos_recipe.config import load_config
+from fcos_recipe.config.load import data_paths
 from fcos_recipe.errors import RunFailure, UserError
 from fcos_recipe.predict.backends import METADATA
 
@@ -222,12 +223,10 @@ def _files(data: dict) -> list[Path]:
 
     for section in ("EvalDataset", "TestDataset", "TrainDataset"):
         dataset = data.get(section) or {}
-        root = Path(dataset.get("dataset_dir") or ".")
-        annotations = root / (dataset.get("anno_path") or "")
-        if not dataset.get("image_dir") or not annotations.is_file():
+        folders, annotations = (data_paths(dataset, key) for key in ("image_dir", "anno_path"))
+        if not folders or not annotations or not Path(annotations[0]).is_file():
             continue
-        names = open_index(annotations).file_names()
-        files = [root / dataset["image_dir"] / name for name in names]
+        files = [Path(folders[0], name) for name in open_index(annotations[0]).file_names()]
         present = [file for file in files if file.is_file()]
         if present:
             return present[:: max(1, len(present) // 32)]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fcos_recipe.config import Config, load_config
+from fcos_recipe.config.load import data_paths
 from fcos_recipe.errors import UserError
 
 log = logging.getLogger("fcos")
@@ -185,15 +186,19 @@ def _names(weights: str, data: dict) -> tuple[list[str], list[int], dict[str, in
             f"{weights}: stores {len(stored)} class names, the config's num_classes is {classes}"
         )
     for section in ("TestDataset", "EvalDataset"):
-        dataset = data.get(section) or {}
-        path = os.path.join(dataset.get("dataset_dir") or "", dataset.get("anno_path") or "")
-        if not path.endswith(".json") or not os.path.isfile(path):
+        files = data_paths(data.get(section) or {}, "anno_path")
+        if not files or not all(p.endswith(".json") and os.path.isfile(p) for p in files):
             continue
+        path, *more = files
         index = open_index(path)
         if len(index.class_names) == classes and stored in (None, index.class_names):
             if stored is None:
                 log.info("class names: from %s", path)
-            ids = {index.file_name(row): int(i) for row, i in enumerate(index.image_id)}
+            ids = {
+                name: int(i)
+                for one in [index, *map(open_index, more)]
+                for name, i in zip(one.file_names(), one.image_id)
+            }
             return index.class_names, index.category_id.tolist(), ids
     if stored is None:
         stored = [f"class {k}" for k in range(classes)]

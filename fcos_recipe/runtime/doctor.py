@@ -15,7 +15,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 
 from fcos_recipe.config import load_config, scaling
-from fcos_recipe.config.load import Config
+from fcos_recipe.config.load import Config, data_paths
 from fcos_recipe.errors import UserError
 from fcos_recipe.runtime import cpu_math, device
 
@@ -215,7 +215,8 @@ def _run(
 ) -> Iterator[Finding]:
     """What a config adds: its files, and what the run will take."""
     yield from (Finding(YELLOW, "config", line) for line in config.warnings)
-    missing = config.missing_files("TrainDataset", "EvalDataset")
+    judged = ["EvalDataset"] if config.data.get("EvalDataset") else []
+    missing = config.missing_files("TrainDataset", *judged)
     for line in missing:
         problem, remedy = line.split("; ", 1)
         yield Finding(RED, "data", problem, remedy)
@@ -291,9 +292,9 @@ def _hours(config: Config, cards: int, driver: device.Driver | None) -> Iterator
     from fcos_recipe.data.index import open_index
     from fcos_recipe.report.results import published
 
-    index = open_index(str(Path(data.get("dataset_dir") or "") / data["anno_path"]))
-    boxes = index.box_start[1:] > index.box_start[:-1]
-    images = len(index) if data.get("allow_empty") else int(boxes.sum())
+    indexes = [open_index(path) for path in data_paths(data, "anno_path")]
+    boxes = sum(int((i.box_start[1:] > i.box_start[:-1]).sum()) for i in indexes)
+    images = sum(map(len, indexes)) if data.get("allow_empty") else boxes
     plan = scaling.plan(config, cards, images)
     yield from (Finding(YELLOW, "schedule", line) for line in plan.warnings)
     total_images = images * config.data["epoch"]

@@ -157,3 +157,101 @@ def test_no_image_left(tmp_path):
     write(tmp_path, coco(), images=False)
     with pytest.raises(UserError, match="no image to use: 4 listed, 4 of them missing"):
         opened(tmp_path)
+
+
+def split_in_two(folder, data, rename=True):
+    """Write a.json and b.json with half of the images each, in a/ and b/; paths as YAML has them.
+
+    b's categories are in another order and, with `rename`, have other ids.
+    """
+    ids = [image["id"] for image in data["images"]]
+    for name, chosen in (("a", set(ids[: len(ids) // 2])), ("b", set(ids[len(ids) // 2 :]))):
+        part = {
+            "images": [i for i in data["images"] if i["id"] in chosen],
+            "annotations": [dict(a) for a in data["annotations"] if a["image_id"] in chosen],
+            "categories": [dict(c) for c in data["categories"]],
+        }
+        if name == "b" and rename:
+            part["categories"].reverse()
+            for entry in part["categories"]:
+                entry["id"] += 1000
+            for annotation in part["annotations"]:
+                annotation["category_id"] += 1000
+        write(folder / name, part).rename(folder / f"{name}.json")
+    return {"image_dir": ["a", "b"], "anno_path": ["a.json", "b.json"]}
+
+
+def test_two_files_are_the_one_that_they_were(tmp_path):
+    """Same order, boxes and classes; classes by name although ids and order differ."""
+    data = coco(images=7, boxes=3)
+    data["annotations"] = [a for a in data["annotations"] if a["image_id"] not in (20, 60)]
+    data["annotations"][-1]["bbox"] = [3, 3, 0, 3]
+    write(tmp_path / "one", data)
+    sections = split_in_two(tmp_path, data)
+    options = {"data_fields": FIELDS, "allow_empty": True}
+    one = opened(tmp_path / "one", allow_empty=True)
+    two = COCODataSet(str(tmp_path), **sections, **options)
+    two.check_or_download_dataset()
+    two.parse_dataset()
+    assert two.class_names == one.class_names and two.catid2clsid == one.catid2clsid
+    assert two.index.counts == one.index.counts == {"degenerate boxes": 1}
+    assert image_ids(two) == image_ids(one) and len(one) == 7
+    np.testing.assert_array_equal(two.image_sizes(), one.image_sizes())
+    for i in range(len(one)):
+        ours, theirs = two.record(i), one.record(i)
+        for key in ("gt_bbox", "gt_class", "is_crowd", "im_id"):
+            np.testing.assert_array_equal(ours[key], theirs[key])
+        folder = "a" if ours["im_id"] <= 30 else "b"
+        assert ours["im_file"] == str(tmp_path / folder / theirs["im_file"].rsplit("/", 1)[1])
+    assert two.get_anno() == [str(tmp_path / "a.json"), str(tmp_path / "b.json")]
+
+
+def test_ids_may_clash_between_files_that_are_trained_on(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / name, coco(images=2)).rename(tmp_path / f"{name}.json")
+    two = COCODataSet(str(tmp_path), ["a", "b"], ["a.json", "b.json"], FIELDS)
+    two.check_or_download_dataset()
+    two.parse_dataset()
+    assert image_ids(two) == [10, 20, 10, 20]
+    assert [two.record(i)["im_file"].rsplit("/", 2)[1] for i in range(4)] == ["a", "a", "b", "b"]
+
+
+def drop(data):
+    data["annotations"] = [a for a in data["annotations"] if a["category_id"] != 3]
+    data["categories"].pop()
+
+
+@pytest.mark.parametrize(
+    ("change", "folders", "told"),
+    [
+        (lambda d: d["categories"][1].update(name="dog"), "ab", "b.json: categories: 'dog' is not"),
+        (drop, "ab", "b.json: categories: 'class 3' is missing, .*a.json has it"),
+        (lambda d: d["categories"].append({"id": 9, "name": "class 7"}), "ab", "occurs twice"),
+        (lambda d: None, "aa", "0.jpg: listed in .*a.json and in .*b.json"),
+        (lambda d: d.pop("annotations"), "ab", "b.json and .*a.json: one has annotations and one"),
+        (lambda d: None, "abb", "image_dir has 3 entries, anno_path has 2"),
+        (lambda d: None, "ac", "c: image directory not found"),
+    ],
+)
+def test_files_that_do_not_go_together_are_refused(tmp_path, change, folders, told):
+    for name in ("a", "b"):
+        data = coco(images=2)
+        if name == "b":
+            change(data)
+        write(tmp_path / name, data).rename(tmp_path / f"{name}.json")
+    two = COCODataSet(str(tmp_path), list(folders), ["a.json", "b.json"], FIELDS)
+    with pytest.raises(UserError, match=told):
+        two.check_or_download_dataset()
+        two.parse_dataset()
+
+
+def test_a_part_of_coco_names_the_command_that_gets_the_rest(tmp_path, caplog):
+    data = coco(images=3)
+    write(tmp_path / "train2017", data).rename(tmp_path / "instances_train2017.json")
+    (tmp_path / "train2017" / "1.jpg").unlink()
+    dataset = COCODataSet(str(tmp_path), "train2017", "instances_train2017.json", FIELDS)
+    dataset.check_or_download_dataset()
+    with caplog.at_level(logging.WARNING):
+        dataset.parse_dataset()
+    assert "1 of 3 images are not in" in caplog.text
+    assert "python datasets/download_coco.py" in caplog.text

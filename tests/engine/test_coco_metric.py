@@ -311,3 +311,34 @@ def test_no_detection_at_all_counts_low_scores(engine):
     metric = feed(CocoMetric(content, engine=engine), content, boxes[:0], range(30))
     metric.count_low(np.array([0.003, 0.004, 0.6]))
     assert "scores below it: 2 in 0.002-0.005, 1 in 0.6-0.7" in metric.result()["reason"]
+
+
+def test_several_files_are_judged_as_one(tmp_path, engine):
+    """The figures of two files are those of the file they were cut from; classes by name."""
+    content, boxes = synthetic(8)
+    whole = feed(CocoMetric(content, engine=engine), content, boxes, range(30)).result()
+    files = []
+    for k in (0, 1):
+        part = copy.deepcopy(content)
+        part["images"] = part["images"][k::2]
+        ids = {image["id"] for image in part["images"]}
+        part["annotations"] = [a for a in part["annotations"] if a["image_id"] in ids]
+        if k:
+            part["categories"].reverse()
+            for entry in part["categories"]:
+                entry["id"] += 500
+            for annotation in part["annotations"]:
+                annotation["category_id"] += 500
+        files.append(str(tmp_path / f"{k}.json"))
+        (tmp_path / f"{k}.json").write_text(json.dumps(part))
+    metric = feed(CocoMetric(files, engine=engine), content, boxes, range(30))
+    judged = metric.result()
+    assert judged["stats"] == whole["stats"] and judged["stats"][0] > 0
+    assert judged["per_class"] == whole["per_class"] and metric.source == " + ".join(files)
+    with pytest.raises(UserError, match=r"0.json: images: id \d+ is also in an earlier one"):
+        CocoMetric([files[0], files[1], files[0]])
+    other = json.loads((tmp_path / "1.json").read_text())
+    other["categories"][0]["name"] = "other"
+    (tmp_path / "1.json").write_text(json.dumps(other))
+    with pytest.raises(UserError, match="1.json: categories: 'other' is not among those"):
+        CocoMetric(files)

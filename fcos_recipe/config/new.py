@@ -1,0 +1,389 @@
+"""`fcos config new`: a short config for a folder of one's own, with the reason for every value.
+
+The schedule is a rule of thumb, as the written comments say: a small data set gets enough epochs
+for `FINE_TUNING` steps of the base's batch, `SCRATCH` times as many from random weights; a large
+one gets the base's own epochs.
+"""
+
+import argparse
+import json
+import math
+import os
+import shlex
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fcos_recipe.config import scaling
+from fcos_recipe.config.load import Config, display, load_config, yaml_text
+from fcos_recipe.config.schema import ROOT
+from fcos_recipe.errors import UserError, UserErrors, printable
+
+FINE_TUNING = 500  # steps of `base_batch` images that a run has at least, from a detector's weights
+SCRATCH = 3  # times as many, and as many epochs, without: He et al. 2019, arXiv 1811.08883
+MOST_EPOCHS = 100
+WARM_UP = 10  # a warm-up is at most one part in so many of the run
+EVALUATIONS = 12  # of a run, as the published schedule has
+MOST_NAMES = 20  # classes listed in the header
+
+
+class Split(NamedTuple):
+    """Annotations and images of one split; paths are absolute.
+
+    Args:
+        images: in use: listed and there.
+        empty: those of them without a box.
+        boxes: class name -> boxes.
+    """
+
+    anno: str
+    folder: str
+    files: set[str]
+    images: int
+    empty: int
+    boxes: dict[str, int]
+
+    def section(self, data: Path, **more) -> dict[str, Any]:
+        def below(path: str) -> str:
+            inside = Path(path).is_relative_to(data)
+            return ("" if Path(path) == data else os.path.relpath(path, data)) if inside else path
+
+        paths = {"image_dir": below(self.folder), "anno_path": below(self.anno)}
+        return {"dataset_dir": str(data), **paths, **more}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `fcos config new`."""
+    add = parser.add_argument
+    add("--data", type=Path, required=True, metavar="DIR", help="a folder in COCO format")
+    add("-o", "--output", type=Path, required=True, metavar="FILE.yml", help="the new config")
+    add("--base", default="fcos_r50_fpn_1x_coco", metavar="CONFIG",
+        help="a config of configs/fcos, or a file (default: %(default)s)")  # fmt: skip
+    add("--train", metavar="JSON", help="annotations for training, where they are not found")
+    add("--val", metavar="JSON|none", help="annotations for evaluation; none: do without")
+    add("--images", type=Path, metavar="DIR",
+        help="where to look for the images: here or one folder below")  # fmt: skip
+    add("--cards", type=_count, default=1, metavar="N", help="processes (default: %(default)s)")
+    add("--batch-size", type=_count, metavar="N", help="images per card (default: the base's)")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--weights", metavar="W",
+                       help="start from this file, URL or name of `fcos weights list` "
+                            "(default: the base's, trained on COCO)")  # fmt: skip
+    start.add_argument("--from-scratch", action="store_true", help="start from random weights")
+    add("--force", action="store_true", help="replace FILE.yml")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
+
+
+def new(args: argparse.Namespace) -> int:
+    """Write the config.
+
+    Raises:
+        UserError: no such folder; annotations or images that are missing or ambiguous; a file that
+            is there already.
+    """
+    if args.output.exists() and not args.force:
+        raise UserError(f"{args.output}: exists; choose another name, or --force to replace it")
+    if not args.data.is_dir():
+        raise UserError(f"--data {args.data}: no such folder")
+    data = Path(os.path.abspath(args.data))
+    base = _base(args.base)
+    found = {split: _annotations(args, data, split) for split in ("train", "val")}
+    if found["val"] == found["train"]:
+        raise UserError(f"{found['train']}: --train and --val are the same file; "
+                        "give --val other annotations, or --val none")  # fmt: skip
+    train, val = (
+        path and _open(split, path, args.images, split == "val")
+        for split, path in found.items()
+    )  # fmt: skip
+    if val and list(val.boxes) != list(train.boxes):
+        raise UserError(
+            f"{val.anno}: categories: {_listed(val.boxes)}; {train.anno} has "
+            f"{_listed(train.boxes)}; make both lists equal, in the same order"
+        )
+    text = _text(args, data, base, train, val)
+    try:
+        plan = _written(args.output, text, args.cards, _used(train))
+    except OSError as error:
+        raise UserError(f"{args.output}: {error.strerror}") from None
+    print(f"{display(args.output)}: {len(train.boxes)} classes, {train.images} images to train on, "
+          f"{val.images if val else 'none'} to evaluate on")  # fmt: skip
+    for line in plan.lines + [f"warning: {line}" for line in plan.warnings]:
+        print(f"  {line}")
+    if not val:
+        print(f"{data}: no annotations for evaluation: training goes without. To have some, name "
+              "them (--val JSON), or `fcos dataset split` those that there are")  # fmt: skip
+    elif both := len(train.files & val.files):
+        print(f"warning: {both} of {val.images} images for evaluation are also trained on: "
+              "AP will be too high")  # fmt: skip
+    launcher = "bash scripts/train.sh" if args.cards > 1 else "python tools/train.py -c"
+    print(f"next: {launcher} {shlex.quote(display(args.output))}{' --eval' * bool(val)}")
+    return 0
+
+
+def _base(name: str) -> Config:
+    path = Path(name)
+    ours = ROOT / "configs" / "fcos" / f"{path.name.removesuffix('.yml')}.yml"
+    base = load_config(path if path.is_file() or not ours.is_file() else ours)
+    for key in ("LearningRate.base_lr", "LearningRate.schedulers", "TrainReader", "FCOSHead"):
+        if base.node(key) is None:
+            raise UserError(f"--base {name}: no config to train with: {key} is not set")
+    return base
+
+
+def _annotations(args: argparse.Namespace, data: Path, split: str) -> str | None:
+    """The annotation file of a split: the one that is named, or the only one that fits."""
+    from fcos_recipe.data.source import annotation_files
+
+    given = args.train if split == "train" else args.val
+    if given == "none" and split == "val":
+        return None
+    if given:
+        places = [path for path in (Path(given), data / given) if path.is_file()]
+        if not places:
+            raise UserError(f"--{split} {given}: no such file, neither here nor in {data}")
+        return os.path.abspath(places[0])
+    found = annotation_files(data, split)
+    if split == "train" and not found:
+        found = annotation_files(data, "")  # a single file of any name
+        if not found:
+            raise UserError(
+                f"{data}: no annotations found: looked for annotations/*train*.json, *train*.json "
+                "and train*/*.json; name the file with --train JSON"
+            )
+    if len(found) > 1:
+        names = ", ".join(str(path.relative_to(data)) for path in found[:4])
+        raise UserError(
+            f"{data}: several files could be the annotations for {split}: {names}; choose with "
+            f"--{split} JSON"
+        )
+    return str(found[0]) if found else None
+
+
+def _open(split: str, path: str, images: Path | None, judged: bool) -> Split:
+    import numpy as np
+
+    from fcos_recipe.data.dataset import COCODataSet
+    from fcos_recipe.data.index import open_index
+    from fcos_recipe.data.source import LOOK_AT, image_folder
+
+    if images and not images.is_dir():
+        raise UserError(f"--images {images}: no such folder")
+    roots = [Path(os.path.abspath(images))] if images else []
+    index = open_index(path)
+    names = [index.file_name(row) for row in range(min(LOOK_AT, len(index)))]
+    folder = image_folder(path, names, split, roots)
+    if folder is None:
+        where = images or Path(path).parent
+        raise UserError(f"{path}: none of its first images is in or near {where}; say where they "
+                        "are with --images DIR")  # fmt: skip
+    folder = os.path.abspath(folder)
+    dataset = COCODataSet(folder, "", path, allow_empty=True)
+    dataset.parse_dataset()
+    if not index.class_names or not index.has_annotations:
+        raise UserError(f"{path}: no categories, or no annotations; choose another --{split} JSON")
+    there = np.isin(np.arange(len(index)), dataset.rows)
+    real = (index.crowd == 0) & np.repeat(there, np.diff(index.box_start))
+    boxes = np.bincount(index.label[real], minlength=len(index.class_names)).tolist()
+    before = np.concatenate([[0], np.cumsum(real)])[index.box_start]
+    empty = int((np.diff(before)[dataset.rows] == 0).sum())
+    if not judged and empty == len(dataset):
+        raise UserError(f"{path}: no box to train on in {empty} images")
+    files = {dataset.image_info(i)["im_file"] for i in range(len(dataset))}
+    names = {printable(name): count for name, count in zip(index.class_names, boxes)}
+    if len(names) < len(boxes):
+        raise UserError(f"{path}: categories: a name occurs twice; rename one")
+    return Split(path, folder, files, len(dataset), empty, names)
+
+
+def _used(train: Split) -> int:
+    """Images of an epoch: at most half of them are without a box."""
+    full = train.images - train.empty
+    return full + min(train.empty, full)
+
+
+def _text(args: argparse.Namespace, data: Path, base: Config, train: Split, val: Split | None):
+    """The YAML, each value with its reason."""
+    images, source = _used(train), base.data["TrainReader"]
+    batch = args.batch_size or source.get("batch_size", 1)
+    weights, why, scratch = _start(args, base)
+    rate = base.data["LearningRate"]
+    base_lr, base_batch = rate["base_lr"], rate.get("base_batch", args.cards * batch)
+    factor = SCRATCH if scratch else 1
+    longer = factor if base.data["pretrain_weights"] else 1  # or the base is from scratch itself
+    least = base.data["epoch"] * longer
+    wanted = math.ceil(FINE_TUNING * factor * base_batch / images)
+    epochs = max(least, min(wanted, MOST_EPOCHS))
+    steps = epochs * images // base_batch
+    schedulers, notes = _schedulers(rate["schedulers"], base.data["epoch"], epochs, steps)
+    interval = max(1, round(epochs / EVALUATIONS))
+
+    total = args.cards * batch * base.data["accumulate"]
+    path = base.path.resolve()
+    here = Path(os.path.abspath(args.output)).parent
+    if here.is_relative_to(ROOT) and path.is_relative_to(ROOT):
+        path = Path(os.path.relpath(path, here))
+    seen = f"{images} images x {epochs} = {images * epochs} seen, {steps} steps of {base_batch}"
+    if epochs == least:
+        rule = f"the base's {base.data['epoch']} epochs" + f" x {longer}" * (longer > 1)
+    elif epochs < wanted:
+        rule = f"the most that the rule of thumb gives; {FINE_TUNING * factor} steps would be " \
+            f"{wanted} epochs"  # fmt: skip
+    else:
+        rule = f"rule of thumb: at least {FINE_TUNING * factor} steps; the base's " \
+            f"{base.data['epoch']} epochs would be {base.data['epoch'] * images // base_batch}"
+    lines = [
+        *_header(train, val),
+        f"_BASE_: [{_yaml(str(path))}]",
+        "",
+        (f"num_classes: {len(train.boxes)}", f"as many as {Path(train.anno).name} has"),
+        *_data(data, train, val),
+        "",
+        (f"pretrain_weights: {_yaml(weights)}", why),
+    ]
+    if scratch and base.data.get("ResNet", {}).get("freeze_norm", True):
+        lines.append(("ResNet: {freeze_at: -1, freeze_norm: false}",
+                      "random weights must not be frozen"))  # fmt: skip
+    lines += [
+        "",
+        (f"epoch: {epochs}", f"{seen}; {rule}"),
+        (f"eval_interval: {interval}", f"{math.ceil(epochs / interval)} evaluations"),
+        (f"snapshot_epoch: {interval}", "as often"),
+        (f"launch: {{cards: {args.cards}}}", "--gpus N overrides it; the LR follows"),
+    ]
+    if args.batch_size:
+        lines.append((f"TrainReader: {{batch_size: {batch}}}", "images per card"))
+    lines += [
+        "LearningRate:",
+        (f"  base_lr: {base_lr:g}", f"the base's; a step of {total} images gets "
+                                    f"{base_lr * total / base_batch:g} = x {total} / {base_batch}"),
+        (f"  base_batch: {base_batch}", "images per step that base_lr and the warm-up belong to"),
+        "  schedulers:",
+        *((f"  - {one}", note) for one, note in zip(schedulers, notes, strict=True)),
+    ]  # fmt: skip
+    width = max(len(line[0]) for line in lines if isinstance(line, tuple) and len(line[0]) < 44)
+    return "".join(
+        (line if isinstance(line, str) else f"{line[0]:<{width}}  # {line[1]}") + "\n"
+        for line in lines
+    )
+
+
+def _header(train: Split, val: Split | None) -> list[str]:
+    absent = [name for name, count in train.boxes.items() if not count]
+    lines = [
+        "# Written by `fcos config new`; yours to change.",
+        "#",
+        f"# classes  {_listed(train.boxes, counts=True)}",
+        f"# train    {train.images} images, {train.empty} of them without a box, "
+        f"{sum(train.boxes.values())} boxes",
+    ]
+    if val:
+        lines.append(f"# val      {val.images} images, {sum(val.boxes.values())} boxes")
+    if absent:
+        lines.append(f"# never    {_listed(absent)}: no box to learn from")
+    return lines
+
+
+def _listed(names, counts: bool = False) -> str:
+    """Class names as they can stand in a comment: a line break would end it."""
+    shown = [
+        (name if name.isprintable() else ascii(name)) + (f" {names[name]}" if counts else "")
+        for name in list(names)[:MOST_NAMES]
+    ]
+    return f"{len(names)}: {', '.join(shown)}" + ", ..." * (len(names) > MOST_NAMES)
+
+
+def _data(data: Path, train: Split, val: Split | None) -> list:
+    def block(name: str, section: dict[str, Any], notes: dict[str, str]) -> list:
+        return [f"{name}:"] + [
+            (f"  {key}: {_yaml(value)}", notes[key]) if key in notes else
+            f"  {key}: {_yaml(value)}"
+            for key, value in section.items()
+        ]  # fmt: skip
+
+    more, notes = {}, {}
+    if train.empty:
+        more["allow_empty"] = True
+        notes["allow_empty"] = f"{train.empty} of {train.images} images have no box: negatives"
+    if train.images > _used(train):
+        more["empty_ratio"] = 0.5
+        notes["empty_ratio"] = f"at most half of an epoch, {_used(train) // 2} of the {train.empty}"
+    names = {"name": "ImageFolder", "dataset_dir": str(data)}
+    names["anno_path"] = (val or train).section(data)["anno_path"]
+    lines = block("TrainDataset", train.section(data, **more), notes)
+    if val:
+        lines += block("EvalDataset", val.section(data), {})
+    else:
+        lines.append(("EvalDataset: null", "nothing to evaluate on: train without --eval"))
+    return lines + block("TestDataset", names, {"anno_path": "class names of predictions"})
+
+
+def _yaml(value: Any) -> str:
+    """`yaml_text`, but letters beyond ASCII stay as they are."""
+    readable = isinstance(value, str) and value.isprintable() and not value.isascii()
+    return json.dumps(value, ensure_ascii=False) if readable else yaml_text(value)
+
+
+def _start(args: argparse.Namespace, base: Config) -> tuple[str, str, bool]:
+    """Weights to start from, why, and whether that is from scratch."""
+    from fcos_recipe.engine.zoo import ZOO
+
+    if args.from_scratch:
+        return "", "--from-scratch", True
+    if args.weights:
+        local = Path(args.weights).expanduser()
+        where = os.path.abspath(local) if local.exists() else args.weights
+        return ZOO[where].url if where in ZOO else where, "--weights", False
+    same = [name for name in ZOO if base.name.startswith(name)]  # ..._fast has its weights, too
+    if same:
+        name = max(same, key=len)
+        return ZOO[name].url, f"{ZOO[name].text} on COCO; the classifier starts anew", False
+    own = base.data["pretrain_weights"] or ""
+    why = "the base's" if own else "none are published for this base: from scratch"
+    return own, why, not own
+
+
+def _schedulers(given: list[dict], base_epochs: int, epochs: int, steps: int):
+    """The base's decay and warm-up, stretched to `epochs`; and why."""
+    decay, *warm = ({k: v for k, v in one.items()} for one in given)
+    if "milestones" in decay:
+        old = decay["milestones"]
+        decay["milestones"] = [max(1, round(m * epochs / base_epochs)) for m in old]
+        notes = [f"at the same parts of the run as the base's {old} of {base_epochs}"]
+    else:
+        decay["max_epochs"] = epochs
+        notes = ["to the run's end"]
+    for one in warm:
+        one.pop("epochs", None)
+        written = one.get("steps", 500)
+        one["steps"] = max(1, min(written, steps // WARM_UP))
+        notes.append(
+            f"a tenth of {steps}; the base has {written}" if one["steps"] < written
+            else f"the base's; less than a tenth of {steps}"
+        )  # fmt: skip
+    text = [f"!{one.pop('name')} {yaml_text(one)}" for one in [decay, *warm]]
+    return text, notes
+
+
+def _written(path: Path, text: str, cards: int, images: int) -> scaling.ScalePlan:
+    """Write beside, check as `fcos config validate --files` and a run do, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}", suffix=".yml")
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        config = load_config(name)
+        if missing := config.missing_files():
+            raise UserErrors(missing)
+        scaling.plan(config, cards, images)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except UserError as error:
+        raise UserError(str(error).replace(display(Path(name)), display(path))) from None
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return scaling.plan(load_config(path), cards, images)
