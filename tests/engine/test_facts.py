@@ -56,3 +56,16 @@ def test_facts_never_fail_a_run(tmp_path, caplog):
     with caplog.at_level("WARNING", logger="fcos"):
         write_facts(SimpleNamespace(config=None))
     assert "facts.json: not written: AttributeError" in caplog.text
+
+
+def test_data_of_two_files_are_counted_together(shapes):
+    parts = [COCODataSet(str(shapes), folder, f"annotations/instances_{folder}.json",
+                         allow_empty=True) for folder in ("train", "val")]  # fmt: skip
+    both = COCODataSet(str(shapes), ["train", "val"], [part.anno_path for part in parts],
+                       allow_empty=True)  # fmt: skip
+    for dataset in (*parts, both):
+        dataset.parse_dataset()
+    one, two, whole = map(dataset_facts, (*parts, both))
+    for key in ("images", "used", "boxes", "without_boxes"):
+        assert whole[key] == one[key] + two[key]
+    assert one["annotations"] in whole["annotations"] and " + " in whole["annotations"]
