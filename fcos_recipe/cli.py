@@ -27,6 +27,7 @@ COMMANDS = {
         "fcos_recipe.benchmark.commands:main",
         "measure speed side by side with stock paddledet",
     ),
+    "report": ("fcos_recipe.report.commands:main", "a run directory as one page; compare runs"),
     "verify_result": ("fcos_recipe.report.verify:main", "compare a run with the published figure"),
     "doctor": ("fcos_recipe.runtime.doctor:main", "check this machine before a long run"),
 }

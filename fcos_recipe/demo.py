@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from fcos_recipe.cli import run
+from fcos_recipe.report.commands import HTML
 
 CONFIG = "configs/fcos/fcos_r18_fpn_demo.yml"
 DATA = "datasets/demo"
@@ -59,6 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     from fcos_recipe.engine.coco_metric import table
 
     print(f"\n{table(result)}\n\ndrawings: {drawn}; figures: {output / 'result.json'}")
+    if (trained / HTML).is_file():
+        print(f"report: {trained / HTML}")
     print(
         f"RESULT AP={result['AP']:.3f} AP50={result['AP50']:.3f} "
         f"images_per_second={result['images_per_second']:.2f} seconds={result['seconds']:.0f}"

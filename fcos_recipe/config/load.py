@@ -78,12 +78,14 @@ class Config:
         path: the file it was loaded from.
         tree: values with their places.
         warnings: lines to show at start.
+        base: what the files that it builds on say without it; None where it builds on none.
         data: the plain values; schedulers are dicts `{"name": "PiecewiseDecay", ...}`.
     """
 
     path: Path
     tree: Node
     warnings: list[str] = field(default_factory=list)
+    base: dict[str, Any] | None = None
     data: dict[str, Any] = field(init=False)
 
     def __post_init__(self):
@@ -185,7 +187,28 @@ def load_config(
     if reader.errors or errors:
         raise UserErrors(reader.errors + errors)
     _fill(tree, RECIPE)
-    return Config(path, tree, warnings + _keep_pair(tree) + _find_data(tree))
+    if reader.base:
+        _fill(reader.base, RECIPE)
+        _find_data(reader.base)
+    base = reader.base and reader.base.plain()
+    return Config(path, tree, warnings + _keep_pair(tree) + _find_data(tree), base)
+
+
+def plain_values(text: str, file: str) -> dict[str, Any]:
+    """What a resolved config's text says, neither checked nor looked up on the disk.
+
+    Args:
+        text: as `config.commands.resolved` writes it.
+        file: its name in error messages.
+
+    Raises:
+        UserErrors: it is not such YAML.
+    """
+    reader = _Reader()
+    tree = reader.parse(text, file)
+    if reader.errors or not isinstance(tree.value, dict):
+        raise UserErrors(reader.errors or [f"{file}: not a config"])
+    return tree.plain()
 
 
 def data_paths(section: dict[str, Any], key: str) -> list[str]:
@@ -218,6 +241,7 @@ class _Reader:
         self.errors: list[str] = []
         self.files: list[Path] = []
         self.count = 0
+        self.base: Node | None = None
 
     def file(self, path: Path, parents: tuple[Path, ...], where: str = "") -> Node:
         real, prefix = Path(os.path.realpath(path)), f"{where}: _BASE_: " if where else ""
@@ -252,6 +276,8 @@ class _Reader:
                 continue
             child = path.parent / Path(base.value).expanduser()
             merge(merged, self.file(child, (*parents, real), base.where))
+        if names and not parents:
+            self.base = copy.deepcopy(merged)
         merge(merged, top)
         return merged
 

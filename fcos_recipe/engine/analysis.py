@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from fcos_recipe.engine.coco_metric import CocoMetric
+from fcos_recipe.engine.examples import draw_examples, outcomes, ranked
+from fcos_recipe.engine.judged import JUDGED, save
 
 log = logging.getLogger("fcos")
 
@@ -43,7 +45,8 @@ def analyse(metric: CocoMetric) -> dict | None:
         - `errors`: kind (see `ERRORS`) -> `count`, `cost` in AP50 (what AP50 would gain if errors
           of this kind alone were mended), with `AP50`.
         - `calibration`: bins of score with the share of right boxes; `ece`, the mean gap.
-        - `worst_images`: image ids with most missed and false boxes at that score threshold.
+        - `worst_images`: image ids with most missed and false boxes at that score threshold; boxes
+          that score less do not count.
     """
     judge = metric.judge
     if judge is None or not len(metric.detections()["score"]):
@@ -60,8 +63,8 @@ def analyse(metric: CocoMetric) -> dict | None:
     threshold = _weighted_median(classes, metric.instances())
     confusion = judge.confusion_matrix(iou_thr=0.5, min_score=threshold)
     errors = judge.tide_errors()
-    images = judge.image_diagnostics(iou_thr=0.5, score_thr=threshold)["img_summary"]
-    worst = sorted(images.items(), key=lambda item: (-item[1]["fp"] - item[1]["fn"], item[0]))
+    images = outcomes(metric, threshold)  # hotcoco's own summary counts boxes of any score
+    worst, _ = ranked(images)
     calibration = judge.calibration()
     return {
         "pr": {
@@ -88,9 +91,8 @@ def analyse(metric: CocoMetric) -> dict | None:
         },
         "calibration": {k: calibration[k] for k in ("bins", "ece", "num_detections")},
         "worst_images": [
-            {"image_id": i, "false": row["fp"], "missed": row["fn"], "right": row["tp"]}
-            for i, row in worst[:50]
-            if row["fp"] + row["fn"]
+            {"image_id": i, **{key: len(images[i][key]) for key in ("false", "missed", "right")}}
+            for i in worst[:50]
         ],
     }
 
@@ -123,20 +125,22 @@ def lines(analysis: dict | None) -> list[str]:
 
 
 def finish_evaluation(metric: CocoMetric, folder: Path, pictures: bool = True) -> list[str]:
-    """Write analysis.json and pictures of the metric's last `result()` into a folder.
+    """Write analysis.json, detections.npz and pictures of the last `result()` into a folder.
 
-    An evaluation never fails for them: what goes wrong with a picture is one line of the log.
+    An evaluation never fails for them: what goes wrong is one line of the log.
 
     Args:
         metric: on the rank that has all detections.
         folder: run directory.
-        pictures: also draw them, in folder/plots.
+        pictures: also draw them, in folder/plots; the best and worst images in folder/examples.
 
     Returns:
         lines for the console.
     """
     from fcos_recipe.engine.checkpoint import write_json
 
+    if metric.judged and len(metric.judged["found"]["score"]):
+        _try(JUDGED, lambda: save(metric, folder / JUDGED))
     analysis = analyse(metric)
     if analysis is None:
         if metric.judge is None:
@@ -144,13 +148,24 @@ def finish_evaluation(metric: CocoMetric, folder: Path, pictures: bool = True) -
         return []
     write_json(folder / ANALYSIS, analysis)
     if pictures:
-        try:
-            from fcos_recipe.engine.plots import draw_plots
-
-            draw_plots(metric, analysis, folder / PLOTS)
-        except Exception as error:  # matplotlib's are of any kind
-            log.warning("pictures: not drawn: %s: %s", type(error).__name__, error)
+        _try("pictures", lambda: _draw_plots(metric, analysis, folder / PLOTS))
+        threshold = analysis["score_threshold"]
+        _try("examples", lambda: draw_examples(metric, threshold, folder))
     return lines(analysis)
+
+
+def _try(what: str, make) -> None:
+    try:
+        make()
+    except Exception as error:  # matplotlib's are of any kind, and so are broken images
+        log.warning("%s: not %s: %s: %s", what, "written" if what == JUDGED else "drawn",
+                    type(error).__name__, error)  # fmt: skip
+
+
+def _draw_plots(*args) -> None:
+    from fcos_recipe.engine.plots import draw_plots
+
+    draw_plots(*args)
 
 
 def _curve(precision: np.ndarray) -> list[float]:

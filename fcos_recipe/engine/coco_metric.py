@@ -49,6 +49,9 @@ class CocoMetric:
     Attributes:
         last: the last `result()`; None before.
         judge: hotcoco's COCOeval behind it; None where pycocotools judged.
+        judged: what the last `result()` was made of: `image_id` int64 [N], and as dicts of columns
+            `truth` and `found`; their rows, counted from 1, are the ids that hotcoco gives them.
+        dataset: the `COCODataSet` that the images came from, where one is known.
 
     Raises:
         UserError: what is wrong with the annotations, with file and field.
@@ -68,7 +71,7 @@ class CocoMetric:
         self.score_threshold, self.limits = score_threshold, sorted({1, 10, max_dets})
         if len(self.limits) != 3 or max_dets < 10:
             raise UserError(f"--max-dets {max_dets}: want more than 10, as AR1 and AR10 stay")
-        self.judge = self.last = None
+        self.judge = self.last = self.judged = self.dataset = None
         self.category_ids = np.array(category_ids or list(self.categories), np.int64)
         self.engine = engine or _engine()
         self.reset()
@@ -191,6 +194,7 @@ class CocoMetric:
 
         tables = _ENGINES[self.engine](images, categories, truth, known, self.limits)
         precision, recall, self.judge = tables
+        self.judged = {"image_id": chosen, "truth": truth, "found": known}
         stats = []
         for k, (iou, area, limit) in enumerate(_DEFINITIONS):
             at = _AREAS.index(area), limit

@@ -102,6 +102,7 @@ def train(argv: list[str]) -> int:
     from fcos_recipe.engine.run_dir import RunDir
     from fcos_recipe.engine.trainer import Trainer
     from fcos_recipe.report import loss_band
+    from fcos_recipe.report.commands import after_training
     from fcos_recipe.runtime.watchdog import Watchdog, rank
 
     with Watchdog(config.data["watchdog"], rank()) as watchdog:
@@ -124,4 +125,6 @@ def train(argv: list[str]) -> int:
             finally:
                 with watchdog.phase("save"):
                     run.close_sinks()
+        if trainer.rank == 0:
+            after_training(path)
     return 0

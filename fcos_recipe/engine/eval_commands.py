@@ -89,6 +89,7 @@ def evaluate(argv: list[str]) -> int:
         if args.padding_effect:
             reference = trainer.evaluate(reader=REFERENCE_BATCHES, **tta, **_judging(args))
         result = trainer.evaluate(**tta, **_judging(args))
+    result["config"] = config.name
     if tta:
         result["tta"] = tta
     if args.precision != "fp32":

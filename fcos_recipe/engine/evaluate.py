@@ -88,6 +88,7 @@ def build_loader(
         log.info("%s", other)
     by_class = {class_id: category for category, class_id in dataset.catid2clsid.items()}
     metric = CocoMetric(dataset.get_anno(), [by_class[k] for k in sorted(by_class)], **judging)
+    metric.dataset = dataset
     # only an explicit sample_num narrows the judgement: a missing image counts as not found
     chosen = range(len(dataset)) if dataset.sample_num > 0 else None
     return loader, metric, chosen and [dataset.image_info(i)["im_id"] for i in chosen]

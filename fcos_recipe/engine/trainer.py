@@ -19,6 +19,7 @@ from fcos_recipe.engine.bad_numbers import Guard
 from fcos_recipe.engine.coco_metric import table
 from fcos_recipe.engine.distributed import agree, everywhere, gather
 from fcos_recipe.engine.evaluate import build_loader, evaluate
+from fcos_recipe.engine.facts import write_facts
 from fcos_recipe.engine.loggers import pictures
 from fcos_recipe.engine.meter import Window, hms, memory_mib, timed
 from fcos_recipe.engine.run_dir import CONFIG, ENVIRONMENT, RunDir, environment, log
@@ -140,6 +141,8 @@ class Trainer(Setup):
         if self.validating:
             self._judge = build_loader(self.cfg, self._local_rank, self._nranks)
             self._check_classes(list(self.metric.categories.values()))
+        if run.writer:
+            write_facts(self)
         log.info("classes: %s", listed(self.dataset.class_names))
         parameters = sum(int(np.prod(p.shape)) for p in self.model.parameters())
         log.info("model: %.2f M parameters on %s, %d images", parameters / 1e6, self.device,

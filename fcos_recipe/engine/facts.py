@@ -1,0 +1,91 @@
+"""What a run is, written into its directory at the start for whoever reads it later."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fcos_recipe.config.commands import differences
+from fcos_recipe.config.load import Config, display, load_config
+from fcos_recipe.data.source import Source
+from fcos_recipe.data.stats import SIZES, statistics
+from fcos_recipe.errors import without_secrets
+
+log = logging.getLogger("fcos")
+
+FACTS = "facts.json"
+
+
+def config_facts(config: Config) -> dict[str, Any]:
+    """Name and path of a config and, in `changes`, what it says otherwise than its bases.
+
+    Each change is key, the bases' value, the value, where it was written ("" for one that is
+    gone); values are YAML, "-" where there is none. `based` is False for a config that builds on
+    none: nothing to compare with. `command_line` lists the keys to which -o and flags gave another
+    value than the file.
+    """
+    rows = differences(config.base, config.data) if config.base else []
+    overridden = differences(load_config(config.path).data, config.data)
+    return {
+        "name": config.name,
+        "path": display(config.path),
+        "based": config.base is not None,
+        "changes": [[*row, config.origin(row[0]) if row[2] != "-" else ""] for row in rows],
+        "command_line": [key for key, *_ in overridden],
+    }
+
+
+def dataset_facts(dataset) -> dict[str, Any]:
+    """Counts of a `COCODataSet`: images, boxes by size, classes. Opens no image."""
+    files = " + ".join(display(Path(file)) for file in dataset.files)
+    source = Source("", files, None, {"load_crowd": dataset.load_crowd})
+    source.index = lambda: dataset.index  # that of all its files
+    found = statistics(source, None)
+    images, boxes, per_image = found["images"], found["boxes"], found["boxes_per_image"]
+    return {
+        "annotations": files,
+        "images": images["count"],
+        "used": len(dataset.rows),
+        "without_boxes": images["without_boxes"],
+        "width_height": images["width_height"][:3],
+        "sizes": len(images["width_height"]),
+        "boxes": boxes["count"],
+        "crowd": boxes["crowd"],
+        "left_out": boxes["left_out"],
+        "by_size": boxes["by_size"],
+        "boxes_per_image": {key: per_image[key] for key in ("mean", "median", "max")},
+        "classes": [
+            {key: row[key] for key in ("name", "boxes", "images", *SIZES)}
+            for row in found["classes"]
+        ],
+    }
+
+
+def write_facts(trainer) -> None:
+    """Write `FACTS` into a trainer's run directory. A run never fails for it: one line instead."""
+    try:
+        data, plan = trainer.config.data, trainer.plan
+        facts = {
+            "config": config_facts(trainer.config),
+            "device": trainer.device,
+            "cards": plan.cards,
+            "batch": plan.batch,
+            "total_batch": plan.total_batch,
+            "lr": plan.lr,
+            "epochs": data["epoch"],
+            "steps": plan.max_steps,
+            "seed": data["seed"],
+            "amp": data["amp_dtype"] if trainer.use_amp else None,
+            "ema": bool(data["use_ema"]),
+            "validating": trainer.validating,
+            "parameters": sum(int(np.prod(p.shape)) for p in trainer.model.parameters()),
+            "data": {"train": dataset_facts(trainer.dataset)},
+        }
+        if trainer.validating and trainer.metric.dataset is not None:
+            facts["data"]["val"] = dataset_facts(trainer.metric.dataset)
+        text = without_secrets(json.dumps(facts, indent=1))
+        (trainer.run.path / FACTS).write_text(text + "\n", encoding="utf-8")
+    except Exception as error:  # of the disk, or of annotations that training can do with
+        log.warning("%s: not written: %s: %s", FACTS, type(error).__name__, error)

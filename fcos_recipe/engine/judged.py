@@ -1,0 +1,110 @@
+"""What an evaluation judged, kept beside its figures, so that two can be compared by image."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from fcos_recipe.engine.coco_metric import CocoMetric
+from fcos_recipe.errors import UserError
+
+JUDGED = "detections.npz"
+MOST_BYTES = 4 << 30  #: unpacked; a file that claims more is not one of ours
+_TRUTH = {"image_id": np.int32, "category_id": np.int32, "bbox": np.float32, "area": np.float32,
+          "iscrowd": np.uint8}  # fmt: skip
+_FOUND = {"image_id": np.int32, "category_id": np.int32, "bbox": np.float32, "score": np.float32}
+
+
+def save(metric: CocoMetric, path: Path) -> None:
+    """Write annotations and detections of the metric's last `result()`, about 20 bytes per box.
+
+    Ids that do not fit 32 bits are written with 64. Boxes and scores are float32, as the model
+    gives them.
+    """
+    judged = metric.judged
+    arrays = {
+        "images": judged["image_id"],
+        "sizes": np.array(
+            [[metric.images[i].get(k) or 0 for k in ("width", "height")]
+             for i in judged["image_id"].tolist()], np.float32,
+        ).reshape(-1, 2),
+        "categories": np.array(sorted(metric.categories), np.int64),
+        "names": np.array([str(metric.categories[i]) for i in sorted(metric.categories)], np.str_),
+        "limits": np.array(metric.limits, np.int64),
+    }  # fmt: skip
+    for part, table in (("truth", _TRUTH), ("found", _FOUND)):
+        for name, dtype in table.items():
+            column = judged[part][name]
+            wide = dtype is np.int32 and len(column) and np.abs(column).max() >= 2**31
+            arrays[f"{part}_{name}"] = column if wide else column.astype(dtype)
+    with open(path.with_name(f".{path.name}"), "wb") as file:
+        np.savez_compressed(file, **arrays)
+    path.with_name(f".{path.name}").replace(path)
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays that `save` wrote.
+
+    Raises:
+        UserError: not such a file; the line says what is wrong.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > MOST_BYTES:
+                raise UserError(f"{path}: unpacks to more than {MOST_BYTES >> 30} GiB; not read")
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in file.files}
+        rows = {part: len(found[f"{part}_image_id"]) for part in ("truth", "found")}
+        for part, table in (("truth", _TRUTH), ("found", _FOUND)):
+            for name in table:
+                shape = (rows[part], 4) if name == "bbox" else (rows[part],)
+                if found[f"{part}_{name}"].shape != shape:
+                    raise ValueError(f"{part}_{name} has another length")
+        if found["sizes"].shape != (len(found["images"]), 2):
+            raise ValueError("sizes has another length")
+        if len(found["names"]) != len(found["categories"]):
+            raise ValueError("names has another length")
+        found["limits"].reshape(3)
+        return found
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise UserError(f"{path}: not an evaluation's detections: {error}") from None
+
+
+def same_truth(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> str:
+    """"" where both were judged on the same images and annotations, else in what they differ."""
+    if not np.array_equal(a["images"], b["images"]):
+        return f"they were judged on different images ({len(a['images'])} and {len(b['images'])})"
+    if not (np.array_equal(a["categories"], b["categories"])
+            and np.array_equal(a["names"], b["names"])):  # fmt: skip
+        return "their classes differ"
+    if not np.array_equal(a["limits"], b["limits"]):
+        return "they were judged with different numbers of detections per image"
+    if not all(np.array_equal(a[f"truth_{name}"], b[f"truth_{name}"]) for name in _TRUTH):
+        return "their annotations differ"
+    return ""
+
+
+def judge(arrays: dict[str, np.ndarray]):
+    """hotcoco's COCOeval of `read`'s arrays, matched and accumulated.
+
+    Raises:
+        ImportError: hotcoco is missing.
+    """
+    from fcos_recipe.engine.coco_metric import _hotcoco
+
+    images = [
+        {"id": i, "width": w, "height": h}
+        for i, (w, h) in zip(arrays["images"].tolist(), arrays["sizes"].tolist())
+    ]
+    categories = [
+        {"id": i, "name": name}
+        for i, name in zip(arrays["categories"].tolist(), arrays["names"].tolist())
+    ]
+    wide = {np.int32: np.int64, np.uint8: np.int64, np.float32: np.float64}
+    truth, found = (
+        {name: arrays[f"{part}_{name}"].astype(wide[dtype]) for name, dtype in table.items()}
+        for part, table in (("truth", _TRUTH), ("found", _FOUND))
+    )
+    return _hotcoco(images, categories, truth, found, arrays["limits"].tolist())[2]

@@ -1,0 +1,157 @@
+"""Runs beside each other: figures, AP differences with their interval, differing config keys.
+
+The interval is a paired bootstrap over the images of one validation set (hotcoco's): images are
+drawn with replacement, both runs are judged on the same draw, and the 2.5 % and 97.5 % of the
+differences are told. It holds for these two trained models on other images of the kind; it does
+not tell how far two trainings with other seeds would lie apart.
+"""
+
+from fcos_recipe.config.commands import differences
+from fcos_recipe.config.load import plain_values
+from fcos_recipe.engine.judged import JUDGED, judge, read, same_truth
+from fcos_recipe.errors import UserError
+from fcos_recipe.report.blocks import Cell, Fold, Table, Text
+from fcos_recipe.report.run import Run
+from fcos_recipe.report.sections import labels
+from fcos_recipe.report.verdict import duration, percent
+
+SAMPLES = 300  #: draws; the interval's ends are then good to about a tenth of its width
+_METRICS = (("AP", "AP"), ("AP50", "AP50"), ("AP75", "AP75"), ("AP small", "APs"),
+            ("AP medium", "APm"), ("AP large", "APl"))  # fmt: skip
+_APART = 0.002  # AP by which float32 boxes may change a figure
+
+
+def blocks(run: Run, others: list[Run], samples: int = SAMPLES) -> list:
+    """The section "Comparison".
+
+    Args:
+        run: the run that the report is of; differences are its figures minus the other's.
+        others: what it is compared with.
+        samples: draws of the bootstrap; 0: no intervals.
+    """
+    names = labels([run, *others])
+    found = [_figures([run, *others], names)]
+    for other, name in zip(others, names[1:]):
+        found += _pair(run, other, names[0], name, samples)
+        found.append(_configs(run, other, names[0], name))
+    return found
+
+
+def _figures(runs: list[Run], names: list[str]) -> Table:
+    rows = []
+    for run, name in zip(runs, names):
+        best, e = run.best, run.evaluation
+        rows.append([
+            name, run.state, percent(run.ap), percent(e.figure("AP50") if e else None),
+            percent(best[0]) if best else "-",
+            f"{run.speed[0]:.2f}" if run.speed else "-",
+            f"{run.speed[1]:.2f}" if run.speed else "-",
+            duration(run.hours[0]) if run.hours else "-",
+            str(run.cards or "-"), run.device or "-",
+        ])  # fmt: skip
+    return Table(
+        "The runs",
+        ["run", "state", "AP", "AP50", "best AP", "images/s per card", "in total", "time to train",
+         "cards", "device"],
+        rows, {0, 1, 9},
+    )  # fmt: skip
+
+
+def _pair(run: Run, other: Run, name: str, other_name: str, samples: int) -> list:
+    title = f"{name} minus {other_name}"
+    try:
+        found = compared(run, other, samples)
+    except UserError as error:
+        if run.ap is None or other.ap is None:
+            return [Text(f"{title}: no difference, {error}.")]
+        return [Text(f"{title}: AP {_signed(run.ap - other.ap)} points. No interval can be given: "
+                     f"{error}.")]  # fmt: skip
+    rows, interval = [], found["ci"] or {}
+    for shown, key in _METRICS:
+        a, b = found["metrics_a"][key], found["metrics_b"][key]
+        if a < 0 or b < 0:
+            continue
+        bounds = interval.get(key)
+        rows.append([
+            shown, percent(a), percent(b), _signed(b - a),
+            f"{_signed(bounds['lower'])} to {_signed(bounds['upper'])}" if bounds else "-",
+        ])  # fmt: skip
+    table = Table(
+        f"{title}, points; interval: 95 %, {samples} paired draws of the {found['num_images']} "
+        "images",
+        ["", other_name, name, "difference", "95 % interval"], rows,
+    )  # fmt: skip
+    classes = [c for c in found["per_category"] if c["ap_a"] >= 0 and c["ap_b"] >= 0]
+    classes.sort(key=lambda c: -abs(c["delta"]))
+    most = max((abs(c["delta"]) for c in classes), default=0) or 1
+    per_class = Table(
+        "AP per class, largest differences first (no interval: classes have few objects)",
+        ["class", other_name, name, "difference"],
+        [
+            [c["cat_name"], percent(c["ap_a"]), percent(c["ap_b"]),
+             Cell(_signed(c["delta"]), bar=abs(c["delta"]) / most)]
+            for c in classes[:100]
+        ],
+    )  # fmt: skip
+    if not samples:
+        return [table, Fold("Differences per class", [per_class])]
+    difference = found["metrics_b"]["AP"] - found["metrics_a"]["AP"]
+    words = _words(difference, interval["AP"], title)
+    return [Text(words), table, Fold("Differences per class", [per_class])]
+
+
+def _words(difference: float, bounds: dict, title: str) -> str:
+    low, high = bounds["lower"], bounds["upper"]
+    if low > 0 or high < 0:
+        verdict = "the difference is larger than the choice of images explains"
+    else:
+        verdict = "the choice of images alone can explain the difference"
+    return (
+        f"{title}: AP {_signed(difference)} points, {_signed(low)} to {_signed(high)} in 95 % of "
+        f"the draws: {verdict}. "
+        "How far trainings with other seeds lie apart is not part of it."
+    )
+
+
+def compared(run: Run, other: Run, samples: int) -> dict:
+    """hotcoco's `compare` of what both runs kept of their last evaluation; `other` is its A.
+
+    Raises:
+        UserError: why there can be none.
+    """
+    arrays = []
+    for r in (other, run):
+        if not (r.path / JUDGED).is_file():
+            raise UserError(f"{r.name} has not kept its detections ({JUDGED}, written with the "
+                            "analysis at the end)")  # fmt: skip
+        arrays.append(read(r.path / JUDGED))
+    if different := same_truth(*arrays):
+        raise UserError(different)
+    try:
+        import hotcoco
+    except ImportError:
+        raise UserError("hotcoco is missing: pip install hotcoco") from None
+    found = hotcoco.compare(*map(judge, arrays), n_bootstrap=samples, seed=0)
+    for r, key in ((other, "metrics_a"), (run, "metrics_b")):
+        if r.ap is not None and abs(found[key]["AP"] - r.ap) > _APART:
+            raise UserError(f"{r.name}'s {JUDGED} is not that of its last evaluation")
+    return found
+
+
+def _configs(run: Run, other: Run, name: str, other_name: str) -> Table | Text:
+    if not (run.config and other.config):
+        return Text(f"{other_name}: config.yml is missing in one of the two: no list of what the "
+                    "configs differ in.")  # fmt: skip
+    try:
+        rows = differences(*(plain_values(r.config, str(r.path / "config.yml"))
+                             for r in (other, run)))  # fmt: skip
+    except UserError as error:
+        return Text(f"The configs cannot be compared: {error}")
+    if not rows:
+        return Text(f"The configs of {name} and {other_name} say the same.")
+    return Table(f"What the configs differ in: {len(rows)} keys", ["key", other_name, name],
+                 [list(row) for row in rows], {0, 1, 2})  # fmt: skip
+
+
+def _signed(points: float) -> str:
+    return f"{100 * points:+.2f}"

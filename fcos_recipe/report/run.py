@@ -1,0 +1,427 @@
+"""A run directory as it is found: finished, still going on, killed, or with damaged files.
+
+Nothing else is read: no data set, no config file, no model. What is missing or damaged becomes a
+line in `Run.notes` and leaves its part of the report empty.
+"""
+
+import fcntl
+import json
+import math
+import os
+import re
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fcos_recipe.engine.throughput import throughput
+from fcos_recipe.errors import UserError
+
+MOST_BYTES = 1 << 28  #: of a file that is read whole
+MOST_PICTURE = 400_000  #: bytes of an example picture; larger ones are left out
+MOST_PICTURES = 1_900_000  #: bytes of all; they are a third larger in the page
+_LOCK = "hhqqi"  # struct flock of Linux: type, whence, start, length, pid
+
+
+class ClassRow(msgspec.Struct):
+    name: str
+    AP: float
+    AP50: float
+    instances: int = 0
+    detections: int = 0
+    AP_small: float = -1.0
+    AP_medium: float = -1.0
+    AP_large: float = -1.0
+
+
+class Evaluation(msgspec.Struct):
+    """eval.json, as `CocoMetric.result` gives it."""
+
+    stats: list[float]
+    names: list[str]
+    per_class: list[ClassRow] = []
+    images: int = 0
+    instances: int = 0
+    detections: int = 0
+    max_dets: int = 100
+    score_threshold: float = 0.0
+    epoch: int | None = None
+    images_per_second: float | None = None
+    seconds: float | None = None
+    reason: str | None = None
+    notes: list[str] = []
+    weights: str | None = None
+    predictions: str | None = None
+    config: str | None = None
+    tta: dict[str, Any] | None = None
+
+    def __post_init__(self):
+        if len(self.stats) != len(self.names):
+            raise ValueError("stats and names differ in length")
+
+    def figure(self, name: str) -> float | None:
+        """One of COCO's twelve, in [0, 1]; None where it is undefined."""
+        value = dict(zip(self.names, self.stats)).get(name, -1.0)
+        return value if value >= 0 else None
+
+
+class Curves(msgspec.Struct):
+    recall: list[float]
+    precision: dict[str, list[float]]
+
+
+class CurveOfClass(msgspec.Struct):
+    name: str
+    pr50: list[float] | None = None
+    best_f1: float | None = None
+    score: float | None = None
+
+
+class Confusion(msgspec.Struct):
+    names: list[str]
+    matrix: list[list[int]]
+
+    def __post_init__(self):
+        if {len(self.names)} != {len(self.matrix), *map(len, self.matrix)}:
+            raise ValueError("confusion is not square")
+
+
+class Analysis(msgspec.Struct):
+    """analysis.json, as `engine.analysis.analyse` gives it."""
+
+    pr: Curves
+    per_class: list[CurveOfClass]
+    score_threshold: float
+    confusion: Confusion
+    errors: dict[str, Any]
+    calibration: dict[str, Any]
+
+
+class Example(msgspec.Struct):
+    kind: str
+    image_id: int
+    file: str
+    right: int
+    false: int
+    missed: int
+    truth: str
+    found: str
+    width: int = 0
+    height: int = 0
+
+
+class Examples(msgspec.Struct):
+    score_threshold: float
+    images: list[Example]
+
+
+class ConfigFacts(msgspec.Struct):
+    name: str
+    path: str = ""
+    based: bool = False
+    changes: list[tuple[str, str, str, str]] = []
+    command_line: list[str] = []
+
+
+class DatasetClass(msgspec.Struct):
+    name: str
+    boxes: int
+    images: int = 0
+    small: int = 0
+    medium: int = 0
+    large: int = 0
+
+
+class Dataset(msgspec.Struct):
+    annotations: str
+    images: int
+    used: int
+    boxes: int
+    without_boxes: int = 0
+    width_height: list[tuple[int, int, int]] = []
+    sizes: int = 0
+    crowd: int = 0
+    left_out: dict[str, int] = {}
+    by_size: dict[str, int] = {}
+    boxes_per_image: dict[str, float | None] = {}
+    classes: list[DatasetClass] = []
+
+
+class Facts(msgspec.Struct):
+    """facts.json, as `engine.facts` writes it."""
+
+    config: ConfigFacts
+    device: str
+    cards: int
+    total_batch: int
+    batch: int = 0
+    lr: float | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    seed: int | None = None
+    amp: str | None = None
+    ema: bool = False
+    validating: bool = False
+    parameters: int | None = None
+    data: dict[str, Dataset] = {}
+
+
+class Environment(msgspec.Struct):
+    """environment.json, as `engine.run_dir.environment` gives it."""
+
+    fcos_recipe: str = ""
+    python: str = ""
+    packages: dict[str, str] = {}
+    platform: str = ""
+    cpu: str = ""
+    cores: int | None = None
+    device: str = ""
+    cards: list[str] = []
+    git: str | None = None
+    command: list[str] = []
+    started: str = ""
+    config: str | None = None
+    ranks: int | None = None
+
+
+@dataclass
+class Run:
+    """What a run directory tells.
+
+    Args:
+        path: the directory.
+        train, evals, bad_steps: records of metrics.jsonl in their order, see `value`.
+        config: config.yml's text; "" where it is missing.
+        state: "finished", "running", "stopped" (before its end), "evaluation" (one of `fcos eval`)
+            or "empty".
+        notes: what is missing or damaged, one sentence each.
+        warnings: lines of the log of level WARNING and above.
+    """
+
+    path: Path
+    train: list[dict] = field(default_factory=list)
+    evals: list[dict] = field(default_factory=list)
+    bad_steps: list[dict] = field(default_factory=list)
+    config: str = ""
+    facts: Facts | None = None
+    environment: Environment | None = None
+    evaluation: Evaluation | None = None
+    analysis: Analysis | None = None
+    examples: Examples | None = None
+    state: str = "empty"
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def config_name(self) -> str | None:
+        """Name of the config, as far as the directory tells it."""
+        if self.facts:
+            return self.facts.config.name
+        if self.evaluation and self.evaluation.config:
+            return self.evaluation.config
+        if self.environment and self.environment.config:
+            return self.environment.config
+        command = self.environment.command if self.environment else []
+        for option, given in zip(command, command[1:]):
+            if option in ("-c", "--config"):
+                return Path(given).stem
+        return None
+
+    @property
+    def ap(self) -> float | None:
+        """Box AP of the last evaluation, in [0, 1]."""
+        if self.evaluation:
+            return self.evaluation.figure("AP")
+        found = [v for v in (value(r, "AP") for r in self.evals) if v is not None and v >= 0]
+        return found[-1] if found else None
+
+    @property
+    def best(self) -> tuple[float, int] | None:
+        """Best AP and its epoch."""
+        rows = [(value(r, "AP"), value(r, "epoch")) for r in self.evals]
+        rows = [(ap, int(epoch)) for ap, epoch in rows if ap is not None and epoch is not None]
+        best = max(rows, key=lambda row: row[0], default=None)
+        return best if best and best[0] >= 0 else None
+
+    @property
+    def epochs(self) -> int | None:
+        """Epochs that the config asks for."""
+        if self.facts and self.facts.epochs:
+            return self.facts.epochs
+        found = re.search(r"^epoch: (\d{1,9})\b", self.config, re.M)
+        return int(found[1]) if found else None
+
+    @property
+    def epoch(self) -> int | None:
+        """Epoch of the last record, counted from 1."""
+        last = [value(r, "epoch") for r in (self.train or self.evals)[-1:]]
+        return int(last[0]) if last and last[0] is not None else None
+
+    @property
+    def cards(self) -> int | None:
+        """Processes of the run: as told, else the ratio of the two throughputs."""
+        if self.facts:
+            return self.facts.cards
+        if self.environment and self.environment.ranks:
+            return self.environment.ranks
+        for record in reversed(self.train):
+            one, total = (value(record, f"images_per_second{k}") for k in ("_per_card", ""))
+            if one and total:
+                return round(total / one)
+        return None
+
+    @property
+    def device(self) -> str | None:
+        """What it ran on, in words."""
+        env = self.environment
+        if env is None:
+            return self.facts.device if self.facts else None
+        if env.cards:
+            return env.cards[0]
+        return f"CPU ({env.cpu})" if env.device == "cpu" and env.cpu else env.device or None
+
+    @property
+    def speed(self) -> tuple[float, float] | None:
+        """Training throughput by `engine.throughput`, images/s per card and of all cards."""
+        names = ("images_per_second_per_card", "images_per_second")
+        whole = [r for r in self.train if None not in [value(r, name) for name in names]]
+        return tuple(throughput(whole).values()) or None
+
+    @property
+    def hours(self) -> tuple[float, float] | None:
+        """Hours of training steps and of evaluations.
+
+        Summed over what was logged, so that neither the start nor saves nor the time between an
+        interruption and its continuation count.
+        """
+        seconds, seen = 0.0, 0.0
+        for record in self.train:
+            images, speed = value(record, "images_seen"), value(record, "images_per_second")
+            if images is None or not speed or images <= seen:
+                continue
+            seconds, seen = seconds + (images - seen) / speed, images
+        judged = sum(value(r, "seconds") or 0 for r in self.evals)
+        return (seconds / 3600, judged / 3600) if self.train else None
+
+
+def value(record: dict, key: str) -> float | None:
+    """A finite number of a record of metrics.jsonl; None for anything else."""
+    found = record.get(key)
+    good = isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
+    return found if good else None
+
+
+def read_run(path: Path) -> Run:
+    """Read a run directory.
+
+    Raises:
+        UserError: no such directory, or nothing of a run in it.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: no such run directory; name the one that the training printed")
+    run = Run(path)
+    _metrics(run)
+    if text := _text(run, "config.yml", "the config"):
+        run.config = text
+    run.facts = _typed(run, "facts.json", Facts, "the data, and what the config changes")
+    run.environment = _typed(run, "environment.json", Environment, "machine and command")
+    run.evaluation = _typed(run, "eval.json", Evaluation, "COCO figures")
+    run.analysis = _typed(run, "analysis.json", Analysis, "curves, confusions and errors")
+    run.examples = _typed(run, "examples/index.json", Examples, "example images")
+    if not (run.train or run.evals or run.config or run.facts or run.environment
+            or run.evaluation):  # fmt: skip
+        raise UserError(f"{path}: no run: neither metrics.jsonl nor config.yml nor eval.json in it")
+    run.state = _state(run)
+    if run.state == "running":
+        late = re.compile("(eval|analysis|examples/index).json is missing: ")
+        run.notes = [late.sub(r"\1.json is still to come: ", note) for note in run.notes]
+    _log(run)
+    if run.state == "evaluation":  # it never has a run's files
+        names = ("metrics.jsonl", "config.yml", "facts.json", "environment.json", "log.txt")
+        run.notes = [n for n in run.notes if not n.startswith(names)]
+    return run
+
+
+def _state(run: Run) -> str:
+    if _locked(run.path / ".lock"):
+        return "running"
+    if run.evaluation and (run.evaluation.weights or run.evaluation.predictions):
+        return "evaluation"
+    try:
+        done = (run.path / "model_final.pdparams").stat().st_mtime
+    except OSError:
+        return "stopped" if run.train or run.evals else "empty"
+    last = value(run.train[-1], "time") if run.train else None
+    return "finished" if last is None or done >= last - 1 else "stopped"  # it went on after that
+
+
+def _locked(path: Path) -> bool:
+    """Whether another process holds the run's lock; asks without taking it."""
+    try:
+        with open(path, "rb") as file:
+            query = struct.pack(_LOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            answer = fcntl.fcntl(file, fcntl.F_GETLK, query)
+            return struct.unpack(_LOCK, answer)[0] != fcntl.F_UNLCK
+    except (OSError, struct.error):
+        return False
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():  # a pipe would be read for ever
+        raise FileNotFoundError(2, "is missing" if not path.exists() else "is not a file")
+    if path.stat().st_size > MOST_BYTES:
+        raise OSError(27, f"is larger than {MOST_BYTES >> 20} MiB")
+    return path.read_bytes()
+
+
+def _text(run: Run, name: str, what: str) -> str | None:
+    try:
+        return _read(run.path / name).decode("utf-8", "replace")
+    except OSError as error:
+        run.notes.append(f"{name} {error.strerror}: {what} cannot be shown.")
+        return None
+
+
+def _typed(run: Run, name: str, kind: type, what: str):
+    text = _text(run, name, what)
+    if text is None:
+        return None
+    try:
+        return msgspec.convert(json.loads(text), kind, strict=True)
+    except (ValueError, RecursionError) as error:  # msgspec's and json's are ValueErrors
+        run.notes.append(f"{name} is damaged ({error}): {what} cannot be shown.")
+        return None
+
+
+def _metrics(run: Run) -> None:
+    text = _text(run, "metrics.jsonl", "curves")
+    lines = (text or "").split("\n")
+    whole, tail = lines[:-1], lines[-1]  # what follows the last line feed is being written
+    damaged = 0
+    kinds = {"train": run.train, "eval": run.evals, "bad_step": run.bad_steps}
+    for line in whole:
+        try:
+            record = json.loads(line)
+            kinds.setdefault(str(record["kind"]), []).append(record)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            damaged += 1
+    if damaged:
+        lines = "1 line is" if damaged == 1 else f"{damaged} lines are"
+        run.notes.append(f"metrics.jsonl: {lines} damaged and left out.")
+    if tail:
+        run.notes.append("metrics.jsonl: the last line is incomplete and left out.")
+    strange = sum("loss" in r and value(r, "loss") is None for r in run.train)
+    if strange:
+        run.notes.append(f"metrics.jsonl: {strange} records have a loss that is not finite.")
+
+
+def _log(run: Run) -> None:
+    text = _text(run, "log.txt", "warnings")
+    found = re.findall(r"^\S+ \S+ ((?:WARNING|ERROR|CRITICAL) .*)$", text or "", re.M)
+    run.warnings = [line[:500] for line in dict.fromkeys(found)]

@@ -1,0 +1,94 @@
+"""The report of a run that is still going on, on this machine's loopback only."""
+
+import sys
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from fcos_recipe.errors import UserError, printable
+
+REFRESH = 5  #: seconds
+
+
+class Server(ThreadingHTTPServer):
+    """Answers `/` with a page and nothing else.
+
+    Only names of this machine are accepted as Host: a page elsewhere whose name was made to point
+    here (DNS rebinding) gets nothing.
+
+    Args:
+        port: 0 takes a free one.
+        make: `make(refresh)` returns the page; called again when a file of the run has changed.
+        folder: run directory.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, port: int, make: Callable[[int | None], str], folder: Path):
+        try:
+            super().__init__(("127.0.0.1", port), _Handler)
+        except (OSError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            raise UserError(f"--serve {port}: {why}; choose another, 0 for a free one") from None
+        self.hosts = {f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")}
+        self._make, self._folder = make, folder
+        self._lock, self._made = threading.Lock(), {}
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/"
+
+    def page(self, refresh: int | None) -> bytes:
+        """The page, from memory as long as the run's files stay as they are."""
+        with self._lock:
+            state = []
+            for name in ("metrics.jsonl", "eval.json", "analysis.json", "facts.json",
+                         "environment.json", "model_final.pdparams"):  # fmt: skip
+                try:
+                    found = (self._folder / name).stat()
+                    state.append((found.st_size, found.st_mtime_ns))
+                except OSError:
+                    state.append(None)
+            if self._made.get(refresh, (None,))[0] != state:
+                self._made[refresh] = state, self._make(refresh).encode()
+            return self._made[refresh][1]
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a browser that went away
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+    server_version, sys_version = "fcos", ""
+    timeout = 20  # of a connection that says nothing
+
+    def do_GET(self):
+        if self.headers.get("Host", "").lower() not in self.server.hosts:
+            return self._answer(403, b"this server answers to its own name only\n", "text/plain")
+        if self.path not in ("/", "/?still"):
+            return self._answer(404, b"only / is here\n", "text/plain")
+        try:
+            content = self.server.page(REFRESH if self.path == "/" else None)
+        except UserError as error:  # the directory has gone, say
+            return self._answer(503, f"{printable(str(error))}\n".encode(), "text/plain")
+        self._answer(200, content, "text/html")
+
+    do_HEAD = do_GET
+
+    def _answer(self, code: int, content: bytes, kind: str) -> None:
+        self.send_response(code)
+        for name, value in {
+            "Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(content)),
+            "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff",
+            "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer",
+            "Cross-Origin-Resource-Policy": "same-origin",
+        }.items():  # fmt: skip
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass

@@ -1,0 +1,218 @@
+"""What a run came to, and what may be said about it beside the published figure of its config."""
+
+from pathlib import PurePosixPath
+
+from fcos_recipe.errors import UserError
+from fcos_recipe.report import results
+from fcos_recipe.report.blocks import Items, Table, Text, Tiles
+from fcos_recipe.report.run import Run, value
+
+# What may change on the command line without changing what is trained and judged.
+HARMLESS = (
+    "device", "use_gpu", "use_xpu", "use_mlu", "use_npu", "worker_num", "log_iter", "save_dir",
+    "snapshot", "keep_checkpoints", "eval_interval", "max_failed_saves", "launch", "weights",
+    "watchdog", "use_vdl", "vdl_log_dir", "export", "print_", "loggers", "comm_buffer_mb",
+    "TrainDataset.dataset_dir", "EvalDataset.dataset_dir", "TestDataset", "TestReader",
+)  # fmt: skip
+COCO_VAL = 5000  #: images of COCO val2017
+
+
+def published(config_name: str | None) -> list:
+    """Published figures of a config: `report.results.Row`s, whose AP is in percent."""
+    return results.published(config_name) if config_name else []
+
+
+def percent(ap: float | None) -> str:
+    """AP in [0, 1] as COCO's tables have it: 39.7."""
+    return "-" if ap is None or ap < 0 else f"{100 * ap:.1f}"
+
+
+def duration(hours: float) -> str:
+    """Hours in words: 7.4 h, 12 min, 41 s."""
+    if hours >= 1:
+        return f"{hours:.1f} h"
+    return f"{60 * hours:.0f} min" if hours >= 1 / 30 else f"{3600 * hours:.0f} s"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def headline(run: Run) -> str:
+    """One sentence: the result, or how far it is."""
+    ap, best, epochs, epoch = run.ap, run.best, run.epochs, run.epoch
+    of = f"{epoch or 0}" + (f" of {epochs}" if epochs else "")
+    if run.state == "evaluation":
+        source = run.evaluation.weights or run.evaluation.predictions
+        return f"Evaluation of {PurePosixPath(source).name}: AP {percent(ap)}"
+    if ap is None:
+        result = "no AP yet" if run.state == "running" else "no AP: it was never evaluated"
+        if run.evaluation or run.evals:
+            result = "AP undefined: there was nothing to find"
+    else:
+        after = run.evaluation.epoch if run.evaluation else None
+        result = f"AP {percent(ap)}" + (f" after epoch {after}" if after else "")
+        if best and best[1] != after and best[0] > ap:
+            result += f" (best {percent(best[0])} after epoch {best[1]})"
+    return {
+        "finished": f"Finished: {result}",
+        "running": f"Still going on, in epoch {of}: {result}",
+        "stopped": f"Stopped before its end, in epoch {of}: {result}",
+        "empty": "Nothing was trained yet",
+    }[run.state]
+
+
+def tiles(run: Run) -> Tiles:
+    """The figures of the first glance."""
+    rows = []
+    e = run.evaluation
+    ap50 = e.figure("AP50") if e else None
+    rows.append(("AP (COCO, box)", percent(run.ap), f"AP50 {percent(ap50)}" if ap50 else ""))
+    if run.speed:
+        one, total = run.speed
+        rows.append(("Training, images/s per card", f"{one:.2f}", f"{total:.2f} in total"))
+    if run.hours:
+        train, judged = run.hours
+        remark = f"and {duration(judged)} of evaluation" if judged else ""
+        rows.append(("Time to train", duration(train), remark))
+    if run.cards:
+        on_cpu = run.device and run.device.startswith("CPU")
+        rows.append(("Processes, on the CPU" if on_cpu else "Cards", str(run.cards), ""))
+    if run.device:
+        rows.append(("Device", run.device, ""))
+    if run.facts:
+        f = run.facts
+        rows.append(("Images per step", str(f.total_batch), f"LR {f.lr:g}" if f.lr else ""))
+    if e and e.images_per_second:
+        rows.append(("Evaluation, images/s", f"{e.images_per_second:.2f}", "of all cards together"))
+    return Tiles(rows)
+
+
+def blocks(run: Run) -> list:
+    """The first section."""
+    found = [Text(headline(run), "verdict"), tiles(run)]
+    if run.evaluation and run.evaluation.reason:
+        found.append(Text(f"Why AP is 0 or undefined: {run.evaluation.reason}.", "bad"))
+    if run.evaluation:
+        found += [Text(note, "note") for note in run.evaluation.notes]
+    if run.state == "running" and (left := _left(run)):
+        found.append(Text(f"About {left} of training are left at the present speed."))
+    if run.state == "stopped":
+        found.append(Text("It can be continued from its newest checkpoint: the command that "
+                          "started it, with --resume auto.", "note"))  # fmt: skip
+    if run.bad_steps:
+        found.append(Text(f"{plural(len(run.bad_steps), 'step')} had numbers that are not finite; "
+                          "see the log and bad_steps/.", "bad"))  # fmt: skip
+    found += against_published(run)
+    found.append(Text(
+        "AP is COCO's box AP at IoU 0.50:0.95, in percent. Images/s is the median over the logged "
+        "stretches of training without the first, waiting for data included, evaluation and saves "
+        "not; time to train is the sum of the same stretches.", "note",
+    ))  # fmt: skip
+    return found
+
+
+def _left(run: Run) -> str:
+    if not (run.facts and run.facts.steps and run.speed and run.train):
+        return ""
+    done = value(run.train[-1], "step") or 0
+    images = max(run.facts.steps - done, 0) * run.facts.total_batch
+    return duration(images / run.speed[1] / 3600) if run.speed[1] else ""
+
+
+def against_published(run: Run) -> list:
+    """The published rows of the config, and what this run says about each."""
+    name = run.config_name
+    try:
+        rows = published(name)
+    except UserError as error:
+        return [Text(f"The published figures cannot be read: {error}.", "note")]
+    if not rows:
+        what = f"of the config {name}" if name else "to compare with: the config is not known"
+        return [Text(f"There is no published figure {what}.", "note")]
+    table = Table(
+        f"Published figures of {name}",
+        ["source", "device", "cards", "AP", "images/s", "reproduced here"],
+        [
+            [str(row.source), row.device or "not stated", str(row.cards), f"{row.ap:.1f}",
+             _speed(row), "yes" if row.reproduced else "not reproduced here"]
+            for row in rows
+        ],
+        {0, 1, 5},
+    )  # fmt: skip
+    return [*(_judgement(run, row) for row in rows[:1]), table, Items(
+        [f"{row.source}: {_speed_words(run, row)}" for row in rows if row.images_per_second]
+    )]  # fmt: skip
+
+
+def _speed(row) -> str:
+    if row.images_per_second is None:
+        return "-"
+    unit = {"total": " in total", "card": " per card"}.get(row.throughput_of, ", of what: unstated")
+    return f"{row.images_per_second:.2f}{unit}"
+
+
+def _judgement(run: Run, row) -> Text:
+    on = f"{plural(row.cards, 'card')}, {row.device}" if row.device else plural(row.cards, "card")
+    what = f"the published {row.ap:.1f} ({on})"
+    if reasons := obstacles(run, row):
+        return Text(f"Not to be compared with {what}: {'; '.join(reasons)}.")
+    difference = 100 * run.ap - row.ap
+    within = abs(difference) <= row.tolerance + 1e-9
+    return Text(
+        f"AP {percent(run.ap)} is {abs(difference):.1f} {'above' if difference >= 0 else 'below'} "
+        f"{what}: {'within' if within else 'outside'} the tolerance of {row.tolerance:g}.",
+        "good" if within or difference > 0 else "bad",
+    )
+
+
+def obstacles(run: Run, row) -> list[str]:
+    """Why this run's AP says nothing about a published row; [] where it does."""
+    e, f = run.evaluation, run.facts
+    found = []
+    if run.state not in ("finished", "evaluation"):
+        found.append("this run is not finished")
+    if run.ap is None:
+        found.append("this run has no AP")
+    if e and (e.max_dets != 100 or e.score_threshold > 0 or e.tta):
+        found.append("it was evaluated in another way")
+    if e and row.dataset.startswith("COCO val2017") and e.images != COCO_VAL:
+        found.append(f"it was evaluated on {e.images} images, not on {row.dataset}")
+    if run.state == "evaluation":
+        return found + ["how these weights were trained is not known here"]
+    if f is None:
+        return found + ["facts.json is missing, which says how it was trained"]
+    changed = [key for key in f.config.command_line if not key.startswith(HARMLESS)]
+    changed = list(dict.fromkeys(".".join(key.split(".")[:2]) for key in changed))
+    if changed:
+        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+        found.append(f"changed on the command line: {', '.join(changed[:4])}{more}")
+    if f.epochs != row.epochs:
+        found.append(f"{f.epochs} epochs, not {row.epochs}")
+    if f.total_batch != row.total_batch:
+        found.append(f"{f.total_batch} images per step, not {row.total_batch}")
+    for split, data in f.data.items():
+        if data.used < data.images - data.without_boxes:
+            found.append(f"only {data.used} of the {data.images} {split} images")
+    return found
+
+
+def same_hardware(run: Run, row) -> bool:
+    """Whether the run's cards are those of a published row, and as many."""
+    if row.device is None or run.cards != row.cards or run.environment is None:
+        return False
+    if row.device.lower() == "cpu":
+        return False  # one CPU's figure says nothing about another's
+    return any(row.device.lower() in card.lower() for card in run.environment.cards)
+
+
+def _speed_words(run: Run, row) -> str:
+    if run.speed is None:
+        return "this run has no throughput to set beside it"
+    if not same_hardware(run, row):
+        return "images/s of other hardware, which this run's cannot be compared with"
+    one, total = run.speed
+    this = {"total": [total], "card": [one]}.get(row.throughput_of, [one, total])
+    shares = " or ".join(f"{100 * v / row.images_per_second:.0f} %" for v in this)
+    doubt = "" if len(this) == 1 else " (per card or in total: the source does not state which)"
+    return f"this run is at {shares} of its images/s{doubt}"
