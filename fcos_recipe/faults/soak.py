@@ -20,7 +20,7 @@ import psutil
 
 from fcos_recipe.data.shapes import make_shapes
 from fcos_recipe.faults import tools
-from fcos_recipe.runtime import exit_codes
+from fcos_recipe.runtime import cpu_math, exit_codes
 from fcos_recipe.runtime.device import ROOT
 
 EVERY = 2.0  # seconds between two looks
@@ -36,6 +36,7 @@ def soak(folder: Path, minutes: float, seed: int) -> int:
         minutes: at least one undisturbed and one killed run are made.
         seed: of the moments of the kills: one each 10 to 60 seconds.
     """
+    cpu_math.ensure("cpu")  # else Paddle, imported to compare, leaves one thread to later runs
     rng, began = np.random.default_rng(seed), time.monotonic()
     make_shapes(folder / "demo", train=1000, val=100, seed=0)
     config = folder / "soak.yml"
@@ -67,7 +68,7 @@ def soak(folder: Path, minutes: float, seed: int) -> int:
         ap = json.loads((run / "eval.json").read_text())["stats"][0] if not said else float("nan")
         print(f"run {number}: AP {ap:.4f}, {kills} kills so far: {said or 'as without kills'}",
               flush=True)  # fmt: skip
-        if number:
+        if number and not said:
             tools.remove(run)
         number += 1
     with (folder / "soak.csv").open("w", newline="") as file:
@@ -127,7 +128,9 @@ def _kill(process: subprocess.Popen) -> int:
     """SIGKILL to the training process; 0 where none is there."""
     for pid in sorted(tools.tree(process) - {process.pid}):
         try:
-            if "train.py" in " ".join(psutil.Process(pid).cmdline()):
+            one = psutil.Process(pid)
+            trains = "train.py" in " ".join(one.cmdline())
+            if trains and one.ppid() == process.pid:  # its data workers have the same command line
                 os.kill(pid, signal.SIGKILL)
                 return 1
         except (psutil.Error, OSError):
