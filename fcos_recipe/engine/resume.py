@@ -6,6 +6,7 @@ seeded anew at every step, and everything that grows is in the checkpoint.
 """
 
 import json
+import os
 import random
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
@@ -99,6 +100,7 @@ def collect(trainer, ranks: list[dict], window=None) -> tuple[dict, dict]:
     state = {
         **trainer.facts(),
         "versions": versions(),
+        "threads": threads(trainer.device),
         "settings": json.loads(without_secrets(json.dumps(trainer.config.data))),
         "progress": asdict(at),
         "sampler": {
@@ -112,6 +114,11 @@ def collect(trainer, ranks: list[dict], window=None) -> tuple[dict, dict]:
     }  # fmt: skip
     objects = {file: checkpoint.host(value) for file, value in objects.items()}
     return {**objects, "ranks.json": {"ranks": ranks}}, json.loads(json.dumps(state))
+
+
+def threads(device: str) -> int:
+    """Math threads of this process on the CPU, whose number decides the last bits of sums; or 0."""
+    return int(os.environ.get("OMP_NUM_THREADS", 0)) if device == "cpu" else 0
 
 
 def scaler_state(scaler) -> dict:

@@ -200,6 +200,10 @@ class Setup(ppdet.engine.Trainer):
         if "settings" in state:
             for line in resume.compare(state["settings"], self.config, force):
                 log.warning("%s", line)
+        before, now = state.get("threads"), resume.threads(self.device)
+        if before and now and before != now:
+            log.warning("resume: %d math threads became %d: the last bits of sums will differ",
+                        before, now)  # fmt: skip
         resume.restore(self, path, state)
         self._resumed_from, self._cut_window = path, state.get("window")
         at = self.progress

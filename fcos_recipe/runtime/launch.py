@@ -36,6 +36,8 @@ GRACE = 15  # seconds the ranks have to end by themselves after a failure
 LAST_WORDS = 5  # seconds the ranks have to end by themselves after another host failed
 STOP_GRACE = 45  # seconds after Ctrl-C or SIGTERM: a rank may be writing a checkpoint
 _LIBC = ctypes.CDLL(None)
+# Files in which Paddle's launcher writes down the whole environment, secrets included.
+ENVIRONMENTS = ("envlog.*", "backup_env.*.json", "default.*.log")
 TAIL = 20  # lines of a failed rank's log on the console
 
 
@@ -161,7 +163,8 @@ def supervise(run: Plan) -> int:
     Returns:
         An exit code of `exit_codes`.
     """
-    run.log_dir.mkdir(parents=True, exist_ok=True)
+    run.log_dir.parent.mkdir(parents=True, exist_ok=True)
+    run.log_dir.mkdir(mode=0o700, exist_ok=True)
     restart.set_aside(run.log_dir)
     if run.cluster:
         run.peers = run.peers or Peers(
@@ -179,6 +182,9 @@ def supervise(run: Plan) -> int:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+        for pattern in ENVIRONMENTS:
+            for path in run.log_dir.glob(pattern):
+                path.unlink(missing_ok=True)
 
 
 def start(run: Plan, log: Path) -> subprocess.Popen:

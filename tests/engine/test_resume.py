@@ -226,7 +226,9 @@ def test_an_older_one_by_name_and_its_timeline(finished, tiny, tmp_path):
 
 
 @pytest.mark.e2e
-def test_an_edited_config_is_shown_and_refused_where_it_matters(finished, tiny, tmp_path, capfd):
+def test_an_edited_config_is_shown_and_refused_where_it_matters(
+    finished, tiny, tmp_path, capfd, monkeypatch
+):
     path = tmp_path / "run"
     shutil.copytree(finished, path)
     edited = ["-o", "log_iter=5", "seed=3", "epoch=3", "LearningRate.base_lr=0.004",
@@ -237,8 +239,10 @@ def test_an_edited_config_is_shown_and_refused_where_it_matters(finished, tiny, 
     said = [line.removeprefix("error: command line: ") for line in sorted(lines[:2])]
     assert said == ["LearningRate.base_lr: 0.004, in the checkpoint 0.005",
                     "seed: 3, in the checkpoint 0"]  # fmt: skip
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert train(tiny, path, "--resume", "auto", "--force", *edited) == 0
     out = capfd.readouterr().out
+    assert "math threads became 7" in out
     assert "changed since the checkpoint: log_iter: 1 -> 5" in out
     assert "changed since the checkpoint: seed: 0 -> 3" in out
     assert records(path)[-1]["epoch"] == 3

@@ -37,6 +37,18 @@ def test_success_streams_rank_0_only(tmp_path, capfd):
     assert (tmp_path / "log" / "workerlog.1").read_text() == "hello from 1\n"
 
 
+def test_the_environment_is_not_left_in_the_logs(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("FCOS_TEST_TOKEN", "hunter2")
+    (tmp_path / "log").mkdir(mode=0o700)
+    seen = f"import glob; print(len(glob.glob({str(tmp_path / 'log' / '*env*')!r})), flush=True)\n"
+    code, _ = run_ranks(tmp_path, seen)
+    logs = tmp_path / "log"
+    assert code == 0 and (logs / "workerlog.1").is_file()
+    assert int((logs / "workerlog.1").read_text().split()[-1]) > 0, "Paddle no longer writes it"
+    assert logs.stat().st_mode & 0o077 == 0
+    assert not [p for p in logs.rglob("*") if p.is_file() and b"hunter2" in p.read_bytes()]
+
+
 def test_the_rank_that_raised_is_named_not_the_one_that_lost_its_peer(tmp_path, capfd):
     # Rank 0 dies 100 ms after rank 1: within one look of Paddle's launcher, which names rank 0.
     # A child of rank 1 in a session of its own stands for a data worker.
