@@ -12,7 +12,8 @@ import pytest
 from fcos_recipe.cli import run
 from tests.conftest import ROOT, run_tool
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+READMES = [ROOT / "README.md", ROOT / "README_zh.md"]
+PAGES = [*READMES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # Commands are compared by their beginnings. What a test of its own runs names that test.
 ELSEWHERE = {
@@ -25,6 +26,11 @@ ELSEWHERE = {
     "bash scripts/hw_check.sh": "needs cards; tests/report/test_hw_check.py",
     "bash scripts/run_and_time.sh": "trains; tests/report/test_run_and_time.py",
     "python tools/verify_result.py": "needs a run; tests/report/test_verify.py",
+    "python tools/report.py": "needs a run; tests/report",
+    "python tools/dataset.py convert": "needs another format; tests/data/test_convert.py",
+    "python tools/weights.py get": "needs the network; tests/engine/test_zoo.py",
+    "bash scripts/fault_test.sh": "takes minutes; tests/faults",
+    "bash scripts/check.sh": "is part of scripts/test.sh",
     "pip install": "tests/install and the lock files",
     "sbatch": "needs Slurm; tests/test_deploy.py",
     "export NAME=": "needs Kubernetes; tests/test_deploy.py",
@@ -32,6 +38,9 @@ ELSEWHERE = {
     "docker": "needs Docker; tests/test_deploy.py",
     "python datasets/download_coco.py": "needs 20 GB from the network; tests/data/test_download.py",
 }
+
+
+HEADLINE = "configs/fcos/fcos_r50_fpn_1x_coco.yml"
 
 
 def commands() -> list[str]:
@@ -43,8 +52,9 @@ def commands() -> list[str]:
 
 
 def inline() -> list[str]:
-    """`python tools/...` commands inside the README's sentences; other pages abbreviate theirs."""
-    found = re.findall(r"`(python tools/[^`]*|fcos [a-z]+[^`]*)`", PAGES[0].read_text())
+    """`python tools/...` commands inside the READMEs' sentences; other pages abbreviate theirs."""
+    text = "\n".join(page.read_text() for page in READMES)
+    found = re.findall(r"`(python tools/[^`]*|fcos [a-z]+[^`]*)`", text)
     return [" ".join(text.split()) for text in found if "..." not in text]
 
 
@@ -72,13 +82,37 @@ def plan(command: str):
     return None
 
 
+@pytest.fixture(scope="module")
+def placeholders(shapes, tmp_path_factory) -> dict[str, str]:
+    """What stands for the pages' placeholders: a data set, its parts, and a config for it."""
+    folder = tmp_path_factory.mktemp("placeholders")
+    annotations = shapes / "annotations" / "instances_train.json"
+    for name, share in (("A.json", "0.5"), ("B.json", "0.3")):
+        argv = ["subset", str(annotations), "--share", share, "-o", str(folder / name)]
+        assert run("dataset", [*argv, "--seed", "1" if name == "A.json" else "2"]) == 0
+    assert run("config", ["new", "--data", str(shapes), "-o", str(folder / "my.yml"),
+                          "--base", "fcos_r18_fpn_demo", "--from-scratch"]) == 0  # fmt: skip
+    files = {name: str(folder / name) for name in ("A.json", "B.json", "my.yml")}
+    return {**files, "DIR": str(shapes), "FILE.json": str(annotations), "my.json": str(annotations)}
+
+
 @pytest.mark.parametrize("command", sorted({*commands(), *inline()}))
-def test_command_is_accepted(command, tmp_path, capfd, monkeypatch):
-    """Options and configs are real: each command gets as far as the data it lacks here."""
+def test_command_is_accepted(command, placeholders, tmp_path, capfd, monkeypatch):
+    """Each command does its work, or gets as far as the COCO or the weights it lacks here."""
     words = plan(command)
     if isinstance(words, str):
         return
     monkeypatch.chdir(ROOT)
+    if words[0] in ("tools/dataset.py", "tools/config.py"):
+        before = [None, *words]
+        outputs = ("-o", "--output", "--json", "--fix")
+        words = [
+            str(tmp_path / word)
+            if last in outputs and "=" not in word
+            else placeholders.get(word, word)
+            for last, word in zip(before, words)
+        ]
+    words = [str(ROOT / HEADLINE) if word == "my.yml" else word for word in words]
     if words[0] == "bash":
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         done = subprocess.run(
