@@ -192,9 +192,7 @@ def nms(line: Line) -> None:
 
         def once() -> int:
             with paddle.no_grad():
-                found = model.fcos_head.post_process(
-                    raw, batch["im_shape"], batch["scale_factor"]
-                )
+                found = model.fcos_head.post_process(raw, batch["im_shape"], batch["scale_factor"])
             return len(found[0].numpy())
 
         return timed(once)

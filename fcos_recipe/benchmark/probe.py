@@ -120,4 +120,3 @@ def operators(trees: dict) -> tuple[Counter, dict[str, float]]:
                 seconds[name] += (node.end_ns - node.start_ns) / 1e9
         stack += [(child, inside or here) for child in node.children_node]
     return count, seconds
-

@@ -275,9 +275,7 @@ def data(bench: Bench) -> dict:
         alternate(sides, 2, 0, lambda child, i: child.ask(do="prepare", batch=i))
         rounds = options.rounds
         limit = options.limit / len(variants)
-        answers = alternate(
-            sides, rounds, limit, lambda child, i: child.ask(do="prepare", batch=i)
-        )
+        answers = alternate(sides, rounds, limit, lambda child, i: child.ask(do="prepare", batch=i))
         for name, rows in answers.items():
             side = rates.setdefault(name, {})
             side[boxes] = summary([row["images"] / row["seconds"] for row in rows])

@@ -234,8 +234,10 @@ def _text(args: argparse.Namespace, data: Path, base: Config, train: Split, val:
         rule = f"the most that the rule of thumb gives; {FINE_TUNING * factor} steps would be " \
             f"{wanted} epochs"  # fmt: skip
     else:
-        rule = f"rule of thumb: at least {FINE_TUNING * factor} steps; the base's " \
+        rule = (
+            f"rule of thumb: at least {FINE_TUNING * factor} steps; the base's "
             f"{base.data['epoch']} epochs would be {base.data['epoch'] * images // base_batch}"
+        )
     lines = [
         *_header(train, val),
         f"_BASE_: [{_yaml(str(path))}]",

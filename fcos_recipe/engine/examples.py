@@ -56,6 +56,7 @@ def ranked(rows: dict[int, dict]) -> tuple[list[int], list[int]]:
     Worst are those with most missed and false boxes; best, of those with more right than wrong
     ones, those with the highest F1 and then with most right ones.
     """
+
     def wrong(i: int) -> int:
         return len(rows[i]["missed"]) + len(rows[i]["false"])
 

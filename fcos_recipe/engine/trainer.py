@@ -419,8 +419,10 @@ class Trainer(Setup):
         if self.saver.failures:
             raise RunFailure("asked to stop, but the checkpoint could not be saved; see above")
         where = self.run.checkpoints / checkpoint.name(at.epoch, at.step)
-        said = f"stopped after epoch {at.epoch} and {at.step} steps; saved {where}: " \
+        said = (
+            f"stopped after epoch {at.epoch} and {at.step} steps; saved {where}: "
             "`--resume auto` goes on"
+        )
         if self.stop.signal == signal.SIGINT:
             raise KeyboardInterrupt(said)
         raise Stopped(said)

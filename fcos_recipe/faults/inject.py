@@ -414,8 +414,12 @@ def main(argv: list[str] | None = None) -> int:
     add("--quick", action="store_true", help="a selection, at most 5 minutes on two cores")
     add("--seed", type=int, default=0, help="of moments and places; default %(default)s")
     add("--only", choices=COUNTS, help="one kind of fault")
-    add("--soak", type=float, metavar="MINUTES",
-        help="instead: the demo with random kills; memory and the like into DIR/soak.csv, soak.png")
+    add(
+        "--soak",
+        type=float,
+        metavar="MINUTES",
+        help="instead: the demo with random kills; memory and the like into DIR/soak.csv, soak.png",
+    )
     add("--keep", type=Path, metavar="DIR", help="work in DIR and leave everything there")
     args = parser.parse_args(argv)
     if args.only:

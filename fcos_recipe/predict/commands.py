@@ -203,9 +203,17 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="override config values; needs -c")  # fmt: skip
     add("--strict", action="store_true", default=None, help=argparse.SUPPRESS)
     add("--weights", metavar="W", help="checkpoint, .pdparams or URL (default: config's `weights`)")
-    add("--input", "--infer_img", "--infer_dir", "--infer_list", nargs="+", action="extend",
-        required=True, metavar="IMAGE|DIR|GLOB|VIDEO|LIST.txt",
-        help="a directory is searched for images to any depth, a list has a path per line")
+    add(
+        "--input",
+        "--infer_img",
+        "--infer_dir",
+        "--infer_list",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="IMAGE|DIR|GLOB|VIDEO|LIST.txt",
+        help="a directory is searched for images to any depth, a list has a path per line",
+    )
     add("--output", "--output_dir", default=os.path.join("output", "infer"), metavar="DIR",
         help=f"for the drawings and {PREDICTIONS} (default: %(default)s)")  # fmt: skip
     add("--draw_threshold", "--draw-threshold", type=float, default=0.5, metavar="SCORE",

@@ -42,8 +42,14 @@ def main(argv: list[str]) -> int:
         help="draws behind an interval; 0: no interval (default: 300)")  # fmt: skip
     add("--output", type=Path, metavar="DIR",
         help=f"gets {HTML} and {MARKDOWN} (default: RUN_DIR)")  # fmt: skip
-    add("--serve", type=int, nargs="?", const=PORT, metavar="PORT",
-        help=f"show it on this machine at http://127.0.0.1:PORT (default {PORT}; 0: a free one)")
+    add(
+        "--serve",
+        type=int,
+        nargs="?",
+        const=PORT,
+        metavar="PORT",
+        help=f"show it on this machine at http://127.0.0.1:PORT (default {PORT}; 0: a free one)",
+    )
     args = parser.parse_args(argv)
     if len(args.compare) > 5:
         parser.error("--compare: at most five")

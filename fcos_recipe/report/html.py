@@ -11,8 +11,10 @@ from fcos_recipe.report.run import MOST_PICTURE
 from fcos_recipe.report.svg import swatch
 
 # Nothing may be fetched and no script runs, whatever a name in the page manages to smuggle in.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; " \
+POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
     "form-action 'none'"
+)
 STYLE = Path(__file__).with_name("style.css")
 
 
@@ -30,9 +32,7 @@ def page(report: blocks.Report, refresh: int | None = None) -> str:
             '<a href="/?still">Hold it still</a></p>'
         )
     meta = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
-    links = "".join(
-        f'<li><a href="#{s.anchor}">{text(s.title)}</a></li>' for s in report.sections
-    )
+    links = "".join(f'<li><a href="#{s.anchor}">{text(s.title)}</a></li>' for s in report.sections)
     parts = [
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">{meta}'

@@ -108,8 +108,13 @@ def curves(run: Run, others: list[Run]) -> list:
               for k in ("AP", "AP50", "AP75") for s in of(k, 100, "evals")]  # fmt: skip
     add("AP over epochs", ap, "AP, percent", lambda ys: f"AP from {ys[0]:.1f} to {ys[-1]:.1f}, "
         f"best {max(ys):.1f}.", "epoch", y_range=(0, None), markers=True)  # fmt: skip
-    add("Learning rate", of("lr"), "LR",
-        lambda ys: f"Peak {number(max(ys))}, at the end {number(ys[-1])}.", y_range=(0, None))
+    add(
+        "Learning rate",
+        of("lr"),
+        "LR",
+        lambda ys: f"Peak {number(max(ys))}, at the end {number(ys[-1])}.",
+        y_range=(0, None),
+    )
     add("Throughput", of("images_per_second_per_card"), "images/s per card", steady,
         y_range=(0, None))  # fmt: skip
     add("Memory, peak", of("memory_mib"), "MiB", lambda ys: f"{max(ys):.0f} MiB at most"
@@ -133,7 +138,8 @@ def classes(run: Run) -> list:
     if e is None:
         return [Text(_no_evaluation(run))]
     figures = Table(
-        "COCO's twelve figures, percent", ["", *e.names],
+        "COCO's twelve figures, percent",
+        ["", *e.names],
         [["all classes", *(percent(v) for v in e.stats)]],
     )
     best = {row.name: row for row in run.analysis.per_class} if run.analysis else {}
