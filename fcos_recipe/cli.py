@@ -20,7 +20,10 @@ COMMANDS = {
     "infer": ("fcos_recipe.predict.commands:main", "draw boxes on images, write COCO results"),
     "export_model": ("fcos_recipe.predict.export:main", "to Paddle Inference or ONNX, checked"),
     "dataset": ("fcos_recipe.data.commands:main", "fetch COCO; look at data before training"),
-    "weights": ("fcos_recipe.engine.zoo:main", "published weights; convert to safetensors"),
+    "weights": (
+        "fcos_recipe.engine.weights_commands:main",
+        "published weights; convert to safetensors",
+    ),
     "config": ("fcos_recipe.config.commands:main", "print, validate or compare configs"),
     "analyze_model": ("fcos_recipe.model.analyze:main", "parameters, multiply-adds, memory, time"),
     "benchmark": (

@@ -19,20 +19,14 @@ from PIL import Image
 
 from fcos_recipe.config.load import display
 from fcos_recipe.data.index import Index
-from fcos_recipe.data.levels import REASONS, Rules, positives, reasons
+from fcos_recipe.data.levels import REASONS, SIZES, WHY, Rules, positives, reasons
 from fcos_recipe.data.source import Source, add_arguments, sources
 from fcos_recipe.errors import UserError, printable
 
-SIZES = ("small", "medium", "large")
 SIZE_LIMITS = np.array([32**2, 96**2])  # areas in pixels, COCO's
 SIDES = 2.0 ** np.arange(0, 12.5, 0.5)  # bins of the square root of a box's area, pixels
 RATIOS = 2.0 ** np.arange(-4, 4.5, 0.5)  # bins of width / height
 EXAMPLES = 10  # boxes without a location that are listed, of each reason
-WHY = {
-    "covered": "smaller boxes own every location",
-    "range": "no location on the level for its size",
-    "small": "no location of any level inside",
-}
 
 
 def size_class(area: np.ndarray) -> np.ndarray:
