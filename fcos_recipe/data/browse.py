@@ -183,7 +183,7 @@ def annotated(
             return
         file = index.file_name(row)
         try:
-            image = read_image(os.path.join(source.images, file))
+            image = read_image(os.path.join(source.images or "", file))
         except BadImage as error:
             _say(f"image {index.image_id[row]}: {error}; skipped")
             continue

@@ -43,7 +43,7 @@ def image_sizes(index: Index, images: str | None) -> np.ndarray:
     """
     size = index.size.astype(np.int64)
     for row in np.flatnonzero((size <= 0).any(axis=1)) if images is not None else ():
-        size[row] = header_size(os.path.join(images, index.file_name(row))) or 0
+        size[row] = header_size(os.path.join(images or "", index.file_name(row))) or 0
     return size
 
 
@@ -86,7 +86,7 @@ def statistics(source: Source, rules: Rules | None) -> dict[str, Any]:
     known = (size > 0).all(axis=1)
     empty = np.flatnonzero(per_image == 0)
     most = int(per_image.argmax()) if len(index) else 0
-    result = {
+    result: dict[str, Any] = {
         "annotations": source.path,
         "images": {
             "count": len(index),

@@ -42,7 +42,7 @@ def dataset_facts(dataset) -> dict[str, Any]:
     """Counts of a `COCODataSet`: images, boxes by size, classes. Opens no image."""
     files = " + ".join(display(Path(file)) for file in dataset.files)
     source = Source("", files, None, {"load_crowd": dataset.load_crowd})
-    source.index = lambda: dataset.index  # that of all its files
+    source.index = lambda: dataset.index  # type: ignore[method-assign]  # that of all its files
     found = statistics(source, None)
     images, boxes, per_image = found["images"], found["boxes"], found["boxes_per_image"]
     return {

@@ -36,7 +36,7 @@ class RunDir:
     def __init__(self, path: Path, writer: bool, resume: bool):
         self.path, self.writer = path, writer
         self.checkpoints = path / "checkpoints"
-        self._sinks = []
+        self._sinks: list = []
         if not writer:
             return
         try:

@@ -124,7 +124,9 @@ class Trainer(Setup):
         self.saver = checkpoint.Saver(data["max_failed_saves"])
         self.guard = Guard(self)
         self._evaluated = False
-        self._saved_at = (at.epoch, at.step) if self._resumed_from else None
+        self._saved_at: tuple[int, int] | None = None
+        if self._resumed_from:
+            self._saved_at = (at.epoch, at.step)
         self._saved_time = time.monotonic()
         if run.writer:
             (run.path / CONFIG).write_text(without_secrets(resolved(self.config)))
@@ -317,7 +319,8 @@ class Trainer(Setup):
             return self._figures(self.model if sizes is None else Augmented(self.model, flip))
 
     def _figures(self, model=None) -> dict:
-        return evaluate(model or self.model, *self._judge, self.autocast, self._between_batches)
+        loader, metric = self._judge
+        return evaluate(model or self.model, loader, metric, self.autocast, self._between_batches)
 
     def _between_batches(self) -> None:
         self.watchdog.beat()

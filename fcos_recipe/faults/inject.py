@@ -110,8 +110,11 @@ class Faults:
     def __init__(self, work: Path, seed: int, quick: bool):
         self.work, self.seed, self.quick = work, seed, quick
         self.rng = np.random.default_rng(seed)
-        self.survived, self.lost, self.skipped = 0, [], []
-        self.inside = self.slowest = 0
+        self.survived = 0
+        self.lost: list = []
+        self.skipped: list = []
+        self.inside = 0
+        self.slowest = 0.0
         make_shapes(work / "data", train=24, val=8, seed=3, size=(96, 128))
         self.config = work / "fault.yml"
         self.config.write_text(CONFIG.format(root=ROOT, data=work / "data"))

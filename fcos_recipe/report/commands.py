@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from fcos_recipe.errors import UserError, printable
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def make(path: Path, compare: list[Path] = (), samples: int | None = None):
+def make(path: Path, compare: Sequence[Path] = (), samples: int | None = None):
     """The report of a run directory as `blocks.Report`.
 
     Raises:
@@ -84,7 +85,7 @@ def make(path: Path, compare: list[Path] = (), samples: int | None = None):
 
 
 def write(
-    path: Path, compare: list[Path] = (), samples: int | None = None, folder: Path | None = None
+    path: Path, compare: Sequence[Path] = (), samples: int | None = None, folder: Path | None = None
 ) -> list[Path]:
     """Write `HTML` and `MARKDOWN`.
 

@@ -2,8 +2,10 @@
 
 import base64
 import re
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from fcos_recipe.errors import printable
 from fcos_recipe.report import blocks
@@ -171,7 +173,7 @@ def _fold(block: blocks.Fold) -> str:
     return f"<details><summary>{text(block.summary)}</summary>{inner}</details>"
 
 
-_RENDER = {
+_RENDER: dict[type, Callable[[Any], str]] = {
     blocks.Text: _text, blocks.Items: _items, blocks.Tiles: _tiles, blocks.Table: _table,
     blocks.Charts: _charts, blocks.Pair: _pair, blocks.Code: _code, blocks.Fold: _fold,
 }  # fmt: skip
