@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from importlib import import_module
+from typing import Any, NoReturn
 
 from fcos_recipe import __version__
 from fcos_recipe.errors import RunFailure, Stopped, UserError, printable
@@ -69,13 +70,13 @@ def run(name: str, argv: list[str] | None = None) -> int:
         raise
 
 
-def _excepthook(*error) -> None:
+def _excepthook(*error: Any) -> None:
     """The traceback, then out: Paddle aborts when Python ends while a collective waits."""
     sys.__excepthook__(*error)
     leave(FAILED)
 
 
-def leave(code: int):
+def leave(code: int) -> NoReturn:
     """End the process with this code, after everything that Python has registered for its end.
 
     Native code has no say any more: the plugin for Iluvatar was reported to crash while it
@@ -104,7 +105,7 @@ def usage() -> str:
     )
 
 
-def main():
+def main() -> NoReturn:
     """Console entry point `fcos`."""
     argv = sys.argv[1:]
     if not argv or argv[0] in ("-h", "--help"):

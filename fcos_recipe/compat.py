@@ -97,7 +97,9 @@ class _StandInFinder:
         root = name.partition(".")[0]
         if root in _ABSENT:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return ModuleSpec(name, self, is_package=True) if root in _STAND_INS else None
+        # Python asks of a loader only the two methods below
+        spec = ModuleSpec(name, self, is_package=True)  # type: ignore[arg-type]
+        return spec if root in _STAND_INS else None
 
     def create_module(self, spec):
         return _StandIn(spec.name)

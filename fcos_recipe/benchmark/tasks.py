@@ -322,7 +322,7 @@ def targets(bench: Bench) -> dict:
         request = {
             "boxes": boxes.tolist(), "classes": rng.integers(0, 80, count).tolist(), "repeat": 5
         }  # fmt: skip
-        answers = alternate(
+        answers = alternate(  # ignored: mypy infers no lambda with a default
             sides, bench.options.rounds, bench.options.limit / 4,
             lambda child, _, request=request: child.ask(**request),  # type: ignore[misc]
         )  # fmt: skip
@@ -516,7 +516,7 @@ def nms(bench: Bench) -> dict:
         child.receive()
     shifts = {"none": -2.0, "few": 0.0, "some": 0.5, "many": 3.0}
     by_candidates, detections = {}, {}
-    for label, shift in shifts.items():
+    for label, shift in shifts.items():  # ignored: mypy infers no lambda with a default
         alternate(sides, 1, 0, lambda child, _, shift=shift: child.ask(shift=shift))  # type: ignore[misc]
         answers = alternate(
             sides, bench.options.rounds, bench.options.limit / len(shifts),

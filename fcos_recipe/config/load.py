@@ -88,7 +88,7 @@ class Config:
     base: dict[str, Any] | None = None
     data: dict[str, Any] = field(init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.data = self.tree.plain()
 
     @property
@@ -237,7 +237,7 @@ def display(path: str | os.PathLike) -> str:
 class _Reader:
     """Reads the files of one config and collects what is wrong with them."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.errors: list[str] = []
         self.files: list[Path] = []
         self.count = 0

@@ -79,7 +79,7 @@ class Annotations:
                 name: msgspec.json.decode(part, type=list[Raw] | None) or []
                 for name, part in parts.items()
             }
-            images, annotations, categories = (
+            images, annotations, categories = (  # ignored: a type that is a value to mypy
                 msgspec.json.decode(parts[name], type=list[kind] | None) or []  # type: ignore[valid-type]
                 for name, kind in zip(SECTIONS, (_Image, _Annotation, _Category))
             )

@@ -189,7 +189,8 @@ class WandB:
     """
 
     def __init__(self, folder: Path, config):
-        self._folder, self._config, self._run = folder, config, None
+        self._folder, self._config = folder, config
+        self._run: Any = None
 
     def __str__(self) -> str:
         return "wandb"

@@ -355,7 +355,7 @@ class Trainer(Setup):
             improved = ap > at.best["AP"] + self.config.data["early_stop"]["min_delta"]
             if improved:
                 at.best = {"AP": ap, "epoch": at.epoch}
-                best = checkpoint.host(self.model.state_dict()) if run.writer else None
+                best = checkpoint.host(self.model.state_dict()) if run.writer else {}
             at.history.append({"epoch": at.epoch, "AP": ap})
         self._evaluated = True
         judged = {"epoch": at.epoch, **result}

@@ -148,7 +148,7 @@ class Predictor:
         return Detections(rows[:, 2:], rows[:, 1], rows[:, 0].astype(np.int64), self.names)
 
 
-def _chain(data: dict):
+def _chain(data: dict) -> Any:
     """TestReader's transforms."""
     from fcos_recipe.data.reader import TestReader
 
