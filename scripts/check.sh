@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Format, lint, types, shell; every part runs, also after a failure; exit 1 if any failed.
+# Lint, format, types, shell; every part runs, also after a failure; exit 1 if any failed.
 # --fix writes what the tools can mend. example: bash scripts/check.sh --fix
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
@@ -25,8 +25,8 @@ part() { # NAME COMMAND...
     "$@" || FAILED+=("$name")
 }
 
-part format "$BIN/ruff" format -q "${FORMAT[@]}" "${PYTHON[@]}"
 part lint "$BIN/ruff" check -q "${LINT[@]}" "${PYTHON[@]}"
+part format "$BIN/ruff" format -q "${FORMAT[@]}" "${PYTHON[@]}"
 part types "$BIN/mypy"
 part shell "$BIN/shellcheck" "${SHELL_SCRIPTS[@]}"
 part 'shell format' "$BIN/shfmt" -i 4 -ci -bn "${SHFMT[@]}" "${SHELL_SCRIPTS[@]}"
