@@ -319,8 +319,9 @@ class Trainer(Setup):
             return self._figures(self.model if sizes is None else Augmented(self.model, flip))
 
     def _figures(self, model=None) -> dict:
-        loader, metric = self._judge
-        return evaluate(model or self.model, loader, metric, self.autocast, self._between_batches)
+        loader, metric, ids = self._judge
+        model = model or self.model
+        return evaluate(model, loader, metric, ids, self.autocast, self._between_batches)
 
     def _between_batches(self) -> None:
         self.watchdog.beat()
