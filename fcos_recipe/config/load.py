@@ -159,7 +159,7 @@ def project_configs() -> list[Path]:
 
 
 def load_config(
-    path: str | Path, overrides: Sequence[str] = (), strict: bool | None = None
+    path: str | os.PathLike, overrides: Sequence[str] = (), strict: bool | None = None
 ) -> Config:
     """Load a YAML file with everything it builds on, apply overrides, check every key.
 

@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fcos_recipe.data import archives, download
 from fcos_recipe.data.download import Damaged, NoSpace, Progress, amount, say
@@ -351,7 +350,7 @@ class _Job:
 
 def _listing(folder: Path, prefix: str) -> dict[str, tuple[int, int]]:
     """Path below the data set -> size and time of change (ns) of each file; empty if absent."""
-    found: dict[str, Any] = {}
+    found: dict[str, tuple[int, int]] = {}
     try:
         entries = os.scandir(folder)
     except (FileNotFoundError, NotADirectoryError):

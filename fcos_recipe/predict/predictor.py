@@ -68,7 +68,7 @@ class Predictor:
     def __init__(
         self,
         weights: str | os.PathLike,
-        config: str | Path | Config | None = None,
+        config: str | os.PathLike | Config | None = None,
         device: str | None = None,
         score_threshold: float = 0.0,
         precision: str = "fp32",

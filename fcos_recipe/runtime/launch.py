@@ -256,11 +256,12 @@ def _watch(run: Plan, launcher: subprocess.Popen, launcher_log: Path, stops: lis
 
 def _peers_failed(run: Plan, ranks: Ranks) -> bool:
     """Tell the other hosts how it stands here; whether one of them has failed."""
-    assert run.peers is not None and run.cluster is not None
+    assert run.peers is not None
     failed = ranks.failed()
     if ranks.complete:
         run.peers.met()
     if silent := run.peers.never_heard():
+        assert run.cluster is not None
         hosts = ", ".join(map(str, silent))
         print(
             f"launch: warning: no word from the supervisors of hosts {hosts}: "
