@@ -18,6 +18,6 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["fcos_recipe", "fcos_recipe.*"]),
-    package_data={"fcos_recipe.report": ["style.css"]},
+    package_data={"fcos_recipe": ["py.typed"], "fcos_recipe.report": ["style.css"]},
     entry_points={"console_scripts": ["fcos = fcos_recipe.cli:main"]},
 )

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from importlib import import_module
+from typing import Any, NoReturn
 
 from fcos_recipe import __version__
 from fcos_recipe.errors import RunFailure, Stopped, UserError, printable
@@ -20,7 +21,10 @@ COMMANDS = {
     "infer": ("fcos_recipe.predict.commands:main", "draw boxes on images, write COCO results"),
     "export_model": ("fcos_recipe.predict.export:main", "to Paddle Inference or ONNX, checked"),
     "dataset": ("fcos_recipe.data.commands:main", "fetch COCO; look at data before training"),
-    "weights": ("fcos_recipe.engine.zoo:main", "published weights; convert to safetensors"),
+    "weights": (
+        "fcos_recipe.engine.weights_commands:main",
+        "published weights; convert to safetensors",
+    ),
     "config": ("fcos_recipe.config.commands:main", "print, validate or compare configs"),
     "analyze_model": ("fcos_recipe.model.analyze:main", "parameters, multiply-adds, memory, time"),
     "benchmark": (
@@ -66,13 +70,13 @@ def run(name: str, argv: list[str] | None = None) -> int:
         raise
 
 
-def _excepthook(*error) -> None:
+def _excepthook(*error: Any) -> None:
     """The traceback, then out: Paddle aborts when Python ends while a collective waits."""
     sys.__excepthook__(*error)
     leave(FAILED)
 
 
-def leave(code: int):
+def leave(code: int) -> NoReturn:
     """End the process with this code, after everything that Python has registered for its end.
 
     Native code has no say any more: the plugin for Iluvatar was reported to crash while it
@@ -101,7 +105,7 @@ def usage() -> str:
     )
 
 
-def main():
+def main() -> NoReturn:
     """Console entry point `fcos`."""
     argv = sys.argv[1:]
     if not argv or argv[0] in ("-h", "--help"):

@@ -97,7 +97,10 @@ class _StandInFinder:
         root = name.partition(".")[0]
         if root in _ABSENT:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return ModuleSpec(name, self, is_package=True) if root in _STAND_INS else None
+        if root not in _STAND_INS:
+            return None
+        # of a loader Python asks only for the two methods below
+        return ModuleSpec(name, self, is_package=True)  # type: ignore[arg-type]
 
     def create_module(self, spec):
         return _StandIn(spec.name)

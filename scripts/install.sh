@@ -109,7 +109,7 @@ choose_python() {
     [ -z "$PYTHON" ] || candidates=("$PYTHON")
     SEEN=''
     for candidate in "${candidates[@]}"; do
-        command -v "$candidate" >/dev/null && probe "$candidate" || continue
+        { command -v "$candidate" >/dev/null && probe "$candidate"; } || continue
         best=${best:-$candidate}
         if [ "$LOCATION" != - ] || [ "$MODE" = cpu ] || [ "$MODE" = gpu ]; then
             best=$candidate

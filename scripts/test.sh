@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install what is needed, then lint and run the quick tests (every marker but slow and e2e).
+# Install what is needed, run scripts/check.sh and the quick tests (every marker but slow and e2e).
 # Arguments go to pytest. example: bash scripts/test.sh tests/config -k strict
 set -euo pipefail
 if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
@@ -8,5 +8,5 @@ if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/install.sh --dev
-.venv/bin/ruff check fcos_recipe tools tests setup.py
+bash scripts/check.sh
 exec .venv/bin/python -m pytest -m "not slow and not e2e" "$@"

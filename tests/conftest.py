@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -8,6 +9,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _own_log():
+    """A run in this process leaves handlers on a stream that pytest closes: no test gets them."""
+    yield
+    log = logging.getLogger("fcos")
+    for handler in log.handlers[:]:
+        log.removeHandler(handler)
+        handler.close()
+    log.setLevel(logging.NOTSET)
+    log.propagate = True
 
 
 @pytest.fixture(scope="session")

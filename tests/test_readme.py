@@ -76,7 +76,7 @@ def plan(command: str):
     if words[:1] == ["bash"] and words[1].startswith("scripts/train"):
         return ["bash", *words[1:], "--dry-run"]
     if "paddle.distributed.launch" in command:
-        return [w for w in words[words.index("tools/train.py"):]]
+        return [w for w in words[words.index("tools/train.py") :]]
     if words[:1] in (["python"], ["fcos"]):
         return words[1:] if words[0] == "python" else [f"tools/{words[1]}.py", *words[2:]]
     return None

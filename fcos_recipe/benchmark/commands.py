@@ -65,8 +65,12 @@ def main(argv: list[str]) -> int:
         help="train: one step more under Paddle's profiler")  # fmt: skip
     add("-c", "--config", default=str(ROOT / "configs/fcos/fcos_r50_fpn_1x_coco_fast.yml"),
         help="ours (default: the fast config)")  # fmt: skip
-    add("--stock-config", metavar="FILE", help="PaddleDetection's (default: its FCOS-R50 1x)",
-        default=str(ROOT / "tests/fixtures/paddledet_tree/configs/fcos/fcos_r50_fpn_1x_coco.yml"))
+    add(
+        "--stock-config",
+        metavar="FILE",
+        help="PaddleDetection's (default: its FCOS-R50 1x)",
+        default=str(ROOT / "tests/fixtures/paddledet_tree/configs/fcos/fcos_r50_fpn_1x_coco.yml"),
+    )
     add("-o", "--opt", nargs="*", action="extend", default=[], metavar="KEY=VALUE",
         help="config values of both sides, e.g. TrainReader.batch_size=1")  # fmt: skip
     add("--rounds", type=int, default=8, help="turns of each side (default: %(default)s)")

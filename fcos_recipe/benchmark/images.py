@@ -86,7 +86,8 @@ def make_images(
     folder.mkdir(parents=True, exist_ok=True)
     sizes = draw_sizes(rng, images) if size is None else np.tile(size, (images, 1))
     counts = np.full(images, boxes, np.int64) if exact else draw_counts(rng, images, boxes)
-    records, annotations = [], []
+    records: list[dict] = []
+    annotations: list[dict] = []
     for i, ((width, height), count) in enumerate(zip(sizes.tolist(), counts.tolist()), 1):
         name = f"{i:012d}.jpg"
         picture = draw_picture(rng, width, height)
@@ -122,7 +123,7 @@ def with_boxes(source: Path, target: Path, count: int, seed: int = 0) -> None:
     """
     images = json.loads((source / "annotations" / "instances_train2017.json").read_text())["images"]
     rng = np.random.default_rng(seed)
-    annotations = []
+    annotations: list[dict] = []
     for image in images:
         for box in draw_boxes(rng, image["width"], image["height"], count).tolist():
             annotations.append(

@@ -31,7 +31,7 @@ def train(line: Line) -> None:
     trainer.load_weights(setup["weights"])
     if setup["to_static"]:
         trainer.compile()
-    trainer.watchdog = _Steps(Gate(line, trainer.model))
+    trainer.watchdog = _Steps(Gate(line, trainer.model))  # type: ignore[assignment]  # stands in
     with tempfile.TemporaryDirectory() as folder:
         trainer.train(RunDir(Path(folder) / "run", writer=True, resume=False))
 
@@ -159,7 +159,7 @@ def infer(line: Line) -> None:
     from fcos_recipe.predict import backends
 
     if "export" in setup:
-        facts = backends.export_facts(setup["export"])
+        facts = backends.export_facts(setup["export"]) or {}
         engine = backends.open_export(setup["export"], facts, device, setup["precision"])
     else:
         engine = backends.Eager(setup["weights"] + ".pdparams", configure(setup), device)
@@ -192,9 +192,7 @@ def nms(line: Line) -> None:
 
         def once() -> int:
             with paddle.no_grad():
-                found = model.fcos_head.post_process(
-                    raw, batch["im_shape"], batch["scale_factor"]
-                )
+                found = model.fcos_head.post_process(raw, batch["im_shape"], batch["scale_factor"])
             return len(found[0].numpy())
 
         return timed(once)

@@ -50,13 +50,15 @@ class Child:
             env=env,
             start_new_session=True,  # so that its data workers end with it
         )
+        assert self.process.stdin and self.process.stdout
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
         self.send(**setup)
 
     def send(self, **request) -> None:
         """Ask without waiting."""
         with contextlib.suppress(BrokenPipeError):  # `receive` tells what happened
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
+            self.stdin.write(json.dumps(request) + "\n")
+            self.stdin.flush()
 
     def receive(self) -> dict:
         """The next answer.
@@ -65,10 +67,10 @@ class Child:
             RunFailure: the process ended; the message has the end of what it wrote.
         """
         # Its data workers hold the other end, too: the line does not close when it alone dies.
-        while not (ready := select.select([self.process.stdout], [], [], 1.0)[0]):
+        while not (ready := select.select([self.stdout], [], [], 1.0)[0]):
             if self._end():
                 break
-        line = self.process.stdout.readline() if ready else ""
+        line = self.stdout.readline() if ready else ""
         if not line:
             end = self._end()
             killed = end is not None and end.si_status == signal.SIGKILL
@@ -95,8 +97,8 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        self.process.stdin.close()
-        self.process.stdout.close()
+        self.stdin.close()
+        self.stdout.close()
 
     def __enter__(self) -> "Child":
         return self

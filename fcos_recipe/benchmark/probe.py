@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter, defaultdict
+from typing import Any
 
 import paddle
 from paddle.profiler import Profiler, ProfilerTarget
@@ -24,8 +25,8 @@ class Gate:
 
     def __init__(self, line, model: paddle.nn.Layer):
         self.line = line
-        self.reads = Counter()
-        self.profiler = None
+        self.reads: Counter[str] = Counter()
+        self.profiler: Any = None
         self.counting = False
         model.register_forward_pre_hook(self._see)
         self._begin()
@@ -93,7 +94,7 @@ class Gate:
             "host_reads": dict(self.reads),
             "top": [
                 {"name": name, "calls": count[name], "seconds": time_of[name]}
-                for name in sorted(time_of, key=time_of.get, reverse=True)[:15]
+                for name in sorted(time_of, key=time_of.__getitem__, reverse=True)[:15]
             ],
         }
 
@@ -108,7 +109,8 @@ def operators(trees: dict) -> tuple[Counter, dict[str, float]]:
         name -> number of 'Operator' events, as in the profiler's own summary; name -> seconds, an
         operator called by another counted once, with its caller.
     """
-    count, seconds = Counter(), defaultdict(float)
+    count: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     stack = [(root, False) for root in trees.values()]
     while stack:
         node, inside = stack.pop()
@@ -120,4 +122,3 @@ def operators(trees: dict) -> tuple[Counter, dict[str, float]]:
                 seconds[name] += (node.end_ns - node.start_ns) / 1e9
         stack += [(child, inside or here) for child in node.children_node]
     return count, seconds
-

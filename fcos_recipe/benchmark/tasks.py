@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -275,9 +276,7 @@ def data(bench: Bench) -> dict:
         alternate(sides, 2, 0, lambda child, i: child.ask(do="prepare", batch=i))
         rounds = options.rounds
         limit = options.limit / len(variants)
-        answers = alternate(
-            sides, rounds, limit, lambda child, i: child.ask(do="prepare", batch=i)
-        )
+        answers = alternate(sides, rounds, limit, lambda child, i: child.ask(do="prepare", batch=i))
         for name, rows in answers.items():
             side = rates.setdefault(name, {})
             side[boxes] = summary([row["images"] / row["seconds"] for row in rows])
@@ -323,9 +322,9 @@ def targets(bench: Bench) -> dict:
         request = {
             "boxes": boxes.tolist(), "classes": rng.integers(0, 80, count).tolist(), "repeat": 5
         }  # fmt: skip
-        answers = alternate(
+        answers = alternate(  # ignored: mypy infers no lambda with a default
             sides, bench.options.rounds, bench.options.limit / 4,
-            lambda child, _, request=request: child.ask(**request),
+            lambda child, _, request=request: child.ask(**request),  # type: ignore[misc]
         )  # fmt: skip
         by_boxes[str(count)] = {
             name: summary([s for row in rows for s in row["samples"]])
@@ -435,7 +434,7 @@ def infer(bench: Bench) -> dict:
     root = bench.data(8, size=(1333, 800))
     overrides = bench.overrides(root)
     path = _weights(bench, overrides, class_bias=CLASS_BIAS["infer"])
-    setup = {
+    setup: dict[str, Any] = {
         "overrides": overrides, "weights": path,
         "images": str(_export(root, bench.folder / "batches.npz")),
     }  # fmt: skip
@@ -507,7 +506,7 @@ def nms(bench: Bench) -> dict:
     overrides = bench.overrides(root)
     path = _weights(bench, overrides, class_bias=CLASS_BIAS["nms"])
     images_file = str(_export(root, bench.folder / "batches.npz"))
-    setup = {"overrides": overrides, "weights": path, "images": images_file}
+    setup: dict[str, Any] = {"overrides": overrides, "weights": path, "images": images_file}
     sides = {
         "ours": bench.start(OURS, "nms", "plain", **setup),
         "stock": bench.start(STOCK, "nms", "plain", **setup),
@@ -517,11 +516,11 @@ def nms(bench: Bench) -> dict:
         child.receive()
     shifts = {"none": -2.0, "few": 0.0, "some": 0.5, "many": 3.0}
     by_candidates, detections = {}, {}
-    for label, shift in shifts.items():
-        alternate(sides, 1, 0, lambda child, _, shift=shift: child.ask(shift=shift))
+    for label, shift in shifts.items():  # ignored: mypy infers no lambda with a default
+        alternate(sides, 1, 0, lambda child, _, shift=shift: child.ask(shift=shift))  # type: ignore[misc]
         answers = alternate(
             sides, bench.options.rounds, bench.options.limit / len(shifts),
-            lambda child, _, shift=shift: child.ask(shift=shift),
+            lambda child, _, shift=shift: child.ask(shift=shift),  # type: ignore[misc]
         )  # fmt: skip
         by_candidates[label] = {
             name: summary([row["seconds"] for row in rows]) for name, rows in answers.items()

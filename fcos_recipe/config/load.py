@@ -88,7 +88,7 @@ class Config:
     base: dict[str, Any] | None = None
     data: dict[str, Any] = field(init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.data = self.tree.plain()
 
     @property
@@ -141,7 +141,7 @@ class Config:
                 ]
             else:
                 local = section and "://" not in section
-                named = [(name, Path(section).expanduser())] if local else []
+                named = [(name, Path(section).expanduser())] if section and local else []
             for key, path in named:
                 if not path.exists() and not path.with_name(path.name + ".pdparams").exists():
                     remedy = f"set {name}.dataset_dir to your data's folder"
@@ -159,7 +159,7 @@ def project_configs() -> list[Path]:
 
 
 def load_config(
-    path: str | Path, overrides: Sequence[str] = (), strict: bool | None = None
+    path: str | os.PathLike, overrides: Sequence[str] = (), strict: bool | None = None
 ) -> Config:
     """Load a YAML file with everything it builds on, apply overrides, check every key.
 
@@ -190,7 +190,7 @@ def load_config(
     if reader.base:
         _fill(reader.base, RECIPE)
         _find_data(reader.base)
-    base = reader.base and reader.base.plain()
+    base = reader.base.plain() if reader.base else None
     return Config(path, tree, warnings + _keep_pair(tree) + _find_data(tree), base)
 
 
@@ -206,7 +206,7 @@ def plain_values(text: str, file: str) -> dict[str, Any]:
     """
     reader = _Reader()
     tree = reader.parse(text, file)
-    if reader.errors or not isinstance(tree.value, dict):
+    if tree is None or reader.errors or not isinstance(tree.value, dict):
         raise UserErrors(reader.errors or [f"{file}: not a config"])
     return tree.plain()
 
@@ -228,7 +228,7 @@ def merge(base: Node, top: Node) -> None:
             base.value[key] = node
 
 
-def display(path: Path) -> str:
+def display(path: str | os.PathLike) -> str:
     """A path as the user would type it: relative to where they stand when below that."""
     path = Path(os.path.abspath(path))
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
@@ -237,7 +237,7 @@ def display(path: Path) -> str:
 class _Reader:
     """Reads the files of one config and collects what is wrong with them."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.errors: list[str] = []
         self.files: list[Path] = []
         self.count = 0
@@ -331,6 +331,7 @@ class _Reader:
             self.errors.append(f"{where}: !{name} takes a mapping of its arguments")
         if isinstance(node, yaml.SequenceNode):
             return Node([self.build(item, file) for item in node.value], where)
+        assert isinstance(node, yaml.ScalarNode)
         return Node(self.scalar(node, where), where)
 
     def mapping(self, node: yaml.MappingNode, file: str, result: dict) -> dict[str, Node]:
@@ -393,7 +394,7 @@ def _find_data(tree: Node) -> list[str]:
     Looked for below the working directory, then below the project; `dataset/x`, upstream's place,
     also as `datasets/x`. A directory that is nowhere stays as written.
     """
-    found = {}
+    found: dict[str, str] = {}
     for section in tree.value.values():
         node = section.value.get("dataset_dir") if isinstance(section.value, dict) else None
         written = node.value if node else None
@@ -403,7 +404,7 @@ def _find_data(tree: Node) -> list[str]:
         if Path(written).parts[0] == "dataset":
             names.append(str(Path("datasets", *Path(written).parts[1:])))
         places = [(n, p) for n in names for p in (Path(n), ROOT / n) if p.is_dir()]
-        if places and places[0][1] != Path(written):
+        if node and places and places[0][1] != Path(written):
             name, place = places[0]
             node.value = display(place)
             if name != written:

@@ -96,10 +96,9 @@ def new(args: argparse.Namespace) -> int:
     if found["val"] == found["train"]:
         raise UserError(f"{found['train']}: --train and --val are the same file; "
                         "give --val other annotations, or --val none")  # fmt: skip
-    train, val = (
-        path and _open(split, path, args.images, split == "val")
-        for split, path in found.items()
-    )  # fmt: skip
+    assert found["train"]  # only --val may be none
+    train = _open("train", found["train"], args.images, False)
+    val = _open("val", found["val"], args.images, True) if found["val"] else None
     if val and list(val.boxes) != list(train.boxes):
         raise UserError(
             f"{val.anno}: categories: {_listed(val.boxes)}; {train.anno} has "
@@ -234,8 +233,10 @@ def _text(args: argparse.Namespace, data: Path, base: Config, train: Split, val:
         rule = f"the most that the rule of thumb gives; {FINE_TUNING * factor} steps would be " \
             f"{wanted} epochs"  # fmt: skip
     else:
-        rule = f"rule of thumb: at least {FINE_TUNING * factor} steps; the base's " \
+        rule = (
+            f"rule of thumb: at least {FINE_TUNING * factor} steps; the base's "
             f"{base.data['epoch']} epochs would be {base.data['epoch'] * images // base_batch}"
+        )
     lines = [
         *_header(train, val),
         f"_BASE_: [{_yaml(str(path))}]",
@@ -305,7 +306,8 @@ def _data(data: Path, train: Split, val: Split | None) -> list:
             for key, value in section.items()
         ]  # fmt: skip
 
-    more, notes = {}, {}
+    more: dict[str, Any] = {}
+    notes: dict[str, str] = {}
     if train.empty:
         more["allow_empty"] = True
         notes["allow_empty"] = f"{train.empty} of {train.images} images have no box: negatives"

@@ -63,8 +63,9 @@ def _component(name: str, source: schema.Source, why: str) -> str:
     """One class: the first paragraph of its docstring and a table of its arguments."""
     node = schema.class_node(source, name)
     head, _, rest = (ast.get_docstring(node) or "").partition("\nArgs:\n")
-    if not rest and (base := schema.base(node.bases[0].id, source)) and base.own:
-        inherited = ast.get_docstring(schema.class_node(base, node.bases[0].id)) or ""
+    parent = getattr(node.bases[0], "id", "") if node.bases else ""
+    if not rest and (base := schema.base(parent, source)) and base.own:
+        inherited = ast.get_docstring(schema.class_node(base, parent)) or ""
         rest = inherited.partition("\nArgs:\n")[2]
     about = " ".join(head.split("\n\n")[0].split())
     arguments = schema.signature(name).args
@@ -81,7 +82,8 @@ def _component(name: str, source: schema.Source, why: str) -> str:
 
 def _arguments(text: str) -> Iterator[tuple[list[str], str]]:
     """(names, meaning) of a docstring's Args section."""
-    block = re.match(r"(?:[ \t]+\S.*\n?|\n)*", text)[0]
+    match = re.match(r"(?:[ \t]+\S.*\n?|\n)*", text)
+    block = match[0] if match else ""
     for entry in re.split(r"\n(?=    \S)", block.rstrip()):
         names, colon, said = entry.strip().partition(":")
         if colon:

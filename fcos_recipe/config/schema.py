@@ -124,7 +124,7 @@ RECIPE: dict[str, Any] = {
 
 # Arguments that this recipe, or a part of ppdet outside the class itself, reads from a section.
 ONLY_OURS = {"LearningRate": {"base_batch": Key(int, UNSET, "images per step of base_lr")}}
-READ_ELSEWHERE = {
+READ_ELSEWHERE: dict[str, dict[str, Any]] = {
     "TestReader": {"fuse_normalize": False, "inputs_def": {}},
     **{
         name: {"mixup_epoch": -1, "cutmix_epoch": -1, "mosaic_epoch": -1, "pre_img_epoch": -1}
@@ -225,7 +225,8 @@ def signature(name: str) -> Signature:
 def optimizer_signature(kind: str) -> Signature | None:
     """Arguments of `paddle.optimizer.<kind>`, from Paddle's source; None where it has none such."""
     spec = find_spec("paddle")
-    folder = Path(spec.submodule_search_locations[0]) / "optimizer" if spec else None
+    places = spec.submodule_search_locations if spec else None
+    folder = Path(places[0]) / "optimizer" if places else None
     path = folder / f"{kind.lower()}.py" if folder else None
     if path is None or not path.is_file() or not kind.isidentifier():
         return None
@@ -241,7 +242,8 @@ def optimizer_signature(kind: str) -> Signature | None:
 def _read(source: Source, name: str) -> Signature:
     node = class_node(source, name)
     result = Signature()
-    init = next((n for n in node.body if getattr(n, "name", "") == "__init__"), None)
+    functions = (n for n in node.body if isinstance(n, ast.FunctionDef))
+    init = next((n for n in functions if n.name == "__init__"), None)
     if init is not None:
         a = init.args
         names = [arg.arg for arg in a.posonlyargs + a.args][1:]
@@ -251,7 +253,14 @@ def _read(source: Source, name: str) -> Signature:
         values = [REQUIRED if node is None else _literal(node) for node in given]
         result.args = dict(zip(names, values, strict=True))
     rest = init.args.kwarg if init is not None else None
-    if rest and not any(k.arg is None and k.value.id == rest.arg for k in _keywords(init)):
+    if (
+        init
+        and rest
+        and not any(
+            k.arg is None and isinstance(k.value, ast.Name) and k.value.id == rest.arg
+            for k in _keywords(init)
+        )
+    ):
         result.swallows = True
     elif init is None or rest:
         # Arguments go on to the bases: what the last of them leaves over is ignored by stock.
@@ -274,7 +283,9 @@ def base(name: str, near: Source) -> Source | None:
 def class_node(source: Source, name: str) -> ast.ClassDef:
     """Parse one class; the whole file only where cutting the class out does not work."""
     end = re.compile(r"^(?=[^\s#)\]}])", re.M)
-    start = re.compile(rf"^class[ \t]+{name}\b", re.M).search(source.text, source.start).start()
+    head = re.compile(rf"^class[ \t]+{name}\b", re.M).search(source.text, source.start)
+    assert head is not None, name  # `classes` has found it there
+    start = head.start()
     stop = end.search(source.text, start + 1)
     try:
         tree = ast.parse(source.text[start : stop.start() if stop else None])

@@ -167,7 +167,8 @@ def _as_json(text) -> bytes | None:
 def _entries(name: str, raws: list, found: Findings) -> Entries:
     decoder = msgspec.json.Decoder(_Row if name == "annotations" else SECTIONS[name])
     try:
-        at, rows = range(len(raws)), list(map(decoder.decode, raws))
+        at: list[int] | range = range(len(raws))
+        rows = list(map(decoder.decode, raws))
     except (ValueError, RecursionError):  # some are wrong: one by one
         at, rows = [], []
         for i, raw in enumerate(raws):

@@ -136,7 +136,7 @@ def _merge(content: Content, i: int, item: dict, put) -> None:
 
 def _of_type(entry: Any, section: str, _id: int, _content: Content) -> str:
     """Remove optional fields of the wrong type: what is missing is derived."""
-    wanted = SECTIONS[section]
+    wanted: Any = SECTIONS[section]  # a Struct
     gone = []
     for one in msgspec.structs.fields(wanted):
         if isinstance(entry, dict) and not one.required and one.name in entry:

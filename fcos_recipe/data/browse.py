@@ -18,12 +18,12 @@ from PIL import Image, ImageDraw
 from fcos_recipe.config.load import Config, display
 from fcos_recipe.data.draw import draw, outline, pen_sizes, readable, tag
 from fcos_recipe.data.index import Index
-from fcos_recipe.data.levels import REASONS, Rules
+from fcos_recipe.data.levels import REASONS, SIZES, WHY, Rules
 from fcos_recipe.data.network_input import NetworkInput, Seen
 from fcos_recipe.data.reader import BadImage, read_image
 from fcos_recipe.data.sheet import PAGE_WIDTH, SHEET_WIDTH, Key, Tile, save, scaled
 from fcos_recipe.data.source import Source, add_arguments, sources
-from fcos_recipe.data.stats import SIZES, WHY, size_class
+from fcos_recipe.data.stats import size_class
 from fcos_recipe.errors import UserError, printable
 
 ENDINGS = (".html", ".png", ".jpg", ".jpeg")
@@ -40,7 +40,7 @@ class Choice:
 
     Args:
         classes: names; None: all.
-        size: one of `stats.SIZES`, by the box's area; None: all.
+        size: one of `levels.SIZES`, by the box's area; None: all.
         ids: of images, in this order; None: drawn at random.
         limit: images of a split at most.
         seed: of the draw.
@@ -183,7 +183,7 @@ def annotated(
             return
         file = index.file_name(row)
         try:
-            image = read_image(os.path.join(source.images, file))
+            image = read_image(os.path.join(source.images or "", file))
         except BadImage as error:
             _say(f"image {index.image_id[row]}: {error}; skipped")
             continue

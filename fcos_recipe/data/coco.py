@@ -350,7 +350,7 @@ class _Job:
 
 def _listing(folder: Path, prefix: str) -> dict[str, tuple[int, int]]:
     """Path below the data set -> size and time of change (ns) of each file; empty if absent."""
-    found = {}
+    found: dict[str, tuple[int, int]] = {}
     try:
         entries = os.scandir(folder)
     except (FileNotFoundError, NotADirectoryError):

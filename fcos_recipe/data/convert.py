@@ -215,7 +215,7 @@ def _yolo_box(found: Converted, image: dict[str, Any], words: list[str]) -> None
     found.box(image, int(label), [min(xs), min(ys), max(xs), max(ys)], segmentation=[polygon])
 
 
-def _number(word: str | None) -> float:
+def _number(word: Any) -> float:
     try:
         return float(word)
     except (TypeError, ValueError):
@@ -279,7 +279,7 @@ def from_voc(
                 found.bad.append(f"{path}: missing or not an image, and {file} tells no size")
                 continue
             found.said["images are missing: their sizes are those of the XML"] += 1
-            true_size = tuple(int(text) for text in told_size)
+            true_size = int(told_size[0]), int(told_size[1])
         elif told_size != tuple(map(str, true_size)):
             found.said["XML files tell another size than their image, which is used"] += 1
         image = found.image(path, true_size)

@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -40,7 +41,7 @@ class COCODataSet:
         dataset_dir: str | None = None,
         image_dir: str | list[str] | None = None,
         anno_path: str | list[str] | None = None,
-        data_fields: list[str] = ("image",),
+        data_fields: Sequence[str] = ("image",),
         sample_num: int = -1,
         load_crowd: bool = False,
         allow_empty: bool = False,
@@ -63,7 +64,7 @@ class COCODataSet:
         self.empty_ratio = empty_ratio
         self.repeat = repeat
         self.seed = seed
-        self.index: Index | None = None
+        self.index: Index = None  # type: ignore[assignment]  # until parse_dataset
         self.rows = np.zeros(0, np.int64)  # image rows of the index, in this data set's order
 
     def __call__(self) -> "COCODataSet":

@@ -27,6 +27,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fcos_recipe import __version__
 from fcos_recipe.errors import RunFailure, UserError, printable
@@ -271,7 +272,8 @@ class _Note:
         """First byte and end of a piece."""
         if not self.piece:
             return 0, self.length
-        return index * self.piece, min((index + 1) * self.piece, self.length)
+        end = (index + 1) * self.piece
+        return index * self.piece, end if self.length is None else min(end, self.length)
 
     def complete(self, index: int) -> bool:
         start, end = self.span(index)
@@ -290,8 +292,8 @@ class _Transfer:
         self.stop = threading.Event()
         self.received = 0
         self.saved = time.monotonic()
-        self.note = self._load()
-        self.progress: Progress | None = None
+        self.note: Any = self._load()  # _Note; None before the first reply
+        self.progress: Progress = None  # type: ignore[assignment]  # until _begin
 
     def _load(self) -> _Note | None:
         """The earlier call's record, if the file of bytes beside it can belong to it."""
@@ -389,7 +391,7 @@ class _Transfer:
                 if error.code < 500 and error.code not in (408, 425, 429):
                     raise DownloadError(f"{self.url}: {reason}") from None
                 with contextlib.suppress(TypeError, ValueError):
-                    pause = min(float(error.headers.get("Retry-After")), 2 * LONGEST_PAUSE)
+                    pause = min(float(error.headers.get("Retry-After") or ""), 2 * LONGEST_PAUSE)
             except (_Broken, http.client.HTTPException, urllib.error.URLError, OSError) as error:
                 reason = str(getattr(error, "reason", None) or error) or type(error).__name__
             failures = 1 if self.received > before else failures + 1
@@ -435,6 +437,7 @@ class _Transfer:
         if headers.get("Content-Encoding", "identity") != "identity":
             raise DownloadError(f"{self.url}: the server compresses the file on its way")
         whole = reply.status == 200
+        length: Any  # int; None where the server does not tell
         if whole:
             length = reply.length
         elif reply.status == 206:

@@ -13,6 +13,8 @@ _FONTS = (
     "DroidSansFallbackFull.ttf", "Arial Unicode.ttf", "msyh.ttc", "simhei.ttf",
 )  # fmt: skip
 
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+
 
 def color(label: int) -> tuple[int, int, int]:
     """RGB of a class; neighbours differ in hue by the golden angle, every third in lightness."""
@@ -91,9 +93,7 @@ def outline(
             pen.line([tuple(point) for point in dash], fill=fill, width=width)
 
 
-def tag(
-    pen: ImageDraw.ImageDraw, box: np.ndarray, text: str, fill: tuple, font: ImageFont.ImageFont
-) -> None:
+def tag(pen: ImageDraw.ImageDraw, box: np.ndarray, text: str, fill: tuple, font: Font) -> None:
     """A label on the upper left corner of a box, moved so that it stays on the picture."""
     picture = pen.im.size
     _, top, right, bottom = font.getbbox(text)
@@ -107,7 +107,7 @@ def tag(
 
 
 @lru_cache(maxsize=4096)
-def readable(name: str, label: int, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
+def readable(name: str, label: int, size: int) -> tuple[str, Font]:
     """A class name and a font that has its characters, else "class LABEL"."""
     default = ImageFont.load_default(size)
     if _has_glyphs(default, name):
@@ -122,7 +122,7 @@ def readable(name: str, label: int, size: int) -> tuple[str, ImageFont.FreeTypeF
     return f"class {label}", default
 
 
-def _has_glyphs(font: ImageFont.FreeTypeFont, text: str) -> bool:
+def _has_glyphs(font: Font, text: str) -> bool:
     """A missing character looks like one that no font has (the last of the private area)."""
     absent = bytes(font.getmask("\U0010fffd"))
     return all(c.isspace() or bytes(font.getmask(c)) != absent for c in set(text))

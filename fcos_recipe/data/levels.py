@@ -15,7 +15,13 @@ from fcos_recipe.data.targets import Gt2FCOSTarget, assign
 from fcos_recipe.errors import UserError
 
 ROWS = 1_000_000  # candidate locations of a level that are looked at together: 100 MB
-REASONS = ("covered", "range", "small")
+SIZES = ("small", "medium", "large")  # of boxes, COCO's
+WHY = {  # a box owns no location
+    "covered": "smaller boxes own every location",
+    "range": "no location on the level for its size",
+    "small": "no location of any level inside",
+}
+REASONS = tuple(WHY)
 
 
 @dataclass

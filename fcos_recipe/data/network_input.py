@@ -44,7 +44,9 @@ class _Boxes:
     """The target operator, and what it was last given."""
 
     def __init__(self, target: Gt2FCOSTarget):
-        self.target, self.boxes, self.classes = target, [], []
+        self.target = target
+        self.boxes: list[np.ndarray] = []
+        self.classes: list[np.ndarray] = []
 
     def __call__(
         self, boxes: list[np.ndarray], classes: list[np.ndarray], height: int, width: int

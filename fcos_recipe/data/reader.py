@@ -11,7 +11,7 @@ import os
 import random
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,7 +160,7 @@ def flip(sample: Sample) -> None:
         box[:, [0, 2]] = image.shape[1] - box[:, [2, 0]]
 
 
-def named(transforms: list[dict]) -> list[tuple[str, dict]]:
+def named(transforms: Sequence[dict]) -> list[tuple[str, dict]]:
     """YAML's list of {name: arguments} as pairs."""
     return [(name, arguments or {}) for entry in transforms for name, arguments in entry.items()]
 
@@ -174,7 +174,9 @@ class Lean:
     resizes: bool  # which clips the boxes
 
     @classmethod
-    def of(cls, sample_transforms: list[dict], batch_transforms: list[dict]) -> "Lean | None":
+    def of(
+        cls, sample_transforms: Sequence[dict], batch_transforms: Sequence[dict]
+    ) -> "Lean | None":
         """The lean form of a chain; None where it does more or in another order."""
         steps = named(sample_transforms) + named(batch_transforms)
         options = {name: arguments for name, arguments in steps}
@@ -225,11 +227,13 @@ def padded(shape: np.ndarray, stride: int) -> tuple[int, int]:
 class Generic:
     """Any chain of stock's transforms, each sample seeded by itself."""
 
-    def __init__(self, sample_transforms: list[dict], batch_transforms: list[dict], classes: int):
+    def __init__(
+        self, sample_transforms: Sequence[dict], batch_transforms: Sequence[dict], classes: int
+    ):
         # Stock's transforms pull in ppdet, which the lean path never needs.
         from fcos_recipe.compat import stock
 
-        def build(transforms: list[dict]) -> list[Callable]:
+        def build(transforms: Sequence[dict]) -> list[Callable]:
             operators = []
             for name, arguments in named(transforms):
                 if name == "Gt2FCOSTarget":  # ours comes after all others
@@ -379,8 +383,8 @@ class Reader:
 
     def __init__(
         self,
-        sample_transforms: list[dict] = (),
-        batch_transforms: list[dict] = (),
+        sample_transforms: Sequence[dict] = (),
+        batch_transforms: Sequence[dict] = (),
         batch_size: int = 1,
         shuffle: bool | None = None,
         drop_last: bool | None = None,
@@ -401,12 +405,12 @@ class Reader:
         self.use_shared_memory = use_shared_memory
         self.group_by_aspect = group_by_aspect
         self.seed, self.max_bad_images = seed or 0, max_bad_images
-        self.chain = Lean.of(sample_transforms, batch_transforms)
-        if self.chain is None:
-            self.chain = Generic(sample_transforms, batch_transforms, num_classes)
+        lean = Lean.of(sample_transforms, batch_transforms)
+        self.chain = lean or Generic(sample_transforms, batch_transforms, num_classes)
+        if lean is None:
             logger.info("%s: transforms beyond the usual chain: stock's own are used", name)
         rules = dict(named(batch_transforms)).get("Gt2FCOSTarget")
-        self.target = None if rules is None else Gt2FCOSTarget(**rules)
+        self.target: Any = None if rules is None else Gt2FCOSTarget(**rules)
         self.bad_images: dict[str, int] = {}
 
     def __call__(self, dataset, worker_num: int | str = 0, batch_sampler=None) -> "Reader":
@@ -431,7 +435,7 @@ class Reader:
         self.dataset, self.epoch = dataset, 0
         ranks = int(os.environ.get("PADDLE_TRAINERS_NUM", 1))
         cards = int(os.environ.get("PADDLE_LOCAL_SIZE", ranks))
-        self.sampler = None
+        self.sampler: Any = None  # TrainBatches
         if batch_sampler is None:
             self.sampler = TrainBatches(
                 len(dataset),
@@ -463,7 +467,9 @@ class Reader:
             )
 
         self._load = load
-        self._stream, self._at, self._first_step = None, None, 0
+        self._stream: Any = None
+        self._at: tuple[int, int] | None = None
+        self._first_step = 0
         return self
 
     def _check_classes(self, dataset) -> None:

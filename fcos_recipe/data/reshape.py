@@ -13,7 +13,7 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,8 +79,8 @@ class Annotations:
                 name: msgspec.json.decode(part, type=list[Raw] | None) or []
                 for name, part in parts.items()
             }
-            images, annotations, categories = (
-                msgspec.json.decode(parts[name], type=list[kind] | None) or []
+            images, annotations, categories = (  # ignored: a type that is a value to mypy
+                msgspec.json.decode(parts[name], type=list[kind] | None) or []  # type: ignore[valid-type]
                 for name, kind in zip(SECTIONS, (_Image, _Annotation, _Category))
             )
         except OSError as error:
@@ -245,7 +245,7 @@ class Merged:
     notes: list[str]
 
 
-def merge(files: list[Annotations], folders: list[str | None]) -> Merged:
+def merge(files: list[Annotations], folders: Sequence[str | None]) -> Merged:
     """Put annotation files together.
 
     Categories are those of one name. The first file's ids stay; another's are changed only where
@@ -271,15 +271,15 @@ def merge(files: list[Annotations], folders: list[str | None]) -> Merged:
     taken = _Ids([int(i) for file in files for i in file.category_id])
     image_ids = _Ids([int(i) for file in files for i in file.image_id])
     annotation_ids = _Ids([i for file in files for i in file.annotation_id if isinstance(i, int)])
-    class_id: dict[str, int] = {}
-    image_of: dict[str, int] = {}
+    class_id: dict[str, int | str] = {}
+    image_of: dict[str, int | str] = {}
     images, annotations, categories = [], [], []
     seen: set[bytes] = set()  # annotations of images that several files have
     every_path = [_paths(folder, file.file_name) for file, folder in zip(files, folders)]
     times = Counter(path for paths in every_path for path in paths)
     for file, paths in zip(files, every_path):
         short = display(file.path)
-        say = Counter()
+        say: Counter[str] = Counter()
         new_class = []
         if twice := [n for n, count in Counter(file.class_names).items() if count > 1]:
             raise UserError(f"{file.path}: categories: the name {twice[0]!r} occurs twice")
@@ -338,7 +338,7 @@ def merge(files: list[Annotations], folders: list[str | None]) -> Merged:
             elif key != "licenses" and bytes(other[key]) != bytes(file.other[key]):
                 notes.append(f"{short}: {key!r} is not as in {files[0].path}, whose own stays")
     if len(known) > 1:
-        notes.append(f"file names now start at {display(root)}")
+        notes.append(f"file names now start at {display(root or '')}")
     content = {**other, "images": images, "annotations": annotations, "categories": categories}
     return Merged(content, root, notes)
 
@@ -347,7 +347,8 @@ class _Ids:
     """Ids given away once each; new ones are larger than all that any file has."""
 
     def __init__(self, every: list[int]):
-        self.next, self.given = max(every, default=0) + 1, set()
+        self.next = max(every, default=0) + 1
+        self.given: set[str] = set()
 
     def give(self, wanted: int | str) -> int | str:
         if str(wanted) in self.given:

@@ -1,6 +1,7 @@
 """Which images share a batch, in which order, on which rank: a function of (seed, epoch) alone."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,7 @@ class TrainBatches:
         self.length, self.batch_size = length, batch_size
         self.shuffle, self.drop_last = shuffle, drop_last
         self.rank, self.ranks, self.seed = rank, ranks, seed
-        self.log_aspect = None
+        self.log_aspect: Any = None  # float array [length] where images are grouped
         if group_by_aspect:
             # A size that the annotations do not tell counts as square.
             height, width = np.maximum(np.asarray(sizes, np.float64), 0).T

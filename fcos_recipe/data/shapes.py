@@ -79,7 +79,8 @@ def _write_split(
 ) -> None:
     (root / split).mkdir(parents=True)
     (root / "annotations").mkdir(exist_ok=True)
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for image_id in range(1, count + 1):
         image, objects = draw_scene(rng, size)
         name = f"{image_id:06d}.jpg"
@@ -114,7 +115,9 @@ def draw_scene(
     height, width = size
     image = _texture(rng, size, contrast=30)
     owner = np.full(size, -1, np.int16)  # index of the object that shows at each pixel
-    labels, outlines, full = [], [], []
+    labels: list = []
+    outlines: list = []
+    full: list = []
     for _ in range(0 if rng.random() < 0.08 else rng.integers(2, 8)):
         for _ in range(20):  # tries to find a place that hides nothing too much
             small = rng.random() < 0.2

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from fcos_recipe.data.draw import readable
+from fcos_recipe.data.draw import Font, readable
 from fcos_recipe.errors import UserError, printable
 
 PAGE_WIDTH, SHEET_WIDTH, LEAST_WIDTH = 1000, 520, 480  # long side of a picture, pixels
@@ -85,7 +86,9 @@ def contact_sheet(tiles: list[Tile], legend: list[Key], title: str) -> Image.Ima
 
     high = [max(map(height, row)) + margin for row in rows]
     width = max(columns * (cell + margin) + margin, 700)
-    entries, x, y = [], margin, 3 * margin + 12
+    entries: list[tuple] = []
+    x: float = margin
+    y = 3 * margin + 12
     for key in legend:  # wrapped as words are
         text, font = _shown(key.text, 15)
         wide = 28 + font.getlength(text)
@@ -142,13 +145,16 @@ def _text(
     """One line, cut where it is wider than `width`."""
     text, font = _shown(text, size)
     if font.getlength(text) > width:
-        cut = range(len(text))
-        fits = bisect_right(cut, width, key=lambda n: font.getlength(text[:n] + "..."))
+
+        def pixels(length: int) -> Any:
+            return font.getlength(text[:length] + "...")
+
+        fits = bisect_right(range(len(text)), width, key=pixels)
         text = text[: max(fits - 1, 0)] + "..."
     pen.text((x, y), text, fill, font)
 
 
-def _shown(text: str, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
+def _shown(text: str, size: int) -> tuple[str, Font]:
     """Text without control characters, and as escapes where no font has its characters."""
     text = " ".join(printable(text).split())
     name, font = readable(text, 0, size)

@@ -113,6 +113,7 @@ def annotation_files(folder: Path, split: str) -> list[Path]:
     Returns:
         sorted; COCO's captions, keypoints and the like only where there is nothing else.
     """
+
     def of(name: str) -> bool:
         return split in name.lower().replace("trainval", "train")
 

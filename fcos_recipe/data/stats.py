@@ -19,20 +19,14 @@ from PIL import Image
 
 from fcos_recipe.config.load import display
 from fcos_recipe.data.index import Index
-from fcos_recipe.data.levels import REASONS, Rules, positives, reasons
+from fcos_recipe.data.levels import REASONS, SIZES, WHY, Rules, positives, reasons
 from fcos_recipe.data.source import Source, add_arguments, sources
 from fcos_recipe.errors import UserError, printable
 
-SIZES = ("small", "medium", "large")
 SIZE_LIMITS = np.array([32**2, 96**2])  # areas in pixels, COCO's
 SIDES = 2.0 ** np.arange(0, 12.5, 0.5)  # bins of the square root of a box's area, pixels
 RATIOS = 2.0 ** np.arange(-4, 4.5, 0.5)  # bins of width / height
 EXAMPLES = 10  # boxes without a location that are listed, of each reason
-WHY = {
-    "covered": "smaller boxes own every location",
-    "range": "no location on the level for its size",
-    "small": "no location of any level inside",
-}
 
 
 def size_class(area: np.ndarray) -> np.ndarray:
@@ -49,7 +43,7 @@ def image_sizes(index: Index, images: str | None) -> np.ndarray:
     """
     size = index.size.astype(np.int64)
     for row in np.flatnonzero((size <= 0).any(axis=1)) if images is not None else ():
-        size[row] = header_size(os.path.join(images, index.file_name(row))) or 0
+        size[row] = header_size(os.path.join(images or "", index.file_name(row))) or 0
     return size
 
 
@@ -92,7 +86,7 @@ def statistics(source: Source, rules: Rules | None) -> dict[str, Any]:
     known = (size > 0).all(axis=1)
     empty = np.flatnonzero(per_image == 0)
     most = int(per_image.argmax()) if len(index) else 0
-    result = {
+    result: dict[str, Any] = {
         "annotations": source.path,
         "images": {
             "count": len(index),

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.ticker import MaxNLocator
 
-from fcos_recipe.data.stats import SIZES, WHY
+from fcos_recipe.data.levels import SIZES, WHY
 
 MOST_CLASSES, LEAST_ROWS = 120, 12  # rows of the class panel
 COLORS = ("#9ecae1", "#4292c6", "#084594")  # small, medium, large
@@ -40,7 +40,7 @@ def save(found: dict[str, Any], title: str, path: Path) -> None:
     figure.suptitle(title, fontsize=12, parse_math=False)
     left, right = figure.subfigures(1, 2, width_ratios=(5, 10))
     sides = left.subplots(1, 2, sharey=True, width_ratios=(3, 1))
-    _classes(*sides, classes[:rows], len(classes))
+    _classes(sides[0], sides[1], classes[:rows], len(classes))
     panels = right.subplots(3, 2)
     boxes = found["boxes"]
     _bins(panels[0, 0], boxes["sqrt_area"], "side of the box's square, pixels", [32, 96])

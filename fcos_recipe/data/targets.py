@@ -6,7 +6,7 @@ of Tian et al., "FCOS: Fully Convolutional One-Stage Object Detection" (ICCV 201
 with centre sampling as in the authors' later code.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -191,7 +191,7 @@ class Gt2FCOSTarget:
                 f"{len(downsample_ratios) - 1} object_sizes_boundary, not {len(bounds) - 2}"
             )
         self.strides = list(downsample_ratios)
-        self.rules = {
+        self.rules: dict[str, Any] = {
             "strides": self.strides,
             "ranges": list(zip(bounds[:-1], bounds[1:], strict=True)),
             "radius": center_sampling_radius,

@@ -107,13 +107,14 @@ def _read_images(splits: list[Split]) -> None:
             (at, id, image.file_name, (image.height or 0, image.width or 0))
             for at, image, id in split.content.entries["images"]
         ]
-        image_checks.report(split.found, rows, split.verdicts, split.source.images)
-        folder = os.path.realpath(split.source.images)
+        images = split.source.images or ""  # sought by then: an error where there are none
+        image_checks.report(split.found, rows, split.verdicts, images)
+        folder = os.path.realpath(images)
         told = [i["file"] for items in split.found.items.values() for i in items if "file" in i]
         listed.setdefault(folder, set()).update(map(os.path.normpath, names + told))
     for split in splits:
         names = listed.pop(os.path.realpath(split.source.images or ""), None)
-        for name in image_checks.unlisted(split.source.images, names) if names else ():
+        for name in image_checks.unlisted(split.source.images or "", names) if names else ():
             split.found.add("unlisted", file=name)
 
 
@@ -381,7 +382,11 @@ def main(argv: list[str]) -> int:
         help="kinds of errors that are to be warnings")  # fmt: skip
     for errors, name in ((True, "errors"), (False, "warnings")):
         kinds = ", ".join(kind for kind, row in KINDS.items() if row[0] == errors)
-        parser.epilog += textwrap.fill(f"{name}: {kinds}", 98, subsequent_indent="  ") + "\n"
+        parser.epilog = (
+            (parser.epilog or "")
+            + textwrap.fill(f"{name}: {kinds}", 98, subsequent_indent="  ")
+            + "\n"
+        )
     args = parser.parse_args(argv)
     start = time.monotonic()
     found, config = sources(args, look=False)

@@ -49,7 +49,8 @@ def position(path: Path) -> tuple[int, int] | None:
 
 def found(folder: Path) -> list[Path]:
     """Checkpoints in a folder, oldest first, damaged ones included; [] where there is no folder."""
-    return sorted((p for p in folder.glob("*") if position(p)), key=position)
+    there = (p for p in folder.glob("*") if position(p))
+    return sorted(there, key=lambda p: position(p) or (0, 0))
 
 
 def host(values: dict) -> dict:
@@ -214,8 +215,8 @@ def prune(folder: Path, keep: int) -> None:
         keep: how many of the newest at the end of an epoch stay (0 or less: all); besides them
             stay the newest `MID_EPOCH` of those inside of an epoch.
     """
-    ends = [p for p in found(folder) if not position(p)[1]]
-    inside = [p for p in found(folder) if position(p)[1]]
+    ends = [p for p in found(folder) if (position(p) or (0, 0))[1] == 0]
+    inside = [p for p in found(folder) if (position(p) or (0, 0))[1]]
     for path in (ends[:-keep] if keep > 0 else []) + inside[:-MID_EPOCH] + [*folder.glob(".*")]:
         shutil.rmtree(path, ignore_errors=True)
 
@@ -294,7 +295,7 @@ def reason(error: OSError) -> str:
         errno.ESTALE: "the network file system has lost it",
     }
     where = f" ({error.filename})" if error.filename else ""
-    return words.get(error.errno, error.strerror or str(error)) + where
+    return words.get(error.errno or 0, error.strerror or str(error)) + where
 
 
 # ---- reading ------------------------------------------------------------------------------------
@@ -336,7 +337,7 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
     Args:
         folder: RUN_DIR/checkpoints; need not exist.
     """
-    rejected = []
+    rejected: list[str] = []
     for path in reversed(found(folder)):
         try:
             read_state(path)

@@ -163,8 +163,10 @@ def _boxes(rows: list) -> np.ndarray:
 
 def _decode(source: str | Path | dict, name: str, kind: type, wanted: str):
     try:
-        given = isinstance(source, dict)  # may hold NumPy's floats
-        content = json.dumps(source).encode() if given else Path(source).read_bytes()
+        if isinstance(source, dict):  # may hold NumPy's floats
+            content = json.dumps(source).encode()
+        else:
+            content = Path(source).read_bytes()
         return msgspec.json.decode(content, type=kind)
     except OSError as error:
         raise UserError(f"{name}: {error.strerror}") from None

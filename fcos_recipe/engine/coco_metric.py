@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,7 @@ class CocoMetric:
 
     def __init__(
         self,
-        annotations: str | Path | dict | list[str],
+        annotations: str | Path | dict | list[str | Path],
         category_ids: list[int] | None = None,
         engine: str | None = None,
         score_threshold: float = 0.0,
@@ -71,7 +72,10 @@ class CocoMetric:
         self.score_threshold, self.limits = score_threshold, sorted({1, 10, max_dets})
         if len(self.limits) != 3 or max_dets < 10:
             raise UserError(f"--max-dets {max_dets}: want more than 10, as AR1 and AR10 stay")
-        self.judge = self.last = self.judged = self.dataset = None
+        self.judge: Any = None  # hotcoco's; None with pycocotools, and before compute()
+        self.last: Any = None  # dict of figures
+        self.judged: Any = None  # dict of columns
+        self.dataset: Any = None
         self.category_ids = np.array(category_ids or list(self.categories), np.int64)
         self.engine = engine or _engine()
         self.reset()

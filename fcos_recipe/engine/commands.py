@@ -18,6 +18,8 @@ examples:
 exit codes: 0 done, 1 failed, 2 bad input (one line says what), 75 SIGTERM and
 130 Ctrl-C, both after a checkpoint was saved
 """
+
+
 def yes(text: str) -> bool:
     """A boolean option's value; PaddleDetection's `type=bool` took "False" for True."""
     known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}

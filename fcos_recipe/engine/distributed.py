@@ -4,6 +4,7 @@ import functools
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import paddle
 import paddle.distributed as dist
@@ -69,7 +70,7 @@ def everywhere(folder: Path, mark: str) -> None:
     part = folder.with_name(f".{folder.name}.{os.getpid()}")
     takes = os.environ.get("PADDLE_RANK_IN_NODE") == "0" and not (folder / mark).is_file()
     for name in names:
-        data = [(folder / name).read_bytes() if dist.get_rank() == 0 else None]
+        data: list[Any] = [(folder / name).read_bytes() if dist.get_rank() == 0 else None]
         dist.broadcast_object_list(data, src=0)
         if takes:
             part.mkdir(parents=True, exist_ok=True)

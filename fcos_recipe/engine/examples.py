@@ -3,6 +3,7 @@
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ def outcomes(metric: CocoMetric, threshold: float) -> dict[int, dict]:
     """
     found, truth = metric.judged["found"], metric.judged["truth"]
     diagnostics = metric.judge.image_diagnostics(iou_thr=0.5, score_thr=threshold)
-    result = {
+    result: dict[int, dict[str, list[int]]] = {
         i: {"right": [], "false": [], "missed": [], "objects": []}
         for i in metric.judged["image_id"].tolist()
     }
@@ -56,6 +57,7 @@ def ranked(rows: dict[int, dict]) -> tuple[list[int], list[int]]:
     Worst are those with most missed and false boxes; best, of those with more right than wrong
     ones, those with the highest F1 and then with most right ones.
     """
+
     def wrong(i: int) -> int:
         return len(rows[i]["missed"]) + len(rows[i]["false"])
 
@@ -114,8 +116,9 @@ def _pictures(metric: CocoMetric, row: dict, file: str, target: Path, name: str)
 
     image = Image.fromarray(read_image(file))
     scale = min(3.0, SIDE / max(image.size))  # captions need room on small images, too
-    image = image.resize([max(1, round(side * scale)) for side in image.size], Image.BILINEAR)
-    result = {"width": image.width, "height": image.height}
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    result: dict[str, Any] = {"width": image.width, "height": image.height}
     for part, good, bad, word in (("truth", "objects", "missed", "missed"),
                                   ("found", "right", "false", "false")):  # fmt: skip
         picture = image.copy()

@@ -9,8 +9,9 @@ import numpy as np
 
 from fcos_recipe.config.commands import differences
 from fcos_recipe.config.load import Config, display, load_config
+from fcos_recipe.data.levels import SIZES
 from fcos_recipe.data.source import Source
-from fcos_recipe.data.stats import SIZES, statistics
+from fcos_recipe.data.stats import statistics
 from fcos_recipe.errors import without_secrets
 
 log = logging.getLogger("fcos")
@@ -41,7 +42,7 @@ def dataset_facts(dataset) -> dict[str, Any]:
     """Counts of a `COCODataSet`: images, boxes by size, classes. Opens no image."""
     files = " + ".join(display(Path(file)) for file in dataset.files)
     source = Source("", files, None, {"load_crowd": dataset.load_crowd})
-    source.index = lambda: dataset.index  # that of all its files
+    source.index = lambda: dataset.index  # type: ignore[method-assign]  # that of all its files
     found = statistics(source, None)
     images, boxes, per_image = found["images"], found["boxes"], found["boxes_per_image"]
     return {

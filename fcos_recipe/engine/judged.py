@@ -73,7 +73,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def same_truth(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> str:
-    """"" where both were judged on the same images and annotations, else in what they differ."""
+    """Empty where both were judged on the same images and annotations, else in what they differ."""
     if not np.array_equal(a["images"], b["images"]):
         return f"they were judged on different images ({len(a['images'])} and {len(b['images'])})"
     if not (np.array_equal(a["categories"], b["categories"])

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 from urllib.parse import urlparse
 
 import numpy as np
@@ -145,7 +146,8 @@ class TensorBoard:
     """The same for `tensorboard --logdir`. tensorboardX writes: it needs neither torch nor grpc."""
 
     def __init__(self, folder: Path):
-        self._folder, self._writer, self._files = folder, None, 0
+        self._folder, self._files = folder, 0
+        self._writer: Any = None
 
     def __str__(self) -> str:
         return "tensorboard"
@@ -187,7 +189,8 @@ class WandB:
     """
 
     def __init__(self, folder: Path, config):
-        self._folder, self._config, self._run = folder, config, None
+        self._folder, self._config = folder, config
+        self._run: Any = None
 
     def __str__(self) -> str:
         return "wandb"

@@ -20,7 +20,9 @@ class Window:
     def __init__(self, state: dict | None = None):
         self.start, self.batches, self.images, self.data_time = time.perf_counter(), 0, 0, 0.0
         self.names: list[str] = []
-        self._losses, self._ids, self._read = [], [], np.zeros((0, 0), np.float32)
+        self._losses: list = []
+        self._ids: list = []
+        self._read = np.zeros((0, 0), np.float32)
         self.finite = None
         if state:
             self.start -= state["seconds"]

@@ -36,7 +36,7 @@ class RunDir:
     def __init__(self, path: Path, writer: bool, resume: bool):
         self.path, self.writer = path, writer
         self.checkpoints = path / "checkpoints"
-        self._sinks = []
+        self._sinks: list = []
         if not writer:
             return
         try:
@@ -262,7 +262,10 @@ def _git() -> str | None:
     try:
         run = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=here, capture_output=True, text=True, timeout=10,
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -2,6 +2,8 @@
 
 import functools
 import json
+from pathlib import Path
+from typing import Any
 
 import paddle
 
@@ -68,7 +70,9 @@ class Setup(ppdet.engine.Trainer):
         self.model = create(self.cfg["architecture"])
         self.model.load_meanstd(self.cfg["TestReader"]["sample_transforms"])
         self._init_amp()
-        self.progress, self._resumed_from, self._cut_window = resume.Progress(), None, None
+        self.progress = resume.Progress()
+        self._resumed_from: Path | None = None
+        self._cut_window: Any = None
         self._trained_on: list[str] | None = None
         if mode == "train":
             self._init_schedule()
@@ -120,7 +124,7 @@ class Setup(ppdet.engine.Trainer):
                 "epoch; lower it"
             )
         self.plan = scaling.plan(self.config, self._nranks, len(self.dataset))
-        self.optimizer = None
+        self.optimizer: Any = None
         self.set_schedule(1.0)
         self.optimizer = create("OptimizerBuilder")(self.lr, self.model)
         if data.get("norm_type") == "sync_bn" and self._nranks > 1:

@@ -124,7 +124,9 @@ class Trainer(Setup):
         self.saver = checkpoint.Saver(data["max_failed_saves"])
         self.guard = Guard(self)
         self._evaluated = False
-        self._saved_at = (at.epoch, at.step) if self._resumed_from else None
+        self._saved_at: tuple[int, int] | None = None
+        if self._resumed_from:
+            self._saved_at = (at.epoch, at.step)
         self._saved_time = time.monotonic()
         if run.writer:
             (run.path / CONFIG).write_text(without_secrets(resolved(self.config)))
@@ -317,7 +319,9 @@ class Trainer(Setup):
             return self._figures(self.model if sizes is None else Augmented(self.model, flip))
 
     def _figures(self, model=None) -> dict:
-        return evaluate(model or self.model, *self._judge, self.autocast, self._between_batches)
+        loader, metric, ids = self._judge
+        model = model or self.model
+        return evaluate(model, loader, metric, ids, self.autocast, self._between_batches)
 
     def _between_batches(self) -> None:
         self.watchdog.beat()
@@ -352,7 +356,7 @@ class Trainer(Setup):
             improved = ap > at.best["AP"] + self.config.data["early_stop"]["min_delta"]
             if improved:
                 at.best = {"AP": ap, "epoch": at.epoch}
-                best = checkpoint.host(self.model.state_dict()) if run.writer else None
+                best = checkpoint.host(self.model.state_dict()) if run.writer else {}
             at.history.append({"epoch": at.epoch, "AP": ap})
         self._evaluated = True
         judged = {"epoch": at.epoch, **result}
@@ -419,8 +423,10 @@ class Trainer(Setup):
         if self.saver.failures:
             raise RunFailure("asked to stop, but the checkpoint could not be saved; see above")
         where = self.run.checkpoints / checkpoint.name(at.epoch, at.step)
-        said = f"stopped after epoch {at.epoch} and {at.step} steps; saved {where}: " \
+        said = (
+            f"stopped after epoch {at.epoch} and {at.step} steps; saved {where}: "
             "`--resume auto` goes on"
+        )
         if self.stop.signal == signal.SIGINT:
             raise KeyboardInterrupt(said)
         raise Stopped(said)

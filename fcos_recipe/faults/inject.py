@@ -110,8 +110,11 @@ class Faults:
     def __init__(self, work: Path, seed: int, quick: bool):
         self.work, self.seed, self.quick = work, seed, quick
         self.rng = np.random.default_rng(seed)
-        self.survived, self.lost, self.skipped = 0, [], []
-        self.inside = self.slowest = 0
+        self.survived = 0
+        self.lost: list = []
+        self.skipped: list = []
+        self.inside = 0
+        self.slowest = 0.0
         make_shapes(work / "data", train=24, val=8, seed=3, size=(96, 128))
         self.config = work / "fault.yml"
         self.config.write_text(CONFIG.format(root=ROOT, data=work / "data"))
@@ -414,8 +417,12 @@ def main(argv: list[str] | None = None) -> int:
     add("--quick", action="store_true", help="a selection, at most 5 minutes on two cores")
     add("--seed", type=int, default=0, help="of moments and places; default %(default)s")
     add("--only", choices=COUNTS, help="one kind of fault")
-    add("--soak", type=float, metavar="MINUTES",
-        help="instead: the demo with random kills; memory and the like into DIR/soak.csv, soak.png")
+    add(
+        "--soak",
+        type=float,
+        metavar="MINUTES",
+        help="instead: the demo with random kills; memory and the like into DIR/soak.csv, soak.png",
+    )
     add("--keep", type=Path, metavar="DIR", help="work in DIR and leave everything there")
     args = parser.parse_args(argv)
     if args.only:

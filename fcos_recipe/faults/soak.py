@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -103,7 +104,7 @@ def _look(process: subprocess.Popen, seen: set[int]) -> dict:
         process: the supervisor.
         seen: processes of this test so far, killed ones included; those of now are added.
     """
-    found = dict.fromkeys(FIELDS[3:], 0)
+    found: dict[str, Any] = dict.fromkeys(FIELDS[3:], 0)
     for pid in tools.tree(process):
         seen.add(pid)
         try:

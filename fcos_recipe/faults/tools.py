@@ -38,7 +38,8 @@ def differences(one: Path, two: Path, tolerance: float = 0) -> str:
     names = [p.name for p in last[0][0].glob("model.pd*")]
     pairs = [(last[0][0] / name, last[1][0] / name) for name in names]
     for a, b in [(one / "model_final.pdparams", two / "model_final.pdparams"), *pairs]:
-        a, b, name = weights.read(a), weights.read(b), a.name
+        name = a.name
+        a, b = weights.read(a), weights.read(b)
         if set(a) != set(b):
             return f"{name}: other entries"
         for key, value in a.items():
@@ -85,7 +86,7 @@ def ranks_of(process: subprocess.Popen) -> dict[int, int]:
     for pid in sorted(tree(process)):
         try:
             child = psutil.Process(pid)
-            if ".py" in " ".join(child.cmdline()) and child.parent().pid != process.pid:
+            if ".py" in " ".join(child.cmdline()) and child.ppid() != process.pid:
                 number = child.environ().get("PADDLE_TRAINER_ID")
                 if number is not None:
                     found.setdefault(int(number), pid)

@@ -46,12 +46,26 @@ def main(argv: list[str]) -> int:
     add("--repeat", type=int, default=3, help="times each part is timed; 0: not at all")
     add("--json", metavar="FILE", help="also write the result here")
     add("--scaling", action="store_true", help="instead: efficiency by cards and network")
-    add("--step-ms", type=float, metavar="MS",
-        help="with --scaling: time of a training step on one card; it is not measured here")
-    add("--network", type=numbers, default=[1, 10, 25, 100, 200], metavar="GBIT,...",
-        help="with --scaling: Gbit/s of the slowest link (default: 1,10,25,100,200)")
-    add("--latency-us", type=float, default=20, metavar="US",
-        help="with --scaling: microseconds of one round (default: %(default)g)")
+    add(
+        "--step-ms",
+        type=float,
+        metavar="MS",
+        help="with --scaling: time of a training step on one card; it is not measured here",
+    )
+    add(
+        "--network",
+        type=numbers,
+        default=[1, 10, 25, 100, 200],
+        metavar="GBIT,...",
+        help="with --scaling: Gbit/s of the slowest link (default: 1,10,25,100,200)",
+    )
+    add(
+        "--latency-us",
+        type=float,
+        default=20,
+        metavar="US",
+        help="with --scaling: microseconds of one round (default: %(default)g)",
+    )
     args = parser.parse_args(argv)
     if args.scaling and not (args.step_ms and args.step_ms > 0 and args.latency_us >= 0):
         raise UserError("--scaling: needs --step-ms MS, the time of a training step on one card")

@@ -1,5 +1,7 @@
 """FCOS from an image batch to losses or detections."""
 
+from typing import Any
+
 import numpy as np
 import paddle
 from paddle import Tensor, nn
@@ -48,7 +50,7 @@ class FCOS(nn.Layer):
         Args:
             transforms: sample_transforms as in YAML; ImageNet's figures where they have none.
         """
-        found = next((t["NormalizeImage"] for t in transforms if "NormalizeImage" in t), {})
+        found: Any = next((t["NormalizeImage"] for t in transforms if "NormalizeImage" in t), {})
         found = found or {}
         # in stock's dtypes and order of operations, so that every value is stock's to the last bit
         values = np.arange(256, dtype=np.float32).repeat(3).reshape(256, 3)

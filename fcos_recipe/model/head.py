@@ -1,6 +1,7 @@
 """FCOS head: two towers shared by all levels, with stock's parameter names."""
 
 import math
+from typing import Any
 
 import paddle
 import paddle.nn.functional as F
@@ -49,7 +50,7 @@ class FCOSHead(nn.Layer):
         num_shift: float = 0.5,
         sqrt_score: bool = False,
         fcos_loss: nn.Layer = "FCOSLoss",
-        nms: object = "MultiClassNMS",
+        nms: Any = "MultiClassNMS",
         trt: bool = False,
         nms_pre: int = 1000,
         clip: bool = True,

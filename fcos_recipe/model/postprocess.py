@@ -9,6 +9,7 @@ upwards).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import paddle
 import paddle.nn.functional as F
@@ -35,7 +36,7 @@ def postprocess(
     strides: list[int],
     im_shape: Tensor,
     scale_factor: Tensor,
-    nms: object,
+    nms: Any,
     nms_pre: int = 1000,
     num_shift: float = 0.5,
     sqrt_score: bool = False,
@@ -166,7 +167,7 @@ def _at_most(limit: int, count: int | Tensor) -> int | Tensor:
     return paddle.minimum(count, paddle.full([], limit, dtype=count.dtype))
 
 
-def _nms(nms: object, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+def _nms(nms: Any, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
     """NMS of each class of each image; the operator has a CPU kernel only."""
     if getattr(paddle.framework, "in_pir_mode", lambda: False)():  # ppdet's call predates PIR
         bbox, _, bbox_num = paddle._C_ops.multiclass_nms3(
@@ -186,7 +187,7 @@ def _nms(nms: object, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
     return bbox, bbox_num
 
 
-def _complete(bbox: Tensor, bbox_num: Tensor, cuts: list, nms: object) -> bool:
+def _complete(bbox: Tensor, bbox_num: Tensor, cuts: list, nms: Any) -> bool:
     """Whether no candidate that was left out could have changed the result."""
     cuts = [cut.flatten() for cut in cuts if cut is not None]
     if not cuts:
@@ -218,7 +219,7 @@ def _clip(bbox: Tensor, bbox_num: Tensor, im_shape: Tensor, scale_factor: Tensor
 
 
 def nms_and_clip(
-    boxes: Tensor, scores: Tensor, im_shape: Tensor, scale_factor: Tensor, nms: object, clip: bool
+    boxes: Tensor, scores: Tensor, im_shape: Tensor, scale_factor: Tensor, nms: Any, clip: bool
 ) -> tuple[Tensor, Tensor]:
     """What `postprocess` does with `candidates` that come from elsewhere.
 

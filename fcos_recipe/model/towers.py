@@ -1,12 +1,14 @@
 """The head's convolutions over all levels, with what does not depend on the level done once."""
 
+from collections.abc import Sequence
+
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 
 @paddle.jit.not_to_static  # its branches are Python's, also in a graph
-def run_towers(feat: nn.Layer, levels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+def run_towers(feat: nn.Layer, levels: list[Tensor]) -> tuple[Sequence[Tensor], ...]:
     """Both towers of an `FCOSFeat`, side by side in one tensor per level.
 
     Two convolutions are one grouped convolution, two GroupNorms one of twice the groups: half the

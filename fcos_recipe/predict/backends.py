@@ -107,7 +107,11 @@ class PaddleInference:
             self._predictor.run()
             names = self._predictor.get_output_names()
             outputs = [_fetched(self._predictor.get_output_handle(name)) for name in names]
-        return tuple(outputs) if self._facts["nms"] else _finish(*outputs, batch, self._facts)
+        return (
+            tuple(outputs)
+            if self._facts["nms"]
+            else _finish(outputs[0], outputs[1], batch, self._facts)
+        )
 
 
 def _fetched(handle) -> np.ndarray:
@@ -149,7 +153,7 @@ class OnnxRuntime:
         """See `Predictor.run`."""
         outputs = self._session.run(None, {name: batch[name] for name in self._inputs})
         if not self._facts["nms"]:
-            return _finish(*outputs, batch, self._facts)
+            return _finish(outputs[0], outputs[1], batch, self._facts)
         rows, counts = outputs  # [N, keep, 6], of which the first `counts` are detections
         kept = np.arange(rows.shape[1]) < counts[:, None]
         return rows[kept], counts.astype(np.int32)

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from fcos_recipe.config import load_config
 from fcos_recipe.errors import UserError
@@ -69,7 +70,9 @@ class Results:
     """Detections as COCO results, and what could not be read."""
 
     def __init__(self, predictor, files: list[Path]):
-        self.predictor, self.rows, self.bad = predictor, [], []
+        self.predictor = predictor
+        self.rows: list = []
+        self.bad: list = []
         self.images = 0
         ids = predictor.image_ids
         known = len({f.name for f in files} & set(ids)) == len(files)
@@ -203,9 +206,17 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="override config values; needs -c")  # fmt: skip
     add("--strict", action="store_true", default=None, help=argparse.SUPPRESS)
     add("--weights", metavar="W", help="checkpoint, .pdparams or URL (default: config's `weights`)")
-    add("--input", "--infer_img", "--infer_dir", "--infer_list", nargs="+", action="extend",
-        required=True, metavar="IMAGE|DIR|GLOB|VIDEO|LIST.txt",
-        help="a directory is searched for images to any depth, a list has a path per line")
+    add(
+        "--input",
+        "--infer_img",
+        "--infer_dir",
+        "--infer_list",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="IMAGE|DIR|GLOB|VIDEO|LIST.txt",
+        help="a directory is searched for images to any depth, a list has a path per line",
+    )
     add("--output", "--output_dir", default=os.path.join("output", "infer"), metavar="DIR",
         help=f"for the drawings and {PREDICTIONS} (default: %(default)s)")  # fmt: skip
     add("--draw_threshold", "--draw-threshold", type=float, default=0.5, metavar="SCORE",
@@ -219,7 +230,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="bf16: faster, other scores; exports of --format paddle")  # fmt: skip
     add("--csv", action="store_true", help="also write predictions.csv")
     # PaddleDetection's; results are always saved, and there is nothing to log here
-    ignored = dict(nargs="?", const=True, default=False, help="accepted, without effect")
+    ignored: dict[str, Any] = dict(
+        nargs="?", const=True, default=False, help="accepted, without effect"
+    )
     add("--save_results", **ignored)
     add("--use_vdl", **ignored)
     add("--vdl_log_dir", default=None, help="accepted, without effect")

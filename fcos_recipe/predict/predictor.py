@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,12 +79,12 @@ class Predictor:
         weights = str(weights)
         self.score_threshold = score_threshold
         if facts := backends.export_facts(weights):
-            self.config = config
+            self.config: Any = config  # Config; an export may go without
             self.device = devices.resolve(device or "auto")
             self.backend = backends.open_export(weights, facts, self.device, precision)
             self.chain = _chain(facts)
             self.names, self.category_ids = facts["class_names"], facts["category_ids"]
-            self.image_ids = {}
+            self.image_ids: dict[str, int] = {}
             return
         if precision != "fp32":
             raise UserError(backends.NEEDS_EXPORT.format(precision, weights))
@@ -120,7 +121,9 @@ class Predictor:
         from fcos_recipe.data.reader import Pipeline
 
         rng = np.random.default_rng(0)
-        samples = [(self.chain.sample(_record(image), rng), []) for image in images]
+        samples: list[tuple[dict[str, Any] | None, list[str]]] = [
+            (self.chain.sample(_record(image), rng), []) for image in images
+        ]
         batch = Pipeline(samples, self.chain, None, 0, False, 0).collate(samples)
         batch.pop("bad")
         return batch
@@ -145,7 +148,7 @@ class Predictor:
         return Detections(rows[:, 2:], rows[:, 1], rows[:, 0].astype(np.int64), self.names)
 
 
-def _chain(data: dict):
+def _chain(data: dict) -> Any:
     """TestReader's transforms."""
     from fcos_recipe.data.reader import TestReader
 

@@ -1,7 +1,9 @@
 """What a report consists of, before it becomes HTML or Markdown. All text is raw: not escaped."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fcos_recipe.report.svg import Series, line_chart
 
@@ -43,7 +45,7 @@ class Table:
 
     caption: str
     head: list[str]
-    rows: list[list[str | Cell]]
+    rows: Sequence[Sequence[Any]]
     left: set[int] = field(default_factory=lambda: {0})
 
 

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from fcos_recipe.errors import UserError, printable
@@ -42,8 +43,14 @@ def main(argv: list[str]) -> int:
         help="draws behind an interval; 0: no interval (default: 300)")  # fmt: skip
     add("--output", type=Path, metavar="DIR",
         help=f"gets {HTML} and {MARKDOWN} (default: RUN_DIR)")  # fmt: skip
-    add("--serve", type=int, nargs="?", const=PORT, metavar="PORT",
-        help=f"show it on this machine at http://127.0.0.1:PORT (default {PORT}; 0: a free one)")
+    add(
+        "--serve",
+        type=int,
+        nargs="?",
+        const=PORT,
+        metavar="PORT",
+        help=f"show it on this machine at http://127.0.0.1:PORT (default {PORT}; 0: a free one)",
+    )
     args = parser.parse_args(argv)
     if len(args.compare) > 5:
         parser.error("--compare: at most five")
@@ -59,7 +66,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def make(path: Path, compare: list[Path] = (), samples: int | None = None):
+def make(path: Path, compare: Sequence[Path] = (), samples: int | None = None):
     """The report of a run directory as `blocks.Report`.
 
     Raises:
@@ -78,7 +85,7 @@ def make(path: Path, compare: list[Path] = (), samples: int | None = None):
 
 
 def write(
-    path: Path, compare: list[Path] = (), samples: int | None = None, folder: Path | None = None
+    path: Path, compare: Sequence[Path] = (), samples: int | None = None, folder: Path | None = None
 ) -> list[Path]:
     """Write `HTML` and `MARKDOWN`.
 

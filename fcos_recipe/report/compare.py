@@ -30,7 +30,7 @@ def blocks(run: Run, others: list[Run], samples: int = SAMPLES) -> list:
         samples: draws of the bootstrap; 0: no intervals.
     """
     names = labels([run, *others])
-    found = [_figures([run, *others], names)]
+    found: list = [_figures([run, *others], names)]
     for other, name in zip(others, names[1:]):
         found += _pair(run, other, names[0], name, samples)
         found.append(_configs(run, other, names[0], name))

@@ -2,8 +2,10 @@
 
 import base64
 import re
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from fcos_recipe.errors import printable
 from fcos_recipe.report import blocks
@@ -11,8 +13,10 @@ from fcos_recipe.report.run import MOST_PICTURE
 from fcos_recipe.report.svg import swatch
 
 # Nothing may be fetched and no script runs, whatever a name in the page manages to smuggle in.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; " \
+POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
     "form-action 'none'"
+)
 STYLE = Path(__file__).with_name("style.css")
 
 
@@ -30,9 +34,7 @@ def page(report: blocks.Report, refresh: int | None = None) -> str:
             '<a href="/?still">Hold it still</a></p>'
         )
     meta = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
-    links = "".join(
-        f'<li><a href="#{s.anchor}">{text(s.title)}</a></li>' for s in report.sections
-    )
+    links = "".join(f'<li><a href="#{s.anchor}">{text(s.title)}</a></li>' for s in report.sections)
     parts = [
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">{meta}'
@@ -171,7 +173,7 @@ def _fold(block: blocks.Fold) -> str:
     return f"<details><summary>{text(block.summary)}</summary>{inner}</details>"
 
 
-_RENDER = {
+_RENDER: dict[type, Callable[[Any], str]] = {
     blocks.Text: _text, blocks.Items: _items, blocks.Tiles: _tiles, blocks.Table: _table,
     blocks.Charts: _charts, blocks.Pair: _pair, blocks.Code: _code, blocks.Fold: _fold,
 }  # fmt: skip

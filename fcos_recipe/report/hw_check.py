@@ -49,7 +49,8 @@ class Check:
     """
 
     def __init__(self, folder: Path, seconds: float, facts: dict):
-        self.folder, self.facts, self.steps = folder, facts, []
+        self.folder, self.facts = folder, facts
+        self.steps: list = []
         self._end = time.monotonic() + seconds
         (folder / "logs").mkdir(parents=True, exist_ok=True)
 
@@ -186,7 +187,8 @@ def draw_data(folder: Path, size: tuple[int, int], images: int, entries: int) ->
     boxes: dict[int, list[dict]] = {}
     for box in content["annotations"]:
         boxes.setdefault(box["image_id"], []).append(box)
-    many, found = [], []
+    many: list = []
+    found: list = []
     for k in range(entries):
         image = content["images"][k % images]
         many.append({**image, "id": k + 1})

@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     for step in STEPS:
         losses = [mean_before(step, stretches) for stretches in logged]
         if None not in losses:
-            steps[step] = list(band_of(losses))
+            steps[step] = list(band_of([x for x in losses if x is not None]))
     band = {"config": runs[0].name, "total_batch": runs[0].total_batch, "steps": steps}
     print(yaml.safe_dump([{**band, "source": f"{len(runs)} runs"}], sort_keys=False), end="")
     return 0

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Set
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
@@ -65,7 +66,7 @@ def _block(block, folder: Path) -> str:
     raise TypeError(block)
 
 
-def _table(head: list[str], rows: list[list[str]], left: set[int] = frozenset({0})) -> str:
+def _table(head: list[str], rows: list[list[str]], left: Set[int] = frozenset({0})) -> str:
     rule = ["---" if k in left else "--:" for k in range(len(head))]
     lines = [[text(h) for h in head], rule, *([text(c) for c in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -8,7 +8,7 @@ import datetime
 import sys
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import yaml
@@ -26,7 +26,7 @@ examples:
 exit codes: 0 done, 1 --check found another table, 2 bad input
 """
 # Column titles and the words of the table. Files whose name ends in _zh are Chinese.
-_WORDS = {
+_WORDS: dict[str, dict[Any, Any]] = {
     "en": {
         "titles": ("config", "cards", "box AP", "images/s", "source", "reproduced here"),
         True: "yes", False: "no: needs the cards",

@@ -291,7 +291,8 @@ class Run:
         """Training throughput by `engine.throughput`, images/s per card and of all cards."""
         names = ("images_per_second_per_card", "images_per_second")
         whole = [r for r in self.train if None not in [value(r, name) for name in names]]
-        return tuple(throughput(whole).values()) or None
+        speed = tuple(throughput(whole).values())
+        return (speed[0], speed[1]) if speed else None
 
     @property
     def hours(self) -> tuple[float, float] | None:

@@ -3,7 +3,9 @@
 import re
 import shlex
 import time
+from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 from fcos_recipe.report import verdict
 from fcos_recipe.report.blocks import (
@@ -28,7 +30,7 @@ MOST_ROWS = 400  #: of a table of classes
 MOST_WARNINGS = 30
 
 
-def build(run: Run, others: list[Run] = (), comparison: list | None = None) -> Report:
+def build(run: Run, others: Sequence[Run] = (), comparison: list | None = None) -> Report:
     """All sections.
 
     Args:
@@ -61,7 +63,7 @@ def build(run: Run, others: list[Run] = (), comparison: list | None = None) -> R
     )
 
 
-def curves(run: Run, others: list[Run]) -> list:
+def curves(run: Run, others: Sequence[Run]) -> list:
     """Loss, LR, throughput, memory and AP over the run."""
     runs = [run, *others]
     if not any(r.train or r.evals for r in runs):
@@ -93,7 +95,7 @@ def curves(run: Run, others: list[Run]) -> list:
     add("Loss", of("loss"), "loss", ends, y_range=(0, None))
     if not others:
         parts = [k for k in (run.train[-1] if run.train else {}) if k.startswith("loss_")]
-        xs = [value(r, "step") for r in run.train]
+        xs: list[Any] = [value(r, "step") for r in run.train]
         series = [Series(k, xs, [value(r, k) for r in run.train]) for k in parts[:6]]
         if series and None not in xs:
             last = ", ".join(f"{s.label} {number(s.y[-1])}" for s in series if s.y[-1] is not None)
@@ -108,8 +110,13 @@ def curves(run: Run, others: list[Run]) -> list:
               for k in ("AP", "AP50", "AP75") for s in of(k, 100, "evals")]  # fmt: skip
     add("AP over epochs", ap, "AP, percent", lambda ys: f"AP from {ys[0]:.1f} to {ys[-1]:.1f}, "
         f"best {max(ys):.1f}.", "epoch", y_range=(0, None), markers=True)  # fmt: skip
-    add("Learning rate", of("lr"), "LR",
-        lambda ys: f"Peak {number(max(ys))}, at the end {number(ys[-1])}.", y_range=(0, None))
+    add(
+        "Learning rate",
+        of("lr"),
+        "LR",
+        lambda ys: f"Peak {number(max(ys))}, at the end {number(ys[-1])}.",
+        y_range=(0, None),
+    )
     add("Throughput", of("images_per_second_per_card"), "images/s per card", steady,
         y_range=(0, None))  # fmt: skip
     add("Memory, peak", of("memory_mib"), "MiB", lambda ys: f"{max(ys):.0f} MiB at most"
@@ -133,7 +140,8 @@ def classes(run: Run) -> list:
     if e is None:
         return [Text(_no_evaluation(run))]
     figures = Table(
-        "COCO's twelve figures, percent", ["", *e.names],
+        "COCO's twelve figures, percent",
+        ["", *e.names],
         [["all classes", *(percent(v) for v in e.stats)]],
     )
     best = {row.name: row for row in run.analysis.per_class} if run.analysis else {}
@@ -153,7 +161,7 @@ def classes(run: Run) -> list:
          "score of best F1"],
         rows,
     )  # fmt: skip
-    found = [figures, table]
+    found: list = [figures, table]
     if len(e.per_class) > MOST_ROWS:
         found.append(Text(f"{len(e.per_class) - MOST_ROWS} classes more are in eval.json.", "note"))
     return found
@@ -184,17 +192,18 @@ def precision(run: Run) -> list:
         chart("Precision over recall, mean of classes", series, "recall", "precision",
               "The area below a curve is the AP at that IoU.", x_range=(0, 1), y_range=(0, 1))
     ]  # fmt: skip
-    shown = sorted((c for c in a.per_class if c.pr50), key=lambda c: -sum(c.pr50))
+    shown = sorted((c for c in a.per_class if c.pr50), key=lambda c: -sum(c.pr50 or ()))
     if 1 < len(shown):
         few = shown if len(shown) <= 6 else shown[:3] + shown[-3:]
         which = "each class" if len(few) == len(shown) else "the three best and worst classes"
         charts.append(chart(
-            "Precision over recall at IoU 0.50", [Series(c.name, a.pr.recall, c.pr50) for c in few],
+            "Precision over recall at IoU 0.50",
+            [Series(c.name, a.pr.recall, c.pr50 or ()) for c in few],
             "recall", "precision", f"{which[0].upper()}{which[1:]}.", x_range=(0, 1),
             y_range=(0, 1),
         ))  # fmt: skip
     bins = [b for b in a.calibration.get("bins", []) if isinstance(b, dict) and b.get("count")]
-    xs = [value(b, "avg_confidence") for b in bins]
+    xs: list[Any] = [value(b, "avg_confidence") for b in bins]
     ys = [value(b, "avg_accuracy") for b in bins]
     ece = value(a.calibration, "ece")
     if bins and None not in xs:
@@ -262,7 +271,7 @@ def confusion(run: Run) -> list:
 def images(run: Run) -> list:
     """Pictures of where the model did worst and best."""
     if run.examples is None or not run.examples.images:
-        found = _no_analysis(run)
+        found: list = _no_analysis(run)
         if run.analysis:
             found = [Text("No example images were kept: the images were not at hand, or pictures "
                           "were turned off.")]  # fmt: skip
@@ -289,7 +298,7 @@ def images(run: Run) -> list:
                 return found
             counts = f"{row.right} right, {row.false} false, {row.missed} missed"
             found.append(Pair(
-                *files, (row.width, row.height),
+                files[0], files[1], (row.width, row.height),
                 f"{row.file} (image {row.image_id}): {counts}",
                 (f"{row.file} with its annotations, {row.missed} of them missed",
                  f"{row.file} with detections, {row.right} right and {row.false} false"),
@@ -423,7 +432,8 @@ def repeat(run: Run) -> list:
 
 
 def command_line(run: Run) -> str:
-    """environment.json's command as one would type it in the checkout."""
+    """environment.json's command as one would type it in the checkout; there must be one."""
+    assert run.environment is not None
     program, *arguments = run.environment.command
     cards = run.facts.cards if run.facts else 1
     if program == "demo.py":
@@ -447,7 +457,7 @@ def command_line(run: Run) -> str:
 
 def missing(run: Run) -> list:
     """What the directory lacks, and what the log warned of."""
-    found = []
+    found: list = []
     if run.notes:
         found.append(Items(run.notes))
     if run.warnings:

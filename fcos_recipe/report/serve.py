@@ -33,7 +33,8 @@ class Server(ThreadingHTTPServer):
             raise UserError(f"--serve {port}: {why}; choose another, 0 for a free one") from None
         self.hosts = {f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")}
         self._make, self._folder = make, folder
-        self._lock, self._made = threading.Lock(), {}
+        self._lock = threading.Lock()
+        self._made: dict[float | None, tuple[list, bytes]] = {}
 
     @property
     def url(self) -> str:
@@ -42,7 +43,7 @@ class Server(ThreadingHTTPServer):
     def page(self, refresh: int | None) -> bytes:
         """The page, from memory as long as the run's files stay as they are."""
         with self._lock:
-            state = []
+            state: list[tuple[int, int] | None] = []
             for name in ("metrics.jsonl", "eval.json", "analysis.json", "facts.json",
                          "environment.json", "model_final.pdparams"):  # fmt: skip
                 try:

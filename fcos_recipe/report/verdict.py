@@ -43,7 +43,8 @@ def headline(run: Run) -> str:
     ap, best, epochs, epoch = run.ap, run.best, run.epochs, run.epoch
     of = f"{epoch or 0}" + (f" of {epochs}" if epochs else "")
     if run.state == "evaluation":
-        source = run.evaluation.weights or run.evaluation.predictions
+        e = run.evaluation
+        source = (e.weights or e.predictions or "") if e else ""
         return f"Evaluation of {PurePosixPath(source).name}: AP {percent(ap)}"
     if ap is None:
         result = "no AP yet" if run.state == "running" else "no AP: it was never evaluated"
@@ -157,6 +158,7 @@ def _judgement(run: Run, row) -> Text:
     what = f"the published {row.ap:.1f} ({on})"
     if reasons := obstacles(run, row):
         return Text(f"Not to be compared with {what}: {'; '.join(reasons)}.")
+    assert run.ap is not None  # `obstacles` names its absence
     difference = 100 * run.ap - row.ap
     within = abs(difference) <= row.tolerance + 1e-9
     return Text(

@@ -86,7 +86,7 @@ def _cards(driver: device.Driver | None, error: str) -> Iterator[Finding]:
         memory = f"{card.memory_used} of {card.memory_total} MiB used" if card.memory_total else ""
         name = f"card {card.index}"
         text = ", ".join(filter(None, (card.name, memory, card.fault)))
-        busy = card.memory_total and card.memory_used / card.memory_total > 0.5
+        busy = card.memory_total and (card.memory_used or 0) / card.memory_total > 0.5
         if card.fault:
             hidden = chosen is not None and str(card.index) not in chosen.split(",")
             others = ",".join(str(c.index) for c in driver.cards if not c.fault)
@@ -156,9 +156,8 @@ def _machine(folder: Path) -> Iterator[Finding]:
 def _memory() -> tuple[float, float]:
     """Total and available memory, GiB."""
     text = Path("/proc/meminfo").read_text()
-    total, free = (
-        int(re.search(rf"{name}:\s+(\d+) kB", text)[1]) for name in ("MemTotal", "MemAvailable")
-    )
+    sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB", text, re.M))
+    total, free = (int(sizes[name]) for name in ("MemTotal", "MemAvailable"))
     return total / 2**20, free / 2**20
 
 
@@ -304,7 +303,7 @@ def _hours(config: Config, cards: int, driver: device.Driver | None) -> Iterator
             and names and all(row.device in name for name in names)]  # fmt: skip
     if rows:
         # "unstated" is most likely per card, see engine.throughput
-        rate = rows[0].images_per_second
+        rate = rows[0].images_per_second or 0.0
         of_one = rate / rows[0].cards if rows[0].throughput_of == "total" else rate
         hours = total_images / (of_one * cards) / 3600
         text += f"{hours:.1f} h at the published {of_one:g} images/s per {rows[0].device} "

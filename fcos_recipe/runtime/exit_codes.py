@@ -22,7 +22,7 @@ def describe(code: int) -> str:
     """Words for an exit code; negative codes are signals, as `subprocess` reports them."""
     if code < 0:
         code = 128 - code
-    if code > 128 and code - 128 in iter(signal.Signals):
+    if code > 128 and code - 128 in map(int, signal.Signals):
         name = signal.Signals(code - 128).name
         return f"killed by {name}" + (" (out of memory? see `dmesg`)" if name == "SIGKILL" else "")
     known = {

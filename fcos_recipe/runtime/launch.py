@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -261,10 +262,12 @@ def _watch(run: Plan, launcher: subprocess.Popen, launcher_log: Path, stops: lis
 
 def _peers_failed(run: Plan, ranks: Ranks) -> bool:
     """Tell the other hosts how it stands here; whether one of them has failed."""
+    assert run.peers is not None
     failed = ranks.failed()
     if ranks.complete:
         run.peers.met()
     if silent := run.peers.never_heard():
+        assert run.cluster is not None
         hosts = ", ".join(map(str, silent))
         print(
             f"launch: warning: no word from the supervisors of hosts {hosts}: "
@@ -286,6 +289,7 @@ def _failure(run: Plan, ranks: Ranks, failed: Mapping[int, int]) -> Failure:
 
 
 def _alone(run: Plan) -> int:
+    assert run.peers is not None and run.cluster is not None
     missing = ", ".join(map(str, run.peers.unheard())) or "none by word of their supervisors"
     print(
         f"launch: waited {run.cluster.wait:g} s (--wait) for all {run.cluster.nodes} hosts; "
@@ -298,6 +302,7 @@ def _alone(run: Plan) -> int:
 
 def _report_peers(run: Plan, ranks: Ranks, failed: Mapping[int, int]) -> int | None:
     """Where another host failed first, tell which one and why; returns the exit code, else None."""
+    assert run.peers is not None
     found = run.peers.failures()
     if failed:
         # a rank that only lost its connection: the word of the host that died is on its way, or
@@ -307,7 +312,8 @@ def _report_peers(run: Plan, ranks: Ranks, failed: Mapping[int, int]) -> int | N
         while time.monotonic() < end:
             time.sleep(0.1)
         found = run.peers.failures(SHORT_SILENCE)
-        if not found or run.peers.own_failure().key() < found[0][1].key():
+        own = run.peers.own_failure()
+        if not found or (own and own.key() < found[0][1].key()):
             return None
     if not found:
         return None
@@ -330,7 +336,9 @@ def _order(run: Plan, failed: Mapping[int, int]) -> tuple[list[int], dict[int, i
         failed: rank -> exit code (signals negative), in the order of death.
     """
     ended = (-signal.SIGTERM, -signal.SIGKILL)
-    hung, waited, silent = [], [], []
+    hung: list[int] = []
+    waited: list[int] = []
+    silent: list[int] = []
     for rank, code in failed.items():
         own = _own_word(_lines(run.log_dir / f"workerlog.{rank}"))
         if code == exit_codes.HUNG or (code in ended and own.startswith("hung")):
@@ -439,7 +447,7 @@ def _end(processes: list[psutil.Process]) -> None:
         _, processes = psutil.wait_procs(processes, timeout=3)
 
 
-_HOSTS = {
+_HOSTS: dict[str, dict[str, Any]] = {
     "--nnodes": {"metavar": "N", "help": "number of hosts that train together (default: 1)"},
     "--master": {
         "metavar": "HOST:PORT",

@@ -260,7 +260,7 @@ def address(name: str, patience: float = 0) -> str:
     end = time.monotonic() + patience
     while True:
         try:
-            return socket.getaddrinfo(name, None, socket.AF_INET)[0][4][0]
+            return str(socket.getaddrinfo(name, None, socket.AF_INET)[0][4][0])
         except OSError as error:
             if time.monotonic() >= end:
                 raise UserError(

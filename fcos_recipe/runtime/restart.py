@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fcos_recipe.runtime import exit_codes
 
@@ -19,7 +20,7 @@ FINAL = {exit_codes.OK, exit_codes.BAD_INPUT, exit_codes.SAVED, exit_codes.INTER
 _LIBC = ctypes.CDLL(None)
 
 
-def until_done(run, once: Callable[[object], int], restarts: int, run_dir: Path) -> int:
+def until_done(run, once: Callable[[Any], int], restarts: int, run_dir: Path | None) -> int:
     """Call `once(run)` until it ends well, at most 1 + `restarts` times.
 
     Args:
@@ -60,12 +61,12 @@ def one_process(run) -> int:
     return 128 - code if code < 0 else code
 
 
-def _identity(path: Path) -> tuple | None:
+def _identity(path: Path | None) -> tuple | None:
     try:
-        found = path.stat()
+        found = path.stat() if path else None
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return (found.st_dev, found.st_ino) if found else None
 
 
 def set_aside(logs: Path) -> None:

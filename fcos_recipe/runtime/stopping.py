@@ -110,6 +110,4 @@ def _free_shared_memory() -> None:
     paddle.base.core._cleanup_mmap_fds()
 
 
-os.register_at_fork(
-    before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child
-)
+os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)

@@ -57,7 +57,7 @@ class Watchdog:
         self._mark = ("startup", time.monotonic())  # phase, time of its last beat
         self._steps: deque[float] = deque(maxlen=50)  # seconds
         self._closed = threading.Event()
-        self._main = threading.current_thread().ident
+        self._main = threading.get_ident()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> "Watchdog":
@@ -126,7 +126,7 @@ class Watchdog:
                 # Native code that hangs holding the GIL stops this thread, but not this timer.
                 # A single process goes without: it would not survive Ctrl-Z and fg.
                 left = limit - (now - since) + 30
-                faulthandler.dump_traceback_later(left, exit=True, file=sys.__stderr__)
+                faulthandler.dump_traceback_later(left, exit=True, file=sys.__stderr__ or 2)
 
     def _expire(self, phase: str, seconds: float, limit: float) -> None:
         faulthandler.cancel_dump_traceback_later()
@@ -135,7 +135,7 @@ class Watchdog:
             f"{self.step} (limit {limit:.0f} s, `watchdog.{phase}`); main thread in {self._where()}"
         )
         announce(message)
-        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+        faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
         if self.on_hang:
             caller = threading.Thread(target=self.on_hang, args=(message,), daemon=True)
             caller.start()

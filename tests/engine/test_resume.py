@@ -27,8 +27,13 @@ VARIANTS = {
     "plain": (["log_iter=3", "snapshot_steps=4"], (5, 11)),
     "ema": (["use_ema=true", "snapshot_steps=4"], (5, 11)),
     "ema cycle": (
-        ["use_ema=true", "cycle_epoch=1", "ema_black_list=[fcos_head]", "ema_filter_no_grad=true",
-         "snapshot_steps=4"],
+        [
+            "use_ema=true",
+            "cycle_epoch=1",
+            "ema_black_list=[fcos_head]",
+            "ema_filter_no_grad=true",
+            "snapshot_steps=4",
+        ],
         (5, 11),
     ),
     "accumulated": (["accumulate=2", "snapshot_steps=2"], (2, 5)),

@@ -42,8 +42,18 @@ def test_a_run_leaves_all_that_repeats_it(finished, tiny):
     steps = [r for r in records(finished) if r["kind"] == "train"]
     assert [r["step"] for r in steps] == list(range(1, 13))  # 24 images in batches of 4, twice
     first = steps[0]
-    assert {"lr", "loss", "loss_cls", "loss_box", "loss_quality", "images_per_second",
-            "images_per_second_per_card", "data_time", "memory_mib", "epoch"} <= set(first)
+    assert {
+        "lr",
+        "loss",
+        "loss_cls",
+        "loss_box",
+        "loss_quality",
+        "images_per_second",
+        "images_per_second_per_card",
+        "data_time",
+        "memory_mib",
+        "epoch",
+    } <= set(first)
     assert first["loss"] == pytest.approx(
         first["loss_cls"] + first["loss_box"] + first["loss_quality"], rel=1e-5
     )
@@ -150,9 +160,10 @@ def test_eval_of_the_saved_weights_gives_the_run_s_figures(finished, tiny, tmp_p
     out = tmp_path / "out.json"
     assert run("eval", ["-c", str(tiny), "--weights", str(finished / "model_final"), "--json",
                         str(out)]) == 0  # fmt: skip
-    assert json.loads(out.read_text())["stats"] == json.loads(
-        (finished / "eval.json").read_text()
-    )["stats"]
+    assert (
+        json.loads(out.read_text())["stats"]
+        == json.loads((finished / "eval.json").read_text())["stats"]
+    )
 
 
 def test_a_second_run_keeps_the_first(finished, tiny, tmp_path):
@@ -227,8 +238,10 @@ def test_other_class_order_or_normalisation_is_refused(shapes, tiny, tmp_path, c
     file.write_text(json.dumps(content))
     assert train(tiny, tmp_path / "a", "--eval", "-o", f"EvalDataset.dataset_dir={data}") == 2
     assert "instances_val.json: categories" in capfd.readouterr().err
-    other = "TestReader.sample_transforms=[{Decode: {}}, {NormalizeImage: {mean: [0, 0, 0], " \
+    other = (
+        "TestReader.sample_transforms=[{Decode: {}}, {NormalizeImage: {mean: [0, 0, 0], "
         "std: [1, 1, 1], is_scale: true}}, {Permute: {}}]"
+    )
     assert train(tiny, tmp_path / "b", "-o", other) == 2
     assert "NormalizeImage" in capfd.readouterr().err
 

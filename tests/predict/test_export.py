@@ -95,8 +95,12 @@ def test_gate_accepts_what_is_equal():
     shuffled = perturbed(reference, lambda b: np.concatenate([b[:12][::-1], b[12:][::-1]]))
     verdict = gate.compare(reference, shuffled, BATCHES, LIMITS)
     assert verdict.passed and verdict.detections == 80 and verdict.images == 8
-    assert not gate.compare(lambda b: (np.zeros((0, 6)), np.array([0])),
-                            lambda b: (np.zeros((0, 6)), np.array([0])), BATCHES, LIMITS).passed
+    assert not gate.compare(
+        lambda b: (np.zeros((0, 6)), np.array([0])),
+        lambda b: (np.zeros((0, 6)), np.array([0])),
+        BATCHES,
+        LIMITS,
+    ).passed
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,18 @@ def records(epochs: int = 2, steps: int = 6) -> list[dict]:
                 "images_per_second": speed, "data_time": 0.01, "memory_mib": 400 + done,
                 "images_seen": 4 * done,
             })  # fmt: skip
-        rows.append({"time": 1000.5 + done, "kind": "eval", "epoch": epoch, "step": done,
-                     "AP": 0.1 * epoch, "AP50": 0.2 * epoch, "AP75": 0.05, "seconds": 9.0})
+        rows.append(
+            {
+                "time": 1000.5 + done,
+                "kind": "eval",
+                "epoch": epoch,
+                "step": done,
+                "AP": 0.1 * epoch,
+                "AP50": 0.2 * epoch,
+                "AP75": 0.05,
+                "seconds": 9.0,
+            }
+        )
     return rows
 
 

@@ -58,9 +58,11 @@ def test_outside_is_told_once(loss, warned, caplog):
 @pytest.fixture
 def banded(monkeypatch):
     """results.yml with an impossible band for a config of the project."""
+
     def put(**band):
         found = Results(results.load().rows, (Band(**{"source": "a test", **band}),))
         monkeypatch.setattr(loss_band, "load", lambda: found)
+
     return put
 
 

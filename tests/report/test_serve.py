@@ -54,7 +54,7 @@ def test_it_shows_what_the_run_has_written_meanwhile(server, made):
         file.write(json.dumps(record) + "\n")
     assert "0.7357" in ask(server)[1] and "0.7357" not in text
     still = ask(server, "/?still")[1]
-    assert "http-equiv=\"refresh\"" not in still
+    assert 'http-equiv="refresh"' not in still
     assert ask(server, method="HEAD")[1] == ""
 
 

@@ -1,0 +1,97 @@
+"""`fcos weights`: what is published and cached, and conversion to other formats."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from fcos_recipe.data import download
+from fcos_recipe.engine import zoo
+from fcos_recipe.errors import UserError
+
+_EXAMPLE = """\
+examples:
+  fcos weights list
+  fcos weights get fcos_r50_fpn_1x_coco ResNet50_cos_pretrained
+  fcos weights verify
+  fcos weights convert output/run/checkpoints/0012 fcos.safetensors
+  fcos weights convert output/run/checkpoints/0012 fcos --format paddledet
+The publisher gives no hashes. The SHA-256 of a file is recorded when it is first fetched and
+compared at every later use: that shows damage since then, not whether the first download was
+genuine. A file copied into the cache from elsewhere gets its record from `get` or at its first use.
+exit codes: 0 done; 1 not completed, call again to go on; 2 bad input; 3 a file isn't the one
+recorded; 4 the disk is full
+"""
+
+
+def main(argv: list[str]) -> int:
+    """`fcos weights list|get|verify|convert`."""
+    parser = argparse.ArgumentParser(
+        prog="fcos weights", epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="what is published and what is in the cache")
+    get = commands.add_parser("get", help="fetch into the cache")
+    get.add_argument("name", nargs="+", help="a name from the list, `all`, or a URL")
+    commands.add_parser("verify", help="compare every cached file with its record")
+    convert = commands.add_parser("convert", help="to safetensors, or to PaddleDetection's files")
+    convert.add_argument("source", help="checkpoint, .pdparams, .safetensors, name or URL")
+    convert.add_argument("target", type=Path, help="new file; --format adds a missing ending")
+    convert.add_argument("--format", choices=("safetensors", "paddledet"),
+                         help="default: by the target's ending")  # fmt: skip
+    args = parser.parse_args(argv)
+    if args.command == "convert":
+        from fcos_recipe.engine.exchange import convert as to  # imports Paddle
+
+        source = zoo.ZOO[args.source].url if args.source in zoo.ZOO else args.source
+        for path in to(source, args.target, args.format):
+            print(path)
+        return 0
+    if args.command == "list":
+        return _list()
+    return _get(args.name) if args.command == "get" else _verify()
+
+
+def _list() -> int:
+    for name, entry in zoo.ZOO.items():
+        path = zoo.cache_dir() / f"{name}.pdparams"
+        note = zoo.note(path)
+        state = "not fetched, hash not known"
+        if path.is_file():
+            known = f"SHA-256 {note.read_text().strip()}" if note.is_file() else "no hash recorded"
+            state = f"{download.amount(path.stat().st_size)}, {known}"
+        elif found := zoo.of_paddle(path.name):
+            state = f"{download.amount(found.stat().st_size)} in PaddleDetection's cache"
+        print(f"{name}: {entry.text}\n  {entry.url}\n  {state}")
+    print(f"cache: {zoo.cache_dir()}")
+    return 0
+
+
+def _get(names: list[str]) -> int:
+    names = list(zoo.ZOO) if "all" in names else names
+    if unknown := [n for n in names if n not in zoo.ZOO and not re.match("https?://", n)]:
+        raise UserError(f"weights: no {', '.join(unknown)}; `fcos weights list` shows the names")
+    for name in names:
+        try:
+            print(zoo.cached(zoo.ZOO[name].url if name in zoo.ZOO else name))
+        except UserError as error:
+            if not isinstance(error.__cause__, download.DownloadError):
+                raise
+            print(f"error: {error.__cause__}", file=sys.stderr)
+            return error.__cause__.code
+    return 0
+
+
+def _verify() -> int:
+    files = sorted(zoo.cache_dir().glob("*.pdparams"))
+    worst = 0
+    for path in files:
+        if not zoo.note(path).is_file():
+            print(f"{path.name}: no hash recorded; `fcos weights get {path.stem}` records it")
+        elif download.digest(path, "sha256", path.name) == zoo.note(path).read_text().strip():
+            print(f"{path.name}: ok")
+        else:
+            print(f"{path.name}: not the file that was recorded; delete it to fetch it again")
+            worst = download.Damaged.code
+    print(f"{len(files)} files in {zoo.cache_dir()}")
+    return worst
