@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from fcos_recipe import __version__
-from fcos_recipe.errors import RunFailure, Stopped, UserError, printable
+from fcos_recipe.errors import RunFailure, Stopped, UserError, tell
 from fcos_recipe.runtime.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, OK, SAVED
 from fcos_recipe.runtime.watchdog import announce_failure, rank
 
@@ -51,8 +51,7 @@ def run(name: str, argv: list[str] | None = None) -> int:
     try:
         return getattr(import_module(module), function)(sys.argv[1:] if argv is None else argv)
     except (UserError, RunFailure) as error:
-        for line in str(error).split("\n"):
-            print(f"error: {printable(line)}", file=sys.stderr)
+        tell(error)
         return BAD_INPUT if isinstance(error, UserError) else FAILED
     except Stopped as error:
         print(error, file=sys.stderr)

@@ -1,6 +1,7 @@
 """What goes wrong by the user's input, told in words instead of a traceback."""
 
 import re
+import sys
 
 # All but tab and line feed, and what turns the direction of writing.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -22,6 +23,12 @@ def printable(text: str) -> str:
 def without_secrets(text: str) -> str:
     """Text whose URLs have stars for passwords, tokens and keys."""
     return _SECRET.sub(lambda found: (found[1] or found[2]) + "***", text)
+
+
+def tell(error: Exception) -> None:
+    """An error on the console, each of its lines as `error: ...`."""
+    for line in str(error).split("\n"):
+        print(f"error: {printable(line)}", file=sys.stderr)
 
 
 class UserError(Exception):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from fcos_recipe.errors import UserError
+from fcos_recipe.errors import UserError, tell
 from fcos_recipe.report.results import WINDOW, Band, load
 
 log = logging.getLogger("fcos")
@@ -142,5 +142,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(error)
         sys.exit(2)

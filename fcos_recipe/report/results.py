@@ -14,7 +14,7 @@ import msgspec
 import yaml
 
 from fcos_recipe.config.schema import RESULTS
-from fcos_recipe.errors import UserError
+from fcos_recipe.errors import UserError, tell
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 WINDOW = 50  #: steps over which a loss is averaged before it is compared with a `Band`
@@ -269,5 +269,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(error)
         sys.exit(2)

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from fcos_recipe.config import Config, load_config
-from fcos_recipe.errors import UserError, UserErrors
+from fcos_recipe.errors import UserError, UserErrors, tell
 from fcos_recipe.report.results import published
 from fcos_recipe.report.verify import Verdict, judge, read_metrics, read_run
 from fcos_recipe.runtime import device
@@ -122,6 +122,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except UserError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        tell(error)
         sys.exit(2)

@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 
 from fcos_recipe.config import load_config
-from fcos_recipe.errors import UserError, printable
+from fcos_recipe.errors import UserError, printable, tell
 from fcos_recipe.runtime import cpu_math, device, exit_codes, restart
 from fcos_recipe.runtime.peers import SHORT_SILENCE, Cluster, Failure, Peers, cluster
 from fcos_recipe.runtime.ranks import Ranks
@@ -558,6 +558,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except UserError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        tell(error)
         sys.exit(exit_codes.BAD_INPUT)
