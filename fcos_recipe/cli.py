@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from fcos_recipe import __version__
 from fcos_recipe.errors import RunFailure, Stopped, UserError, tell
-from fcos_recipe.runtime.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, OK, SAVED
+from fcos_recipe.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, OK, SAVED
 from fcos_recipe.runtime.watchdog import announce_failure, rank
 
 # name: (module:function, one line for `fcos --help`). Modules are imported only when called,
@@ -45,7 +45,7 @@ def run(name: str, argv: list[str] | None = None) -> int:
         argv: arguments after the command's name; default `sys.argv[1:]`.
 
     Returns:
-        The process's exit code: the command's own, or one of `runtime.exit_codes`.
+        The process's exit code: the command's own, or one of `exit_codes`.
     """
     module, function = COMMANDS[name][0].split(":")
     try:

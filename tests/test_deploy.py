@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fcos_recipe.runtime import exit_codes, launch
+from fcos_recipe import exit_codes
+from fcos_recipe.runtime import launch
 from tests.conftest import ROOT
 
 

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
 def download(argv: list[str]) -> int:
     """`fcos dataset download` and datasets/download_coco.py."""
     from fcos_recipe.data import coco
-    from fcos_recipe.data.download import DownloadError
+    from fcos_recipe.files.download import DownloadError
 
     parser = argparse.ArgumentParser(
         prog="fcos dataset download", epilog=_DOWNLOAD,

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fcos_recipe.data.draw import Font, readable
+from fcos_recipe.drawing import Font, readable
 from fcos_recipe.errors import UserError, printable
 
 PAGE_WIDTH, SHEET_WIDTH, LEAST_WIDTH = 1000, 520, 480  # long side of a picture, pixels

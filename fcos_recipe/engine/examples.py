@@ -135,7 +135,7 @@ def _draw(picture, metric: CocoMetric, part: str, rows: list[int], scale: float,
     """Draw boxes; `CAPTIONS` of them, the surest or the largest, get their class's name."""
     from PIL import ImageDraw
 
-    from fcos_recipe.data.draw import outline, pen_sizes, readable, tag
+    from fcos_recipe.drawing import outline, pen_sizes, readable, tag
 
     table, ids = metric.judged[part], sorted(metric.categories)
     boxes = table["bbox"][rows].reshape(-1, 4) * scale

@@ -92,8 +92,8 @@ def pictures(metric, dataset, count: int) -> Iterator[tuple[str, np.ndarray]]:
     """
     import cv2
 
-    from fcos_recipe.data.draw import draw
     from fcos_recipe.data.reader import read_image
+    from fcos_recipe.drawing import draw
 
     found = metric.detections()
     ids = list(metric.category_ids)

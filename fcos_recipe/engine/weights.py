@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import paddle
 
-from fcos_recipe.data.download import digest
 from fcos_recipe.engine.unpickle import loads
 from fcos_recipe.engine.zoo import cached
 from fcos_recipe.errors import UserError
+from fcos_recipe.files.download import digest
 
 MOST_BYTES = 16 << 30  # of a weights file; the largest known detector has a tenth
 

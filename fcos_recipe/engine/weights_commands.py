@@ -5,9 +5,9 @@ import re
 import sys
 from pathlib import Path
 
-from fcos_recipe.data import download
 from fcos_recipe.engine import zoo
 from fcos_recipe.errors import UserError
+from fcos_recipe.files import download
 
 _EXAMPLE = """\
 examples:

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from fcos_recipe.data import download
 from fcos_recipe.errors import RunFailure, UserError
+from fcos_recipe.files import download
 
 BASE = "https://paddledet.bj.bcebos.com/models"
 

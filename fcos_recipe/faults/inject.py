@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from fcos_recipe import exit_codes
 from fcos_recipe.data.shapes import make_shapes
 from fcos_recipe.errors import UserError
 from fcos_recipe.faults.tools import (
@@ -35,7 +36,6 @@ from fcos_recipe.faults.tools import (
     tmpfs,
     tree,
 )
-from fcos_recipe.runtime import exit_codes
 from fcos_recipe.runtime.device import ROOT
 
 # How many of each kind: the whole test, --quick.

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import psutil
 
+from fcos_recipe import exit_codes
 from fcos_recipe.data.shapes import make_shapes
 from fcos_recipe.faults import tools
-from fcos_recipe.runtime import cpu_math, exit_codes
+from fcos_recipe.runtime import cpu_math
 from fcos_recipe.runtime.device import ROOT
 
 EVERY = 2.0  # seconds between two looks

@@ -175,7 +175,7 @@ def _until_bad(frames: Iterable, bad: list[str]) -> Iterator:
 
 
 def _drawn(image, found, threshold: float):
-    from fcos_recipe.data.draw import draw
+    from fcos_recipe.drawing import draw
 
     return draw(image, found.boxes, found.scores, found.labels, found.names, threshold)
 

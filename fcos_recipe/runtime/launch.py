@@ -25,9 +25,10 @@ from typing import Any
 
 import psutil
 
+from fcos_recipe import exit_codes
 from fcos_recipe.config import load_config
 from fcos_recipe.errors import UserError, printable, tell
-from fcos_recipe.runtime import cpu_math, device, exit_codes, restart
+from fcos_recipe.runtime import cpu_math, device, restart
 from fcos_recipe.runtime.peers import SHORT_SILENCE, Cluster, Failure, Peers, cluster
 from fcos_recipe.runtime.ranks import Ranks
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fcos_recipe.runtime import exit_codes
+from fcos_recipe import exit_codes
 
 # Done, hopeless, or asked for: nothing to start again after these.
 FINAL = {exit_codes.OK, exit_codes.BAD_INPUT, exit_codes.SAVED, exit_codes.INTERRUPTED,

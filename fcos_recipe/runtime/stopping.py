@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 
-from fcos_recipe.runtime import exit_codes
+from fcos_recipe import exit_codes
 
 _LIBC = ctypes.CDLL(None)
 _active = False

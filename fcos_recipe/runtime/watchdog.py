@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from fcos_recipe import exit_codes
 from fcos_recipe.errors import printable
-from fcos_recipe.runtime import exit_codes
 
 # Seconds without a beat, per phase, where the config says 0. `step` is the least: see `limit`.
 DEFAULTS = {"startup": 1800.0, "step": 120.0, "eval": 1800.0, "save": 600.0}

@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 
 from fcos_recipe import cli
-from fcos_recipe.data import archives, coco, download
+from fcos_recipe.data import coco
 from fcos_recipe.errors import RunFailure, UserError
+from fcos_recipe.files import archives, download
 from tests.data.fault_server import FAULTS, FaultServer
 
 BYTES = random.Random(1).randbytes(300_000)

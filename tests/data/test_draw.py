@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fcos_recipe.data.draw import color, draw, readable
+from fcos_recipe.drawing import color, draw, readable
 
 
 def changed(before, after):

@@ -11,10 +11,10 @@ import time
 import numpy as np
 import pytest
 
+from fcos_recipe import exit_codes
 from fcos_recipe.cli import run
 from fcos_recipe.engine import checkpoint, resume, weights
 from fcos_recipe.engine.trainer import Trainer
-from fcos_recipe.runtime import exit_codes
 from tests.conftest import ROOT, run_tool
 
 # What a machine's clock decides about.

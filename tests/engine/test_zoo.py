@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from fcos_recipe import cli
-from fcos_recipe.data import download
 from fcos_recipe.engine import zoo
+from fcos_recipe.files import download
 from tests.data.fault_server import FaultServer
 
 WEIGHTS = random.Random(2).randbytes(500_000)

@@ -9,8 +9,9 @@ import time
 import psutil
 import pytest
 
+from fcos_recipe import exit_codes
 from fcos_recipe.errors import UserError
-from fcos_recipe.runtime import exit_codes, launch
+from fcos_recipe.runtime import launch
 
 START = "import os, sys, time, signal\nrank = int(os.environ['PADDLE_TRAINER_ID'])\n"
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from fcos_recipe import exit_codes
 from fcos_recipe.errors import UserError
-from fcos_recipe.runtime import exit_codes, launch, peers
+from fcos_recipe.runtime import launch, peers
 from fcos_recipe.runtime.peers import Failure, Peers
 from tests.conftest import ROOT
 from tests.runtime.hosts import PORT, Hosts, train

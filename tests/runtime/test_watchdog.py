@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from fcos_recipe.runtime import exit_codes
+from fcos_recipe import exit_codes
 from fcos_recipe.runtime.watchdog import Watchdog
 
 START = """

@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from fcos_recipe.data.download import (
+from fcos_recipe.files.download import (
     Damaged,
     NoSpace,
     Progress,
