@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from fcos_recipe import __version__
 from fcos_recipe.errors import RunFailure, Stopped, UserError, tell
 from fcos_recipe.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, OK, SAVED
-from fcos_recipe.runtime.watchdog import announce_failure, rank
+from fcos_recipe.system.watchdog import announce_failure, rank
 
 # name: (module:function, one line for `fcos --help`). Modules are imported only when called,
 # so that `--help` and the commands without a model never pay for importing Paddle.

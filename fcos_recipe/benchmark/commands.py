@@ -14,7 +14,7 @@ import yaml
 from fcos_recipe.benchmark import tasks
 from fcos_recipe.config.schema import ROOT
 from fcos_recipe.errors import UserError
-from fcos_recipe.runtime import cpu_math
+from fcos_recipe.system import cpu_math
 
 _EXAMPLE = """\
 tasks:

@@ -16,7 +16,7 @@ import numpy as np
 
 from fcos_recipe.benchmark import evaluator, images
 from fcos_recipe.benchmark.pipe import Child
-from fcos_recipe.runtime import cpu_math
+from fcos_recipe.system import cpu_math
 
 OURS, STOCK, TORCH = (f"fcos_recipe.benchmark.{name}" for name in ("ours", "stock", "torch_step"))
 # Stock's operator as PaddleDetection's FCOS config writes it.

@@ -7,7 +7,7 @@ from fcos_recipe.config import load_config
 from fcos_recipe.config.schema import LOGGERS
 from fcos_recipe.engine import loggers
 from fcos_recipe.errors import UserErrors
-from fcos_recipe.runtime.device import requested
+from fcos_recipe.system.device import requested
 
 _TRAIN_EXAMPLE = """\
 examples:
@@ -59,7 +59,7 @@ def start(requested: str) -> str:
     Returns:
         cpu, gpu or iluvatar_gpu.
     """
-    from fcos_recipe.runtime import cpu_math, device
+    from fcos_recipe.system import cpu_math, device
 
     cpu_math.ensure(requested)
     found = device.resolve(requested)
@@ -105,7 +105,7 @@ def train(argv: list[str]) -> int:
     from fcos_recipe.engine.trainer import Trainer
     from fcos_recipe.report import loss_band
     from fcos_recipe.report.commands import after_training
-    from fcos_recipe.runtime.watchdog import Watchdog, rank
+    from fcos_recipe.system.watchdog import Watchdog, rank
 
     with Watchdog(config.data["watchdog"], rank()) as watchdog:
         trainer = Trainer(config, "train", device, watchdog)

@@ -9,7 +9,7 @@ from fcos_recipe.engine.coco_metric import MAX_DETS, CocoMetric, table
 from fcos_recipe.engine.commands import common_parser, load, start
 from fcos_recipe.errors import UserError, UserErrors, printable
 from fcos_recipe.predict.backends import NEEDS_EXPORT, PRECISIONS
-from fcos_recipe.runtime.device import requested
+from fcos_recipe.system.device import requested
 
 _EXAMPLE = """\
 examples:
@@ -73,7 +73,7 @@ def evaluate(argv: list[str]) -> int:
     from fcos_recipe.engine.evaluate import REFERENCE_BATCHES
     from fcos_recipe.engine.trainer import Trainer
     from fcos_recipe.predict.backends import export_facts
-    from fcos_recipe.runtime.watchdog import Watchdog, rank
+    from fcos_recipe.system.watchdog import Watchdog, rank
 
     with Watchdog(config.data["watchdog"], rank()) as watchdog:
         trainer = Trainer(config, "eval", device, watchdog)

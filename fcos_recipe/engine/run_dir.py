@@ -15,7 +15,7 @@ from pathlib import Path
 from fcos_recipe import __version__
 from fcos_recipe.engine import checkpoint
 from fcos_recipe.errors import UserError, printable, without_secrets
-from fcos_recipe.runtime.device import read_driver
+from fcos_recipe.system.device import read_driver
 
 CONFIG, ENVIRONMENT, LOG, METRICS = "config.yml", "environment.json", "log.txt", "metrics.jsonl"
 log = logging.getLogger("fcos")

@@ -15,8 +15,8 @@ from fcos_recipe.engine.averaging import Average
 from fcos_recipe.engine.distributed import start
 from fcos_recipe.engine.run_dir import log, to_console
 from fcos_recipe.errors import UserError
-from fcos_recipe.runtime.device import amp_supported
-from fcos_recipe.runtime.watchdog import Watchdog
+from fcos_recipe.system.device import amp_supported
+from fcos_recipe.system.watchdog import Watchdog
 
 compat.import_ppdet()
 import ppdet.engine  # noqa: E402
@@ -36,7 +36,7 @@ class Setup(ppdet.engine.Trainer):
     Args:
         config: from `load_config`.
         mode: "train" or "eval".
-        device: as `runtime.device.resolve` gives it; Paddle is already set to it.
+        device: as `system.device.resolve` gives it; Paddle is already set to it.
         watchdog: is told of progress.
 
     Raises:

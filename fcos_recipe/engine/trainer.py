@@ -26,7 +26,7 @@ from fcos_recipe.engine.run_dir import CONFIG, ENVIRONMENT, RunDir, environment,
 from fcos_recipe.engine.setup import Setup, listed
 from fcos_recipe.engine.tta import Augmented
 from fcos_recipe.errors import RunFailure, Stopped, UserError, without_secrets
-from fcos_recipe.runtime.stopping import StopRequest
+from fcos_recipe.system.stop_signals import StopRequest
 
 
 class Trainer(Setup):

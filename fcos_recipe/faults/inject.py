@@ -36,7 +36,7 @@ from fcos_recipe.faults.tools import (
     tmpfs,
     tree,
 )
-from fcos_recipe.runtime.device import ROOT
+from fcos_recipe.system.device import ROOT
 
 # How many of each kind: the whole test, --quick.
 COUNTS = {
@@ -366,7 +366,7 @@ class Faults:
 
     def run_all(self) -> int:
         """Make all faults; prints a line for each and the figures last. Returns an exit code."""
-        from fcos_recipe.runtime import cpu_math
+        from fcos_recipe.system import cpu_math
 
         cpu_math.ensure("cpu")
         self.seconds = self.reference("whole", self.train)

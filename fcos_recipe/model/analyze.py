@@ -9,7 +9,7 @@ from pathlib import Path
 from fcos_recipe.config import load_config
 from fcos_recipe.errors import UserError
 from fcos_recipe.runtime import ring
-from fcos_recipe.runtime.device import requested
+from fcos_recipe.system.device import requested
 
 PARTS = ("backbone", "neck", "head")
 _EXAMPLE = """\

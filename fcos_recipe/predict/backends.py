@@ -22,7 +22,7 @@ class Eager:
     Args:
         weights: checkpoint, .pdparams, zoo file or URL.
         config: resolved config.
-        device: an answer of `runtime.device.resolve`.
+        device: an answer of `system.device.resolve`.
 
     Raises:
         UserError: weights and config that do not fit.
@@ -33,7 +33,7 @@ class Eager:
     def __init__(self, weights: str, config, device: str):
         from fcos_recipe import compat
         from fcos_recipe.engine import weights as weights_file
-        from fcos_recipe.runtime import device as devices
+        from fcos_recipe.system import device as devices
 
         devices.set_device(device)
         cfg = compat.workspace(config.stock_data())
@@ -60,7 +60,7 @@ class PaddleInference:
     Args:
         folder: of the export.
         facts: its metadata.
-        device: an answer of `runtime.device.resolve`; cards are not verified on hardware.
+        device: an answer of `system.device.resolve`; cards are not verified on hardware.
         precision: fp32; or bf16, which rounds weights and activations to 8 bits of mantissa: it is
             faster and its scores are others.
 
@@ -73,7 +73,7 @@ class PaddleInference:
     def __init__(self, folder: Path, facts: dict, device: str, precision: str = "fp32"):
         from paddle import inference
 
-        from fcos_recipe.runtime import cpu_math
+        from fcos_recipe.system import cpu_math
 
         if precision == "bf16" and not (device == "cpu" and cpu_math.has_bfloat16()):
             raise UserError(
@@ -138,7 +138,7 @@ class OnnxRuntime:
             import onnxruntime
         except ImportError:
             raise UserError(f"{file}: needs ONNX Runtime: pip install onnxruntime") from None
-        from fcos_recipe.runtime import cpu_math
+        from fcos_recipe.system import cpu_math
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = cpu_math.cores()

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
         if target.resolve() == file.resolve():
             raise UserError(f"--output {output}: would overwrite the image {file}; choose another")
 
-    from fcos_recipe.runtime import cpu_math
+    from fcos_recipe.system import cpu_math
 
     cpu_math.ensure((config.data["device"] if config else None) or "auto")
     from fcos_recipe.engine.run_dir import to_console

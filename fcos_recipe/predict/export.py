@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     if not weights:
         raise UserError("--weights: missing; name a weights file (or -o weights=FILE with -c)")
 
-    from fcos_recipe.runtime import cpu_math
+    from fcos_recipe.system import cpu_math
 
     cpu_math.ensure((config.data["device"] if config else None) or "auto")
     from fcos_recipe.engine.run_dir import to_console

@@ -50,7 +50,7 @@ class Predictor:
         config: YAML file or loaded config; default the config.yml of the weights' run directory.
             An export needs none: it has its pre-processing with it.
         device: auto, cpu, gpu or iluvatar_gpu; default the config's. A process that is to predict
-            on the CPU at full speed calls `runtime.cpu_math.ensure()` before importing Paddle.
+            on the CPU at full speed calls `system.cpu_math.ensure()` before importing Paddle.
         score_threshold: detections that score less are left out; the NMS in the config has a
             threshold of its own.
         precision: fp32, or bf16 for an export of `--format paddle`, see `PaddleInference`.
@@ -74,7 +74,7 @@ class Predictor:
         precision: str = "fp32",
     ):
         from fcos_recipe.predict import backends
-        from fcos_recipe.runtime import device as devices
+        from fcos_recipe.system import device as devices
 
         weights = str(weights)
         self.score_threshold = score_threshold

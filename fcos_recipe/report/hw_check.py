@@ -22,7 +22,7 @@ import yaml
 from fcos_recipe import __version__, exit_codes
 from fcos_recipe.config.schema import ROOT
 from fcos_recipe.errors import UserError, printable
-from fcos_recipe.runtime import device
+from fcos_recipe.system import device
 
 HEADLINE = ROOT / "configs" / "fcos" / "fcos_r50_fpn_1x_coco.yml"
 BACKBONE = "ResNet50_cos_pretrained"

@@ -17,7 +17,7 @@ from fcos_recipe.config import Config, load_config
 from fcos_recipe.errors import UserError, UserErrors, tell
 from fcos_recipe.report.results import published
 from fcos_recipe.report.verify import Verdict, judge, read_metrics, read_run
-from fcos_recipe.runtime import device
+from fcos_recipe.system import device
 
 DEMO = "fcos_r18_fpn_demo"
 RESULT = "result.json"

@@ -17,7 +17,7 @@ from pathlib import Path
 from fcos_recipe.config import load_config, scaling
 from fcos_recipe.config.load import Config, data_paths
 from fcos_recipe.errors import UserError
-from fcos_recipe.runtime import cpu_math, device
+from fcos_recipe.system import cpu_math, device
 
 GREEN, YELLOW, RED = "green", "yellow", "red"
 _COLOURS = {GREEN: "32", YELLOW: "33", RED: "31"}
@@ -244,7 +244,7 @@ def _run(
 
 def _size(config: Config, overrides: list[str], cards: int) -> Finding:
     """Memory of one card and disk of the run."""
-    command = [sys.executable, "-m", "fcos_recipe.runtime.model_size", str(config.path)]
+    command = [sys.executable, "-m", "fcos_recipe.system.model_size", str(config.path)]
     done = subprocess.run(
         [*command, *overrides],
         capture_output=True,

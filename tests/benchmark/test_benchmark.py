@@ -8,7 +8,7 @@ import pytest
 from fcos_recipe.benchmark import commands, images, pipe, tasks
 from fcos_recipe.benchmark.pipeline import Batches
 from fcos_recipe.errors import RunFailure
-from fcos_recipe.runtime.cpu_math import has_bfloat16
+from fcos_recipe.system.cpu_math import has_bfloat16
 from tests.conftest import run_tool
 
 TINY = [

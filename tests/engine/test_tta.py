@@ -15,7 +15,7 @@ from fcos_recipe.engine.trainer import Trainer
 from fcos_recipe.engine.tta import Augmented, Views, mirrored, resized
 from fcos_recipe.errors import UserError
 from fcos_recipe.predict import Predictor
-from fcos_recipe.runtime.watchdog import Watchdog
+from fcos_recipe.system.watchdog import Watchdog
 
 
 def test_other_sizes_keep_the_limit_s_proportion():

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fcos_recipe.runtime import cpu_math
+from fcos_recipe.system import cpu_math
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.stock, pytest.mark.e2e]

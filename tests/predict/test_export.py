@@ -11,7 +11,7 @@ import pytest
 from fcos_recipe.cli import run
 from fcos_recipe.errors import RunFailure, UserError
 from fcos_recipe.predict import gate
-from fcos_recipe.runtime.cpu_math import has_bfloat16
+from fcos_recipe.system.cpu_math import has_bfloat16
 from tests.conftest import run_tool
 
 pytestmark = pytest.mark.matrix

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fcos_recipe.runtime import cpu_math
+from fcos_recipe.system import cpu_math
 
 AMD = "vendor_id\t: AuthenticAMD\nflags\t\t: fpu sse2 avx2"
 

@@ -6,8 +6,9 @@ import re
 import pytest
 
 from fcos_recipe.errors import UserError
-from fcos_recipe.runtime import device, launch
-from fcos_recipe.runtime.device import PaddleFacts
+from fcos_recipe.runtime import launch
+from fcos_recipe.system import device
+from fcos_recipe.system.device import PaddleFacts
 
 HEAD = """Timestamp    Mon Jan  5 10:00:00 2026
 +------------------------------------------------------------------------+

@@ -109,7 +109,7 @@ before_paddle()
 import paddle
 import paddle.distributed as dist
 from fcos_recipe.runtime import device
-from fcos_recipe.runtime.watchdog import Watchdog
+from fcos_recipe.system.watchdog import Watchdog
 def read_next_batch():
     time.sleep(300)
 device.set_device("cpu")
@@ -149,7 +149,7 @@ def test_a_bare_launcher_shows_the_failing_rank_on_its_console(tmp_path):
     script.write_text(
         START
         + """
-from fcos_recipe.runtime.watchdog import announce_failure
+from fcos_recipe.system.watchdog import announce_failure
 if rank == 1:
     announce_failure(rank, ValueError("no such picture"))
     sys.exit(1)

@@ -329,7 +329,7 @@ before_paddle()
 import paddle
 import paddle.distributed as dist
 from fcos_recipe.runtime import device
-from fcos_recipe.runtime.watchdog import Watchdog
+from fcos_recipe.system.watchdog import Watchdog
 rank = int(os.environ["PADDLE_TRAINER_ID"])
 def read_next_batch():
     time.sleep(300)

@@ -7,11 +7,11 @@ import time
 import pytest
 
 from fcos_recipe import exit_codes
-from fcos_recipe.runtime.watchdog import Watchdog
+from fcos_recipe.system.watchdog import Watchdog
 
 START = """
 import sys, time
-from fcos_recipe.runtime.watchdog import Watchdog
+from fcos_recipe.system.watchdog import Watchdog
 def stuck():
     time.sleep(120)
 """

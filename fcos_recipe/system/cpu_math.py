@@ -12,7 +12,7 @@ import os
 import re
 from pathlib import Path
 
-from fcos_recipe.runtime.device import has_card_hardware
+from fcos_recipe.system.device import has_card_hardware
 
 # glibc's names in the environment, and mallopt's numbers for the same parameters (malloc.h).
 _MALLOC = {

@@ -202,7 +202,7 @@ def ask_paddle_outside(seconds: float = 180) -> PaddleFacts:
     Raises:
         UserError: Paddle is missing, broken, or does not answer (a card that hangs).
     """
-    command = [sys.executable, "-m", "fcos_recipe.runtime.device"]
+    command = [sys.executable, "-m", "fcos_recipe.system.device"]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=seconds, env=child_environment()

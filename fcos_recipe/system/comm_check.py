@@ -1,7 +1,7 @@
 """One rank of the doctor's communication check: a sum over ranks, on the CPU."""
 
 from fcos_recipe.compat import before_paddle
-from fcos_recipe.runtime.device import set_device
+from fcos_recipe.system.device import set_device
 
 if __name__ == "__main__":
     before_paddle()

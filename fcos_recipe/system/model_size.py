@@ -1,4 +1,4 @@
-"""`python -m fcos_recipe.runtime.model_size CONFIG [KEY=VALUE ...]`: how many numbers a model has.
+"""`python -m fcos_recipe.system.model_size CONFIG [KEY=VALUE ...]`: how many numbers a model has.
 
 A process of its own for the doctor, which itself stays free of Paddle.
 """
