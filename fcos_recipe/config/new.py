@@ -332,7 +332,7 @@ def _yaml(value: Any) -> str:
 
 def _start(args: argparse.Namespace, base: Config) -> tuple[str, str, bool]:
     """Weights to start from, why, and whether that is from scratch."""
-    from fcos_recipe.engine.zoo import ZOO
+    from fcos_recipe.checkpoint.zoo import ZOO
 
     if args.from_scratch:
         return "", "--from-scratch", True

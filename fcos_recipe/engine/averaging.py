@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fcos_recipe import compat
-from fcos_recipe.engine import weights
+from fcos_recipe.checkpoint import weights
 
 compat.import_ppdet()
 from ppdet.optimizer import ModelEMA  # noqa: E402

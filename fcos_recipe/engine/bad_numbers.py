@@ -6,7 +6,7 @@ from collections import deque
 import numpy as np
 import paddle
 
-from fcos_recipe.engine import checkpoint
+from fcos_recipe.checkpoint import folder as checkpoint
 from fcos_recipe.engine.distributed import gather
 from fcos_recipe.engine.resume import scaler_state
 from fcos_recipe.engine.run_dir import log

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from fcos_recipe.checkpoint import folder as checkpoint
+from fcos_recipe.checkpoint import weights
 from fcos_recipe.config import Config
 from fcos_recipe.config.commands import differences
 from fcos_recipe.config.schema import RECIPE
-from fcos_recipe.engine import checkpoint, weights
 from fcos_recipe.engine.distributed import everywhere, gather
 from fcos_recipe.engine.run_dir import log, versions
 from fcos_recipe.errors import UserError, UserErrors, without_secrets

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from fcos_recipe import __version__
-from fcos_recipe.engine import checkpoint
+from fcos_recipe.checkpoint import folder as checkpoint
 from fcos_recipe.errors import UserError, printable, without_secrets
 from fcos_recipe.system.device import read_driver
 

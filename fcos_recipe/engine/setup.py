@@ -8,9 +8,10 @@ from typing import Any
 import paddle
 
 from fcos_recipe import compat
+from fcos_recipe.checkpoint import weights
 from fcos_recipe.compat import create
 from fcos_recipe.config import Config, scaling
-from fcos_recipe.engine import resume, weights
+from fcos_recipe.engine import resume
 from fcos_recipe.engine.averaging import Average
 from fcos_recipe.engine.distributed import start
 from fcos_recipe.engine.run_dir import log, to_console

@@ -12,8 +12,9 @@ import paddle
 import paddle.distributed as dist
 from tqdm import tqdm
 
+from fcos_recipe.checkpoint import folder as checkpoint
 from fcos_recipe.config.commands import resolved
-from fcos_recipe.engine import checkpoint, resume
+from fcos_recipe.engine import resume
 from fcos_recipe.engine.analysis import finish_evaluation
 from fcos_recipe.engine.bad_numbers import Guard
 from fcos_recipe.engine.coco_metric import table

@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from fcos_recipe.engine import zoo
+from fcos_recipe.checkpoint import zoo
 from fcos_recipe.errors import UserError
 from fcos_recipe.files import download
 
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
                          help="default: by the target's ending")  # fmt: skip
     args = parser.parse_args(argv)
     if args.command == "convert":
-        from fcos_recipe.engine.exchange import convert as to  # imports Paddle
+        from fcos_recipe.checkpoint.convert import convert as to  # imports Paddle
 
         source = zoo.ZOO[args.source].url if args.source in zoo.ZOO else args.source
         for path in to(source, args.target, args.format):

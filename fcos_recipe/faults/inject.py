@@ -284,7 +284,7 @@ class Faults:
 
     def refused(self, process, run: Path, words: str, undo: Callable) -> str:
         """Saves fail: told so, given up at the limit, what was saved before is intact."""
-        from fcos_recipe.engine import checkpoint
+        from fcos_recipe.checkpoint import folder as checkpoint
 
         code = self.ended(process, run)
         text = run.with_suffix(".console").read_text()
@@ -298,7 +298,7 @@ class Faults:
 
     def damage(self, run: Path, number: int) -> str:
         """A byte of a checkpoint changes, or its end is missing: never read again."""
-        from fcos_recipe.engine import checkpoint
+        from fcos_recipe.checkpoint import folder as checkpoint
 
         folder = checkpoint.found(self.work / "whole" / "checkpoints")[-1]
         files = sorted(p for p in folder.iterdir() if p.stat().st_size)
@@ -334,7 +334,7 @@ class Faults:
             time.sleep(min(left, 0.05))
 
     def wait_for_checkpoint(self, process: subprocess.Popen, run: Path) -> None:
-        from fcos_recipe.engine import checkpoint
+        from fcos_recipe.checkpoint import folder as checkpoint
 
         while process.poll() is None and not checkpoint.found(run / "checkpoints"):
             time.sleep(0.002)

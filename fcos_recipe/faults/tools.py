@@ -30,7 +30,8 @@ def differences(one: Path, two: Path, tolerance: float = 0) -> str:
         one, two: run directories.
         tolerance: absolute, of every number of weights, optimizer, losses and figures.
     """
-    from fcos_recipe.engine import checkpoint, weights
+    from fcos_recipe.checkpoint import folder as checkpoint
+    from fcos_recipe.checkpoint import weights
 
     last = [checkpoint.found(path / "checkpoints")[-1:] for path in (one, two)]
     if not all(last) or last[0][0].name != last[1][0].name:

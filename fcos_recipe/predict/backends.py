@@ -32,7 +32,7 @@ class Eager:
 
     def __init__(self, weights: str, config, device: str):
         from fcos_recipe import compat
-        from fcos_recipe.engine import weights as weights_file
+        from fcos_recipe.checkpoint import weights as weights_file
         from fcos_recipe.system import device as devices
 
         devices.set_device(device)

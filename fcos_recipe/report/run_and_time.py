@@ -45,7 +45,7 @@ def prepare(config: Config) -> None:
     if missing := config.missing_files("TrainDataset", "EvalDataset", "pretrain_weights"):
         raise UserErrors(missing)
     if "://" in (config.data["pretrain_weights"] or ""):
-        from fcos_recipe.engine.zoo import cached
+        from fcos_recipe.checkpoint.zoo import cached
 
         cached(config.data["pretrain_weights"])
 

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fcos_recipe.checkpoint import folder as checkpoint
+from fcos_recipe.checkpoint import weights
 from fcos_recipe.cli import run
-from fcos_recipe.engine import bad_numbers, checkpoint, weights
+from fcos_recipe.engine import bad_numbers
 from fcos_recipe.engine.trainer import Trainer
 
 

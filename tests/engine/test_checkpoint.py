@@ -8,7 +8,8 @@ import numpy as np
 import paddle
 import pytest
 
-from fcos_recipe.engine import checkpoint, weights
+from fcos_recipe.checkpoint import folder as checkpoint
+from fcos_recipe.checkpoint import weights
 from fcos_recipe.errors import UserError
 
 

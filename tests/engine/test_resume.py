@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from fcos_recipe import exit_codes
+from fcos_recipe.checkpoint import folder as checkpoint
+from fcos_recipe.checkpoint import weights
 from fcos_recipe.cli import run
-from fcos_recipe.engine import checkpoint, resume, weights
+from fcos_recipe.engine import resume
 from fcos_recipe.engine.trainer import Trainer
 from tests.conftest import ROOT, run_tool
 

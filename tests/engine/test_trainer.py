@@ -11,9 +11,10 @@ import numpy as np
 import paddle
 import pytest
 
+from fcos_recipe.checkpoint import folder as checkpoint
+from fcos_recipe.checkpoint import weights
 from fcos_recipe.cli import run
 from fcos_recipe.config import load_config
-from fcos_recipe.engine import checkpoint, weights
 
 pytestmark = pytest.mark.e2e
 

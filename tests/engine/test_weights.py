@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 import pytest
 
-from fcos_recipe.engine import weights, zoo
+from fcos_recipe.checkpoint import weights, zoo
 from fcos_recipe.errors import UserError
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from fcos_recipe import cli
-from fcos_recipe.engine import zoo
+from fcos_recipe.checkpoint import zoo
 from fcos_recipe.files import download
 from tests.data.fault_server import FaultServer
 

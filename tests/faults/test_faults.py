@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from fcos_recipe.engine import checkpoint
+from fcos_recipe.checkpoint import folder as checkpoint
 from fcos_recipe.faults import inject, tools
 from tests.conftest import ROOT
 

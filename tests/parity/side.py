@@ -95,7 +95,8 @@ def main(side: str, setup: dict) -> None:
         target = Path(setup["save"])
         save_model(model.state_dict(), optimizer, str(target.parent), target.name, 1)
     elif setup["save"]:
-        from fcos_recipe.engine import checkpoint, resume
+        from fcos_recipe.checkpoint import folder as checkpoint
+        from fcos_recipe.engine import resume
 
         folder = Path(setup["save"], "checkpoints")
         folder.mkdir(parents=True)

@@ -28,8 +28,8 @@ def trained(tmp_path_factory, root, data):
     compat.before_paddle()
     import paddle
 
+    from fcos_recipe.checkpoint.folder import save_weights
     from fcos_recipe.config import load_config
-    from fcos_recipe.engine.checkpoint import save_weights
 
     folder = tmp_path_factory.mktemp("run")
     path = folder / "config.yml"

@@ -5,8 +5,8 @@ import re
 import pytest
 import yaml
 
+from fcos_recipe.checkpoint.zoo import ZOO
 from fcos_recipe.config import load_config
-from fcos_recipe.engine.zoo import ZOO
 from fcos_recipe.errors import UserError
 from fcos_recipe.report import results
 from fcos_recipe.report.results import insert, load, main, published, table

@@ -132,7 +132,7 @@ def test_sigterm_to_the_script_saves_on_all_ranks(tiny, tmp_path):
     rest = process.communicate(timeout=60)[0]
     assert process.returncode == exit_codes.SAVED, rest
     assert time.monotonic() - began < 30 and "Traceback" not in rest
-    from fcos_recipe.engine import checkpoint
+    from fcos_recipe.checkpoint import folder as checkpoint
 
     path, rejected = checkpoint.newest(Path(tmp_path / "run" / "checkpoints"))
     assert path and not rejected and f"saved {path}" in rest

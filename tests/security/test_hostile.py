@@ -18,10 +18,12 @@ import numpy as np
 import paddle
 import pytest
 
+from fcos_recipe.checkpoint import convert as exchange
+from fcos_recipe.checkpoint import folder as checkpoint
+from fcos_recipe.checkpoint import weights
 from fcos_recipe.cli import run
 from fcos_recipe.config import load_config
 from fcos_recipe.data.reader import BadImage, read_image
-from fcos_recipe.engine import checkpoint, exchange, weights
 from fcos_recipe.engine.run_dir import log, to_console
 from fcos_recipe.errors import UserError, printable
 from fcos_recipe.files import archives

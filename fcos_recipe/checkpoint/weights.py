@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import paddle
 
-from fcos_recipe.engine.unpickle import loads
-from fcos_recipe.engine.zoo import cached
+from fcos_recipe.checkpoint.safe_pickle import loads
+from fcos_recipe.checkpoint.zoo import cached
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.download import digest
 

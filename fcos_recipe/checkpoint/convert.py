@@ -4,7 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
-from fcos_recipe.engine import checkpoint, weights
+from fcos_recipe.checkpoint import folder as checkpoint
+from fcos_recipe.checkpoint import weights
 from fcos_recipe.errors import UserError
 
 ENDINGS = {".safetensors": "safetensors", ".pdparams": "paddledet"}

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from fcos_recipe.engine import weights
+from fcos_recipe.checkpoint import weights
 from fcos_recipe.errors import RunFailure, UserError
 
 STATE = "state.json"
