@@ -95,7 +95,7 @@ def summary(trained: Path) -> dict:
 
 
 def _draw_data() -> int:
-    from fcos_recipe.data.shapes import main as shapes
+    from fcos_recipe.datasets.drawn_shapes import main as shapes
 
     return shapes(["--output", DATA])
 

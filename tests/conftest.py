@@ -41,7 +41,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory) -> Path:
     """A small generated COCO-format data set: 24 training and 8 validation images of 96x128."""
-    from fcos_recipe.data.shapes import make_shapes
+    from fcos_recipe.datasets.drawn_shapes import make_shapes
 
     path = tmp_path_factory.mktemp("shapes")
     make_shapes(path, train=24, val=8, seed=3, size=(96, 128))

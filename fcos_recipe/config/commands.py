@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     keys.add_argument("--markdown", action="store_true", help="as docs/configuration.md has them")
     create = commands.add_parser("new", help="write a short config for your own data", epilog=_NEW,
                                  formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    from fcos_recipe.config.new import add_arguments, new
+    from fcos_recipe.datasets.new_config import add_arguments, new
 
     add_arguments(create)
     args = parser.parse_args(argv)

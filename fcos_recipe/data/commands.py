@@ -12,13 +12,25 @@ ROOT = Path(__file__).resolve().parents[2]
 # name: (module:function, one line for `fcos dataset --help`); function(argv) -> exit code
 COMMANDS = {
     "download": ("fcos_recipe.data.commands:download", "get COCO 2017, or what is missing of it"),
-    "verify": ("fcos_recipe.data.verify:main", "find what is wrong before training; clean copies"),
-    "stats": ("fcos_recipe.data.stats:main", "classes, sizes, and the FPN levels that see them"),
-    "convert": ("fcos_recipe.data.convert:main", "VOC, YOLO or incomplete COCO into COCO"),
-    "subset": ("fcos_recipe.data.reshape:subset", "some of the images, each class in proportion"),
-    "split": ("fcos_recipe.data.reshape:split", "into training and validation"),
-    "merge": ("fcos_recipe.data.reshape:merge_command", "several annotation files into one"),
-    "browse": ("fcos_recipe.data.browse:main", "boxes on images; what the network really sees"),
+    "verify": (
+        "fcos_recipe.datasets.verify.run:main",
+        "find what is wrong before training; clean copies",
+    ),
+    "stats": (
+        "fcos_recipe.datasets.look.stats:main",
+        "classes, sizes, and the FPN levels that see them",
+    ),
+    "convert": ("fcos_recipe.datasets.convert:main", "VOC, YOLO or incomplete COCO into COCO"),
+    "subset": (
+        "fcos_recipe.datasets.reshape:subset",
+        "some of the images, each class in proportion",
+    ),
+    "split": ("fcos_recipe.datasets.reshape:split", "into training and validation"),
+    "merge": ("fcos_recipe.datasets.reshape:merge_command", "several annotation files into one"),
+    "browse": (
+        "fcos_recipe.datasets.look.browse:main",
+        "boxes on images; what the network really sees",
+    ),
 }
 
 _DOWNLOAD = """\
@@ -50,7 +62,7 @@ def main(argv: list[str]) -> int:
 
 def download(argv: list[str]) -> int:
     """`fcos dataset download` and datasets/download_coco.py."""
-    from fcos_recipe.data import coco
+    from fcos_recipe.datasets import coco2017 as coco
     from fcos_recipe.files.download import DownloadError
 
     parser = argparse.ArgumentParser(

@@ -9,9 +9,9 @@ import numpy as np
 
 from fcos_recipe.config.commands import differences
 from fcos_recipe.config.load import Config, display, load_config
-from fcos_recipe.data.levels import SIZES
-from fcos_recipe.data.source import Source
-from fcos_recipe.data.stats import statistics
+from fcos_recipe.datasets.fpn_levels import SIZES
+from fcos_recipe.datasets.locate import Source
+from fcos_recipe.datasets.look.stats import statistics
 from fcos_recipe.errors import without_secrets
 
 log = logging.getLogger("fcos")

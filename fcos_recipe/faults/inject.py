@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 
 from fcos_recipe import exit_codes
-from fcos_recipe.data.shapes import make_shapes
+from fcos_recipe.datasets.drawn_shapes import make_shapes
 from fcos_recipe.errors import UserError
 from fcos_recipe.faults.tools import (
     Lost,

@@ -180,7 +180,7 @@ def draw_data(folder: Path, size: tuple[int, int], images: int, entries: int) ->
         entries: of the training annotations, repeated.json, which name the images in turns: an
             epoch of any length without the hours of drawing one.
     """
-    from fcos_recipe.data.shapes import make_shapes
+    from fcos_recipe.datasets.drawn_shapes import make_shapes
 
     make_shapes(folder, train=images, val=max(4, images // 4), size=size)
     content = json.loads((folder / "annotations" / "instances_train.json").read_text())

@@ -39,7 +39,7 @@ def prepare(config: Config) -> None:
         UserError: data are missing; the demo's are drawn.
     """
     if config.name == DEMO:
-        from fcos_recipe.data.shapes import make_shapes
+        from fcos_recipe.datasets.drawn_shapes import make_shapes
 
         make_shapes(config.data["TrainDataset"]["dataset_dir"])
     if missing := config.missing_files("TrainDataset", "EvalDataset", "pretrain_weights"):

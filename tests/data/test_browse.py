@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from fcos_recipe.cli import run
-from fcos_recipe.data import sheet
-from fcos_recipe.data.browse import Choice, annotated, read_detections, seen_by_network
-from fcos_recipe.data.source import Source
+from fcos_recipe.datasets.locate import Source
+from fcos_recipe.datasets.look import contact_sheet as sheet
+from fcos_recipe.datasets.look.browse import Choice, annotated, read_detections, seen_by_network
 from fcos_recipe.errors import UserError
 from tests.data.conftest import coco, write
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from fcos_recipe import cli
-from fcos_recipe.data import coco
+from fcos_recipe.datasets import coco2017 as coco
 from fcos_recipe.errors import RunFailure, UserError
 from fcos_recipe.files import archives, download
 from tests.data.fault_server import FAULTS, FaultServer

@@ -7,9 +7,9 @@ import pytest
 
 from fcos_recipe.config.load import load_config
 from fcos_recipe.data.dataset import COCODataSet
-from fcos_recipe.data.network_input import FIELDS, NetworkInput, Pixels
 from fcos_recipe.data.reader import TrainReader
-from fcos_recipe.data.source import RULES, Source
+from fcos_recipe.datasets.locate import RULES, Source
+from fcos_recipe.datasets.look.network_input import FIELDS, NetworkInput, Pixels
 
 COCO, BCCD = ("coco_mini", "train2017"), ("bccd", "train")
 CROPS = [  # a chain that stock's transforms run

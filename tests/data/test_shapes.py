@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from fcos_recipe.data.shapes import CLASSES, MANIFEST, main, make_shapes
+from fcos_recipe.datasets.drawn_shapes import CLASSES, MANIFEST, main, make_shapes
 from fcos_recipe.errors import UserError
 
 

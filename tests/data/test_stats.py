@@ -11,11 +11,11 @@ import pytest
 from fcos_recipe.cli import run
 from fcos_recipe.config.load import load_config
 from fcos_recipe.data.dataset import COCODataSet
-from fcos_recipe.data.levels import REASONS, Rules, positives, reasons
 from fcos_recipe.data.reader import Pipeline, TrainReader, resize
-from fcos_recipe.data.source import RULES, Source
-from fcos_recipe.data.stats import image_sizes, statistics
 from fcos_recipe.data.targets import Gt2FCOSTarget, grid_shapes
+from fcos_recipe.datasets.fpn_levels import REASONS, Rules, positives, reasons
+from fcos_recipe.datasets.locate import RULES, Source
+from fcos_recipe.datasets.look.stats import image_sizes, statistics
 from tests.data.conftest import coco, write
 
 BASE = Gt2FCOSTarget([64, 128, 256, 512], 1.5, [8, 16, 32, 64, 128]).rules
@@ -189,7 +189,7 @@ def test_parts_do_not_change_the_result(monkeypatch):
     for radius in (1.5, 0):
         rules = {**BASE, "radius": radius}
         whole = positives(rules, box, size, image)
-        monkeypatch.setattr("fcos_recipe.data.levels.ROWS", 50)
+        monkeypatch.setattr("fcos_recipe.datasets.fpn_levels.ROWS", 50)
         np.testing.assert_array_equal(positives(rules, box, size, image), whole)
         monkeypatch.undo()
 

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from fcos_recipe.cli import run
-from fcos_recipe.data import image_checks
-from fcos_recipe.data.findings import KINDS
 from fcos_recipe.data.index import parse
-from fcos_recipe.data.source import Source
-from fcos_recipe.data.verify import examine
+from fcos_recipe.datasets.locate import Source
+from fcos_recipe.datasets.verify import images as image_checks
+from fcos_recipe.datasets.verify.findings import KINDS
+from fcos_recipe.datasets.verify.run import examine
 from fcos_recipe.engine.coco_files import read_annotations
 from tests.data.conftest import coco
 
@@ -522,7 +522,7 @@ def test_script_in_a_pipe(world, root):
 
 def test_ctrl_c_ends_it_at_once(world, root):
     """Not after the images that are still to come, and without a traceback."""
-    code = ("import sys, fcos_recipe.data.image_checks as m; from fcos_recipe.cli import run\n"
+    code = ("import sys, fcos_recipe.datasets.verify.images as m; from fcos_recipe.cli import run\n"
             "m.EVERY = 0\n"
             "m.inspect_all = lambda paths, f=m.inspect_all: f(paths * 20_000)\n"
             "sys.exit(run('dataset'))")  # fmt: skip

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcos_recipe.data import annotation_checks, annotation_fix
 from fcos_recipe.data.dataset import COCODataSet
-from fcos_recipe.data.findings import KINDS, Findings
-from fcos_recipe.data.image_checks import inspect, inspect_all
 from fcos_recipe.data.index import EPSILON, parse
 from fcos_recipe.data.reader import BadImage, decode, read_image
+from fcos_recipe.datasets.verify import annotations as annotation_checks
+from fcos_recipe.datasets.verify import fix as annotation_fix
+from fcos_recipe.datasets.verify.findings import KINDS, Findings
+from fcos_recipe.datasets.verify.images import inspect, inspect_all
 from fcos_recipe.engine.coco_files import read_annotations
 from fcos_recipe.errors import UserError
 from tests.data.conftest import coco, write

@@ -11,7 +11,7 @@ from fcos_recipe.checkpoint import folder as checkpoint
 from fcos_recipe.checkpoint import weights
 from fcos_recipe.cli import run
 from fcos_recipe.config import load_config
-from fcos_recipe.data.shapes import CLASSES
+from fcos_recipe.datasets.drawn_shapes import CLASSES
 from tests.data.test_dataset import split_in_two
 
 pytestmark = pytest.mark.e2e

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fcos_recipe.cli import run
-from fcos_recipe.data.shapes import CLASSES, make_shapes
+from fcos_recipe.datasets.drawn_shapes import CLASSES, make_shapes
 from fcos_recipe.errors import UserError
 from fcos_recipe.predict.inputs import find_inputs
 

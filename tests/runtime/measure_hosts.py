@@ -9,7 +9,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from fcos_recipe.data.shapes import make_shapes
+from fcos_recipe.datasets.drawn_shapes import make_shapes
 from tests.conftest import ROOT
 from tests.runtime.hosts import Hosts, train
 

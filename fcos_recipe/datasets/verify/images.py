@@ -24,7 +24,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fcos_recipe.data.findings import Findings, by
+from fcos_recipe.datasets.verify.findings import Findings, by
 
 CHUNK = 32  # images that a process is given at once
 EVERY = 10.0  # seconds between two lines where no bar can be drawn

@@ -24,7 +24,7 @@ from msgspec import Raw
 
 from fcos_recipe.config.load import display
 from fcos_recipe.data.index import whole_ids
-from fcos_recipe.data.source import LOOK_AT, image_folder
+from fcos_recipe.datasets.locate import LOOK_AT, image_folder
 from fcos_recipe.errors import UserError, printable
 
 SECTIONS = ("images", "annotations", "categories")

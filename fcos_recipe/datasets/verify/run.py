@@ -11,12 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from fcos_recipe.config.load import Config, data_paths, display
-from fcos_recipe.data import annotation_checks, annotation_fix, image_checks
-from fcos_recipe.data.annotation_checks import Columns, Content
-from fcos_recipe.data.findings import KINDS, Findings
-from fcos_recipe.data.image_checks import Verdict
-from fcos_recipe.data.source import LOOK_AT, SPLITS, Source, add_arguments, image_folder, sources
-from fcos_recipe.data.stats import write
+from fcos_recipe.datasets.locate import (
+    LOOK_AT,
+    SPLITS,
+    Source,
+    add_arguments,
+    image_folder,
+    sources,
+)
+from fcos_recipe.datasets.look.stats import write
+from fcos_recipe.datasets.verify import (
+    annotations as annotation_checks,
+)
+from fcos_recipe.datasets.verify import (
+    fix as annotation_fix,
+)
+from fcos_recipe.datasets.verify import (
+    images as image_checks,
+)
+from fcos_recipe.datasets.verify.annotations import Columns, Content
+from fcos_recipe.datasets.verify.findings import KINDS, Findings
+from fcos_recipe.datasets.verify.images import Verdict
 from fcos_recipe.errors import UserError, printable
 
 EXAMPLES = 5  # of each kind that the console shows

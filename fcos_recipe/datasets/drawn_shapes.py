@@ -200,11 +200,11 @@ def _paint(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`python -m fcos_recipe.data.shapes`."""
+    """`python -m fcos_recipe.datasets.drawn_shapes`."""
     parser = argparse.ArgumentParser(
-        prog="python -m fcos_recipe.data.shapes",
+        prog="python -m fcos_recipe.datasets.drawn_shapes",
         description=__doc__,
-        epilog="example: python -m fcos_recipe.data.shapes --output dataset/shapes",
+        epilog="example: python -m fcos_recipe.datasets.drawn_shapes --output dataset/shapes",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output", required=True, help="directory to make")

@@ -17,12 +17,19 @@ from PIL import Image, ImageDraw
 
 from fcos_recipe.config.load import Config, display
 from fcos_recipe.data.index import Index
-from fcos_recipe.data.levels import REASONS, SIZES, WHY, Rules
-from fcos_recipe.data.network_input import NetworkInput, Seen
 from fcos_recipe.data.reader import BadImage, read_image
-from fcos_recipe.data.sheet import PAGE_WIDTH, SHEET_WIDTH, Key, Tile, save, scaled
-from fcos_recipe.data.source import Source, add_arguments, sources
-from fcos_recipe.data.stats import size_class
+from fcos_recipe.datasets.fpn_levels import REASONS, SIZES, WHY, Rules
+from fcos_recipe.datasets.locate import Source, add_arguments, sources
+from fcos_recipe.datasets.look.contact_sheet import (
+    PAGE_WIDTH,
+    SHEET_WIDTH,
+    Key,
+    Tile,
+    save,
+    scaled,
+)
+from fcos_recipe.datasets.look.network_input import NetworkInput, Seen
+from fcos_recipe.datasets.look.stats import size_class
 from fcos_recipe.drawing import draw, outline, pen_sizes, readable, tag
 from fcos_recipe.errors import UserError, printable
 

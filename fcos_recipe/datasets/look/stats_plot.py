@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.ticker import MaxNLocator
 
-from fcos_recipe.data.levels import SIZES, WHY
+from fcos_recipe.datasets.fpn_levels import SIZES, WHY
 
 MOST_CLASSES, LEAST_ROWS = 120, 12  # rows of the class panel
 COLORS = ("#9ecae1", "#4292c6", "#084594")  # small, medium, large

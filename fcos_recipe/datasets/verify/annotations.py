@@ -19,10 +19,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from fcos_recipe.data import box_checks
-from fcos_recipe.data.box_checks import Columns
-from fcos_recipe.data.findings import Findings, by
 from fcos_recipe.data.index import _Annotation, _Category, _Image, _is_id, _rows_of
+from fcos_recipe.datasets.verify import boxes as box_checks
+from fcos_recipe.datasets.verify.boxes import Columns
+from fcos_recipe.datasets.verify.findings import Findings, by
 from fcos_recipe.errors import UserError
 
 SECTIONS = {"images": _Image, "categories": _Category, "annotations": _Annotation}

@@ -19,8 +19,8 @@ from PIL import Image
 
 from fcos_recipe.config.load import display
 from fcos_recipe.data.index import Index
-from fcos_recipe.data.levels import REASONS, SIZES, WHY, Rules, positives, reasons
-from fcos_recipe.data.source import Source, add_arguments, sources
+from fcos_recipe.datasets.fpn_levels import REASONS, SIZES, WHY, Rules, positives, reasons
+from fcos_recipe.datasets.locate import Source, add_arguments, sources
 from fcos_recipe.errors import UserError, printable
 
 SIZE_LIMITS = np.array([32**2, 96**2])  # areas in pixels, COCO's
@@ -375,7 +375,7 @@ def main(argv: list[str]) -> int:
         if args.json:
             write(args.json, text)
         if args.output:
-            from fcos_recipe.data import stats_plot
+            from fcos_recipe.datasets.look import stats_plot
 
             write(args.output / "stats.json", text)
             for name, row in splits.items():

@@ -21,9 +21,9 @@ import yaml
 from tqdm import tqdm
 
 from fcos_recipe.config.load import display
-from fcos_recipe.data.reshape import refuse_overwriting, told, write
-from fcos_recipe.data.source import LOOK_AT, image_folder
-from fcos_recipe.data.stats import header_size
+from fcos_recipe.datasets.locate import LOOK_AT, image_folder
+from fcos_recipe.datasets.look.stats import header_size
+from fcos_recipe.datasets.reshape import refuse_overwriting, told, write
 from fcos_recipe.errors import UserError, UserErrors, printable
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")

@@ -136,7 +136,7 @@ def _base(name: str) -> Config:
 
 def _annotations(args: argparse.Namespace, data: Path, split: str) -> str | None:
     """The annotation file of a split: the one that is named, or the only one that fits."""
-    from fcos_recipe.data.source import annotation_files
+    from fcos_recipe.datasets.locate import annotation_files
 
     given = args.train if split == "train" else args.val
     if given == "none" and split == "val":
@@ -168,7 +168,7 @@ def _open(split: str, path: str, images: Path | None, judged: bool) -> Split:
 
     from fcos_recipe.data.dataset import COCODataSet
     from fcos_recipe.data.index import open_index
-    from fcos_recipe.data.source import LOOK_AT, image_folder
+    from fcos_recipe.datasets.locate import LOOK_AT, image_folder
 
     if images and not images.is_dir():
         raise UserError(f"--images {images}: no such folder")

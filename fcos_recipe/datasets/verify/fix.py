@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from fcos_recipe.data.annotation_checks import SECTIONS, Content, check, decode, loose
-from fcos_recipe.data.findings import KINDS, Findings
+from fcos_recipe.datasets.verify.annotations import SECTIONS, Content, check, decode, loose
+from fcos_recipe.datasets.verify.findings import KINDS, Findings
 
 ROUNDS = 12  # a guard: three are the most that were seen
 # Kinds whose entry is removed.

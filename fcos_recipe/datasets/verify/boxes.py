@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fcos_recipe.data.findings import Findings, by
 from fcos_recipe.data.index import EPSILON, HUGE, _is_id
+from fcos_recipe.datasets.verify.findings import Findings, by
 
 LARGE = 1 << 20  # pixels; coordinates from here on are "huge" where the image's size is unknown
 CORNERS = 10  # boxes that it takes to tell corners from sizes
