@@ -77,9 +77,9 @@ def summary(trained: Path) -> dict:
 
     Returns:
         the last evaluation (`stats`, `names`, `per_class`, ...), AP and AP50 out of it, and
-        `images_per_second` of training on all ranks, as `engine.throughput` defines it.
+        `images_per_second` of training on all ranks, as `runs.throughput` defines it.
     """
-    from fcos_recipe.engine.throughput import throughput
+    from fcos_recipe.runs.throughput import throughput
 
     evaluation = json.loads((trained / "eval.json").read_text(encoding="utf-8"))
     lines = (trained / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

@@ -24,8 +24,8 @@ def train(line: Line) -> None:
     device = start(setup["device"])
 
     from fcos_recipe.benchmark.probe import Gate
-    from fcos_recipe.engine.run_dir import RunDir
     from fcos_recipe.engine.trainer import Trainer
+    from fcos_recipe.runs.directory import RunDir
 
     trainer = Trainer(configure(setup), "train", device)
     trainer.load_weights(setup["weights"])

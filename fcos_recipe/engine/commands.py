@@ -5,8 +5,8 @@ from pathlib import Path
 
 from fcos_recipe.config import load_config
 from fcos_recipe.config.schema import LOGGERS
-from fcos_recipe.engine import loggers
 from fcos_recipe.errors import UserErrors
+from fcos_recipe.runs import loggers
 from fcos_recipe.system.device import requested
 
 _TRAIN_EXAMPLE = """\
@@ -101,10 +101,10 @@ def train(argv: list[str]) -> int:
 
     from fcos_recipe.engine.distributed import gather
     from fcos_recipe.engine.resume import automatic
-    from fcos_recipe.engine.run_dir import RunDir
     from fcos_recipe.engine.trainer import Trainer
-    from fcos_recipe.report import loss_band
     from fcos_recipe.report.commands import after_training
+    from fcos_recipe.runs import loss_band
+    from fcos_recipe.runs.directory import RunDir
     from fcos_recipe.system.watchdog import Watchdog, rank
 
     with Watchdog(config.data["watchdog"], rank()) as watchdog:

@@ -1,6 +1,6 @@
 """What a stretch of training measured: losses, images, seconds, memory.
 
-What counts as throughput, and what does not, is said in `engine.throughput`.
+What counts as throughput, and what does not, is said in `runs.throughput`.
 """
 
 import resource

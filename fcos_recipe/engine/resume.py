@@ -20,8 +20,8 @@ from fcos_recipe.config import Config
 from fcos_recipe.config.commands import differences
 from fcos_recipe.config.schema import RECIPE
 from fcos_recipe.engine.distributed import everywhere, gather
-from fcos_recipe.engine.run_dir import log, versions
 from fcos_recipe.errors import UserError, UserErrors, without_secrets
+from fcos_recipe.runs.directory import log, versions
 
 # What may change between a checkpoint and its resumption, as it does not change what the steps
 # compute, or (cards, batch, accumulate, epoch) is accounted for and told. Anything else matters.

@@ -20,13 +20,13 @@ from fcos_recipe.engine.bad_numbers import Guard
 from fcos_recipe.engine.coco_metric import table
 from fcos_recipe.engine.distributed import agree, everywhere, gather
 from fcos_recipe.engine.evaluate import build_loader, evaluate
-from fcos_recipe.engine.facts import write_facts
-from fcos_recipe.engine.loggers import pictures
 from fcos_recipe.engine.meter import Window, hms, memory_mib, timed
-from fcos_recipe.engine.run_dir import CONFIG, ENVIRONMENT, RunDir, environment, log
 from fcos_recipe.engine.setup import Setup, listed
 from fcos_recipe.engine.tta import Augmented
 from fcos_recipe.errors import RunFailure, Stopped, UserError, without_secrets
+from fcos_recipe.runs.directory import CONFIG, ENVIRONMENT, RunDir, environment, log
+from fcos_recipe.runs.facts import write_facts
+from fcos_recipe.runs.loggers import pictures
 from fcos_recipe.system.stop_signals import StopRequest
 
 

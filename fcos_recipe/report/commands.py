@@ -72,8 +72,8 @@ def make(path: Path, compare: Sequence[Path] = (), samples: int | None = None):
     Raises:
         UserError: one of the directories is not a run's.
     """
-    from fcos_recipe.report.run import read_run
     from fcos_recipe.report.sections import build
+    from fcos_recipe.runs.contents import read_run
 
     run, others = read_run(path), [read_run(other) for other in compare]
     comparison = None

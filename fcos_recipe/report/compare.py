@@ -11,9 +11,9 @@ from fcos_recipe.config.load import plain_values
 from fcos_recipe.engine.judged import JUDGED, judge, read, same_truth
 from fcos_recipe.errors import UserError
 from fcos_recipe.report.blocks import Cell, Fold, Table, Text
-from fcos_recipe.report.run import Run
 from fcos_recipe.report.sections import labels
 from fcos_recipe.report.verdict import duration, percent
+from fcos_recipe.runs.contents import Run
 
 SAMPLES = 300  #: draws; the interval's ends are then good to about a tenth of its width
 _METRICS = (("AP", "AP"), ("AP50", "AP50"), ("AP75", "AP75"), ("AP small", "APs"),

@@ -9,8 +9,8 @@ from typing import Any
 
 from fcos_recipe.errors import printable
 from fcos_recipe.report import blocks
-from fcos_recipe.report.run import MOST_PICTURE
 from fcos_recipe.report.svg import swatch
+from fcos_recipe.runs.contents import MOST_PICTURE
 
 # Nothing may be fetched and no script runs, whatever a name in the page manages to smuggle in.
 POLICY = (

@@ -152,8 +152,8 @@ def read_training(folder: Path, steps: int, before: int = 0) -> dict:
     Raises:
         ValueError: it did not get there, or its loss is not finite.
     """
-    from fcos_recipe.engine.throughput import throughput
     from fcos_recipe.report.verify import read_metrics
+    from fcos_recipe.runs.throughput import throughput
 
     rows = [r for r in read_metrics(folder) if r["kind"] == "train" and r["step"] > before]
     if not rows or rows[-1]["step"] != steps:
@@ -281,7 +281,7 @@ def main(argv: list[str] | None = None) -> int:
         "device": kind, "quick": args.quick, "image_size": size, "images_per_card": 2,
         "cards": [card.name for card in driver.cards] if driver else [],
         "driver": f"{driver.tool} {driver.version}, driver {driver.driver}" if driver else None,
-        "throughput": "as engine/throughput.py defines it",
+        "throughput": "as runs/throughput.py defines it",
     })  # fmt: skip
     check_all(check, kind, wanted, steps, size)
     failed = [step["name"] for step in check.steps if step["status"] in (FAILED, TIMEOUT)]

@@ -21,9 +21,9 @@ from fcos_recipe.report.blocks import (
     Text,
     chart,
 )
-from fcos_recipe.report.run import MOST_PICTURES, Run, value
 from fcos_recipe.report.svg import Series, number
 from fcos_recipe.report.verdict import percent
+from fcos_recipe.runs.contents import MOST_PICTURES, Run, value
 
 MOST_CLASSES = 20  #: of a confusion matrix that can be read
 MOST_ROWS = 400  #: of a table of classes

@@ -3,9 +3,9 @@
 from pathlib import PurePosixPath
 
 from fcos_recipe.errors import UserError
-from fcos_recipe.report import results
 from fcos_recipe.report.blocks import Items, Table, Text, Tiles
-from fcos_recipe.report.run import Run, value
+from fcos_recipe.runs import published as results
+from fcos_recipe.runs.contents import Run, value
 
 # What may change on the command line without changing what is trained and judged.
 HARMLESS = (
@@ -18,7 +18,7 @@ COCO_VAL = 5000  #: images of COCO val2017
 
 
 def published(config_name: str | None) -> list:
-    """Published figures of a config: `report.results.Row`s, whose AP is in percent."""
+    """Published figures of a config: `runs.published.Row`s, whose AP is in percent."""
     return results.published(config_name) if config_name else []
 
 

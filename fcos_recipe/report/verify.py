@@ -11,7 +11,7 @@ from fcos_recipe.config import Config, load_config
 from fcos_recipe.config.commands import differences
 from fcos_recipe.config.schema import ROOT
 from fcos_recipe.errors import UserError, printable
-from fcos_recipe.report.results import Row, load, published
+from fcos_recipe.runs.published import Row, load, published
 
 REPRODUCED, OUTSIDE, NOT_COMPARABLE = "reproduced", "outside", "not comparable"
 _CODES = {REPRODUCED: 0, OUTSIDE: 1, NOT_COMPARABLE: 2}
@@ -50,7 +50,7 @@ class Found:
         ap: box AP in percent.
         images: how many were judged on.
         total_batch, epochs: images per optimizer step and epochs done; None for weights.
-        speed: `engine.throughput`; {} for weights.
+        speed: `runs.throughput`; {} for weights.
         differences: settings that differ from the project's config of that name, in words.
     """
 
@@ -102,7 +102,7 @@ def read_run(folder: Path, compare: bool = True) -> Found:
     Raises:
         UserError: it is no run directory, or its last epoch was not evaluated.
     """
-    from fcos_recipe.engine.throughput import throughput
+    from fcos_recipe.runs.throughput import throughput
 
     records = read_metrics(folder)
     config = load_config(folder / "config.yml")

@@ -289,7 +289,7 @@ def _pixels(reader: dict) -> int | None:
 def _hours(config: Config, cards: int, driver: device.Driver | None) -> Iterator[Finding]:
     data = config.data["TrainDataset"]
     from fcos_recipe.data.index import open_index
-    from fcos_recipe.report.results import published
+    from fcos_recipe.runs.published import published
 
     indexes = [open_index(path) for path in data_paths(data, "anno_path")]
     boxes = sum(int((i.box_start[1:] > i.box_start[:-1]).sum()) for i in indexes)
@@ -302,7 +302,7 @@ def _hours(config: Config, cards: int, driver: device.Driver | None) -> Iterator
     rows = [row for row in published(config.name) if row.device and row.images_per_second
             and names and all(row.device in name for name in names)]  # fmt: skip
     if rows:
-        # "unstated" is most likely per card, see engine.throughput
+        # "unstated" is most likely per card, see runs.throughput
         rate = rows[0].images_per_second or 0.0
         of_one = rate / rows[0].cards if rows[0].throughput_of == "total" else rate
         hours = total_images / (of_one * cards) / 3600

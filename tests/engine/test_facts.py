@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 from fcos_recipe.config import load_config
 from fcos_recipe.data.dataset import COCODataSet
-from fcos_recipe.engine.facts import config_facts, dataset_facts, write_facts
+from fcos_recipe.runs.facts import config_facts, dataset_facts, write_facts
 
 
 def test_changes_against_the_bases(tiny):

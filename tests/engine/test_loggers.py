@@ -12,9 +12,9 @@ from PIL import Image
 
 from fcos_recipe.cli import run
 from fcos_recipe.config import load_config
-from fcos_recipe.engine import loggers
-from fcos_recipe.engine.run_dir import RunDir
 from fcos_recipe.errors import UserError
+from fcos_recipe.runs import loggers
+from fcos_recipe.runs.directory import RunDir
 
 SECRET = "hunter2"
 

@@ -12,7 +12,7 @@ from fcos_recipe.config.commands import resolved
 from fcos_recipe.data.dataset import COCODataSet
 from fcos_recipe.engine.analysis import finish_evaluation
 from fcos_recipe.engine.coco_metric import CocoMetric
-from fcos_recipe.engine.facts import config_facts, dataset_facts
+from fcos_recipe.runs.facts import config_facts, dataset_facts
 
 
 def judged(annotations: Path, images: Path | None, seed: int = 0, noise: float = 3.0) -> CocoMetric:

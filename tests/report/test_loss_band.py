@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from fcos_recipe.cli import run
-from fcos_recipe.report import loss_band, results
-from fcos_recipe.report.results import Band, Results
+from fcos_recipe.runs import loss_band
+from fcos_recipe.runs import published as results
+from fcos_recipe.runs.published import Band, Results
 
 
 def test_the_mean_is_weighted_by_steps_in_the_window():

@@ -12,8 +12,8 @@ import pytest
 
 from fcos_recipe.cli import run
 from fcos_recipe.report import blocks, commands, html, markdown
-from fcos_recipe.report.run import read_run
 from fcos_recipe.report.sections import build, command_line
+from fcos_recipe.runs.contents import read_run
 from tests.conftest import ROOT
 from tests.report.conftest import judged, write_run
 

@@ -8,8 +8,8 @@ import yaml
 from fcos_recipe.checkpoint.zoo import ZOO
 from fcos_recipe.config import load_config
 from fcos_recipe.errors import UserError
-from fcos_recipe.report import results
-from fcos_recipe.report.results import insert, load, main, published, table
+from fcos_recipe.runs import published as results
+from fcos_recipe.runs.published import insert, load, main, published, table
 
 
 @pytest.mark.parametrize("name", ["README.md", "README_zh.md"])
@@ -17,7 +17,7 @@ def test_the_readme_shows_what_results_yml_says(root, name):
     path = root / name
     if not path.exists():
         pytest.skip(f"there is no {name}")
-    remedy = f"run: python -m fcos_recipe.report.results --write {name}"
+    remedy = f"run: python -m fcos_recipe.runs.published --write {name}"
     assert insert(path) == path.read_text(encoding="utf-8"), remedy
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from fcos_recipe.errors import UserError
 from fcos_recipe.report import html, sections
-from fcos_recipe.report.run import read_run, value
 from fcos_recipe.report.verdict import headline
+from fcos_recipe.runs.contents import read_run, value
 
 
 def test_figures_counted_by_hand(made):

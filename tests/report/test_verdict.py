@@ -6,12 +6,12 @@ import pytest
 
 from fcos_recipe.report import verdict
 from fcos_recipe.report.blocks import Items, Table, Text
-from fcos_recipe.report.run import ConfigFacts, Dataset, Environment, Evaluation, Facts, Run
+from fcos_recipe.runs.contents import ConfigFacts, Dataset, Environment, Evaluation, Facts, Run
 
 
 @dataclass
 class Row:
-    """As report.results.Row."""
+    """As runs.published.Row."""
 
     config: str = "fcos_r50"
     dataset: str = "COCO val2017"

@@ -9,7 +9,7 @@ from fcos_recipe.cli import run
 from fcos_recipe.config import load_config
 from fcos_recipe.config.commands import resolved
 from fcos_recipe.report import verify
-from fcos_recipe.report.results import published
+from fcos_recipe.runs.published import published
 
 BCCD = "fcos_r18_fpn_bccd"
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import msgspec
 
-from fcos_recipe.engine.throughput import throughput
 from fcos_recipe.errors import UserError
+from fcos_recipe.runs.throughput import throughput
 
 MOST_BYTES = 1 << 28  #: of a file that is read whole
 MOST_PICTURE = 400_000  #: bytes of an example picture; larger ones are left out
@@ -150,7 +150,7 @@ class Dataset(msgspec.Struct):
 
 
 class Facts(msgspec.Struct):
-    """facts.json, as `engine.facts` writes it."""
+    """facts.json, as `runs.facts` writes it."""
 
     config: ConfigFacts
     device: str
@@ -169,7 +169,7 @@ class Facts(msgspec.Struct):
 
 
 class Environment(msgspec.Struct):
-    """environment.json, as `engine.run_dir.environment` gives it."""
+    """environment.json, as `runs.directory.environment` gives it."""
 
     fcos_recipe: str = ""
     python: str = ""
@@ -288,7 +288,7 @@ class Run:
 
     @property
     def speed(self) -> tuple[float, float] | None:
-        """Training throughput by `engine.throughput`, images/s per card and of all cards."""
+        """Training throughput by `runs.throughput`, images/s per card and of all cards."""
         names = ("images_per_second_per_card", "images_per_second")
         whole = [r for r in self.train if None not in [value(r, name) for name in names]]
         speed = tuple(throughput(whole).values())

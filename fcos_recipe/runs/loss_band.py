@@ -1,6 +1,6 @@
 """A warning in a run's first hour: its loss is not where the runs of this config had it.
 
-`python -m fcos_recipe.report.loss_band RUN_DIR...` makes a band of finished runs, for
+`python -m fcos_recipe.runs.loss_band RUN_DIR...` makes a band of finished runs, for
 configs/results.yml.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from fcos_recipe.errors import UserError, tell
-from fcos_recipe.report.results import WINDOW, Band, load
+from fcos_recipe.runs.published import WINDOW, Band, load
 
 log = logging.getLogger("fcos")
 STEPS = (100, 500, 1000)
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     folders = [Path(name) for name in (sys.argv[1:] if argv is None else argv)]
     runs = [read_run(folder) for folder in folders]
     if not runs or len({(run.name, run.total_batch) for run in runs}) > 1:
-        raise UserError("usage: python -m fcos_recipe.report.loss_band RUN_DIR...: of one config "
+        raise UserError("usage: python -m fcos_recipe.runs.loss_band RUN_DIR...: of one config "
                         "and batch")  # fmt: skip
     if changed := [f"{f}: {run.differences[0]}" for f, run in zip(folders, runs)
                    if run.differences]:  # fmt: skip
