@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     (output / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
-    from fcos_recipe.engine.coco_metric import table
+    from fcos_recipe.evaluation.metric import table
 
     print(f"\n{table(result)}\n\ndrawings: {drawn}; figures: {output / 'result.json'}")
     if (trained / HTML).is_file():

@@ -75,7 +75,7 @@ def judge(side: str, annotations: str, detections: str) -> dict:
     """One side's figures and seconds: `read` the files, `match` and accumulate, `total` of both."""
     start = time.perf_counter()
     if side == "ours":
-        from fcos_recipe.engine.coco_metric import CocoMetric
+        from fcos_recipe.evaluation.metric import CocoMetric
 
         start = time.perf_counter()  # imports are counted on neither side
         metric = CocoMetric(annotations)

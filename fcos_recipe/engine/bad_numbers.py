@@ -7,9 +7,9 @@ import numpy as np
 import paddle
 
 from fcos_recipe.checkpoint import folder as checkpoint
-from fcos_recipe.engine.distributed import gather
 from fcos_recipe.engine.resume import scaler_state
 from fcos_recipe.errors import RunFailure
+from fcos_recipe.evaluation.collectives import gather
 from fcos_recipe.runs.directory import log
 
 FOLDER = "bad_steps"

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 from fcos_recipe.config.load import data_paths
-from fcos_recipe.engine.coco_metric import MAX_DETS, CocoMetric, table
 from fcos_recipe.engine.commands import common_parser, load, start
 from fcos_recipe.errors import UserError, UserErrors, printable
+from fcos_recipe.evaluation.metric import MAX_DETS, CocoMetric, table
 from fcos_recipe.predict.backends import NEEDS_EXPORT, PRECISIONS
 from fcos_recipe.system.device import requested
 
@@ -70,8 +70,8 @@ def evaluate(argv: list[str]) -> int:
         raise UserErrors(missing)
     device = start(requested(config.data))
 
-    from fcos_recipe.engine.evaluate import REFERENCE_BATCHES
     from fcos_recipe.engine.trainer import Trainer
+    from fcos_recipe.evaluation.loop import REFERENCE_BATCHES
     from fcos_recipe.predict.backends import export_facts
     from fcos_recipe.system.watchdog import Watchdog, rank
 
@@ -152,7 +152,7 @@ def _report(
     source: str,
 ) -> None:
     """Show the figures and write them wherever they were asked for."""
-    from fcos_recipe.engine.analysis import finish_evaluation
+    from fcos_recipe.evaluation.analysis import finish_evaluation
 
     print(printable(table(result, args.classwise)))
     kind = "predictions" if args.predictions else "weights"

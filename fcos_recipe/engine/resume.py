@@ -19,8 +19,8 @@ from fcos_recipe.checkpoint import weights
 from fcos_recipe.config import Config
 from fcos_recipe.config.commands import differences
 from fcos_recipe.config.schema import RECIPE
-from fcos_recipe.engine.distributed import everywhere, gather
 from fcos_recipe.errors import UserError, UserErrors, without_secrets
+from fcos_recipe.evaluation.collectives import everywhere, gather
 from fcos_recipe.runs.directory import log, versions
 
 # What may change between a checkpoint and its resumption, as it does not change what the steps

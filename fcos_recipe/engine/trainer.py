@@ -15,15 +15,15 @@ from tqdm import tqdm
 from fcos_recipe.checkpoint import folder as checkpoint
 from fcos_recipe.config.commands import resolved
 from fcos_recipe.engine import resume
-from fcos_recipe.engine.analysis import finish_evaluation
 from fcos_recipe.engine.bad_numbers import Guard
-from fcos_recipe.engine.coco_metric import table
-from fcos_recipe.engine.distributed import agree, everywhere, gather
-from fcos_recipe.engine.evaluate import build_loader, evaluate
 from fcos_recipe.engine.meter import Window, hms, memory_mib, timed
 from fcos_recipe.engine.setup import Setup, listed
-from fcos_recipe.engine.tta import Augmented
 from fcos_recipe.errors import RunFailure, Stopped, UserError, without_secrets
+from fcos_recipe.evaluation.analysis import finish_evaluation
+from fcos_recipe.evaluation.collectives import agree, everywhere, gather
+from fcos_recipe.evaluation.loop import build_loader, evaluate
+from fcos_recipe.evaluation.metric import table
+from fcos_recipe.evaluation.tta import Augmented
 from fcos_recipe.runs.directory import CONFIG, ENVIRONMENT, RunDir, environment, log
 from fcos_recipe.runs.facts import write_facts
 from fcos_recipe.runs.loggers import pictures
@@ -306,11 +306,11 @@ class Trainer(Setup):
         """Evaluate the loaded weights on EvalDataset, on all ranks.
 
         Args:
-            sizes, reader, judging: see `engine.evaluate.build_loader`.
+            sizes, reader, judging: see `evaluation.loop.build_loader`.
             flip: with `sizes`, look at each view mirrored too.
 
         Returns:
-            as `engine.evaluate.evaluate`.
+            as `evaluation.loop.evaluate`.
         """
         self._judge = build_loader(
             self.cfg, self._local_rank, self._nranks, sizes, reader, **judging

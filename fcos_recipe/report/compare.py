@@ -8,8 +8,8 @@ not tell how far two trainings with other seeds would lie apart.
 
 from fcos_recipe.config.commands import differences
 from fcos_recipe.config.load import plain_values
-from fcos_recipe.engine.judged import JUDGED, judge, read, same_truth
 from fcos_recipe.errors import UserError
+from fcos_recipe.evaluation.detections_file import JUDGED, judge, read, same_truth
 from fcos_recipe.report.blocks import Cell, Fold, Table, Text
 from fcos_recipe.report.sections import labels
 from fcos_recipe.report.verdict import duration, percent

@@ -89,7 +89,7 @@ class Confusion(msgspec.Struct):
 
 
 class Analysis(msgspec.Struct):
-    """analysis.json, as `engine.analysis.analyse` gives it."""
+    """analysis.json, as `evaluation.analysis.analyse` gives it."""
 
     pr: Curves
     per_class: list[CurveOfClass]

@@ -12,7 +12,7 @@ It means the same wherever this project prints or records it:
   workers start and caches fill.
 
 `images_per_second` of an evaluation is of all ranks together, from files to detections, without
-COCO's matching (`engine.evaluate`). `fcos benchmark train` takes the median over single steps, wait
+COCO's matching (`evaluation.loop`). `fcos benchmark train` takes the median over single steps, wait
 for data included, without the first ones.
 
 PaddleDetection 2.6's `ips` is the images per step of one card / rank 0's time per step with the

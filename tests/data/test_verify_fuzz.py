@@ -22,8 +22,8 @@ from fcos_recipe.datasets.verify import annotations as annotation_checks
 from fcos_recipe.datasets.verify import fix as annotation_fix
 from fcos_recipe.datasets.verify.findings import KINDS, Findings
 from fcos_recipe.datasets.verify.images import inspect, inspect_all
-from fcos_recipe.engine.coco_files import read_annotations
 from fcos_recipe.errors import UserError
+from fcos_recipe.evaluation.results_file import read_annotations
 from tests.data.conftest import coco, write
 
 FILES, IMAGES = 2400, 700

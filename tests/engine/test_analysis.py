@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from fcos_recipe.engine.analysis import ERRORS, analyse, finish_evaluation, lines
-from fcos_recipe.engine.coco_metric import CocoMetric
+from fcos_recipe.evaluation.analysis import ERRORS, analyse, finish_evaluation, lines
+from fcos_recipe.evaluation.metric import CocoMetric
 from tests.conftest import ROOT
 
 pytest.importorskip("hotcoco")
@@ -112,7 +112,7 @@ def test_nothing_to_analyse_is_no_failure(tmp_path):
 
 
 def test_a_picture_that_fails_costs_one_line(tmp_path, monkeypatch, caplog):
-    from fcos_recipe.engine import plots
+    from fcos_recipe.evaluation import plots
 
     def broken(*_):
         raise ImportError("no module named matplotlib")

@@ -8,8 +8,8 @@ import json
 import numpy as np
 import pytest
 
-from fcos_recipe.engine.coco_metric import NAMES, CocoMetric, table
 from fcos_recipe.errors import UserError
+from fcos_recipe.evaluation.metric import NAMES, CocoMetric, table
 
 ENGINES = ["hotcoco", "pycocotools"]
 

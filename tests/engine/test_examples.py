@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from fcos_recipe.data.dataset import COCODataSet
-from fcos_recipe.engine.coco_metric import CocoMetric
-from fcos_recipe.engine.examples import (
+from fcos_recipe.evaluation.examples import (
     EXAMPLES,
     RIGHT,
     SIDE,
@@ -17,6 +16,7 @@ from fcos_recipe.engine.examples import (
     outcomes,
     ranked,
 )
+from fcos_recipe.evaluation.metric import CocoMetric
 
 pytest.importorskip("hotcoco")
 
@@ -99,7 +99,7 @@ def test_pictures_show_what_was_right_and_wrong(metric, tmp_path):
 def test_an_image_that_is_gone_costs_the_pictures_only(metric, tmp_path, caplog):
     import logging
 
-    from fcos_recipe.engine.analysis import finish_evaluation
+    from fcos_recipe.evaluation.analysis import finish_evaluation
 
     (tmp_path / "2.png").unlink()
     logging.getLogger("fcos").propagate = True

@@ -10,10 +10,10 @@ import yaml
 from fcos_recipe.cli import run
 from fcos_recipe.config import load_config
 from fcos_recipe.engine.commands import start
-from fcos_recipe.engine.evaluate import REFERENCE_BATCHES, build_loader
 from fcos_recipe.engine.trainer import Trainer
-from fcos_recipe.engine.tta import Augmented, Views, mirrored, resized
 from fcos_recipe.errors import UserError
+from fcos_recipe.evaluation.loop import REFERENCE_BATCHES, build_loader
+from fcos_recipe.evaluation.tta import Augmented, Views, mirrored, resized
 from fcos_recipe.predict import Predictor
 from fcos_recipe.system.watchdog import Watchdog
 

@@ -147,7 +147,7 @@ def test_command(trained, data, tmp_path, capfd):
 
 
 def test_predictions_can_be_evaluated(trained, data, tmp_path):
-    from fcos_recipe.engine.coco_metric import CocoMetric
+    from fcos_recipe.evaluation.metric import CocoMetric
 
     code = run(
         "infer",

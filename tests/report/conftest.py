@@ -10,8 +10,8 @@ import pytest
 from fcos_recipe.config import load_config
 from fcos_recipe.config.commands import resolved
 from fcos_recipe.data.dataset import COCODataSet
-from fcos_recipe.engine.analysis import finish_evaluation
-from fcos_recipe.engine.coco_metric import CocoMetric
+from fcos_recipe.evaluation.analysis import finish_evaluation
+from fcos_recipe.evaluation.metric import CocoMetric
 from fcos_recipe.runs.facts import config_facts, dataset_facts
 
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from fcos_recipe.engine import judged as kept
-from fcos_recipe.engine.coco_metric import CocoMetric
+from fcos_recipe.evaluation import detections_file as kept
+from fcos_recipe.evaluation.metric import CocoMetric
 from fcos_recipe.report import html
 from fcos_recipe.report.blocks import Table, Text
 from fcos_recipe.report.commands import make

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fcos_recipe.engine.coco_metric import CocoMetric
+from fcos_recipe.evaluation.metric import CocoMetric
 
 log = logging.getLogger("fcos")
 

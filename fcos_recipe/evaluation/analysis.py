@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fcos_recipe.engine.coco_metric import CocoMetric
-from fcos_recipe.engine.examples import draw_examples, outcomes, ranked
-from fcos_recipe.engine.judged import JUDGED, save
+from fcos_recipe.evaluation.detections_file import JUDGED, save
+from fcos_recipe.evaluation.examples import draw_examples, outcomes, ranked
+from fcos_recipe.evaluation.metric import CocoMetric
 
 log = logging.getLogger("fcos")
 
@@ -163,7 +163,7 @@ def _try(what: str, make) -> None:
 
 
 def _draw_plots(*args) -> None:
-    from fcos_recipe.engine.plots import draw_plots
+    from fcos_recipe.evaluation.plots import draw_plots
 
     draw_plots(*args)
 

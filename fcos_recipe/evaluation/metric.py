@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from fcos_recipe.engine.coco_files import COLUMNS, read_annotations, read_results
 from fcos_recipe.errors import UserError
+from fcos_recipe.evaluation.results_file import COLUMNS, read_annotations, read_results
 
 NAMES = [
     "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",

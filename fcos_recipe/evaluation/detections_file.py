@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fcos_recipe.engine.coco_metric import CocoMetric
 from fcos_recipe.errors import UserError
+from fcos_recipe.evaluation.metric import CocoMetric
 
 JUDGED = "detections.npz"
 MOST_BYTES = 4 << 30  #: unpacked; a file that claims more is not one of ours
@@ -92,7 +92,7 @@ def judge(arrays: dict[str, np.ndarray]):
     Raises:
         ImportError: hotcoco is missing.
     """
-    from fcos_recipe.engine.coco_metric import _hotcoco
+    from fcos_recipe.evaluation.metric import _hotcoco
 
     images = [
         {"id": i, "width": w, "height": h}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fcos_recipe.engine.coco_metric import CocoMetric
+from fcos_recipe.evaluation.metric import CocoMetric
 
 HEATMAP = 40  #: classes up to which a confusion matrix can be read
 

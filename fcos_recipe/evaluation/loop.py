@@ -9,9 +9,9 @@ import paddle
 import paddle.distributed as dist
 
 from fcos_recipe.compat import create
-from fcos_recipe.engine.coco_metric import CocoMetric
-from fcos_recipe.engine.distributed import gather
-from fcos_recipe.engine.tta import Views, resized
+from fcos_recipe.evaluation.collectives import gather
+from fcos_recipe.evaluation.metric import CocoMetric
+from fcos_recipe.evaluation.tta import Views, resized
 
 log = logging.getLogger("fcos")
 
