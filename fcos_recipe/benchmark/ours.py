@@ -24,8 +24,8 @@ def train(line: Line) -> None:
     device = start(setup["device"])
 
     from fcos_recipe.benchmark.probe import Gate
-    from fcos_recipe.engine.trainer import Trainer
     from fcos_recipe.runs.directory import RunDir
+    from fcos_recipe.training.trainer import Trainer
 
     trainer = Trainer(configure(setup), "train", device)
     trainer.load_weights(setup["weights"])
@@ -95,7 +95,7 @@ def targets(line: Line) -> None:
 
 def startup(line: Line) -> None:
     """From creating the data set to the first batch out of the loader."""
-    import fcos_recipe.engine.trainer  # noqa: F401 (what `fcos train` imports)
+    import fcos_recipe.training.trainer  # noqa: F401 (what `fcos train` imports)
 
     begin = time.perf_counter()
     first = next(iter(reader(line.setup)))
@@ -126,7 +126,7 @@ def weights(line: Line) -> None:
     device = start(setup["device"])
     import paddle
 
-    from fcos_recipe.engine.trainer import Trainer
+    from fcos_recipe.training.trainer import Trainer
 
     trainer = Trainer(configure(setup), "train", device)
     fit_norms(trainer.model, next(iter(trainer.loader)))

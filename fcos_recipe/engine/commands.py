@@ -99,13 +99,13 @@ def train(argv: list[str]) -> int:
     logging_to = loggers.chosen([*args.logger, *["visualdl"] * args.use_vdl], config.data)
     device = start(requested(config.data))
 
-    from fcos_recipe.engine.resume import automatic
-    from fcos_recipe.engine.trainer import Trainer
     from fcos_recipe.evaluation.collectives import gather
     from fcos_recipe.report.commands import after_training
     from fcos_recipe.runs import loss_band
     from fcos_recipe.runs.directory import RunDir
     from fcos_recipe.system.watchdog import Watchdog, rank
+    from fcos_recipe.training.resume import automatic
+    from fcos_recipe.training.trainer import Trainer
 
     with Watchdog(config.data["watchdog"], rank()) as watchdog:
         trainer = Trainer(config, "train", device, watchdog)

@@ -70,10 +70,10 @@ def evaluate(argv: list[str]) -> int:
         raise UserErrors(missing)
     device = start(requested(config.data))
 
-    from fcos_recipe.engine.trainer import Trainer
     from fcos_recipe.evaluation.loop import REFERENCE_BATCHES
     from fcos_recipe.predict.backends import export_facts
     from fcos_recipe.system.watchdog import Watchdog, rank
+    from fcos_recipe.training.trainer import Trainer
 
     with Watchdog(config.data["watchdog"], rank()) as watchdog:
         trainer = Trainer(config, "eval", device, watchdog)

@@ -76,7 +76,7 @@ cpu_math.ensure("cpu")
 import_ppdet()
 from fcos_recipe.data import reader
 from fcos_recipe.engine import checkpoint
-from fcos_recipe.engine.trainer import Trainer
+from fcos_recipe.training.trainer import Trainer
 seed = Trainer._seed_step
 def stand_still():
     time.sleep(1e6)

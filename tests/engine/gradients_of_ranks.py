@@ -12,7 +12,7 @@ import paddle
 
 from fcos_recipe import compat
 from fcos_recipe.config import load_config
-from fcos_recipe.engine.trainer import Trainer
+from fcos_recipe.training.trainer import Trainer
 
 
 def main(config: str, out: str, *indices: str) -> None:

@@ -9,8 +9,8 @@ import pytest
 from fcos_recipe.checkpoint import folder as checkpoint
 from fcos_recipe.checkpoint import weights
 from fcos_recipe.cli import run
-from fcos_recipe.engine import bad_numbers
-from fcos_recipe.engine.trainer import Trainer
+from fcos_recipe.training import bad_numbers
+from fcos_recipe.training.trainer import Trainer
 
 
 @pytest.fixture

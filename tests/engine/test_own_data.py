@@ -134,7 +134,7 @@ def test_fine_tuning_onto_two_classes(shapes, tiny, tmp_path, capfd):
     here = [*copied(shapes, tmp_path / "data", two_classes), "num_classes=2"]
     capfd.readouterr()
 
-    from fcos_recipe.engine.trainer import Trainer
+    from fcos_recipe.training.trainer import Trainer
 
     trainer = Trainer(load_config(tiny, here), "train", "cpu")
     before = {k: v.numpy().copy() for k, v in trainer.model.state_dict().items()}

@@ -15,8 +15,8 @@ from fcos_recipe import exit_codes
 from fcos_recipe.checkpoint import folder as checkpoint
 from fcos_recipe.checkpoint import weights
 from fcos_recipe.cli import run
-from fcos_recipe.engine import resume
-from fcos_recipe.engine.trainer import Trainer
+from fcos_recipe.training import resume
+from fcos_recipe.training.trainer import Trainer
 from tests.conftest import ROOT, run_tool
 
 # What a machine's clock decides about.
@@ -349,7 +349,7 @@ def test_a_second_ctrl_c_exits_at_once(tiny, tmp_path):
     program = f"""
 import sys, time
 from fcos_recipe.cli import run, leave
-from fcos_recipe.engine.trainer import Trainer
+from fcos_recipe.training.trainer import Trainer
 def stuck(*_, **__):
     print("stuck", flush=True)
     import ctypes

@@ -6,7 +6,7 @@ import pytest
 from paddle.regularizer import L2Decay
 
 from fcos_recipe.config import load_config
-from fcos_recipe.engine.trainer import Trainer
+from fcos_recipe.training.trainer import Trainer
 
 
 def weights_after(tiny, steps, *overrides, compiled=False) -> tuple[list, list]:

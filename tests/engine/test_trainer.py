@@ -119,7 +119,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny, tmp_path, capfd):
 
 @pytest.mark.matrix
 def test_accumulated_gradients_are_the_mean(tiny):
-    from fcos_recipe.engine.trainer import Trainer
+    from fcos_recipe.training.trainer import Trainer
 
     trainer = Trainer(load_config(tiny), "train", "cpu")
     trainer.model.eval()  # BatchNorm frozen

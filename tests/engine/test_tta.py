@@ -10,12 +10,12 @@ import yaml
 from fcos_recipe.cli import run
 from fcos_recipe.config import load_config
 from fcos_recipe.engine.commands import start
-from fcos_recipe.engine.trainer import Trainer
 from fcos_recipe.errors import UserError
 from fcos_recipe.evaluation.loop import REFERENCE_BATCHES, build_loader
 from fcos_recipe.evaluation.tta import Augmented, Views, mirrored, resized
 from fcos_recipe.predict import Predictor
 from fcos_recipe.system.watchdog import Watchdog
+from fcos_recipe.training.trainer import Trainer
 
 
 def test_other_sizes_keep_the_limit_s_proportion():

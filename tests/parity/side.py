@@ -45,7 +45,7 @@ def our_trainer(setup: dict):
     from fcos_recipe.benchmark import ours
 
     device = ours.start("cpu")
-    from fcos_recipe.engine.trainer import Trainer
+    from fcos_recipe.training.trainer import Trainer
 
     trainer = Trainer(ours.configure(setup), "train", device)
     if setup["start"]:
@@ -96,7 +96,7 @@ def main(side: str, setup: dict) -> None:
         save_model(model.state_dict(), optimizer, str(target.parent), target.name, 1)
     elif setup["save"]:
         from fcos_recipe.checkpoint import folder as checkpoint
-        from fcos_recipe.engine import resume
+        from fcos_recipe.training import resume
 
         folder = Path(setup["save"], "checkpoints")
         folder.mkdir(parents=True)

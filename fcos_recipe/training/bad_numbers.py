@@ -7,10 +7,10 @@ import numpy as np
 import paddle
 
 from fcos_recipe.checkpoint import folder as checkpoint
-from fcos_recipe.engine.resume import scaler_state
 from fcos_recipe.errors import RunFailure
 from fcos_recipe.evaluation.collectives import gather
 from fcos_recipe.runs.directory import log
+from fcos_recipe.training.resume import scaler_state
 
 FOLDER = "bad_steps"
 

@@ -14,10 +14,6 @@ from tqdm import tqdm
 
 from fcos_recipe.checkpoint import folder as checkpoint
 from fcos_recipe.config.commands import resolved
-from fcos_recipe.engine import resume
-from fcos_recipe.engine.bad_numbers import Guard
-from fcos_recipe.engine.meter import Window, hms, memory_mib, timed
-from fcos_recipe.engine.setup import Setup, listed
 from fcos_recipe.errors import RunFailure, Stopped, UserError, without_secrets
 from fcos_recipe.evaluation.analysis import finish_evaluation
 from fcos_recipe.evaluation.collectives import agree, everywhere, gather
@@ -28,6 +24,10 @@ from fcos_recipe.runs.directory import CONFIG, ENVIRONMENT, RunDir, environment,
 from fcos_recipe.runs.facts import write_facts
 from fcos_recipe.runs.loggers import pictures
 from fcos_recipe.system.stop_signals import StopRequest
+from fcos_recipe.training import resume
+from fcos_recipe.training.bad_numbers import Guard
+from fcos_recipe.training.build import Setup, listed
+from fcos_recipe.training.window import Window, hms, memory_mib, timed
 
 
 class Trainer(Setup):
