@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from fcos_recipe import exit_codes
-from fcos_recipe.runtime import launch
+from fcos_recipe.launch import supervise as launch
 from tests.conftest import ROOT
 
 

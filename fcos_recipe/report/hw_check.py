@@ -330,7 +330,14 @@ def check_all(check: Check, kind: str, cards: list[int], steps: int, size: tuple
                 continue
             run = folder / name
             options = [f"TrainDataset.sample_num={2 * count * steps}", f"device={kind}"]
-            command = ["-m", "fcos_recipe.runtime.launch", "-c", str(config), "--gpus", str(count)]
+            command = [
+                "-m",
+                "fcos_recipe.launch.supervise",
+                "-c",
+                str(config),
+                "--gpus",
+                str(count),
+            ]
             command += ["--output", str(run), *(["--amp"] if precision == "amp" else [])]
             reads = lambda _, run=run: read_training(run, steps)  # noqa: E731
             done = check.run(name, [*command, "-o", *options], 240, reads, reserve=RESERVE)

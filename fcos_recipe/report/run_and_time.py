@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     config = load_config(args.config, args.opt)
     folder = args.output or Path(config.data["save_dir"]) / config.name
     prepare(config)
-    command = [sys.executable, "-m", "fcos_recipe.runtime.launch", args.config, "--eval", *rest]
+    command = [sys.executable, "-m", "fcos_recipe.launch.supervise", args.config, "--eval", *rest]
     command += ["--output", str(folder), *(["-o", *args.opt] if args.opt else [])]
     started = time.time()
     code = subprocess.run(command, env={**os.environ, **device.child_environment()}).returncode

@@ -187,7 +187,7 @@ def _communication(seconds: float = 120) -> Finding:
     """Two real processes that sum over Gloo on the CPU, through Paddle's launcher."""
     name = "communication"
     try:
-        from fcos_recipe.runtime import launch
+        from fcos_recipe.launch import supervise as launch
     except ImportError as error:
         return Finding(RED, name, f"{error}: several ranks cannot be supervised", INSTALL)
     script = Path(__file__).with_name("comm_check.py")

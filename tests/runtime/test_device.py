@@ -6,7 +6,7 @@ import re
 import pytest
 
 from fcos_recipe.errors import UserError
-from fcos_recipe.runtime import launch
+from fcos_recipe.launch import supervise as launch
 from fcos_recipe.system import device
 from fcos_recipe.system.device import PaddleFacts
 

@@ -11,7 +11,7 @@ import pytest
 
 from fcos_recipe import exit_codes
 from fcos_recipe.errors import UserError
-from fcos_recipe.runtime import launch
+from fcos_recipe.launch import supervise as launch
 
 START = "import os, sys, time, signal\nrank = int(os.environ['PADDLE_TRAINER_ID'])\n"
 

@@ -16,8 +16,9 @@ import pytest
 
 from fcos_recipe import exit_codes
 from fcos_recipe.errors import UserError
-from fcos_recipe.runtime import launch, peers
-from fcos_recipe.runtime.peers import Failure, Peers
+from fcos_recipe.launch import peers
+from fcos_recipe.launch import supervise as launch
+from fcos_recipe.launch.peers import Failure, Peers
 from tests.conftest import ROOT
 from tests.runtime.hosts import PORT, Hosts, train
 from tests.runtime.test_restart import children, wait_for
@@ -158,7 +159,7 @@ def test_what_the_operator_of_kubernetes_sets(monkeypatch, tmp_path):
 
 
 def test_a_host_that_waits_in_vain_says_for_whom(tmp_path):
-    command = [sys.executable, "-m", "fcos_recipe.runtime.launch", "--nnodes", "3", "--master",
+    command = [sys.executable, "-m", "fcos_recipe.launch.supervise", "--nnodes", "3", "--master",
                f"127.0.0.1:{PORT + 1}", "--node-rank", "0", "--wait", "4", "--log_dir",
                str(tmp_path), "configs/fcos/fcos_r18_fpn_demo.yml"]  # fmt: skip
     environment = {**os.environ, "DEVICE": "cpu"}
@@ -345,7 +346,7 @@ with Watchdog({"step": 3 if rank else 2}, rank) as watchdog:
     program = """
 import sys; from pathlib import Path
 from fcos_recipe.runtime import launch
-from fcos_recipe.runtime.peers import Cluster
+from fcos_recipe.launch.peers import Cluster
 node, folder = int(sys.argv[1]), Path(sys.argv[2])
 hosts = Cluster(2, node, "127.0.0.1", int(sys.argv[3]), f"127.0.0.{node + 1}", 60)
 sys.exit(launch.supervise(

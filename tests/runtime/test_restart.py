@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from fcos_recipe import exit_codes
-from fcos_recipe.runtime import launch, restart
+from fcos_recipe.launch import restart
+from fcos_recipe.launch import supervise as launch
 from tests.conftest import ROOT
 
 # Writes down its arguments, makes the run directory on its second start, dies as told.

@@ -28,9 +28,9 @@ import psutil
 from fcos_recipe import exit_codes
 from fcos_recipe.config import load_config
 from fcos_recipe.errors import UserError, printable, tell
-from fcos_recipe.runtime import restart
-from fcos_recipe.runtime.peers import SHORT_SILENCE, Cluster, Failure, Peers, cluster
-from fcos_recipe.runtime.ranks import Ranks
+from fcos_recipe.launch import restart
+from fcos_recipe.launch.peers import SHORT_SILENCE, Cluster, Failure, Peers, cluster
+from fcos_recipe.launch.ranks import Ranks
 from fcos_recipe.system import cpu_math, device
 
 HEADLINE = "configs/fcos/fcos_r50_fpn_1x_coco.yml"
