@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fcos_recipe.config import load_config
 from fcos_recipe.errors import UserError
-from fcos_recipe.runtime import ring
+from fcos_recipe.model import allreduce_cost as ring
 from fcos_recipe.system.device import requested
 
 PARTS = ("backbone", "neck", "head")

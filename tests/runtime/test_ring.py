@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fcos_recipe.cli import run
-from fcos_recipe.runtime.ring import BACKWARD, Load
+from fcos_recipe.model.allreduce_cost import BACKWARD, Load
 from tests.conftest import ROOT
 
 
