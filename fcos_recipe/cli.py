@@ -16,24 +16,30 @@ from fcos_recipe.system.watchdog import announce_failure, rank
 # name: (module:function, one line for `fcos --help`). Modules are imported only when called,
 # so that `--help` and the commands without a model never pay for importing Paddle.
 COMMANDS = {
-    "train": ("fcos_recipe.engine.commands:train", "train a model, with --eval after each epoch"),
-    "eval": ("fcos_recipe.engine.eval_commands:evaluate", "COCO figures of a weights file"),
-    "infer": ("fcos_recipe.predict.commands:main", "draw boxes on images, write COCO results"),
+    "train": ("fcos_recipe.commands.train:train", "train a model, with --eval after each epoch"),
+    "eval": ("fcos_recipe.commands.eval:evaluate", "COCO figures of a weights file"),
+    "infer": ("fcos_recipe.commands.infer:main", "draw boxes on images, write COCO results"),
     "export_model": ("fcos_recipe.predict.export:main", "to Paddle Inference or ONNX, checked"),
-    "dataset": ("fcos_recipe.data.commands:main", "fetch COCO; look at data before training"),
+    "dataset": ("fcos_recipe.commands.dataset:main", "fetch COCO; look at data before training"),
     "weights": (
-        "fcos_recipe.engine.weights_commands:main",
+        "fcos_recipe.commands.weights:main",
         "published weights; convert to safetensors",
     ),
-    "config": ("fcos_recipe.config.commands:main", "print, validate or compare configs"),
-    "analyze_model": ("fcos_recipe.model.analyze:main", "parameters, multiply-adds, memory, time"),
+    "config": ("fcos_recipe.commands.config:main", "print, validate or compare configs"),
+    "analyze_model": (
+        "fcos_recipe.commands.analyze_model:main",
+        "parameters, multiply-adds, memory, time",
+    ),
     "benchmark": (
         "fcos_recipe.benchmark.commands:main",
         "measure speed side by side with stock paddledet",
     ),
-    "report": ("fcos_recipe.report.commands:main", "a run directory as one page; compare runs"),
-    "verify_result": ("fcos_recipe.report.verify:main", "compare a run with the published figure"),
-    "doctor": ("fcos_recipe.runtime.doctor:main", "check this machine before a long run"),
+    "report": ("fcos_recipe.commands.report:main", "a run directory as one page; compare runs"),
+    "verify_result": (
+        "fcos_recipe.commands.verify_result:main",
+        "compare a run with the published figure",
+    ),
+    "doctor": ("fcos_recipe.commands.doctor:main", "check this machine before a long run"),
 }
 
 

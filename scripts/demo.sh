@@ -2,7 +2,7 @@
 # The demonstration, from a clean clone: install, draw a data set of shapes, train a small FCOS on
 # it (configs/fcos/fcos_r18_fpn_demo.yml), evaluate it with COCO's figures, draw its predictions.
 # Some minutes on two CPU cores. Leaves output/demo/: result.json, run/ (log, metrics, weights),
-# drawn/. Options go to `python -m fcos_recipe.demo` (--output DIR, -o KEY=VALUE ...).
+# drawn/. Options go to `python -m fcos_recipe.commands.demo` (--output DIR, -o KEY=VALUE ...).
 # example: bash scripts/demo.sh
 set -euo pipefail
 if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
@@ -12,4 +12,4 @@ fi
 STARTED=$(date +%s)
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/install.sh
-exec .venv/bin/python -m fcos_recipe.demo --started "$STARTED" "$@"
+exec .venv/bin/python -m fcos_recipe.commands.demo --started "$STARTED" "$@"

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from fcos_recipe import demo
+from fcos_recipe.commands import demo
 
 
 def test_summary_reads_the_run(tmp_path):

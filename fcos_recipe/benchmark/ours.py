@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 from fcos_recipe.benchmark.pipe import Line
+from fcos_recipe.commands.train import start
 from fcos_recipe.config import load_config
-from fcos_recipe.engine.commands import start
 
 
 def configure(setup: dict):

@@ -92,7 +92,7 @@ def export(predictor, target: Path, kind: str, nms: bool = True):
         RunFailure: the export differs; it is kept beside the target as NAME.rejected.
         UserError: the ONNX converter is missing.
     """
-    from fcos_recipe.predict import gate
+    from fcos_recipe.predict import parity as gate
     from fcos_recipe.predict.onnx_graph import convert
     from fcos_recipe.predict.predictor import Predictor
 

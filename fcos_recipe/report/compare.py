@@ -6,13 +6,13 @@ differences are told. It holds for these two trained models on other images of t
 not tell how far two trainings with other seeds would lie apart.
 """
 
-from fcos_recipe.config.commands import differences
+from fcos_recipe.commands.config import differences
 from fcos_recipe.config.load import plain_values
 from fcos_recipe.errors import UserError
 from fcos_recipe.evaluation.detections_file import JUDGED, judge, read, same_truth
 from fcos_recipe.report.blocks import Cell, Fold, Table, Text
+from fcos_recipe.report.headline import duration, percent
 from fcos_recipe.report.sections import labels
-from fcos_recipe.report.verdict import duration, percent
 from fcos_recipe.runs.contents import Run
 
 SAMPLES = 300  #: draws; the interval's ends are then good to about a tenth of its width

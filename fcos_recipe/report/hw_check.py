@@ -152,7 +152,7 @@ def read_training(folder: Path, steps: int, before: int = 0) -> dict:
     Raises:
         ValueError: it did not get there, or its loss is not finite.
     """
-    from fcos_recipe.report.verify import read_metrics
+    from fcos_recipe.commands.verify_result import read_metrics
     from fcos_recipe.runs.throughput import throughput
 
     rows = [r for r in read_metrics(folder) if r["kind"] == "train" and r["step"] > before]

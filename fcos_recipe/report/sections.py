@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from fcos_recipe.report import verdict
+from fcos_recipe.report import headline as verdict
 from fcos_recipe.report.blocks import (
     Cell,
     Charts,
@@ -21,8 +21,8 @@ from fcos_recipe.report.blocks import (
     Text,
     chart,
 )
+from fcos_recipe.report.headline import percent
 from fcos_recipe.report.svg import Series, number
-from fcos_recipe.report.verdict import percent
 from fcos_recipe.runs.contents import MOST_PICTURES, Run, value
 
 MOST_CLASSES = 20  #: of a confusion matrix that can be read
@@ -436,12 +436,12 @@ def command_line(run: Run) -> str:
     assert run.environment is not None
     program, *arguments = run.environment.command
     cards = run.facts.cards if run.facts else 1
-    if program == "demo.py":
+    if program == "commands/demo.py":
         for k, word in enumerate(arguments):
             if word == "--started":  # seconds of the day on which it was run
                 arguments = arguments[:k] + arguments[k + 2 :]
                 break
-        words = ["python", "-m", "fcos_recipe.demo", *arguments]
+        words = ["python", "-m", "fcos_recipe.commands.demo", *arguments]
     elif program.endswith(".py"):
         words = ["python", f"tools/{program}", *arguments]
         if cards > 1:  # what one of the processes was given

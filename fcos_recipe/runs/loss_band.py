@@ -28,7 +28,7 @@ def watch(run, config, total_batch: int) -> None:
         config: the run's resolved Config; another setting or data set than the project's: no band.
         total_batch: images per optimizer step.
     """
-    from fcos_recipe.report.verify import differing
+    from fcos_recipe.commands.verify_result import differing
 
     try:
         for band in load().loss_bands:
@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         UserError: none, or runs of several configs or batches, or with changed settings.
     """
-    from fcos_recipe.report.verify import read_metrics, read_run
+    from fcos_recipe.commands.verify_result import read_metrics, read_run
 
     folders = [Path(name) for name in (sys.argv[1:] if argv is None else argv)]
     runs = [read_run(folder) for folder in folders]

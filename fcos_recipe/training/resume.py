@@ -16,8 +16,8 @@ import numpy as np
 
 from fcos_recipe.checkpoint import folder as checkpoint
 from fcos_recipe.checkpoint import weights
+from fcos_recipe.commands.config import differences
 from fcos_recipe.config import Config
-from fcos_recipe.config.commands import differences
 from fcos_recipe.config.schema import RECIPE
 from fcos_recipe.errors import UserError, UserErrors, without_secrets
 from fcos_recipe.evaluation.collectives import everywhere, gather

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from fcos_recipe.cli import run
+from fcos_recipe.commands.train import start
 from fcos_recipe.config import load_config
-from fcos_recipe.engine.commands import start
 from fcos_recipe.errors import UserError
 from fcos_recipe.evaluation.loop import REFERENCE_BATCHES, build_loader
 from fcos_recipe.evaluation.tta import Augmented, Views, mirrored, resized

@@ -10,7 +10,7 @@ import pytest
 
 from fcos_recipe.cli import run
 from fcos_recipe.errors import RunFailure, UserError
-from fcos_recipe.predict import gate
+from fcos_recipe.predict import parity as gate
 from fcos_recipe.system.cpu_math import has_bfloat16
 from tests.conftest import run_tool
 
@@ -189,7 +189,7 @@ def test_an_image_without_any_detection_is_no_end(tiny, tmp_path, kind):
     skip_without_converter(kind)
     code = f"""
 from pathlib import Path
-from fcos_recipe.engine.commands import start
+from fcos_recipe.commands.train import start
 start("cpu")
 from fcos_recipe import compat
 compat.before_paddle()

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from fcos_recipe.cli import run
-from fcos_recipe.report import blocks, commands, html, markdown
+from fcos_recipe.commands import report as commands
+from fcos_recipe.report import blocks, html, markdown
 from fcos_recipe.report.sections import build, command_line
 from fcos_recipe.runs.contents import read_run
 from tests.conftest import ROOT
@@ -152,8 +153,8 @@ def test_all_of_a_run_is_in_it(made):
 def test_the_command_of_the_demo_is_the_demo(made):
     read = read_run(made)
     read.facts.cards = 1
-    read.environment.command = ["demo.py", "--started", "17", "-o", "epoch=1"]
-    assert command_line(read) == "python -m fcos_recipe.demo -o epoch=1"
+    read.environment.command = ["commands/demo.py", "--started", "17", "-o", "epoch=1"]
+    assert command_line(read) == "python -m fcos_recipe.commands.demo -o epoch=1"
     read.facts.cards = 8
     read.environment.command = ["train.py", "-c", "a.yml", "-o", "epoch=1", "device=cpu"]
     assert command_line(read) == "DEVICE=cpu bash scripts/train.sh --gpus 8 -c a.yml -o epoch=1"

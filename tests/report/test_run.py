@@ -9,7 +9,7 @@ import pytest
 
 from fcos_recipe.errors import UserError
 from fcos_recipe.report import html, sections
-from fcos_recipe.report.verdict import headline
+from fcos_recipe.report.headline import headline
 from fcos_recipe.runs.contents import read_run, value
 
 

@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
+from fcos_recipe.commands.run_and_time import main
 from fcos_recipe.errors import UserErrors
-from fcos_recipe.report.run_and_time import main
 
 
 def test_missing_data_are_told_before_the_clock_runs(root, tmp_path):

@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from fcos_recipe.commands import report as commands
 from fcos_recipe.errors import UserError
-from fcos_recipe.report import commands, html
+from fcos_recipe.report import html
 from fcos_recipe.report.serve import REFRESH, Server
 from tests.conftest import ROOT
 

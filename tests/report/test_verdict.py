@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from fcos_recipe.report import verdict
+from fcos_recipe.report import headline as verdict
 from fcos_recipe.report.blocks import Items, Table, Text
 from fcos_recipe.runs.contents import ConfigFacts, Dataset, Environment, Evaluation, Facts, Run
 

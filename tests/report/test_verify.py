@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from fcos_recipe.cli import run
+from fcos_recipe.commands import verify_result as verify
+from fcos_recipe.commands.config import resolved
 from fcos_recipe.config import load_config
-from fcos_recipe.config.commands import resolved
-from fcos_recipe.report import verify
 from fcos_recipe.runs.published import published
 
 BCCD = "fcos_r18_fpn_bccd"

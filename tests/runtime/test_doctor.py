@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from fcos_recipe.commands import doctor
 from fcos_recipe.errors import UserError
-from fcos_recipe.runtime import doctor
 from fcos_recipe.system import device
 from tests.runtime.test_device import NVIDIA, ixsmi
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from fcos_recipe.cli import run
-from fcos_recipe.report.commands import HTML
+from fcos_recipe.commands.report import HTML
 
 CONFIG = "configs/fcos/fcos_r18_fpn_demo.yml"
 DATA = "datasets/demo"
@@ -17,7 +17,9 @@ def main(argv: list[str] | None = None) -> int:
 
     All figures are read from what the training run left in its directory.
     """
-    parser = argparse.ArgumentParser(prog="python -m fcos_recipe.demo", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m fcos_recipe.commands.demo", description=__doc__
+    )
     parser.add_argument("--config", "-c", default=CONFIG, help="default: %(default)s")
     parser.add_argument("--output", default="output/demo", help="default: %(default)s")
     parser.add_argument(

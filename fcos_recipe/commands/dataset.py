@@ -11,7 +11,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # name: (module:function, one line for `fcos dataset --help`); function(argv) -> exit code
 COMMANDS = {
-    "download": ("fcos_recipe.data.commands:download", "get COCO 2017, or what is missing of it"),
+    "download": (
+        "fcos_recipe.commands.dataset:download",
+        "get COCO 2017, or what is missing of it",
+    ),
     "verify": (
         "fcos_recipe.datasets.verify.run:main",
         "find what is wrong before training; clean copies",

@@ -13,9 +13,9 @@ import sys
 import time
 from pathlib import Path
 
+from fcos_recipe.commands.verify_result import Verdict, judge, read_metrics, read_run
 from fcos_recipe.config import Config, load_config
 from fcos_recipe.errors import UserError, UserErrors, tell
-from fcos_recipe.report.verify import Verdict, judge, read_metrics, read_run
 from fcos_recipe.runs.published import published
 from fcos_recipe.system import device
 
@@ -86,7 +86,7 @@ def result(folder: Path, started: float, verdict: Verdict | None) -> dict:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`python -m fcos_recipe.report.run_and_time`: see `--help`."""
+    """`python -m fcos_recipe.commands.run_and_time`: see `--help`."""
     parser = argparse.ArgumentParser(
         prog="scripts/run_and_time.sh", epilog=_EXAMPLE, allow_abbrev=False,
         description="Prepare, train, evaluate; tell AP, throughput and time to train.",

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
+from fcos_recipe.commands.config import differences
 from fcos_recipe.config import Config, load_config
-from fcos_recipe.config.commands import differences
 from fcos_recipe.config.schema import ROOT
 from fcos_recipe.errors import UserError, printable
 from fcos_recipe.runs.published import Row, load, published
@@ -168,7 +168,7 @@ def measure(weights: str, config_path: str, overrides: list[str]) -> Found:
     Raises:
         UserError: a config without published row, or weights of another one.
     """
-    from fcos_recipe.engine.eval_commands import evaluate
+    from fcos_recipe.commands.eval import evaluate
 
     config = load_config(config_path, overrides)
     _rows(config.name)  # before minutes of evaluation

@@ -99,8 +99,8 @@ def train(argv: list[str]) -> int:
     logging_to = loggers.chosen([*args.logger, *["visualdl"] * args.use_vdl], config.data)
     device = start(requested(config.data))
 
+    from fcos_recipe.commands.report import after_training
     from fcos_recipe.evaluation.collectives import gather
-    from fcos_recipe.report.commands import after_training
     from fcos_recipe.runs import loss_band
     from fcos_recipe.runs.directory import RunDir
     from fcos_recipe.system.watchdog import Watchdog, rank

@@ -4,8 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
+from fcos_recipe.commands.train import common_parser, load, start
 from fcos_recipe.config.load import data_paths
-from fcos_recipe.engine.commands import common_parser, load, start
 from fcos_recipe.errors import UserError, UserErrors, printable
 from fcos_recipe.evaluation.metric import MAX_DETS, CocoMetric, table
 from fcos_recipe.predict.backends import NEEDS_EXPORT, PRECISIONS

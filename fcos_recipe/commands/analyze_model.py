@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--size {args.size}, --batch {args.batch}: want multiples of 32, and >= 1")
     config = load_config(args.config, args.opt)
 
-    from fcos_recipe.engine.commands import start
+    from fcos_recipe.commands.train import start
 
     device = start(requested(config.data))
     from fcos_recipe import compat
