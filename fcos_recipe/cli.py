@@ -31,7 +31,7 @@ COMMANDS = {
         "parameters, multiply-adds, memory, time",
     ),
     "benchmark": (
-        "fcos_recipe.benchmark.commands:main",
+        "fcos_recipe.lab.benchmark.commands:main",
         "measure speed side by side with stock paddledet",
     ),
     "report": ("fcos_recipe.commands.report:main", "a run directory as one page; compare runs"),

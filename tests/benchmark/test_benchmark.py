@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from fcos_recipe.benchmark import commands, images, pipe, tasks
-from fcos_recipe.benchmark.pipeline import Batches
 from fcos_recipe.errors import RunFailure
+from fcos_recipe.lab.benchmark import commands, images, pipe, tasks
+from fcos_recipe.lab.benchmark.pipeline import Batches
 from fcos_recipe.system.cpu_math import has_bfloat16
 from tests.conftest import run_tool
 
@@ -155,7 +155,7 @@ def test_bad_input_is_one_line(tmp_path, argv, words):
 
 
 def test_a_side_that_ends_is_told_with_the_end_of_its_log():
-    with pipe.Child("fcos_recipe.benchmark.stock", {"task": "no such task"}, {}) as child:
+    with pipe.Child("fcos_recipe.lab.benchmark.stock", {"task": "no such task"}, {}) as child:
         with pytest.raises(RunFailure, match="no such task"):
             child.receive()
     assert child.process.returncode is not None

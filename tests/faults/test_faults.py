@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fcos_recipe.checkpoint import folder as checkpoint
-from fcos_recipe.faults import inject, tools
+from fcos_recipe.lab.faults import inject, tools
 from tests.conftest import ROOT
 
 

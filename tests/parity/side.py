@@ -22,8 +22,8 @@ LOSSES = ("loss_cls", "loss_box", "loss_quality", "loss")
 
 
 def stock_trainer(setup: dict):
-    from fcos_recipe.benchmark import stock
     from fcos_recipe.compat import before_paddle, missing_stand_ins
+    from fcos_recipe.lab.benchmark import stock
 
     before_paddle()
     stock.mend_reshape()
@@ -42,7 +42,7 @@ def stock_trainer(setup: dict):
 
 
 def our_trainer(setup: dict):
-    from fcos_recipe.benchmark import ours
+    from fcos_recipe.lab.benchmark import ours
 
     device = ours.start("cpu")
     from fcos_recipe.training.trainer import Trainer

@@ -9,8 +9,8 @@ import yaml
 
 from fcos_recipe.config import load_config
 from fcos_recipe.errors import UserError
-from fcos_recipe.report import hw_check
-from fcos_recipe.report.hw_check import Check, counts
+from fcos_recipe.lab import hw_check
+from fcos_recipe.lab.hw_check import Check, counts
 
 
 def test_what_fails_is_recorded_and_the_rest_goes_on(tmp_path, monkeypatch):

@@ -93,4 +93,4 @@ def test_the_issue_template_is_a_form_about_things_that_exist(root):
     assert all(part["attributes"].get("label") for part in form["body"] if "id" in part)
     for path in set(re.findall(r"(?:scripts|tools|configs)/[\w.]+\.(?:sh|py|yml)", text)):
         assert (root / path).is_file(), path
-    assert f'"{form["name"]}"' in (root / "fcos_recipe/report/hw_check.py").read_text()
+    assert f'"{form["name"]}"' in (root / "fcos_recipe/lab/hw_check.py").read_text()

@@ -21,7 +21,7 @@ import psutil
 
 from fcos_recipe import exit_codes
 from fcos_recipe.datasets.drawn_shapes import make_shapes
-from fcos_recipe.faults import tools
+from fcos_recipe.lab.faults import tools
 from fcos_recipe.system import cpu_math
 from fcos_recipe.system.device import ROOT
 

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from fcos_recipe.benchmark import evaluator, images
-from fcos_recipe.benchmark.pipe import Child
+from fcos_recipe.lab.benchmark import evaluator, images
+from fcos_recipe.lab.benchmark.pipe import Child
 from fcos_recipe.system import cpu_math
 
-OURS, STOCK, TORCH = (f"fcos_recipe.benchmark.{name}" for name in ("ours", "stock", "torch_step"))
+OURS, STOCK, TORCH = (
+    f"fcos_recipe.lab.benchmark.{name}" for name in ("ours", "stock", "torch_step")
+)
 # Stock's operator as PaddleDetection's FCOS config writes it.
 TARGET_ARGUMENTS = {
     "object_sizes_boundary": [64, 128, 256, 512],

@@ -25,7 +25,7 @@ import psutil
 from fcos_recipe import exit_codes
 from fcos_recipe.datasets.drawn_shapes import make_shapes
 from fcos_recipe.errors import UserError
-from fcos_recipe.faults.tools import (
+from fcos_recipe.lab.faults.tools import (
     Lost,
     NotPossible,
     differences,
@@ -436,7 +436,7 @@ def main(argv: list[str] | None = None) -> int:
     work.mkdir(parents=True, exist_ok=True)
     try:
         if args.soak:
-            from fcos_recipe.faults.soak import soak
+            from fcos_recipe.lab.faults.soak import soak
 
             return soak(work.resolve(), args.soak, args.seed)
         return Faults(work.resolve(), args.seed, args.quick).run_all()

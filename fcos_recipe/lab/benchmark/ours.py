@@ -1,4 +1,4 @@
-"""This recipe's side, as `fcos train` runs it: `python -m fcos_recipe.benchmark.ours`."""
+"""This recipe's side, as `fcos train` runs it: `python -m fcos_recipe.lab.benchmark.ours`."""
 
 import contextlib
 import json
@@ -7,9 +7,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from fcos_recipe.benchmark.pipe import Line
 from fcos_recipe.commands.train import start
 from fcos_recipe.config import load_config
+from fcos_recipe.lab.benchmark.pipe import Line
 
 
 def configure(setup: dict):
@@ -23,7 +23,7 @@ def train(line: Line) -> None:
     setup = line.setup
     device = start(setup["device"])
 
-    from fcos_recipe.benchmark.probe import Gate
+    from fcos_recipe.lab.benchmark.probe import Gate
     from fcos_recipe.runs.directory import RunDir
     from fcos_recipe.training.trainer import Trainer
 
@@ -60,8 +60,8 @@ def reader(setup: dict):
 
 def data(line: Line) -> None:
     """What a data worker does for one batch, without the worker."""
-    from fcos_recipe.benchmark.pipeline import Batches
     from fcos_recipe.data.reader import Pipeline, _one_thread
+    from fcos_recipe.lab.benchmark.pipeline import Batches
 
     made, config = reader(line.setup), configure(line.setup).data["TrainReader"]
     _one_thread(0)
@@ -80,8 +80,8 @@ def targets(line: Line) -> None:
     """Seconds of Gt2FCOSTarget on one image."""
     import numpy as np
 
-    from fcos_recipe.benchmark.pipeline import timed
     from fcos_recipe.data.targets import Gt2FCOSTarget
+    from fcos_recipe.lab.benchmark.pipeline import timed
 
     operator = Gt2FCOSTarget(**line.setup["arguments"])
     height, width = line.setup["size"]
@@ -104,8 +104,8 @@ def startup(line: Line) -> None:
 
 def memory(line: Line) -> None:
     """What the indexed annotations hold in one process, after every record was read."""
-    from fcos_recipe.benchmark.pipeline import proportional_mib
     from fcos_recipe.data.dataset import COCODataSet
+    from fcos_recipe.lab.benchmark.pipeline import proportional_mib
 
     config = configure(line.setup).data["TrainDataset"]
     before = proportional_mib()
@@ -155,7 +155,7 @@ def infer(line: Line) -> None:
     """Detections of prepared images, by the trained model or by an export of it."""
     setup = line.setup
     device = start(setup["device"])
-    from fcos_recipe.benchmark.inference import batch_of, timed
+    from fcos_recipe.lab.benchmark.inference import batch_of, timed
     from fcos_recipe.predict import backends
 
     if "export" in setup:
@@ -179,7 +179,7 @@ def nms(line: Line) -> None:
     device = start(setup["device"])
     import paddle
 
-    from fcos_recipe.benchmark.inference import batch_of, timed
+    from fcos_recipe.lab.benchmark.inference import batch_of, timed
     from fcos_recipe.predict import backends
 
     model = backends.Eager(setup["weights"] + ".pdparams", configure(setup), device).model

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from fcos_recipe.benchmark.pipe import Line
+from fcos_recipe.lab.benchmark.pipe import Line
 
 
 def build(sides: tuple[int, int]):
@@ -52,7 +52,7 @@ def detection(model, pictures, bias: float):
     """A request's work: seconds of detection on float images in memory."""
     import torch
 
-    from fcos_recipe.benchmark.inference import timed
+    from fcos_recipe.lab.benchmark.inference import timed
 
     model.eval()
     torch.nn.init.constant_(model.head.classification_head.cls_logits.bias, bias)

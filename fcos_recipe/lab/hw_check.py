@@ -248,7 +248,7 @@ def counts(available: int, asked: list[int] | None) -> list[int]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`python -m fcos_recipe.report.hw_check`: see `--help`."""
+    """`python -m fcos_recipe.lab.hw_check`: see `--help`."""
     parser = argparse.ArgumentParser(
         prog="scripts/hw_check.sh", epilog=_EXAMPLE, description=__doc__.split("\n\n")[0],
         formatter_class=argparse.RawDescriptionHelpFormatter,
