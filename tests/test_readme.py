@@ -17,18 +17,18 @@ PAGES = [*READMES, *sorted((ROOT / "docs").glob("*.md"))]
 
 # Commands are compared by their beginnings. What a test of its own runs names that test.
 ELSEWHERE = {
-    "bash scripts/demo.sh": "tests/test_demo.py and its own installation",
+    "bash scripts/demo.sh": "tests/commands/test_demo.py and its own installation",
     "bash scripts/test.sh": "is what runs this test",
     "bash scripts/install.sh": "tests/install",
     "bash .ci/run": "runs all tests",
     "python tools/benchmark.py": "takes minutes and gigabytes; tests/benchmark",
-    "python tools/analyze_model.py": "measures for a minute; tests/model/test_analyze.py",
-    "bash scripts/hw_check.sh": "needs cards; tests/report/test_hw_check.py",
-    "bash scripts/run_and_time.sh": "trains; tests/report/test_run_and_time.py",
-    "python tools/verify_result.py": "needs a run; tests/report/test_verify.py",
+    "python tools/analyze_model.py": "measures for a minute; tests/commands/test_analyze_model.py",
+    "bash scripts/hw_check.sh": "needs cards; tests/lab/test_hw_check.py",
+    "bash scripts/run_and_time.sh": "trains; tests/commands/test_run_and_time.py",
+    "python tools/verify_result.py": "needs a run; tests/commands/test_verify_result.py",
     "python tools/report.py": "needs a run; tests/report",
-    "python tools/dataset.py convert": "needs another format; tests/data/test_convert.py",
-    "python tools/weights.py get": "needs the network; tests/engine/test_zoo.py",
+    "python tools/dataset.py convert": "needs another format; tests/datasets/test_convert.py",
+    "python tools/weights.py get": "needs the network; tests/checkpoint/test_zoo.py",
     "bash scripts/fault_test.sh": "takes minutes; tests/faults",
     "bash scripts/check.sh": "is part of scripts/test.sh",
     "pip install": "tests/install and the lock files",
@@ -36,7 +36,7 @@ ELSEWHERE = {
     "export NAME=": "needs Kubernetes; tests/test_deploy.py",
     "envsubst": "needs Kubernetes; tests/test_deploy.py",
     "docker": "needs Docker; tests/test_deploy.py",
-    "python datasets/download_coco.py": "needs 20 GB from the network; tests/data/test_download.py",
+    "python datasets/download_coco.py": "needs 20 GB from the network; tests/datasets/test_coco2017.py",
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from fcos_recipe.data.dataset import COCODataSet
 from fcos_recipe.errors import UserError
-from tests.data.conftest import coco, write
+from tests.helpers.coco_folders import coco, write
 
 FIELDS = ["image", "gt_bbox", "gt_class", "is_crowd"]
 

@@ -12,7 +12,7 @@ import pytest
 from fcos_recipe.data import index as module
 from fcos_recipe.data.index import ARRAYS, open_index, parse
 from fcos_recipe.errors import UserError
-from tests.data.conftest import coco, write
+from tests.helpers.coco_folders import coco, write
 
 
 def place(path):

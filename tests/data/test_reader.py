@@ -19,8 +19,8 @@ from fcos_recipe.data.reader import (
     worker_count,
 )
 from fcos_recipe.errors import UserError
-from tests.data.conftest import coco, write
 from tests.data.test_targets import check_same, stock_target
+from tests.helpers.coco_folders import coco, write
 
 FIELDS = ["image", "gt_bbox", "gt_class", "is_crowd"]
 NORMALIZE = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "is_scale": True}

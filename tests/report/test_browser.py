@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fcos_recipe.commands import report as commands
-from tests.report.conftest import judged, write_run
+from tests.helpers.made_runs import judged, write_run
 
 # A frame as wide as a phone; the page in it cannot run scripts, so the frame's owner looks.
 FRAME = """<!DOCTYPE html><title>frame</title><link rel="icon" href="data:,">

@@ -12,7 +12,7 @@ from fcos_recipe.report import html
 from fcos_recipe.report.blocks import Table, Text
 from fcos_recipe.report.compare import blocks, compared
 from fcos_recipe.runs.contents import read_run
-from tests.report.conftest import judged, write_run
+from tests.helpers.made_runs import judged, write_run
 
 pytest.importorskip("hotcoco")
 

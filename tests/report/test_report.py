@@ -16,7 +16,7 @@ from fcos_recipe.report import blocks, html, markdown
 from fcos_recipe.report.sections import build, command_line
 from fcos_recipe.runs.contents import read_run
 from tests.conftest import ROOT
-from tests.report.conftest import judged, write_run
+from tests.helpers.made_runs import judged, write_run
 
 SECTIONS = ["Verdict", "Curves", "AP per class", "Precision and recall", "Errors and confusions",
             "Best and worst images", "Data", "Config", "Environment", "Repeat it"]  # fmt: skip

@@ -1,6 +1,6 @@
 """Files of detections judged by our evaluator and by pycocotools: the same twelve figures?
 
-As a program, one side: `python -m fcos_recipe.lab.benchmark.evaluator SIDE GT.json DETECTIONS.json`,
+As a program, one side: `python -m fcos_recipe.lab.benchmark.evaluator SIDE GT.json DETS.json`,
 SIDE being ours or pycocotools.
 """
 

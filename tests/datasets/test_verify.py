@@ -19,7 +19,7 @@ from fcos_recipe.datasets.verify import images as image_checks
 from fcos_recipe.datasets.verify.findings import KINDS
 from fcos_recipe.datasets.verify.run import examine
 from fcos_recipe.evaluation.results_file import read_annotations
-from tests.data.conftest import coco
+from tests.helpers.coco_folders import coco
 
 
 def sound(split, images=3):

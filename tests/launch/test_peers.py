@@ -20,8 +20,8 @@ from fcos_recipe.launch import peers
 from fcos_recipe.launch import supervise as launch
 from fcos_recipe.launch.peers import Failure, Peers
 from tests.conftest import ROOT
-from tests.runtime.hosts import PORT, Hosts, train
-from tests.runtime.test_restart import children, wait_for
+from tests.helpers.hosts import PORT, Hosts, train
+from tests.launch.test_restart import children, wait_for
 
 KEPT = ROOT / "output" / "test_peers"
 

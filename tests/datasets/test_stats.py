@@ -16,7 +16,7 @@ from fcos_recipe.data.targets import Gt2FCOSTarget, grid_shapes
 from fcos_recipe.datasets.fpn_levels import REASONS, Rules, positives, reasons
 from fcos_recipe.datasets.locate import RULES, Source
 from fcos_recipe.datasets.look.stats import image_sizes, statistics
-from tests.data.conftest import coco, write
+from tests.helpers.coco_folders import coco, write
 
 BASE = Gt2FCOSTarget([64, 128, 256, 512], 1.5, [8, 16, 32, 64, 128]).rules
 BOXES = {  # image: [category, x, y, w, h, crowd, area]

@@ -10,7 +10,7 @@ import pytest
 from fcos_recipe.commands import doctor
 from fcos_recipe.errors import UserError
 from fcos_recipe.system import device
-from tests.runtime.test_device import NVIDIA, ixsmi
+from tests.system.test_device import NVIDIA, ixsmi
 
 CPU = device.PaddleFacts("3.3.1", False, (), 0)
 CUDA = device.PaddleFacts("2.5.2+corex", True, (), 2)

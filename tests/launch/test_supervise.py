@@ -134,7 +134,7 @@ with Watchdog({"step": 3 if rank else 2}, rank) as watchdog:
 def test_signals_end_the_run(tmp_path, number):
     program = f"""
 import sys; from pathlib import Path
-from tests.runtime.test_launch import run_ranks
+from tests.launch.test_supervise import run_ranks
 sys.exit(run_ranks(Path({str(tmp_path)!r}), "print('up', flush=True)\\ntime.sleep(300)\\n")[0])
 """
     child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)

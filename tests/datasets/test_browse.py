@@ -16,7 +16,7 @@ from fcos_recipe.datasets.locate import Source
 from fcos_recipe.datasets.look import contact_sheet as sheet
 from fcos_recipe.datasets.look.browse import Choice, annotated, read_detections, seen_by_network
 from fcos_recipe.errors import UserError
-from tests.data.conftest import coco, write
+from tests.helpers.coco_folders import coco, write
 
 EVIL = "<img src=x onerror=alert(1)>\"'\x1b[31m & 红"
 

@@ -1,6 +1,6 @@
 """Seconds of a step on two hosts by the speed of their network.
 
-`python -m tests.runtime.measure_hosts`: the network of the demo, one CPU rank per host, both hosts
+`python -m tests.launch.measure_hosts`: the network of the demo, one CPU rank per host, both hosts
 on this machine. Needs root, iproute2 with tc, and network namespaces.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fcos_recipe.datasets.drawn_shapes import make_shapes
 from tests.conftest import ROOT
-from tests.runtime.hosts import Hosts, train
+from tests.helpers.hosts import Hosts, train
 
 BATCH = 4
 

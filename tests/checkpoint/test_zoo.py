@@ -10,7 +10,7 @@ import pytest
 from fcos_recipe import cli
 from fcos_recipe.checkpoint import zoo
 from fcos_recipe.files import download
-from tests.data.fault_server import FaultServer
+from tests.helpers.fault_server import FaultServer
 
 WEIGHTS = random.Random(2).randbytes(500_000)
 

@@ -8,7 +8,7 @@ import pytest
 
 from fcos_recipe.cli import run
 from fcos_recipe.datasets.reshape import Annotations, stratify
-from tests.data.conftest import coco, write
+from tests.helpers.coco_folders import coco, write
 
 REAL = ["coco_mini/annotations/instances_train2017.json", "bccd/annotations/instances_train.json"]
 

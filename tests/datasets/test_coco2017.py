@@ -22,7 +22,7 @@ from fcos_recipe import cli
 from fcos_recipe.datasets import coco2017 as coco
 from fcos_recipe.errors import RunFailure, UserError
 from fcos_recipe.files import archives, download
-from tests.data.fault_server import FAULTS, FaultServer
+from tests.helpers.fault_server import FAULTS, FaultServer
 
 BYTES = random.Random(1).randbytes(300_000)
 

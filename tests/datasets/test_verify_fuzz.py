@@ -24,7 +24,7 @@ from fcos_recipe.datasets.verify.findings import KINDS, Findings
 from fcos_recipe.datasets.verify.images import inspect, inspect_all
 from fcos_recipe.errors import UserError
 from fcos_recipe.evaluation.results_file import read_annotations
-from tests.data.conftest import coco, write
+from tests.helpers.coco_folders import coco, write
 
 FILES, IMAGES = 2400, 700
 UNFIXABLE = {"structure", "nothing_to_train", "box_format"}  # the user's to mend

@@ -19,7 +19,7 @@ def test_the_mean_is_weighted_by_steps_in_the_window():
 
 
 def test_a_band_of_runs(root, tmp_path, capsys):
-    from tests.report.test_verify import make_run
+    from tests.commands.test_verify_result import make_run
 
     folders = [make_run(tmp_path / f"run{k}", root, 50.0, f"seed={k}") for k in (0, 1)]
     for folder, loss in zip(folders, (1.0, 1.4)):
