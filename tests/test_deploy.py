@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from fcos_recipe import exit_codes
-from fcos_recipe.launch import supervise as launch
+from fcos_recipe.launch import supervise
 from tests.conftest import ROOT
 
 
@@ -131,14 +131,14 @@ def test_slurm_leaves_time_to_save():
     assert options["ntasks-per-node"] == "1" and "requeue" in options
     assert options["open-mode"] == "append"  # a requeued job would empty the log
     name, seconds = options["signal"].split("@")
-    assert name == "TERM" and int(seconds) > launch.STOP_GRACE
+    assert name == "TERM" and int(seconds) > supervise.STOP_GRACE
 
 
 # ---- Kubernetes ---------------------------------------------------------------------------------
 
 VALUES = {
     "NAME": "fcos", "IMAGE": "registry.example/fcos:0.1", "NODES": "2", "CARDS": "8",
-    "CARD_RESOURCE": "iluvatar.com/gpu", "CONFIG": launch.HEADLINE, "DATA_CLAIM": "coco",
+    "CARD_RESOURCE": "iluvatar.com/gpu", "CONFIG": supervise.HEADLINE, "DATA_CLAIM": "coco",
     "OUTPUT_CLAIM": "runs",
 }  # fmt: skip
 
@@ -200,7 +200,7 @@ def test_pods_run_as_they_should(name, monkeypatch):
     document = manifest(name)
     pod = pod_of(document)["spec"]
     (container,) = pod["containers"]
-    assert pod["terminationGracePeriodSeconds"] > launch.STOP_GRACE + launch.GRACE
+    assert pod["terminationGracePeriodSeconds"] > supervise.STOP_GRACE + supervise.GRACE
     assert pod["securityContext"]["runAsNonRoot"] and not pod["automountServiceAccountToken"]
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
@@ -221,7 +221,7 @@ def test_pods_run_as_they_should(name, monkeypatch):
         monkeypatch.setenv("PADDLE_NNODES", "2")
         monkeypatch.setenv("PADDLE_MASTER", "localhost:36543")
         words = [word.replace("$(NODE_RANK)", "1") for word in words]
-    run, _ = launch.prepare(words)
+    run, _ = supervise.prepare(words)
     assert run.ranks == 8 and run.run_dir == Path("/output/fcos")
     assert "--resume=auto" in run.command and "TrainDataset.dataset_dir=/data" in run.command
     assert bool(run.cluster) == (name == "paddlejob.yaml")

@@ -36,7 +36,7 @@ ELSEWHERE = {
     "export NAME=": "needs Kubernetes; tests/test_deploy.py",
     "envsubst": "needs Kubernetes; tests/test_deploy.py",
     "docker": "needs Docker; tests/test_deploy.py",
-    "python datasets/download_coco.py": "needs 20 GB from the network; tests/datasets/test_coco2017.py",
+    "python datasets/download_coco.py": "needs COCO's server; tests/datasets/test_coco2017.py",
 }
 
 

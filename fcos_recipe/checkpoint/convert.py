@@ -4,8 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from fcos_recipe.checkpoint import folder as checkpoint
-from fcos_recipe.checkpoint import weights
+from fcos_recipe.checkpoint import storage, weights
 from fcos_recipe.errors import UserError
 
 ENDINGS = {".safetensors": "safetensors", ".pdparams": "paddledet"}
@@ -34,8 +33,8 @@ def convert(source: str, target: Path, form: str | None = None) -> list[Path]:
     stem = target.with_suffix("") if target.suffix == ending else target
     path = weights.resolve(source)
     files = {ending: path}
-    if form == "paddledet" and (path.parent / checkpoint.STATE).is_file():
-        checkpoint.read_state(path.parent)
+    if form == "paddledet" and (path.parent / storage.STATE).is_file():
+        storage.read_state(path.parent)
         files = {p.suffix: p for p in path.parent.glob("model.pd*")}
     new = {end: stem.with_name(stem.name + end) for end in files}
     for file in new.values():
@@ -54,7 +53,7 @@ def convert(source: str, target: Path, form: str | None = None) -> list[Path]:
                 if end != ending:
                     shutil.copyfile(file, new[end])
             tensors = {name: weights.tensor(value) for name, value in state.items()}
-            checkpoint.save_weights(new[ending], tensors, notes)
+            storage.save_weights(new[ending], tensors, notes)
     except OSError as error:
-        raise UserError(f"{target}: {checkpoint.reason(error)}") from None
+        raise UserError(f"{target}: {storage.reason(error)}") from None
     return list(new.values())

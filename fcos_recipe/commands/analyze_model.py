@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fcos_recipe.config import load_config
 from fcos_recipe.errors import UserError
-from fcos_recipe.model import allreduce_cost as ring
+from fcos_recipe.model import allreduce_cost
 from fcos_recipe.system.device import requested
 
 PARTS = ("backbone", "neck", "head")
@@ -166,8 +166,8 @@ def scaling(model, config, step: float, networks: list[float], latency: float) -
     """
     size = sum(p.size * p.element_size() for p in model.parameters() if not p.stop_gradient)
     messages = -(-size // (config.data["comm_buffer_mb"] * 2**20))
-    load = ring.Load(size, messages, step, latency)
-    rows = ring.table(load, [2, 4, 8, 16, 32, 64], networks)
+    load = allreduce_cost.Load(size, messages, step, latency)
+    rows = allreduce_cost.table(load, [2, 4, 8, 16, 32, 64], networks)
     return f"{config.name}, calculated, not measured\n{rows}"
 
 

@@ -6,8 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 from fcos_recipe.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[2]
+from fcos_recipe.places import ROOT
 
 # name: (module:function, one line for `fcos dataset --help`); function(argv) -> exit code
 COMMANDS = {
@@ -65,7 +64,7 @@ def main(argv: list[str]) -> int:
 
 def download(argv: list[str]) -> int:
     """`fcos dataset download` and datasets/download_coco.py."""
-    from fcos_recipe.datasets import coco2017 as coco
+    from fcos_recipe.datasets import coco2017
     from fcos_recipe.files.download import DownloadError
 
     parser = argparse.ArgumentParser(
@@ -80,23 +79,25 @@ def download(argv: list[str]) -> int:
     add("--annotations-only", action="store_true", help="no images")
     add("--mirror", metavar="URL", help="server with zips/ and annotations/ as COCO's has them")
     add("--from-zips", type=Path, metavar="DIR", help="use these zip files; no network")
-    add("--keep-zips", action="store_true", help=f"leave the zip files in DIR/{coco.OURS}")
+    add("--keep-zips", action="store_true", help=f"leave the zip files in DIR/{coco2017.OURS}")
     add("--connections", type=int, default=4, metavar="N",
         help="at once, for servers that slow each one down (default: %(default)s)")  # fmt: skip
     add("--verify", action="store_true", help="also compare every file's checksum")
     add("--dry-run", action="store_true", help="say what would be done; no network")
     args = parser.parse_args(argv)
     splits = args.splits.split(",")
-    if unknown := sorted(set(splits) - set(coco.COCO_2017.splits)):
+    if unknown := sorted(set(splits) - set(coco2017.COCO_2017.splits)):
         parser.error(f"--splits: {', '.join(unknown)}: choose from train,val")
     if not 1 <= args.connections <= 16:
         parser.error("--connections: from 1 to 16")
-    options = coco.Options(
+    options = coco2017.Options(
         splits, args.annotations_only, args.mirror, args.from_zips, args.keep_zips,
         args.connections, args.verify,
     )  # fmt: skip
     try:
-        lines = (coco.plan if args.dry_run else coco.get)(args.dir, coco.COCO_2017, options)
+        lines = (coco2017.plan if args.dry_run else coco2017.get)(
+            args.dir, coco2017.COCO_2017, options
+        )
     except DownloadError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code

@@ -17,6 +17,7 @@ from pathlib import Path
 from fcos_recipe.config import load_config, scaling
 from fcos_recipe.config.load import Config, data_paths
 from fcos_recipe.errors import UserError
+from fcos_recipe.places import ROOT
 from fcos_recipe.system import cpu_math, device
 
 GREEN, YELLOW, RED = "green", "yellow", "red"
@@ -187,15 +188,15 @@ def _communication(seconds: float = 120) -> Finding:
     """Two real processes that sum over Gloo on the CPU, through Paddle's launcher."""
     name = "communication"
     try:
-        from fcos_recipe.launch import supervise as launch
+        from fcos_recipe.launch import supervise
     except ImportError as error:
         return Finding(RED, name, f"{error}: several ranks cannot be supervised", INSTALL)
-    script = Path(__file__).with_name("comm_check.py")
-    with tempfile.TemporaryDirectory() as folder, launch.no_process_left():
+    script = ROOT / "fcos_recipe" / "system" / "comm_check.py"
+    with tempfile.TemporaryDirectory() as folder, supervise.no_process_left():
         log = Path(folder)
-        run = launch.plan("cpu", ["0", "1"], [], [], log, script)
+        run = supervise.plan("cpu", ["0", "1"], [], [], log, script)
         try:
-            code = launch.start(run, log / "launcher.log").wait(seconds)
+            code = supervise.start(run, log / "launcher.log").wait(seconds)
         except subprocess.TimeoutExpired:
             return Finding(
                 RED, name, f"2 CPU processes did not meet in {seconds:.0f} s",
@@ -289,7 +290,7 @@ def _pixels(reader: dict) -> int | None:
 def _hours(config: Config, cards: int, driver: device.Driver | None) -> Iterator[Finding]:
     data = config.data["TrainDataset"]
     from fcos_recipe.data.index import open_index
-    from fcos_recipe.runs.published import published
+    from fcos_recipe.runs.published_results import published
 
     indexes = [open_index(path) for path in data_paths(data, "anno_path")]
     boxes = sum(int((i.box_start[1:] > i.box_start[:-1]).sum()) for i in indexes)

@@ -16,7 +16,7 @@ from pathlib import Path
 from fcos_recipe.commands.verify_result import Verdict, judge, read_metrics, read_run
 from fcos_recipe.config import Config, load_config
 from fcos_recipe.errors import UserError, UserErrors, tell
-from fcos_recipe.runs.published import published
+from fcos_recipe.runs.published_results import published
 from fcos_recipe.system import device
 
 DEMO = "fcos_r18_fpn_demo"

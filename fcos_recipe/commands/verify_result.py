@@ -9,9 +9,9 @@ from pathlib import Path
 
 from fcos_recipe.commands.config import differences
 from fcos_recipe.config import Config, load_config
-from fcos_recipe.config.schema import ROOT
 from fcos_recipe.errors import UserError, printable
-from fcos_recipe.runs.published import Row, load, published
+from fcos_recipe.places import ROOT
+from fcos_recipe.runs.published_results import Row, load, published
 
 REPRODUCED, OUTSIDE, NOT_COMPARABLE = "reproduced", "outside", "not comparable"
 _CODES = {REPRODUCED: 0, OUTSIDE: 1, NOT_COMPARABLE: 2}

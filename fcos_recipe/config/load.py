@@ -17,8 +17,9 @@ from typing import Any
 import yaml
 
 from fcos_recipe.config.check import SCHEDULERS, check, nearest
-from fcos_recipe.config.schema import ONLY_OURS, RECIPE, RESULTS, ROOT, UNSET
+from fcos_recipe.config.schema import ONLY_OURS, RECIPE, RESULTS, UNSET
 from fcos_recipe.errors import UserErrors
+from fcos_recipe.places import ROOT
 
 COMMAND_LINE = "command line"
 DEFAULT = "default"

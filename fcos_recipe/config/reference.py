@@ -13,6 +13,7 @@ from fcos_recipe.compat import REPLACED
 from fcos_recipe.config import schema
 from fcos_recipe.config.check import describe
 from fcos_recipe.config.load import yaml_text
+from fcos_recipe.places import ROOT
 
 _HEAD = """\
 # Configuration reference
@@ -69,7 +70,7 @@ def _component(name: str, source: schema.Source, why: str) -> str:
         rest = inherited.partition("\nArgs:\n")[2]
     about = " ".join(head.split("\n\n")[0].split())
     arguments = schema.signature(name).args
-    where = source.path.relative_to(schema.ROOT).as_posix()
+    where = source.path.relative_to(ROOT).as_posix()
     rows = [
         f"| {', '.join(f'`{one}`' for one in names)} | {_defaults(names, arguments)} | {said} |"
         for names, said in _arguments(rest)

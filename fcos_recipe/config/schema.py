@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fcos_recipe.errors import UserError
+from fcos_recipe.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "configs" / "results.yml"  # figures, no config
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fcos_recipe.config.load import Config, data_paths, display, load_config
-from fcos_recipe.config.schema import ROOT
 from fcos_recipe.data.index import Index, open_index
 from fcos_recipe.errors import UserError
+from fcos_recipe.places import ROOT
 
 RULES = ROOT / "configs" / "fcos" / "fcos_r50_fpn_1x_coco.yml"  # where no config is named
 SPLITS = {"train": "TrainDataset", "val": "EvalDataset"}

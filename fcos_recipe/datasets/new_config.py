@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from fcos_recipe.config import scaling
 from fcos_recipe.config.load import Config, display, load_config, yaml_text
-from fcos_recipe.config.schema import ROOT
 from fcos_recipe.errors import UserError, UserErrors, printable
+from fcos_recipe.places import ROOT
 
 FINE_TUNING = 500  # steps of `base_batch` images that a run has at least, from a detector's weights
 SCRATCH = 3  # times as many, and as many epochs, without: He et al. 2019, arXiv 1811.08883

@@ -137,7 +137,7 @@ def finish_evaluation(metric: CocoMetric, folder: Path, pictures: bool = True) -
     Returns:
         lines for the console.
     """
-    from fcos_recipe.checkpoint.folder import write_json
+    from fcos_recipe.checkpoint.storage import write_json
 
     if metric.judged and len(metric.judged["found"]["score"]):
         _try(JUDGED, lambda: save(metric, folder / JUDGED))

@@ -81,7 +81,7 @@ def draw_examples(metric: CocoMetric, threshold: float, folder: Path) -> int:
     Returns:
         number of images; 0 where it is not known where they are.
     """
-    from fcos_recipe.checkpoint.folder import write_json
+    from fcos_recipe.checkpoint.storage import write_json
 
     dataset = metric.dataset
     if dataset is None:

@@ -20,8 +20,8 @@ from pathlib import Path
 import yaml
 
 from fcos_recipe import __version__, exit_codes
-from fcos_recipe.config.schema import ROOT
 from fcos_recipe.errors import UserError, printable
+from fcos_recipe.places import ROOT
 from fcos_recipe.system import device
 
 HEADLINE = ROOT / "configs" / "fcos" / "fcos_r50_fpn_1x_coco.yml"

@@ -31,10 +31,11 @@ from fcos_recipe.errors import UserError, printable, tell
 from fcos_recipe.launch import restart
 from fcos_recipe.launch.peers import SHORT_SILENCE, Cluster, Failure, Peers, cluster
 from fcos_recipe.launch.ranks import Ranks
+from fcos_recipe.places import ROOT
 from fcos_recipe.system import cpu_math, device
 
 HEADLINE = "configs/fcos/fcos_r50_fpn_1x_coco.yml"
-TRAIN = device.ROOT / "tools" / "train.py"
+TRAIN = ROOT / "tools" / "train.py"
 GRACE = 15  # seconds the ranks have to end by themselves after a failure
 LAST_WORDS = 5  # seconds the ranks have to end by themselves after another host failed
 STOP_GRACE = 45  # seconds after Ctrl-C or SIGTERM: a rank may be writing a checkpoint
@@ -507,8 +508,8 @@ def prepare(argv: list[str]) -> tuple[Plan, bool]:
     """From command line and environment (DEVICE) to a plan, and whether it is a dry run."""
     args, rest = parse(argv)
     path = args.config or HEADLINE
-    if not Path(path).exists() and (device.ROOT / path).exists():
-        path = str(device.ROOT / path)  # the scripts work from any directory
+    if not Path(path).exists() and (ROOT / path).exists():
+        path = str(ROOT / path)  # the scripts work from any directory
     overrides = list(args.opt)
     if os.environ.get("DEVICE"):
         overrides.append(f"device={os.environ['DEVICE']}")

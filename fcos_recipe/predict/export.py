@@ -92,7 +92,7 @@ def export(predictor, target: Path, kind: str, nms: bool = True):
         RunFailure: the export differs; it is kept beside the target as NAME.rejected.
         UserError: the ONNX converter is missing.
     """
-    from fcos_recipe.predict import parity as gate
+    from fcos_recipe.predict import parity
     from fcos_recipe.predict.onnx_graph import convert
     from fcos_recipe.predict.predictor import Predictor
 
@@ -107,7 +107,7 @@ def export(predictor, target: Path, kind: str, nms: bool = True):
             convert(part, facts)
         _write_facts(part, facts)
         batches = _batches(predictor)
-        verdict = gate.compare(
+        verdict = parity.compare(
             predictor.run, Predictor(part, device=predictor.device).run, batches, facts["limits"]
         )
         _write_facts(part, {**facts, "check": verdict.facts()})

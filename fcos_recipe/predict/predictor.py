@@ -179,7 +179,7 @@ def _run_config(weights: str) -> Path:
 
 def _names(weights: str, data: dict) -> tuple[list[str], list[int], dict[str, int]]:
     """Class names, category ids and known image ids, see `Predictor`."""
-    from fcos_recipe.checkpoint.folder import class_names
+    from fcos_recipe.checkpoint.storage import class_names
     from fcos_recipe.data.index import open_index
 
     classes = data["num_classes"]

@@ -4,7 +4,7 @@ from pathlib import PurePosixPath
 
 from fcos_recipe.errors import UserError
 from fcos_recipe.report.blocks import Items, Table, Text, Tiles
-from fcos_recipe.runs import published as results
+from fcos_recipe.runs import published_results
 from fcos_recipe.runs.contents import Run, value
 
 # What may change on the command line without changing what is trained and judged.
@@ -18,8 +18,8 @@ COCO_VAL = 5000  #: images of COCO val2017
 
 
 def published(config_name: str | None) -> list:
-    """Published figures of a config: `runs.published.Row`s, whose AP is in percent."""
-    return results.published(config_name) if config_name else []
+    """Published figures of a config: `runs.published_results.Row`s, whose AP is in percent."""
+    return published_results.published(config_name) if config_name else []
 
 
 def percent(ap: float | None) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from fcos_recipe.report import headline as verdict
+from fcos_recipe.report import headline
 from fcos_recipe.report.blocks import (
     Cell,
     Charts,
@@ -38,7 +38,7 @@ def build(run: Run, others: Sequence[Run] = (), comparison: list | None = None) 
         others: runs whose curves are drawn beside its own.
         comparison: blocks of `compare.blocks`, shown after the verdict.
     """
-    parts = [("Verdict", "verdict", verdict.blocks(run))]
+    parts = [("Verdict", "verdict", headline.blocks(run))]
     if comparison is not None:
         parts.append(("Comparison", "comparison", comparison))
     parts += [
@@ -461,7 +461,7 @@ def missing(run: Run) -> list:
     if run.notes:
         found.append(Items(run.notes))
     if run.warnings:
-        found.append(Text(f"{verdict.plural(len(run.warnings), 'warning')} in the log:"))
+        found.append(Text(f"{headline.plural(len(run.warnings), 'warning')} in the log:"))
         found.append(Items(run.warnings[:MOST_WARNINGS]))
         if len(run.warnings) > MOST_WARNINGS:
             found.append(Text(f"{len(run.warnings) - MOST_WARNINGS} more are in log.txt.", "note"))

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from fcos_recipe import __version__
-from fcos_recipe.checkpoint import folder as checkpoint
+from fcos_recipe.checkpoint import storage
 from fcos_recipe.errors import UserError, printable, without_secrets
 from fcos_recipe.system.device import read_driver
 
@@ -158,7 +158,7 @@ class RunDir:
         """
         if not self.writer or path is None or path.resolve().parent != self.checkpoints.resolve():
             return
-        known = checkpoint.found(self.checkpoints)
+        known = storage.found(self.checkpoints)
         for newer in known[known.index(self.checkpoints / path.name) + 1 :]:
             aside = newer.with_name(f"superseded-{newer.name}")
             shutil.rmtree(aside, ignore_errors=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from fcos_recipe.errors import UserError, tell
-from fcos_recipe.runs.published import WINDOW, Band, load
+from fcos_recipe.runs.published_results import WINDOW, Band, load
 
 log = logging.getLogger("fcos")
 STEPS = (100, 500, 1000)

@@ -13,14 +13,13 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from fcos_recipe.compat import before_paddle
 from fcos_recipe.errors import UserError
+from fcos_recipe.places import ROOT
 
 PLUGIN = "iluvatar_gpu"  # the custom device type of Iluvatar's Paddle plugin
 DEVICES = ("auto", "cpu", "gpu", PLUGIN)
-ROOT = Path(__file__).resolve().parents[2]  # the checkout
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections import deque
 import numpy as np
 import paddle
 
-from fcos_recipe.checkpoint import folder as checkpoint
+from fcos_recipe.checkpoint import storage
 from fcos_recipe.errors import RunFailure
 from fcos_recipe.evaluation.collectives import gather
 from fcos_recipe.runs.directory import log
@@ -120,9 +120,9 @@ class Guard:
         }  # fmt: skip
         try:
             path.parent.mkdir(exist_ok=True)
-            checkpoint.write_json(path, content)
+            storage.write_json(path, content)
         except OSError as error:
-            log.warning("%s: %s", path, checkpoint.reason(error))
+            log.warning("%s: %s", path, storage.reason(error))
             return ""
         return f"; {path} has the numbers of every layer"
 

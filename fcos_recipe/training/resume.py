@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fcos_recipe.checkpoint import folder as checkpoint
-from fcos_recipe.checkpoint import weights
+from fcos_recipe.checkpoint import storage, weights
 from fcos_recipe.commands.config import differences
 from fcos_recipe.config import Config
 from fcos_recipe.config.schema import RECIPE
@@ -113,7 +112,7 @@ def collect(trainer, ranks: list[dict], window=None) -> tuple[dict, dict]:
         "ema": trainer.ema.facts() if trainer.ema else None,
         "window": window.state() if window else None,
     }  # fmt: skip
-    objects = {file: checkpoint.host(value) for file, value in objects.items()}
+    objects = {file: storage.host(value) for file, value in objects.items()}
     return {**objects, "ranks.json": {"ranks": ranks}}, json.loads(json.dumps(state))
 
 
@@ -180,7 +179,7 @@ def automatic(path: Path) -> str | None:
     Args:
         path: the run directory.
     """
-    if gather(bool(checkpoint.found(path / "checkpoints")))[0]:
+    if gather(bool(storage.found(path / "checkpoints")))[0]:
         return str(path)
     log.info("resume: no checkpoint in %s yet: from the beginning", path)
     return None
@@ -200,7 +199,7 @@ def find(source: str) -> tuple[Path, dict]:
     """
     path = Path(source)
     if gather((path / "checkpoints").is_dir())[0]:  # hosts may have file systems of their own
-        chosen, rejected = gather(checkpoint.newest(path / "checkpoints"))[0]
+        chosen, rejected = gather(storage.newest(path / "checkpoints"))[0]
         for line in rejected:
             log.warning("rejected: %s", line)
         if chosen is None:
@@ -208,9 +207,9 @@ def find(source: str) -> tuple[Path, dict]:
                 f"--resume {source}: no intact checkpoint in it; start anew without --resume"
             )
         path = chosen
-    if gather((path / checkpoint.STATE).is_file())[0]:
-        everywhere(path, checkpoint.STATE)
-        return path, checkpoint.read_state(path)
+    if gather((path / storage.STATE).is_file())[0]:
+        everywhere(path, storage.STATE)
+        return path, storage.read_state(path)
     return weights.resolve(source), {}
 
 

@@ -12,7 +12,7 @@ import paddle
 import paddle.distributed as dist
 from tqdm import tqdm
 
-from fcos_recipe.checkpoint import folder as checkpoint
+from fcos_recipe.checkpoint import storage
 from fcos_recipe.commands.config import resolved
 from fcos_recipe.errors import RunFailure, Stopped, UserError, without_secrets
 from fcos_recipe.evaluation.analysis import finish_evaluation
@@ -107,8 +107,8 @@ class Trainer(Setup):
         with self.watchdog.phase("save"):
             path = run.path / "model_final.pdparams"
             with self._averaged():
-                final = checkpoint.host(self.model.state_dict())
-            self.saver.submit(path.name, lambda: checkpoint.save_weights(path, final, self.facts()))
+                final = storage.host(self.model.state_dict())
+            self.saver.submit(path.name, lambda: storage.save_weights(path, final, self.facts()))
             self.saver.wait()
             if self.saver.failures:
                 raise RunFailure(f"{path}: the final weights are not saved; see above")
@@ -122,7 +122,7 @@ class Trainer(Setup):
         run, data = self.run, self.config.data
         at = self.progress
         at.pending_eval &= self.validating
-        self.saver = checkpoint.Saver(data["max_failed_saves"])
+        self.saver = storage.Saver(data["max_failed_saves"])
         self.guard = Guard(self)
         self._evaluated = False
         self._saved_at: tuple[int, int] | None = None
@@ -131,7 +131,7 @@ class Trainer(Setup):
         self._saved_time = time.monotonic()
         if run.writer:
             (run.path / CONFIG).write_text(without_secrets(resolved(self.config)))
-            checkpoint.write_json(run.path / ENVIRONMENT, {
+            storage.write_json(run.path / ENVIRONMENT, {
                 **environment(self.device), "config": self.config.name, "ranks": self._nranks,
             })  # fmt: skip
         run.forget_after(at.steps_done, at.epoch - at.pending_eval)
@@ -339,13 +339,13 @@ class Trainer(Setup):
                 self._save(self._ranks)
             self._leave(together=False)
         at.pending_eval = False
-        path = self.run.checkpoints / checkpoint.name(at.epoch)
+        path = self.run.checkpoints / storage.name(at.epoch)
         if self.run.writer and self._saved_at == (at.epoch, 0):
             done = {"progress": {**json.loads(json.dumps(vars(at)))}}
 
             def amend():
                 if path.is_dir():  # else it could not be saved, which was told
-                    checkpoint.amend(path, **done)
+                    storage.amend(path, **done)
 
             self.saver.submit(f"{path} with its evaluation", amend)
 
@@ -357,17 +357,17 @@ class Trainer(Setup):
             improved = ap > at.best["AP"] + self.config.data["early_stop"]["min_delta"]
             if improved:
                 at.best = {"AP": ap, "epoch": at.epoch}
-                best = checkpoint.host(self.model.state_dict()) if run.writer else {}
+                best = storage.host(self.model.state_dict()) if run.writer else {}
             at.history.append({"epoch": at.epoch, "AP": ap})
         self._evaluated = True
         judged = {"epoch": at.epoch, **result}
         if run.writer:
 
             def write():
-                checkpoint.write_json(run.path / "eval.json", judged)
+                storage.write_json(run.path / "eval.json", judged)
                 if improved:
                     path = run.path / "best_model.pdparams"
-                    checkpoint.save_weights(path, best, self.facts(ap))
+                    storage.save_weights(path, best, self.facts(ap))
 
             self.saver.submit("best_model.pdparams" if improved else "eval.json", write)
         figures = dict(zip(result["names"], result["stats"]))
@@ -399,11 +399,11 @@ class Trainer(Setup):
             before = time.perf_counter()
             self.saver.wait()
             objects, state = resume.collect(self, ranks, window)
-            name = checkpoint.name(at.epoch, at.step)
+            name = storage.name(at.epoch, at.step)
 
             def write():
-                checkpoint.save(run.checkpoints, name, objects, state)
-                checkpoint.prune(run.checkpoints, self.config.data["keep_checkpoints"])
+                storage.save(run.checkpoints, name, objects, state)
+                storage.prune(run.checkpoints, self.config.data["keep_checkpoints"])
 
             stood = time.perf_counter() - before
             self.saver.submit(str(run.checkpoints / name), write, stood)
@@ -423,7 +423,7 @@ class Trainer(Setup):
         at = self.progress
         if self.saver.failures:
             raise RunFailure("asked to stop, but the checkpoint could not be saved; see above")
-        where = self.run.checkpoints / checkpoint.name(at.epoch, at.step)
+        where = self.run.checkpoints / storage.name(at.epoch, at.step)
         said = (
             f"stopped after epoch {at.epoch} and {at.step} steps; saved {where}: "
             "`--resume auto` goes on"
@@ -444,20 +444,20 @@ class Trainer(Setup):
         bad, lowered = self.progress.bad_steps + 1, self.progress.lr_factor * factor
         with self.watchdog.phase("save"):
             self.saver.wait()
-            path, _ = gather(checkpoint.newest(self.run.checkpoints))[0]
+            path, _ = gather(storage.newest(self.run.checkpoints))[0]
             if path is None:
                 raise RunFailure(
                     "bad_numbers.policy: rollback: there is no checkpoint yet; lower the LR, or "
                     "save more often (snapshot_steps)"
                 )
-            everywhere(path, checkpoint.STATE)
-            state = checkpoint.read_state(path)
+            everywhere(path, storage.STATE)
+            state = storage.read_state(path)
             state["progress"].update(bad_steps=bad, lr_factor=lowered)
             resume.restore(self, path, state)
             at = self.progress
             if self.run.writer:  # a kill from here on must not bring the higher LR back
                 done = {"progress": state["progress"]}
-                self.saver.submit(f"{path} with its LR", lambda: checkpoint.amend(path, **done))
+                self.saver.submit(f"{path} with its LR", lambda: storage.amend(path, **done))
                 self.saver.wait()
         self._cut_window, self._saved_at = state["window"], (at.epoch, at.step)
         self.run.forget_after(at.steps_done, at.epoch - at.pending_eval)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from fcos_recipe.cli import run
-from fcos_recipe.commands import verify_result as verify
+from fcos_recipe.commands import verify_result
 from fcos_recipe.commands.config import resolved
 from fcos_recipe.config import load_config
-from fcos_recipe.runs.published import published
+from fcos_recipe.runs.published_results import published
 
 BCCD = "fcos_r18_fpn_bccd"
 
@@ -86,10 +86,10 @@ def test_what_is_no_finished_run(root, tmp_path, capsys):
 
 def test_a_figure_that_was_not_reproduced_is_shown_as_such(root):
     speed = {"images_per_second": 60.0, "images_per_second_per_card": 7.5}
-    found = verify.Found("fcos_r50_fpn_1x_coco", 39.35, 5000, 16, 12, speed)
-    verdict = verify.judge(found)
+    found = verify_result.Found("fcos_r50_fpn_1x_coco", 39.35, 5000, 16, 12, speed)
+    verdict = verify_result.judge(found)
     text = "\n".join(verdict.lines)
-    assert verdict.word == verify.REPRODUCED  # of the two rows one is near enough
+    assert verdict.word == verify_result.REPRODUCED  # of the two rows one is near enough
     assert text.count("not reproduced by this project") == 2
     assert "BI-V100 x 8" in text and "8.24 images/s per card, most likely" in text
 

@@ -13,7 +13,7 @@ import pytest
 
 from fcos_recipe.cli import run
 from fcos_recipe.datasets.locate import Source
-from fcos_recipe.datasets.look import contact_sheet as sheet
+from fcos_recipe.datasets.look import contact_sheet
 from fcos_recipe.datasets.look.browse import Choice, annotated, read_detections, seen_by_network
 from fcos_recipe.errors import UserError
 from tests.helpers.coco_folders import coco, write
@@ -192,12 +192,12 @@ def test_page_asks_for_nothing_and_escapes_names(tmp_path, capsys):
 def test_sheet(tmp_path):
     rng = np.random.default_rng(0)
     tiles = [
-        sheet.Tile(f"{k} {EVIL}.jpg", ["note", "x" * 300],
+        contact_sheet.Tile(f"{k} {EVIL}.jpg", ["note", "x" * 300],
                    [("", rng.integers(0, 256, (60 + 20 * k, 200, 3)).astype(np.uint8))])
         for k in range(13)
     ]  # fmt: skip
-    keys = [sheet.Key(f"stride {k} " + "y" * 40, (200, 10 * k, 0)) for k in range(9)]
-    drawn = np.asarray(sheet.contact_sheet(tiles, keys, "title " * 100))
+    keys = [contact_sheet.Key(f"stride {k} " + "y" * 40, (200, 10 * k, 0)) for k in range(9)]
+    drawn = np.asarray(contact_sheet.contact_sheet(tiles, keys, "title " * 100))
     for tile in tiles:  # every picture is there, whole
         picture = tile.pictures[0][1]
         corner = picture[:8, :8]
@@ -205,11 +205,11 @@ def test_sheet(tmp_path):
         np.testing.assert_array_equal(drawn[y:, x:][: len(picture), :200], picture)
     assert drawn.shape[1] < 2300
     for ending in ("png", "jpg"):
-        sheet.save(tiles, keys, "t", tmp_path / f"x.{ending}")
+        contact_sheet.save(tiles, keys, "t", tmp_path / f"x.{ending}")
         assert cv2.imread(str(tmp_path / f"x.{ending}")).shape == drawn.shape
-    big = [sheet.Tile("x", [], [("", np.zeros((9000, 2200, 3), np.uint8))])] * 8
+    big = [contact_sheet.Tile("x", [], [("", np.zeros((9000, 2200, 3), np.uint8))])] * 8
     with pytest.raises(UserError, match="--limit"):
-        sheet.contact_sheet(big, [], "t")
+        contact_sheet.contact_sheet(big, [], "t")
 
 
 def test_network_input_from_the_command_line_without_paddle(tiny, tmp_path, root):

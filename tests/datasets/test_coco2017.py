@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from fcos_recipe import cli
-from fcos_recipe.datasets import coco2017 as coco
+from fcos_recipe.datasets import coco2017
 from fcos_recipe.errors import RunFailure, UserError
 from fcos_recipe.files import archives, download
 from tests.helpers.fault_server import FAULTS, FaultServer
@@ -301,7 +301,7 @@ def test_archives_that_lie_about_sizes_or_are_damaged(tmp_path):
 # ---- a whole data set
 
 
-def release(folder: Path, url: str, images: int = 6, size: int = 20_000) -> coco.Release:
+def release(folder: Path, url: str, images: int = 6, size: int = 20_000) -> coco2017.Release:
     """A small COCO: zips below `folder` as a server has them."""
     (folder / "zips").mkdir(parents=True)
     (folder / "annotations").mkdir()
@@ -310,7 +310,9 @@ def release(folder: Path, url: str, images: int = 6, size: int = 20_000) -> coco
     def archive(path, entries):
         data = zipped(folder / path, entries).read_bytes()
         top = next(iter(entries)).split("/")[0]
-        return coco.Archive(path, md5(data), top, len(data), sum(map(len, entries.values())) + 1)
+        return coco2017.Archive(
+            path, md5(data), top, len(data), sum(map(len, entries.values())) + 1
+        )
 
     for name, count in (("val", images), ("train", 3 * images)):
         files = {f"{name}2017/{i:012}.jpg": dice.randbytes(size) for i in range(count)}
@@ -319,9 +321,9 @@ def release(folder: Path, url: str, images: int = 6, size: int = 20_000) -> coco
         annos[f"annotations/instances_{name}2017.json"] = json.dumps(
             {"images": named, "annotations": boxes}
         )
-        splits[name] = coco.Split(archive(f"zips/{name}2017.zip", files), count, 5 * count)
+        splits[name] = coco2017.Split(archive(f"zips/{name}2017.zip", files), count, 5 * count)
     notes = archive("annotations/annotations_trainval2017.zip", annos)
-    return coco.Release("COCO test", url, notes, splits)
+    return coco2017.Release("COCO test", url, notes, splits)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -329,7 +331,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and coco.OURS not in path.parts
+        if path.is_file() and coco2017.OURS not in path.parts
     }
 
 
@@ -348,7 +350,7 @@ class World:
                 self.expected |= {name: file.read(name) for name in file.namelist()}
 
     def get(self, **options) -> list[str]:
-        return coco.get(self.data, self.release, coco.Options(**options))
+        return coco2017.get(self.data, self.release, coco2017.Options(**options))
 
 
 @pytest.fixture
@@ -464,11 +466,11 @@ def test_parts_only_kept_zips_mirror_and_no_network(world, tmp_path):
 
 def test_counts_other_than_published(world):
     splits = world.release.splits
-    splits["val"] = coco.Split(splits["val"].archive, 6, 31)
+    splits["val"] = coco2017.Split(splits["val"].archive, 6, 31)
     with pytest.raises(download.Damaged, match="6 images and 30 boxes instead of 6 and 31") as e:
         world.get()
     assert e.value.code == 3
-    splits["val"] = coco.Split(splits["val"].archive, 6, 30)
+    splits["val"] = coco2017.Split(splits["val"].archive, 6, 30)
     world.get()
 
 
@@ -477,7 +479,7 @@ def test_counts_of_a_real_file_are_those_of_a_json_parser(shared):
         parsed = json.loads(path.read_text())
         if isinstance(parsed, list):  # detections
             continue
-        images, boxes, names = coco._count(path)
+        images, boxes, names = coco2017._count(path)
         assert images == len(parsed["images"]) and boxes == len(parsed["annotations"])
         assert names == [image["file_name"] for image in parsed["images"]]
 
@@ -492,7 +494,7 @@ def test_too_small_a_disk_is_told_before_anything_is_fetched(world, monkeypatch)
 
 
 def test_command_line(world, monkeypatch, capsys):
-    monkeypatch.setattr(coco, "COCO_2017", world.release)
+    monkeypatch.setattr(coco2017, "COCO_2017", world.release)
     base = ["download", "--dir", str(world.data)]
     assert cli.run("dataset", [*base, "--dry-run"]) == 0
     assert world.server.requests == [] and not world.data.exists()
@@ -510,7 +512,7 @@ def test_command_line(world, monkeypatch, capsys):
 
 def test_the_published_table_and_the_script(root):
     """Facts of COCO 2017, and that the script runs from anywhere on the bare standard library."""
-    splits = coco.COCO_2017.splits
+    splits = coco2017.COCO_2017.splits
     assert [(s.images, s.boxes, s.anno) for s in splits.values()] == [
         (5_000, 36_781, "annotations/instances_val2017.json"),
         (118_287, 860_001, "annotations/instances_train2017.json"),

@@ -15,7 +15,7 @@ from fcos_recipe.config import scaling
 from fcos_recipe.config.load import load_config
 from fcos_recipe.datasets import new_config as module
 from fcos_recipe.datasets.new_config import Split
-from tests.helpers.coco_folders import cache, coco, write  # noqa: F401 (a fixture)
+from tests.helpers.coco_folders import coco, write
 
 SMALL = "fcos_r18_fpn_demo"
 

@@ -18,8 +18,7 @@ from PIL import Image
 from fcos_recipe.data.dataset import COCODataSet
 from fcos_recipe.data.index import EPSILON, parse
 from fcos_recipe.data.reader import BadImage, decode, read_image
-from fcos_recipe.datasets.verify import annotations as annotation_checks
-from fcos_recipe.datasets.verify import fix as annotation_fix
+from fcos_recipe.datasets.verify import annotations, fix
 from fcos_recipe.datasets.verify.findings import KINDS, Findings
 from fcos_recipe.datasets.verify.images import inspect, inspect_all
 from fcos_recipe.errors import UserError
@@ -183,9 +182,9 @@ def refusals(path) -> list[str]:
 
 def examine(text: bytes):
     found = Findings()
-    content = annotation_checks.decode("x.json", text, found)
+    content = annotations.decode("x.json", text, found)
     if content is not None:
-        annotation_checks.check(content, found, {"allow_empty": True})
+        annotations.check(content, found, {"allow_empty": True})
     return content, found
 
 
@@ -218,7 +217,7 @@ def trial(seed: int, folder) -> str:
         return "sound"
     if content is None:
         return "refused"
-    parts, changes, left = annotation_fix.fix(content, found, {"allow_empty": True})
+    parts, changes, left = fix.fix(content, found, {"allow_empty": True})
     copy = b"".join(parts)
     again = examine(copy)[1]
     assert again.count(True) == left.count(True), (again.items, left.items)

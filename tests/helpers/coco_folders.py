@@ -1,18 +1,9 @@
-"""What the tests of the data part share: small COCO folders, made on the spot."""
+"""Small COCO folders, made on the spot."""
 
 import json
 
 import cv2
 import numpy as np
-import pytest
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    """The user's cache directory, empty and out of the user's way."""
-    path = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(path))
-    return path
 
 
 def coco(images=4, boxes=2, classes=(7, 3), size=(48, 64)):

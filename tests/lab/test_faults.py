@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from fcos_recipe.checkpoint import folder as checkpoint
+from fcos_recipe.checkpoint import storage
 from fcos_recipe.lab.faults import inject, tools
 from tests.conftest import ROOT
 
@@ -18,8 +18,8 @@ def finished(path, weight=1.0, moment=2.0, rows=((1, 0.5), (2, 0.25))):
     (path / "checkpoints").mkdir(parents=True)
     model, optimizer = {"w": np.full(3, weight)}, {"m": np.full(3, moment)}
     objects = {"model.pdparams": model, "model.pdopt": optimizer}
-    checkpoint.save(path / "checkpoints", "0001", objects, {})
-    checkpoint.save_weights(path / "model_final.pdparams", objects["model.pdparams"], {})
+    storage.save(path / "checkpoints", "0001", objects, {})
+    storage.save_weights(path / "model_final.pdparams", objects["model.pdparams"], {})
     lines = [json.dumps({"time": id(path), "step": s, "loss": loss}) for s, loss in rows]
     (path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     return path
@@ -56,12 +56,12 @@ def test_what_is_lost_is_counted_and_named(tmp_path, monkeypatch, capsys):
     test.rng = np.random.default_rng(0)
     test.survived, test.lost, test.skipped, test.inside, test.slowest = 0, [], [], 0, 0
     folder = finished(tmp_path / "whole") / "checkpoints"
-    checkpoint.save(folder, "0002", {"model.pdparams": {"w": np.ones(9)}}, {})
+    storage.save(folder, "0002", {"model.pdparams": {"w": np.ones(9)}}, {})
     test.reference = lambda *_: 1.0
     monkeypatch.setattr(inject, "COUNTS", {"damage": (6, 6)})
     assert test.run_all() == 0
     assert capsys.readouterr().out.endswith("faults tried 6, survived 6, lost 0\n")
-    monkeypatch.setattr(checkpoint, "newest", lambda path: (checkpoint.found(path)[-1], []))
+    monkeypatch.setattr(storage, "newest", lambda path: (storage.found(path)[-1], []))
     assert test.run_all() == 1
     out = capsys.readouterr().out
     assert "not noticed" in out and out.endswith("faults tried 12, survived 6, lost 6\n")

@@ -16,8 +16,7 @@ import pytest
 
 from fcos_recipe import exit_codes
 from fcos_recipe.errors import UserError
-from fcos_recipe.launch import peers
-from fcos_recipe.launch import supervise as launch
+from fcos_recipe.launch import peers, supervise
 from fcos_recipe.launch.peers import Failure, Peers
 from tests.conftest import ROOT
 from tests.helpers.hosts import PORT, Hosts, train
@@ -142,7 +141,7 @@ def test_the_port_is_taken():
 def test_refused(words, message, monkeypatch):
     monkeypatch.setenv("DEVICE", "cpu")
     with pytest.raises(UserError, match=message):
-        launch.prepare(["configs/fcos/fcos_r18_fpn_demo.yml", *words.split()])
+        supervise.prepare(["configs/fcos/fcos_r18_fpn_demo.yml", *words.split()])
 
 
 def test_what_the_operator_of_kubernetes_sets(monkeypatch, tmp_path):
@@ -151,7 +150,7 @@ def test_what_the_operator_of_kubernetes_sets(monkeypatch, tmp_path):
     monkeypatch.setenv("PADDLE_NNODES", "3")
     monkeypatch.setenv("PADDLE_MASTER", f"localhost:{PORT}")
     monkeypatch.setenv("MASTER_ADDR", "somewhere.else")
-    run, _ = launch.prepare(["configs/fcos/fcos_r18_fpn_demo.yml", "--node-rank", "1"])
+    run, _ = supervise.prepare(["configs/fcos/fcos_r18_fpn_demo.yml", "--node-rank", "1"])
     command = " ".join(run.command)
     assert f"--nnodes 3 --master 127.0.0.1:{PORT} --rank 1 --host 127.0.0.1" in command
     assert run.log_dir.name == "host-1" and run.env["GLOO_SOCKET_IFNAME"] == "lo"
@@ -297,7 +296,7 @@ def test_a_pulled_cable_ends_both_hosts(tiny, tmp_path, netns, request):
     began = time.monotonic()
     netns.unplug(1)
     assert two.end() == [exit_codes.FAILED, exit_codes.FAILED], two.said
-    assert time.monotonic() - began < peers.SILENCE + launch.GRACE + 45
+    assert time.monotonic() - began < peers.SILENCE + supervise.GRACE + 45
     for node, other in ((0, "host-b (10.213.77.2"), (1, "host-a (10.213.77.1")):
         assert f"launch: all of host {other}" in two.said[node]
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from fcos_recipe import exit_codes
-from fcos_recipe.launch import restart
-from fcos_recipe.launch import supervise as launch
+from fcos_recipe.launch import restart, supervise
 from tests.conftest import ROOT
 
 # Writes down its arguments, makes the run directory on its second start, dies as told.
@@ -32,7 +31,7 @@ sys.exit(int(sys.argv[2]))
 
 def start(tmp_path, restarts, last=0):
     (tmp_path / "run").mkdir()  # of an earlier run
-    run = launch.Plan([sys.executable, "-c", PROGRAM, str(tmp_path), str(last)], {}, 1,
+    run = supervise.Plan([sys.executable, "-c", PROGRAM, str(tmp_path), str(last)], {}, 1,
                       tmp_path / "log", [])  # fmt: skip
     code = restart.until_done(run, restart.one_process, restarts, tmp_path / "run")
     return code, (tmp_path / "calls").read_text().splitlines()
@@ -133,7 +132,7 @@ def test_sigterm_to_the_script_saves_on_all_ranks(tiny, tmp_path):
     rest = process.communicate(timeout=60)[0]
     assert process.returncode == exit_codes.SAVED, rest
     assert time.monotonic() - began < 30 and "Traceback" not in rest
-    from fcos_recipe.checkpoint import folder as checkpoint
+    from fcos_recipe.checkpoint import storage
 
-    path, rejected = checkpoint.newest(Path(tmp_path / "run" / "checkpoints"))
+    path, rejected = storage.newest(Path(tmp_path / "run" / "checkpoints"))
     assert path and not rejected and f"saved {path}" in rest

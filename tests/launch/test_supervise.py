@@ -11,7 +11,7 @@ import pytest
 
 from fcos_recipe import exit_codes
 from fcos_recipe.errors import UserError
-from fcos_recipe.launch import supervise as launch
+from fcos_recipe.launch import supervise
 
 START = "import os, sys, time, signal\nrank = int(os.environ['PADDLE_TRAINER_ID'])\n"
 
@@ -22,7 +22,7 @@ def run_ranks(tmp_path, body, ranks=2):
     script.write_text(START + body)
     labels = [str(i) for i in range(ranks)]
     began = time.monotonic()
-    code = launch.supervise(launch.plan("cpu", labels, [], [], tmp_path / "log", script))
+    code = supervise.supervise(supervise.plan("cpu", labels, [], [], tmp_path / "log", script))
     return code, time.monotonic() - began
 
 
@@ -181,7 +181,7 @@ time.sleep(300)
     ],
 )
 def test_choose_cards(asked, configured, visible, expected):
-    assert launch.choose_cards(asked, configured, visible) == expected
+    assert supervise.choose_cards(asked, configured, visible) == expected
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_choose_cards(asked, configured, visible, expected):
 )
 def test_choose_cards_refuses(asked, words):
     with pytest.raises(UserError, match=words):
-        launch.choose_cards(asked, 8, ["0", "1"])
+        supervise.choose_cards(asked, 8, ["0", "1"])
 
 
 def test_scripts_work_from_any_directory(tmp_path, root):

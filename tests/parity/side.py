@@ -95,14 +95,14 @@ def main(side: str, setup: dict) -> None:
         target = Path(setup["save"])
         save_model(model.state_dict(), optimizer, str(target.parent), target.name, 1)
     elif setup["save"]:
-        from fcos_recipe.checkpoint import folder as checkpoint
+        from fcos_recipe.checkpoint import storage
         from fcos_recipe.training import resume
 
         folder = Path(setup["save"], "checkpoints")
         folder.mkdir(parents=True)
         trainer.progress.epoch, trainer.progress.steps_done = 1, trainer.steps_before(1)
         ranks = resume.of_ranks(trainer.loader)
-        checkpoint.save(folder, checkpoint.name(1), *resume.collect(trainer, ranks))
+        storage.save(folder, storage.name(1), *resume.collect(trainer, ranks))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 
 from fcos_recipe.cli import run
 from fcos_recipe.errors import RunFailure, UserError
-from fcos_recipe.predict import parity as gate
+from fcos_recipe.predict import parity
 from fcos_recipe.system.cpu_math import has_bfloat16
 from tests.conftest import run_tool
 
@@ -54,7 +54,7 @@ def test_export_is_equal_and_complete(trained, tiny, tmp_path, kind, options):
     assert facts["class_names"] == ["circle", "square", "triangle", "star"]
     check = facts["check"]
     assert check["failures"] == [] and check["detections"] > 20
-    assert check["score"] <= gate.SCORE and check["pixels"] <= gate.PIXELS
+    assert check["score"] <= parity.SCORE and check["pixels"] <= parity.PIXELS
     # the same predictor runs it: no config, names with it
     out = tmp_path / "drawn"
     weights = folder / "model.onnx" if kind == "onnx" else folder
@@ -93,9 +93,9 @@ BATCHES = [{"seed": np.array(k)} for k in range(4)]
 
 def test_gate_accepts_what_is_equal():
     shuffled = perturbed(reference, lambda b: np.concatenate([b[:12][::-1], b[12:][::-1]]))
-    verdict = gate.compare(reference, shuffled, BATCHES, LIMITS)
+    verdict = parity.compare(reference, shuffled, BATCHES, LIMITS)
     assert verdict.passed and verdict.detections == 80 and verdict.images == 8
-    assert not gate.compare(
+    assert not parity.compare(
         lambda b: (np.zeros((0, 6)), np.array([0])),
         lambda b: (np.zeros((0, 6)), np.array([0])),
         BATCHES,
@@ -114,17 +114,17 @@ def test_gate_accepts_what_is_equal():
     ids=["score", "box", "class", "another"],
 )
 def test_gate_refuses_what_differs(change):
-    verdict = gate.compare(reference, perturbed(reference, change), BATCHES, LIMITS)
+    verdict = parity.compare(reference, perturbed(reference, change), BATCHES, LIMITS)
     assert not verdict.passed and verdict.failures
 
 
 def test_gate_exempts_only_what_rounding_decides():
     rows = np.array([[0, 0.9, 0, 0, 10, 10], [0, 0.05005, 50, 50, 60, 60]], float)
     both, one = (lambda b: (rows, np.array([2]))), (lambda b: (rows[:1], np.array([1])))
-    verdict = gate.compare(both, one, BATCHES[:1], LIMITS)
+    verdict = parity.compare(both, one, BATCHES[:1], LIMITS)
     assert verdict.passed and verdict.exempt == 1
     rows[1, 1] = 0.06
-    assert not gate.compare(both, one, BATCHES[:1], LIMITS).passed
+    assert not parity.compare(both, one, BATCHES[:1], LIMITS).passed
 
 
 @pytest.mark.e2e

@@ -28,7 +28,7 @@ def trained(tmp_path_factory, root, data):
     compat.before_paddle()
     import paddle
 
-    from fcos_recipe.checkpoint.folder import save_weights
+    from fcos_recipe.checkpoint.storage import save_weights
     from fcos_recipe.config import load_config
 
     folder = tmp_path_factory.mktemp("run")

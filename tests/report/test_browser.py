@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fcos_recipe.commands import report as commands
+from fcos_recipe.commands import report
 from tests.helpers.made_runs import judged, write_run
 
 # A frame as wide as a phone; the page in it cannot run scripts, so the frame's owner looks.
@@ -57,7 +57,7 @@ def site(tiny, validation, tmp_path_factory):
     pytest.importorskip("hotcoco")
     folder = tmp_path_factory.mktemp("site")
     run = write_run(folder / "a_run", tiny, judged(*validation))
-    commands.write(run, [run], 20, folder)
+    report.write(run, [run], 20, folder)
     for width in (375, 1200):
         (folder / f"{width}.html").write_text(FRAME % width)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))

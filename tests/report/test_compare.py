@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fcos_recipe.commands.report import make
-from fcos_recipe.evaluation import detections_file as kept
+from fcos_recipe.evaluation import detections_file
 from fcos_recipe.evaluation.metric import CocoMetric
 from fcos_recipe.report import html
 from fcos_recipe.report.blocks import Table, Text
@@ -73,8 +73,8 @@ def test_the_interval_is_that_of_resampled_images(pair, validation):
 
 def test_detections_are_kept_as_they_were_judged(validation, tmp_path):
     metric = judged(*validation)
-    kept.save(metric, tmp_path / "d.npz")
-    again = kept.judge(kept.read(tmp_path / "d.npz"))
+    detections_file.save(metric, tmp_path / "d.npz")
+    again = detections_file.judge(detections_file.read(tmp_path / "d.npz"))
     table = again.eval["precision"][:, :, :, 0, 2]
     assert table[table > -1].mean() == pytest.approx(metric.last["stats"][0], abs=1e-4)
     assert (tmp_path / "d.npz").stat().st_size < 60 * metric.last["detections"] + 4000
@@ -100,9 +100,9 @@ def test_why_no_interval_can_be_given(pair, tiny, validation, tmp_path):
     result["stats"][0] += 0.01
     (pair[1] / "eval.json").write_text(json.dumps(result))
     assert "is not that of its last evaluation" in words(pair[1])
-    (pair[1] / kept.JUDGED).write_bytes(b"PK\x03\x04 no more")
+    (pair[1] / detections_file.JUDGED).write_bytes(b"PK\x03\x04 no more")
     assert "not an evaluation&#x27;s detections" in words(pair[1])
-    (pair[1] / kept.JUDGED).unlink()
+    (pair[1] / detections_file.JUDGED).unlink()
     assert "has not kept its detections" in words(pair[1])
     (pair[1] / "eval.json").unlink()
     (pair[1] / "metrics.jsonl").unlink()
@@ -115,7 +115,7 @@ def test_no_pickle_is_loaded(pair):
             return (print, ("executed",))
 
     np.savez(pair[1] / "x.npz", images=np.array([Evil()], object))
-    (pair[1] / "x.npz").rename(pair[1] / kept.JUDGED)
+    (pair[1] / "x.npz").rename(pair[1] / detections_file.JUDGED)
     assert "not an evaluation&#x27;s detections" in html.page(make(pair[0], [pair[1]], 10))
 
 

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import pytest
 
-from fcos_recipe.report import headline as verdict
+from fcos_recipe.report import headline
 from fcos_recipe.report.blocks import Items, Table, Text
 from fcos_recipe.runs.contents import ConfigFacts, Dataset, Environment, Evaluation, Facts, Run
 
 
 @dataclass
 class Row:
-    """As runs.published.Row."""
+    """As runs.published_results.Row."""
 
     config: str = "fcos_r50"
     dataset: str = "COCO val2017"
@@ -45,8 +45,8 @@ def told(monkeypatch, tmp_path):
     """told(row, **run): the judgement, the table's row and the words on speed."""
 
     def tell(row=None, **changed):
-        monkeypatch.setattr(verdict, "published", lambda name: [row or Row()])
-        judgement, table, speed = verdict.against_published(run_of(tmp_path, **changed))
+        monkeypatch.setattr(headline, "published", lambda name: [row or Row()])
+        judgement, table, speed = headline.against_published(run_of(tmp_path, **changed))
         assert isinstance(judgement, Text) and isinstance(table, Table) and isinstance(speed, Items)
         return judgement, table.rows[0], speed.items
 
@@ -99,11 +99,11 @@ def test_speed_of_other_hardware_is_not_compared(told, row, cards):
 
 
 def test_nothing_published(monkeypatch, tmp_path):
-    monkeypatch.setattr(verdict, "published", lambda name: [])
-    (text,) = verdict.against_published(run_of(tmp_path))
+    monkeypatch.setattr(headline, "published", lambda name: [])
+    (text,) = headline.against_published(run_of(tmp_path))
     assert text.text == "There is no published figure of the config fcos_r50."
 
 
 def test_words():
-    assert [verdict.duration(h) for h in (0.01, 0.5, 7.44)] == ["36 s", "30 min", "7.4 h"]
-    assert [verdict.percent(v) for v in (None, -1, 0.3971)] == ["-", "-", "39.7"]
+    assert [headline.duration(h) for h in (0.01, 0.5, 7.44)] == ["36 s", "30 min", "7.4 h"]
+    assert [headline.percent(v) for v in (None, -1, 0.3971)] == ["-", "-", "39.7"]

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from fcos_recipe.commands import report as commands
+from fcos_recipe.commands import report
 from fcos_recipe.errors import UserError
 from fcos_recipe.report import html
 from fcos_recipe.report.serve import REFRESH, Server
@@ -25,7 +25,7 @@ def server(made):
 
     def page(refresh):
         calls.append(refresh)
-        return html.page(commands.make(made), refresh)
+        return html.page(report.make(made), refresh)
 
     with Server(0, page, made) as server:
         server.calls = calls
@@ -117,4 +117,4 @@ def test_how_it_ends(made, number, code):
 
 def test_what_is_no_run_ends_before_it_serves(tmp_path):
     with pytest.raises(UserError, match="no such run directory"):
-        commands.main([str(tmp_path / "none"), "--serve", "0"])
+        report.main([str(tmp_path / "none"), "--serve", "0"])

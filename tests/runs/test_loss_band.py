@@ -6,9 +6,8 @@ import pytest
 import yaml
 
 from fcos_recipe.cli import run
-from fcos_recipe.runs import loss_band
-from fcos_recipe.runs import published as results
-from fcos_recipe.runs.published import Band, Results
+from fcos_recipe.runs import loss_band, published_results
+from fcos_recipe.runs.published_results import Band, Results
 
 
 def test_the_mean_is_weighted_by_steps_in_the_window():
@@ -61,7 +60,7 @@ def banded(monkeypatch):
     """results.yml with an impossible band for a config of the project."""
 
     def put(**band):
-        found = Results(results.load().rows, (Band(**{"source": "a test", **band}),))
+        found = Results(published_results.load().rows, (Band(**{"source": "a test", **band}),))
         monkeypatch.setattr(loss_band, "load", lambda: found)
 
     return put

@@ -18,9 +18,7 @@ import numpy as np
 import paddle
 import pytest
 
-from fcos_recipe.checkpoint import convert as exchange
-from fcos_recipe.checkpoint import folder as checkpoint
-from fcos_recipe.checkpoint import weights
+from fcos_recipe.checkpoint import convert, storage, weights
 from fcos_recipe.cli import run
 from fcos_recipe.config import load_config
 from fcos_recipe.data.reader import BadImage, read_image
@@ -213,8 +211,8 @@ def test_exchange_round_trip(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     objects = {"model.pdparams": layer.state_dict(),
                "model.pdopt": {**momentum.state_dict(), "last_epoch": 3}}  # fmt: skip
-    saved = checkpoint.save(tmp_path / "checkpoints", "0003",
-                            {k: checkpoint.host(v) for k, v in objects.items()},
+    saved = storage.save(tmp_path / "checkpoints", "0003",
+                            {k: storage.host(v) for k, v in objects.items()},
                             {"class_names": ["a"], "config": "c"})  # fmt: skip
     assert run("weights", ["convert", str(saved), str(tmp_path / "x.safetensors")]) == 0
     more = [str(tmp_path / "x"), "--format", "paddledet"]
@@ -222,14 +220,14 @@ def test_exchange_round_trip(tmp_path):
     stock = paddle.load(str(tmp_path / "x.pdparams"))
     optimizer = paddle.load(str(tmp_path / "x.pdopt"))
     assert optimizer["last_epoch"] == 3 and len(optimizer) >= 3
-    exchange.convert(str(tmp_path / "x.safetensors"), tmp_path / "back.pdparams")
+    convert.convert(str(tmp_path / "x.safetensors"), tmp_path / "back.pdparams")
     for name, value in layer.state_dict().items():
         for found in (stock[name], weights.read(tmp_path / "x.safetensors")[name],
                       weights.read(tmp_path / "back.pdparams")[name]):  # fmt: skip
             np.testing.assert_array_equal(np.asarray(found), value.numpy())
-    assert checkpoint.class_names(tmp_path / "back.pdparams") == ["a"]
+    assert storage.class_names(tmp_path / "back.pdparams") == ["a"]
     with pytest.raises(UserError, match="exists"):
-        exchange.convert(str(saved), tmp_path / "x.safetensors")
+        convert.convert(str(saved), tmp_path / "x.safetensors")
     content = (tmp_path / "x.safetensors").read_bytes()
     header = json.dumps({"w": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 8]}}).encode()
     for bad in (content[:-4], b"\xff" * 8, struct.pack("<Q", len(header)) + header + bytes(8)):

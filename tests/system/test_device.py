@@ -6,7 +6,7 @@ import re
 import pytest
 
 from fcos_recipe.errors import UserError
-from fcos_recipe.launch import supervise as launch
+from fcos_recipe.launch import supervise
 from fcos_recipe.system import device
 from fcos_recipe.system.device import PaddleFacts
 
@@ -165,12 +165,12 @@ def test_every_row_of_the_table(sdk, machine):
     kind = device.resolve("auto", facts)
     assert kind == sdk.device
     assert device.amp_supported(kind)
-    run, dry = launch.prepare(["--gpus", "8", "--dry-run", "--eval"])
+    run, dry = supervise.prepare(["--gpus", "8", "--dry-run", "--eval"])
     assert dry and run.ranks == 8
     cards = "0,1,2,3,4,5,6,7"
     launcher = ["-m", "paddle.distributed.launch", "--log_dir", str(run.log_dir), "--gpus", cards]
     assert words(run.command) == launcher
-    assert run.command[7:] == [str(launch.TRAIN), "-c", launch.HEADLINE, "--eval"]
+    assert run.command[7:] == [str(supervise.TRAIN), "-c", supervise.HEADLINE, "--eval"]
     expected = {}
     if sdk.device == device.PLUGIN:
         every = ",".join(str(i) for i in range(16))
@@ -186,7 +186,7 @@ def test_every_row_of_the_table(sdk, machine):
 def test_one_card_is_a_plain_process_on_the_chosen_card(kind, machine):
     sdk = next(s for s in device.SDKS if s.device == kind)
     machine(sdk, cards=2, environment={"CUDA_VISIBLE_DEVICES": "4,5"})
-    run, _ = launch.prepare(["configs/fcos/fcos_r18_fpn_demo.yml", "--gpus", "5,"])
+    run, _ = supervise.prepare(["configs/fcos/fcos_r18_fpn_demo.yml", "--gpus", "5,"])
     assert words(run.command) == [] and run.ranks == 1
     assert run.env[f"FLAGS_selected_{kind}s"] == "1"
     if kind == device.PLUGIN:  # the plugin's launcher path knows labels only by this name
@@ -195,7 +195,7 @@ def test_one_card_is_a_plain_process_on_the_chosen_card(kind, machine):
 
 def test_nvidia_with_eight_cards(machine):
     machine(device.Sdk("4.3.0", "3.3.1", "3.11", "gpu", "H", "yes"), cards=8)
-    run, _ = launch.prepare([])
+    run, _ = supervise.prepare([])
     assert words(run.command)[-2:] == ["--gpus", "0,1,2,3,4,5,6,7"]
     assert set(run.env) == {"PYTHONPATH"}
 
@@ -203,13 +203,13 @@ def test_nvidia_with_eight_cards(machine):
 def test_more_cards_than_exist(machine):
     machine(device.SDKS[-1], cards=2)
     with pytest.raises(UserError, match=r"launch.cards: 8: 2 visible \(0,1\); choose fewer"):
-        launch.prepare([])
+        supervise.prepare([])
 
 
 def test_cpu_on_a_machine_with_cards_hides_them(machine, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # Paddle, imported earlier, sets it
     machine(device.SDKS[2], cards=8, environment={"DEVICE": "cpu"})
-    run, _ = launch.prepare(["--gpus", "2"])
+    run, _ = supervise.prepare(["--gpus", "2"])
     assert words(run.command)[-2:] == ["--nproc_per_node", "2"]
     assert run.env["CUDA_VISIBLE_DEVICES"] == "-1,-1"
     assert run.env["PADDLE_DISTRI_BACKEND"] == "gloo"

@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fcos_recipe.checkpoint import folder as checkpoint
-from fcos_recipe.checkpoint import weights
+from fcos_recipe.checkpoint import storage, weights
 from fcos_recipe.cli import run
 from fcos_recipe.training import bad_numbers
 from fcos_recipe.training.trainer import Trainer
@@ -54,7 +53,7 @@ def test_stop_applies_and_saves_nothing(tiny, tmp_path, bad_at, capfd):
     assert np.isfinite(dump["losses"][0][0]["loss"])
     spoiled = [k for k, v in dump["layers"].items() if v.get("gradient", {}).get("not_finite")]
     assert len(spoiled) == 1 and dump["layers"][spoiled[0]]["weight"]["not_finite"] == 0
-    path, _ = checkpoint.newest(tmp_path / "run" / "checkpoints")
+    path, _ = storage.newest(tmp_path / "run" / "checkpoints")
     assert path.name == "0000-000004" and [r["step"] for r in rows] == [1, 2, 3, 4]
 
 
@@ -83,7 +82,7 @@ def test_rollback_goes_on_from_the_checkpoint_with_a_lower_lr(tiny, tmp_path, ba
     rates = [r["lr"] for r in rows if r["kind"] == "train"]
     assert rates[7] == pytest.approx(0.0005) and rates[8:] == pytest.approx([0.00025] * 4)
     assert_finite(tmp_path / "run" / "model_final.pdparams")
-    state = checkpoint.read_state(checkpoint.newest(tmp_path / "run" / "checkpoints")[0])
+    state = storage.read_state(storage.newest(tmp_path / "run" / "checkpoints")[0])
     assert (state["progress"]["lr_factor"], state["progress"]["bad_steps"]) == (0.5, 1)
 
 

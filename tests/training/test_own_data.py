@@ -7,8 +7,7 @@ import socket
 import numpy as np
 import pytest
 
-from fcos_recipe.checkpoint import folder as checkpoint
-from fcos_recipe.checkpoint import weights
+from fcos_recipe.checkpoint import storage, weights
 from fcos_recipe.cli import run
 from fcos_recipe.config import load_config
 from fcos_recipe.datasets.drawn_shapes import CLASSES
@@ -130,7 +129,7 @@ def test_fine_tuning_onto_two_classes(shapes, tiny, tmp_path, capfd):
     """The classifier starts anew, all else is loaded, both are said; names go with the weights."""
     assert train(tiny, tmp_path / "four") == 0
     start = tmp_path / "four" / "model_final.pdparams"
-    assert checkpoint.class_names(start) == CLASSES
+    assert storage.class_names(start) == CLASSES
     here = [*copied(shapes, tmp_path / "data", two_classes), "num_classes=2"]
     capfd.readouterr()
 
@@ -158,10 +157,10 @@ def test_fine_tuning_onto_two_classes(shapes, tiny, tmp_path, capfd):
         "the classifier starts anew" in said  # fmt: skip
     run_dir = tmp_path / "two"
     for path in ("model_final.pdparams", "best_model.pdparams", "checkpoints/0001"):
-        assert checkpoint.class_names(run_dir / path) == CLASSES[2:]
+        assert storage.class_names(run_dir / path) == CLASSES[2:]
     assert run("weights", ["convert", str(run_dir / "model_final.pdparams"),
                            str(tmp_path / "moved.safetensors")]) == 0  # fmt: skip
-    assert checkpoint.class_names(tmp_path / "moved.safetensors") == CLASSES[2:]
+    assert storage.class_names(tmp_path / "moved.safetensors") == CLASSES[2:]
     from fcos_recipe.predict import Predictor
 
     found = Predictor(run_dir / "model_final.pdparams", device="cpu")

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from fcos_recipe import exit_codes
-from fcos_recipe.checkpoint import folder as checkpoint
-from fcos_recipe.checkpoint import weights
+from fcos_recipe.checkpoint import storage, weights
 from fcos_recipe.cli import run
 from fcos_recipe.training import resume
 from fcos_recipe.training.trainer import Trainer
@@ -94,9 +93,9 @@ def assert_same_run(one, two, files=("model_final", "best_model")) -> None:
     """Weights, optimizer, averages, history and every record are those of the other run."""
     for name in files:
         assert_arrays_equal(one / f"{name}.pdparams", two / f"{name}.pdparams")
-    last = [checkpoint.found(path / "checkpoints")[-1] for path in (one, two)]
+    last = [storage.found(path / "checkpoints")[-1] for path in (one, two)]
     assert last[0].name == last[1].name
-    states = [checkpoint.read_state(path) for path in last]
+    states = [storage.read_state(path) for path in last]
     assert set(states[0]["files"]) == set(states[1]["files"])
     for name in states[0]["files"]:
         if name != "ranks.json":
@@ -116,7 +115,7 @@ def test_cut_in_the_middle_of_an_epoch_twice(tiny, tmp_path, monkeypatch, varian
     for number, step in enumerate(cuts):
         more = ["--resume", "auto"] if number else []
         killed_at(monkeypatch, step, tiny, cut, *more, *options)
-        assert checkpoint.newest(cut / "checkpoints")[0].name.count("-") == 1  # inside an epoch
+        assert storage.newest(cut / "checkpoints")[0].name.count("-") == 1  # inside an epoch
     assert train(tiny, cut, "--resume", "auto", *options) == 0
     assert_same_run(tmp_path / "whole", cut)
     assert sum(r["kind"] == "train" for r in records(cut)) >= 4
@@ -140,7 +139,7 @@ def test_cut_in_an_evaluation(tiny, tmp_path, monkeypatch):
         patch.setattr(Trainer, "_between_batches", die)
         with pytest.raises(Killed):
             train(tiny, tmp_path / "cut", *options)
-    state = checkpoint.read_state(checkpoint.newest(tmp_path / "cut" / "checkpoints")[0])
+    state = storage.read_state(storage.newest(tmp_path / "cut" / "checkpoints")[0])
     assert state["progress"]["pending_eval"] and len(state["progress"]["history"]) == 1
     assert train(tiny, tmp_path / "cut", "--resume", "auto", *options) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "cut", ["model_final"])
@@ -163,7 +162,7 @@ def test_two_ranks_cut_inside_an_epoch(tiny, tmp_path):
 
     launch("--output", tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    known = checkpoint.found(tmp_path / "cut" / "checkpoints")
+    known = storage.found(tmp_path / "cut" / "checkpoints")
     assert [p.name for p in known] == ["0000-000002", "0001", "0001-000001", "0002"]
     for path in (known[0], known[1], known[3]):
         shutil.rmtree(path)
@@ -194,7 +193,7 @@ def finished(tiny, tmp_path_factory):
 def test_newest_intact_one_is_taken_and_newer_ones_step_aside(finished, tiny, tmp_path, capfd):
     path = tmp_path / "run"
     shutil.copytree(finished, path)
-    names = [p.name for p in checkpoint.found(path / "checkpoints")]
+    names = [p.name for p in storage.found(path / "checkpoints")]
     assert names == ["0001", "0001-000002", "0001-000004", "0002"]  # two inside of an epoch
     file = path / "checkpoints" / "0002" / "model.pdopt"
     file.write_bytes(file.read_bytes()[:-1])
@@ -213,7 +212,7 @@ def test_newest_intact_one_is_taken_and_newer_ones_step_aside(finished, tiny, tm
 def test_nothing_intact_is_an_error_and_nothing_at_all_a_start(finished, tiny, tmp_path, capfd):
     path = tmp_path / "run"
     shutil.copytree(finished, path)
-    for folder in checkpoint.found(path / "checkpoints"):
+    for folder in storage.found(path / "checkpoints"):
         (folder / "state.json").write_text("{}")
     assert train(tiny, path, "--resume", "auto") == 2
     error = capfd.readouterr().err.strip()
@@ -292,7 +291,7 @@ def test_a_checkpoint_of_version_0_1_goes_on(finished, tiny, tmp_path):
     """It has the same files but for ranks.json, no seal, and knows whole epochs only."""
     path = tmp_path / "run"
     shutil.copytree(finished, path)
-    for folder in checkpoint.found(path / "checkpoints"):
+    for folder in storage.found(path / "checkpoints"):
         if folder.name != "0001":
             shutil.rmtree(folder)
     file = path / "checkpoints" / "0001" / "state.json"
@@ -337,10 +336,10 @@ def test_a_signal_to_the_whole_group_saves_and_exits(tiny, tmp_path, number):
     expected = exit_codes.SAVED if number == signal.SIGTERM else exit_codes.INTERRUPTED
     assert process.returncode == expected, rest
     assert "a checkpoint is saved after this step" in rest and "Traceback" not in rest
-    path, rejected = checkpoint.newest(tmp_path / "run" / "checkpoints")
+    path, rejected = storage.newest(tmp_path / "run" / "checkpoints")
     assert not rejected and f"saved {path}: `--resume auto` goes on" in rest
     done = records(tmp_path / "run")[-1]["step"]
-    assert checkpoint.read_state(path)["progress"]["steps_done"] == done
+    assert storage.read_state(path)["progress"]["steps_done"] == done
 
 
 @pytest.mark.e2e

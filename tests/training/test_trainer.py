@@ -11,8 +11,7 @@ import numpy as np
 import paddle
 import pytest
 
-from fcos_recipe.checkpoint import folder as checkpoint
-from fcos_recipe.checkpoint import weights
+from fcos_recipe.checkpoint import storage, weights
 from fcos_recipe.cli import run
 from fcos_recipe.config import load_config
 
@@ -171,7 +170,7 @@ def test_a_second_run_keeps_the_first(finished, tiny, tmp_path):
     for _ in range(2):
         assert train(tiny, tmp_path / "x", "-o", "epoch=1") == 0
     assert (tmp_path / "x.1" / "model_final.pdparams").is_file()
-    assert checkpoint.newest(tmp_path / "x" / "checkpoints")[0].name == "0001"
+    assert storage.newest(tmp_path / "x" / "checkpoints")[0].name == "0001"
 
 
 @pytest.mark.parametrize(
@@ -249,7 +248,7 @@ def test_other_class_order_or_normalisation_is_refused(shapes, tiny, tmp_path, c
 
 def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(tiny, tmp_path, monkeypatch,
                                                                   capfd):  # fmt: skip
-    write, calls = checkpoint.save, []
+    write, calls = storage.save, []
 
     def full(*args):
         calls.append(args)
@@ -257,7 +256,7 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(tiny, tmp_path
             raise OSError(28, "No space left on device")
         return write(*args)
 
-    monkeypatch.setattr(checkpoint, "save", full)
+    monkeypatch.setattr(storage, "save", full)
     assert train(tiny, tmp_path / "full", "-o", "epoch=3") == 0
     assert "0002 was not saved: the disk is full" in capfd.readouterr().out
     names = sorted(p.name for p in (tmp_path / "full" / "checkpoints").iterdir())

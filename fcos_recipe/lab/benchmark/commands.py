@@ -11,9 +11,9 @@ from pathlib import Path
 
 import yaml
 
-from fcos_recipe.config.schema import ROOT
 from fcos_recipe.errors import UserError
 from fcos_recipe.lab.benchmark import tasks
+from fcos_recipe.places import ROOT
 from fcos_recipe.system import cpu_math
 
 _EXAMPLE = """\

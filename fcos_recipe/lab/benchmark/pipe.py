@@ -9,11 +9,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 from fcos_recipe.errors import RunFailure
-
-ROOT = Path(__file__).resolve().parents[2]
+from fcos_recipe.places import ROOT
 
 
 class Child:

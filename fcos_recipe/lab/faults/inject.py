@@ -36,7 +36,7 @@ from fcos_recipe.lab.faults.tools import (
     tmpfs,
     tree,
 )
-from fcos_recipe.system.device import ROOT
+from fcos_recipe.places import ROOT
 
 # How many of each kind: the whole test, --quick.
 COUNTS = {
@@ -284,23 +284,23 @@ class Faults:
 
     def refused(self, process, run: Path, words: str, undo: Callable) -> str:
         """Saves fail: told so, given up at the limit, what was saved before is intact."""
-        from fcos_recipe.checkpoint import folder as checkpoint
+        from fcos_recipe.checkpoint import storage
 
         code = self.ended(process, run)
         text = run.with_suffix(".console").read_text()
         if code != exit_codes.FAILED or "Traceback" in text or words not in text:
             raise Lost(f"exit {code}, not 1 with {words!r}: {self.console(run)}")
         undo()
-        if not checkpoint.newest(run / "checkpoints")[0]:
+        if not storage.newest(run / "checkpoints")[0]:
             raise Lost("no intact checkpoint is left")
         self.finish(run, "whole")
         return f"{words}: given up with one line, earlier checkpoints intact"
 
     def damage(self, run: Path, number: int) -> str:
         """A byte of a checkpoint changes, or its end is missing: never read again."""
-        from fcos_recipe.checkpoint import folder as checkpoint
+        from fcos_recipe.checkpoint import storage
 
-        folder = checkpoint.found(self.work / "whole" / "checkpoints")[-1]
+        folder = storage.found(self.work / "whole" / "checkpoints")[-1]
         files = sorted(p for p in folder.iterdir() if p.stat().st_size)
         file = files[number % len(files)]
         size, cut = file.stat().st_size, bool(self.rng.integers(2))
@@ -315,7 +315,7 @@ class Faults:
                 handle.write(bytes([tail[0] ^ 1 << int(self.rng.integers(8))]))
         try:
             what = f"{file.name} {'cut at' if cut else 'with a bit turned in'} byte {place}"
-            path, rejected = checkpoint.newest(folder.parent)
+            path, rejected = storage.newest(folder.parent)
             if path == folder:
                 raise Lost(f"{what} of {size}: not noticed")
             if path is None or file.name not in rejected[0]:
@@ -334,9 +334,9 @@ class Faults:
             time.sleep(min(left, 0.05))
 
     def wait_for_checkpoint(self, process: subprocess.Popen, run: Path) -> None:
-        from fcos_recipe.checkpoint import folder as checkpoint
+        from fcos_recipe.checkpoint import storage
 
-        while process.poll() is None and not checkpoint.found(run / "checkpoints"):
+        while process.poll() is None and not storage.found(run / "checkpoints"):
             time.sleep(0.002)
 
     def mentions(self, run: Path) -> list[int]:

@@ -22,8 +22,8 @@ import psutil
 from fcos_recipe import exit_codes
 from fcos_recipe.datasets.drawn_shapes import make_shapes
 from fcos_recipe.lab.faults import tools
+from fcos_recipe.places import ROOT
 from fcos_recipe.system import cpu_math
-from fcos_recipe.system.device import ROOT
 
 EVERY = 2.0  # seconds between two looks
 FIELDS = ["seconds", "run", "kills", "memory_mib", "descriptors", "threads", "processes",

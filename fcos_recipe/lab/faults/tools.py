@@ -30,10 +30,9 @@ def differences(one: Path, two: Path, tolerance: float = 0) -> str:
         one, two: run directories.
         tolerance: absolute, of every number of weights, optimizer, losses and figures.
     """
-    from fcos_recipe.checkpoint import folder as checkpoint
-    from fcos_recipe.checkpoint import weights
+    from fcos_recipe.checkpoint import storage, weights
 
-    last = [checkpoint.found(path / "checkpoints")[-1:] for path in (one, two)]
+    last = [storage.found(path / "checkpoints")[-1:] for path in (one, two)]
     if not all(last) or last[0][0].name != last[1][0].name:
         return f"last checkpoints {last}"
     names = [p.name for p in last[0][0].glob("model.pd*")]

@@ -8,8 +8,8 @@ import yaml
 from fcos_recipe.checkpoint.zoo import ZOO
 from fcos_recipe.config import load_config
 from fcos_recipe.errors import UserError
-from fcos_recipe.runs import published as results
-from fcos_recipe.runs.published import insert, load, main, published, table
+from fcos_recipe.runs import published_results
+from fcos_recipe.runs.published_results import insert, load, main, published, table
 
 
 @pytest.mark.parametrize("name", ["README.md", "README_zh.md"])
@@ -17,7 +17,7 @@ def test_the_readme_shows_what_results_yml_says(root, name):
     path = root / name
     if not path.exists():
         pytest.skip(f"there is no {name}")
-    remedy = f"run: python -m fcos_recipe.runs.published --write {name}"
+    remedy = f"run: python -m fcos_recipe.runs.published_results --write {name}"
     assert insert(path) == path.read_text(encoding="utf-8"), remedy
 
 
@@ -65,7 +65,10 @@ def test_both_languages_have_every_row():
 
 def test_write_and_check(tmp_path, capsys):
     path = tmp_path / "NOTES_zh.md"
-    path.write_text(f"before\n\n{results.BEGIN}\nstale\n{results.END}\nafter\n", encoding="utf-8")
+    path.write_text(
+        f"before\n\n{published_results.BEGIN}\nstale\n{published_results.END}\nafter\n",
+        encoding="utf-8",
+    )
     assert main(["--check", str(path)]) == 1
     assert main(["--write", str(path)]) == 0 == main(["--check", str(path)])
     text = path.read_text(encoding="utf-8")

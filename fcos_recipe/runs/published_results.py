@@ -20,9 +20,9 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 WINDOW = 50  #: steps over which a loss is averaged before it is compared with a `Band`
 _EXAMPLE = """\
 examples:
-  python -m fcos_recipe.runs.published                      # the table
-  python -m fcos_recipe.runs.published --write README.md README_zh.md
-  python -m fcos_recipe.runs.published --check README.md
+  python -m fcos_recipe.runs.published_results                      # the table
+  python -m fcos_recipe.runs.published_results --write README.md README_zh.md
+  python -m fcos_recipe.runs.published_results --check README.md
 exit codes: 0 done, 1 --check found another table, 2 bad input
 """
 # Column titles and the words of the table. Files whose name ends in _zh are Chinese.
@@ -241,9 +241,9 @@ def insert(path: Path) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`python -m fcos_recipe.runs.published`: see `--help`."""
+    """`python -m fcos_recipe.runs.published_results`: see `--help`."""
     parser = argparse.ArgumentParser(
-        prog="python -m fcos_recipe.runs.published",
+        prog="python -m fcos_recipe.runs.published_results",
         description="The table of results, from configs/results.yml.", epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

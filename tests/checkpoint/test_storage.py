@@ -8,14 +8,13 @@ import numpy as np
 import paddle
 import pytest
 
-from fcos_recipe.checkpoint import folder as checkpoint
-from fcos_recipe.checkpoint import weights
+from fcos_recipe.checkpoint import storage, weights
 from fcos_recipe.errors import UserError
 
 
 def write(folder, epoch):
     objects = {"model.pdparams": {"w": paddle.full([64], float(epoch))}}
-    return checkpoint.save(folder, f"{epoch:04d}", objects, {"epoch": epoch, "class_names": ["é"]})
+    return storage.save(folder, f"{epoch:04d}", objects, {"epoch": epoch, "class_names": ["é"]})
 
 
 def test_newest_intact_one_is_found_and_the_damaged_named(tmp_path):
@@ -24,7 +23,7 @@ def test_newest_intact_one_is_found_and_the_damaged_named(tmp_path):
     (tmp_path / "0003" / "state.json").write_text("{")
     file = tmp_path / "0002" / "model.pdparams"
     file.write_bytes(file.read_bytes()[:-1])
-    path, rejected = checkpoint.newest(tmp_path)
+    path, rejected = storage.newest(tmp_path)
     assert path.name == "0001"
     assert ["0003" in rejected[0], "0002" in rejected[1]] == [True, True]
     assert "model.pdparams is damaged" in rejected[1]
@@ -39,35 +38,35 @@ def test_every_flipped_bit_is_seen(tmp_path, seed):
     content[rng.integers(len(content))] ^= 1 << rng.integers(8)
     file.write_bytes(content)
     with pytest.raises(UserError, match="damaged"):
-        checkpoint.read_state(path)
+        storage.read_state(path)
 
 
 def test_prune_keeps_the_newest_and_clears_what_a_kill_left(tmp_path):
     for epoch in range(1, 5):
         write(tmp_path, epoch)
     (tmp_path / ".0005.123").mkdir()
-    checkpoint.prune(tmp_path, keep=2)
+    storage.prune(tmp_path, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0003", "0004"]
-    checkpoint.prune(tmp_path, keep=0)
+    storage.prune(tmp_path, keep=0)
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_class_names_travel(tmp_path):
     path = write(tmp_path, 7)
-    assert checkpoint.class_names(path) == ["é"]
-    checkpoint.save_weights(tmp_path / "best.pdparams", {"w": paddle.ones([1])},
+    assert storage.class_names(path) == ["é"]
+    storage.save_weights(tmp_path / "best.pdparams", {"w": paddle.ones([1])},
                             {"class_names": ["a", "b"]})  # fmt: skip
-    assert checkpoint.class_names(tmp_path / "best") == ["a", "b"]
+    assert storage.class_names(tmp_path / "best") == ["a", "b"]
     assert json.loads((tmp_path / "best.json").read_text())["sha256"]
     paddle.save({"w": paddle.ones([1])}, str(tmp_path / "zoo.pdparams"))
-    assert checkpoint.class_names(tmp_path / "zoo.pdparams") is None
+    assert storage.class_names(tmp_path / "zoo.pdparams") is None
 
 
 def test_a_kill_between_weights_and_their_note_spoils_neither(tmp_path, monkeypatch):
     path = tmp_path / "best_model.pdparams"
 
     def save(value):
-        checkpoint.save_weights(path, {"w": paddle.full([4], value)}, {})
+        storage.save_weights(path, {"w": paddle.full([4], value)}, {})
 
     def kill(target):
         if Path(target).name == left[0]:
