@@ -59,7 +59,7 @@ def test_a_file_brought_by_hand_is_recorded_and_used_offline(server):
 def test_eight_ranks_fetch_once(server, root):
     server.delay = 0.02
     url = zoo.ZOO["ResNet50_cos_pretrained"].url
-    code = f"from fcos_recipe.engine import zoo; print(zoo.cached({url!r}))"
+    code = f"from fcos_recipe.checkpoint import zoo; print(zoo.cached({url!r}))"
     ranks = [
         subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=-1, stderr=-1, text=True)
         for _ in range(8)

@@ -528,7 +528,8 @@ def test_the_published_table_and_the_script(root):
 CHILD = """
 import json, sys
 from pathlib import Path
-from fcos_recipe.data import coco, download
+from fcos_recipe.datasets import coco2017 as coco
+from fcos_recipe.files import download
 download.BACKOFF, download.SAVE_EVERY, download.PIECE = 0.01, 0.02, 200_000
 facts = json.loads(sys.argv[2])
 archive = lambda values: coco.Archive(*values)

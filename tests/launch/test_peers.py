@@ -328,7 +328,7 @@ from fcos_recipe.compat import before_paddle
 before_paddle()
 import paddle
 import paddle.distributed as dist
-from fcos_recipe.runtime import device
+from fcos_recipe.system import device
 from fcos_recipe.system.watchdog import Watchdog
 rank = int(os.environ["PADDLE_TRAINER_ID"])
 def read_next_batch():
@@ -344,7 +344,7 @@ with Watchdog({"step": 3 if rank else 2}, rank) as watchdog:
 """)
     program = """
 import sys; from pathlib import Path
-from fcos_recipe.runtime import launch
+from fcos_recipe.launch import supervise as launch
 from fcos_recipe.launch.peers import Cluster
 node, folder = int(sys.argv[1]), Path(sys.argv[2])
 hosts = Cluster(2, node, "127.0.0.1", int(sys.argv[3]), f"127.0.0.{node + 1}", 60)

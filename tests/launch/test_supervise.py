@@ -108,7 +108,7 @@ from fcos_recipe.compat import before_paddle
 before_paddle()
 import paddle
 import paddle.distributed as dist
-from fcos_recipe.runtime import device
+from fcos_recipe.system import device
 from fcos_recipe.system.watchdog import Watchdog
 def read_next_batch():
     time.sleep(300)

@@ -154,7 +154,7 @@ def test_a_bomb_costs_no_memory(tmp_path):
     """In a process that may not have more than 3 GB."""
     program = """
 import resource, sys, pathlib
-from fcos_recipe.engine import weights
+from fcos_recipe.checkpoint import weights
 from tests.security.test_hostile import pickles
 base = int(open("/proc/self/statm").read().split()[0]) * 4096
 resource.setrlimit(resource.RLIMIT_AS, (base + (1 << 29),) * 2)

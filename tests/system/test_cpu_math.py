@@ -25,7 +25,7 @@ def test_cores_follow_the_affinity():
     core = min(os.sched_getaffinity(0))
     done = subprocess.run(
         ["taskset", "-c", str(core), sys.executable, "-c",
-         "from fcos_recipe.runtime import cpu_math; print(cpu_math.cores())"],
+         "from fcos_recipe.system import cpu_math; print(cpu_math.cores())"],
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.stdout.strip() == "1", done.stderr
@@ -33,7 +33,7 @@ def test_cores_follow_the_affinity():
 
 PROBE = """
 import os, resource, sys
-from fcos_recipe.runtime import cpu_math
+from fcos_recipe.system import cpu_math
 cpu_math.ensure("cpu", {processes})
 def step():
     held = [b"x" * (32 << 20) for _ in range(8)]
@@ -73,7 +73,7 @@ def test_the_users_values_stay():
 def test_the_launchers_thread_count_is_not_the_users(own, expected):
     """Paddle's launcher writes OMP_NUM_THREADS=1 for its ranks; only a user's 1 counts."""
     rank = (
-        "from fcos_recipe.runtime import cpu_math; import os;"
+        "from fcos_recipe.system import cpu_math; import os;"
         "print(cpu_math.ensure('cpu', 1).get('OMP_NUM_THREADS'), os.environ['OMP_NUM_THREADS'])"
     )
     launcher = (

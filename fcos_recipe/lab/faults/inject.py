@@ -63,7 +63,7 @@ HANGS = {
     "a rank stays away from a collective": "Trainer._seed_step = at_step_4(stand_still)",
     "a data worker hangs": "reader.read_image = four_times(reader.read_image)",
     "a rank raises": "Trainer._seed_step = at_step_4(lambda: 1 / 0)",
-    "a save hangs": "checkpoint.save = lambda *_: stand_still()",
+    "a save hangs": "storage.save = lambda *_: stand_still()",
     "a rank hangs with the interpreter's lock":
         "Trainer._seed_step = at_step_4(lambda: ctypes.PyDLL(None).sleep(1000000))",
 }  # fmt: skip
@@ -71,11 +71,11 @@ DRIVER = """
 import ctypes, os, sys, time
 from fcos_recipe.cli import leave, run
 from fcos_recipe.compat import import_ppdet
-from fcos_recipe.runtime import cpu_math
+from fcos_recipe.system import cpu_math
 cpu_math.ensure("cpu")
 import_ppdet()
 from fcos_recipe.data import reader
-from fcos_recipe.engine import checkpoint
+from fcos_recipe.checkpoint import storage
 from fcos_recipe.training.trainer import Trainer
 seed = Trainer._seed_step
 def stand_still():
@@ -92,7 +92,7 @@ leave(run("train"))
 SUPERVISE = """
 import sys
 from pathlib import Path
-from fcos_recipe.runtime import launch
+from fcos_recipe.launch import supervise as launch
 log, script, *arguments = sys.argv[1:]
 sys.exit(launch.supervise(launch.plan("cpu", ["0", "1"], [], arguments, Path(log), Path(script))))
 """
