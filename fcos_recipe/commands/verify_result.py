@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
-from fcos_recipe.commands.config import differences
 from fcos_recipe.config import Config, load_config
+from fcos_recipe.config.differences import differences
 from fcos_recipe.errors import UserError, printable
 from fcos_recipe.places import ROOT
 from fcos_recipe.runs.published_results import Row, load, published

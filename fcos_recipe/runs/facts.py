@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fcos_recipe.commands.config import differences
+from fcos_recipe.config.differences import differences
 from fcos_recipe.config.load import Config, display, load_config
 from fcos_recipe.datasets.fpn_levels import SIZES
 from fcos_recipe.datasets.locate import Source

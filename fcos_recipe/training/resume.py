@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from fcos_recipe.checkpoint import storage, weights
-from fcos_recipe.commands.config import differences
 from fcos_recipe.config import Config
+from fcos_recipe.config.differences import differences
 from fcos_recipe.config.schema import RECIPE
 from fcos_recipe.errors import UserError, UserErrors, without_secrets
 from fcos_recipe.evaluation.collectives import everywhere, gather

@@ -13,7 +13,7 @@ import paddle.distributed as dist
 from tqdm import tqdm
 
 from fcos_recipe.checkpoint import storage
-from fcos_recipe.commands.config import resolved
+from fcos_recipe.config.differences import resolved
 from fcos_recipe.errors import RunFailure, Stopped, UserError, without_secrets
 from fcos_recipe.evaluation.analysis import finish_evaluation
 from fcos_recipe.evaluation.collectives import agree, everywhere, gather

@@ -7,8 +7,8 @@ import pytest
 
 from fcos_recipe.cli import run
 from fcos_recipe.commands import verify_result
-from fcos_recipe.commands.config import resolved
 from fcos_recipe.config import load_config
+from fcos_recipe.config.differences import resolved
 from fcos_recipe.runs.published_results import published
 
 BCCD = "fcos_r18_fpn_bccd"
