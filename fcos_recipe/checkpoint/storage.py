@@ -13,7 +13,6 @@ RUN_DIR/best_model.pdparams, RUN_DIR/model_final.pdparams   weights alone, with 
 import errno
 import hashlib
 import json
-import logging
 import os
 import pickle
 import re
@@ -27,13 +26,13 @@ import numpy as np
 import paddle
 
 from fcos_recipe.checkpoint import weights
+from fcos_recipe.console import log
 from fcos_recipe.errors import RunFailure, UserError
 
 STATE = "state.json"
 FORMAT = 2  # of state.json; 0.1.0 wrote none, and saved after whole epochs only
 MID_EPOCH = 2  # checkpoints inside of an epoch to keep: one may turn out damaged
 NAMES = "StructuredToParameterName@@"  # paddle.save's table of parameter names
-log = logging.getLogger("fcos")
 
 
 def name(epoch: int, step: int = 0) -> str:
@@ -51,6 +50,21 @@ def found(folder: Path) -> list[Path]:
     """Checkpoints in a folder, oldest first, damaged ones included; [] where there is no folder."""
     there = (p for p in folder.glob("*") if position(p))
     return sorted(there, key=lambda p: position(p) or (0, 0))
+
+
+def set_aside_newer(path: Path) -> None:
+    """Rename the checkpoints in a checkpoint's folder that are newer than this one.
+
+    They are damaged, or belong to steps that a run resumed from this checkpoint is about to repeat:
+    `--resume auto` must not mistake them for checkpoints of that run.
+    """
+    known = found(path.parent)
+    for newer in known[known.index(path) + 1 :]:
+        aside = newer.with_name(f"superseded-{newer.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        newer.rename(aside)
+        log.info("%s is newer than the checkpoint that this run resumes: renamed to %s", newer,
+                 aside.name)  # fmt: skip
 
 
 def host(values: dict) -> dict:

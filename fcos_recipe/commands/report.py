@@ -1,16 +1,14 @@
 """`fcos report`: a run directory -> report.html and report.md."""
 
 import argparse
-import logging
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fcos_recipe.console import log
 from fcos_recipe.errors import UserError, printable
-
-log = logging.getLogger("fcos")
 
 HTML, MARKDOWN = "report.html", "report.md"
 PORT = 8040

@@ -4,16 +4,14 @@ All of it is hotcoco's and from the matching that the figures come from: the two
 Written to a folder as analysis.json and, if matplotlib can, as pictures.
 """
 
-import logging
 from pathlib import Path
 
 import numpy as np
 
+from fcos_recipe.console import log
 from fcos_recipe.evaluation.detections_file import JUDGED, save
 from fcos_recipe.evaluation.examples import draw_examples, outcomes, ranked
 from fcos_recipe.evaluation.metric import CocoMetric
-
-log = logging.getLogger("fcos")
 
 ANALYSIS, PLOTS = "analysis.json", "plots"
 # TIDE (Bolya et al., 2020): why a detection is wrong, and what was missed

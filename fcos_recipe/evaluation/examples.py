@@ -1,6 +1,5 @@
 """Images of an evaluation on which the model did best and worst, with what was right and wrong."""
 
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,6 @@ from typing import Any
 import numpy as np
 
 from fcos_recipe.evaluation.metric import CocoMetric
-
-log = logging.getLogger("fcos")
 
 EXAMPLES = "examples"  #: folder; index.json tells what its pictures are
 WORST, BEST = 6, 4  #: how many images of each kind are drawn

@@ -1,7 +1,6 @@
 """Evaluation on all ranks: whole batches are dealt out, detections are gathered, figures agree."""
 
 import itertools
-import logging
 import time
 from collections.abc import Sequence
 
@@ -9,11 +8,10 @@ import paddle
 import paddle.distributed as dist
 
 from fcos_recipe.compat import create
+from fcos_recipe.console import log
 from fcos_recipe.evaluation.collectives import gather
 from fcos_recipe.evaluation.metric import CocoMetric
 from fcos_recipe.evaluation.tta import Views, resized
-
-log = logging.getLogger("fcos")
 
 
 class DealtBatches:

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     from fcos_recipe.system import cpu_math
 
     cpu_math.ensure((config.data["device"] if config else None) or "auto")
-    from fcos_recipe.runs.directory import to_console
+    from fcos_recipe.console import to_console
 
     to_console(0)
     from fcos_recipe.predict.predictor import Predictor

@@ -1,6 +1,5 @@
 """A trained model as a function from images to typed detections."""
 
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ import numpy as np
 
 from fcos_recipe.config import Config, load_config
 from fcos_recipe.config.load import data_paths
+from fcos_recipe.console import log
 from fcos_recipe.errors import UserError
 
-log = logging.getLogger("fcos")
 INPUTS = ("image", "im_shape", "scale_factor")
 
 

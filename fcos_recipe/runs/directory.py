@@ -1,24 +1,16 @@
-"""A run's directory: config, environment, log, metrics. All that a run leaves behind is in it."""
+"""A run's directory, to which a run writes everything that it leaves behind."""
 
 import fcntl
 import json
 import logging
 import os
-import platform
-import shutil
-import subprocess
-import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from fcos_recipe import __version__
-from fcos_recipe.checkpoint import storage
-from fcos_recipe.errors import UserError, printable, without_secrets
-from fcos_recipe.system.device import read_driver
+from fcos_recipe.console import Plain, log
+from fcos_recipe.errors import UserError
 
 CONFIG, ENVIRONMENT, LOG, METRICS = "config.yml", "environment.json", "log.txt", "metrics.jsonl"
-log = logging.getLogger("fcos")
 
 
 class RunDir:
@@ -55,7 +47,7 @@ class RunDir:
             raise UserError(
                 f"{path}: {error.strerror}; choose another place with --output"
             ) from None
-        handler.setFormatter(_Plain("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(Plain("%(asctime)s %(levelname)s %(message)s"))
         handler.setLevel(logging.DEBUG)
         log.addHandler(handler)
 
@@ -147,29 +139,6 @@ class RunDir:
         self._metrics = _Appender(path)
         self._tell("forget")
 
-    def set_aside_after(self, path: Path | None) -> None:
-        """Rename checkpoints that are newer than the one a run goes on from.
-
-        They are damaged, or of steps that are about to be repeated: `--resume auto` must not take
-        them for this run's.
-
-        Args:
-            path: the checkpoint; None does nothing, nor does one that lies elsewhere.
-        """
-        if not self.writer or path is None or path.resolve().parent != self.checkpoints.resolve():
-            return
-        known = storage.found(self.checkpoints)
-        for newer in known[known.index(self.checkpoints / path.name) + 1 :]:
-            aside = newer.with_name(f"superseded-{newer.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            newer.rename(aside)
-            log.info("%s is newer than what this run goes on from: now %s", newer, aside.name)
-
-
-class _Plain(logging.Formatter):
-    def format(self, record):
-        return printable(super().format(record))
-
 
 class _Appender:
     """Appends to a file; keeps what a full disk does not take and tries again with the next."""
@@ -204,80 +173,3 @@ def _refuse_if_locked(path: Path):
             "--output"
         ) from None
     return lock
-
-
-def versions() -> dict:
-    """Versions of this recipe, of Python and of the packages that decide about numbers."""
-    names = "paddlepaddle paddlepaddle-gpu paddledet numpy opencv-python-headless hotcoco"
-    packages = {}
-    for name in names.split():
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return {
-        "fcos_recipe": __version__,
-        "python": platform.python_version(),
-        "packages": packages,
-    }
-
-
-def environment(device: str) -> dict:
-    """Versions, hardware and source state, for environment.json.
-
-    Args:
-        device: what Paddle runs on.
-    """
-    return {
-        **versions(),
-        "platform": platform.platform(),
-        "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)),
-        "device": device,
-        "cards": _cards() if device != "cpu" else [],
-        "git": _git(),
-        "command": [os.path.basename(sys.argv[0]), *map(without_secrets, sys.argv[1:])],
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def _cards() -> list[str]:
-    try:
-        driver = read_driver()
-    except UserError:  # a run that works without the tool does not end for the want of it
-        return []
-    return [card.name for card in driver.cards] if driver else []
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "")
-
-
-def _git() -> str | None:
-    here = Path(__file__).resolve().parent
-    try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return run.stdout.strip() or None
-
-
-def to_console(rank: int) -> None:
-    """Plain messages of this package's logger on standard output, from rank 0 only."""
-    log.setLevel(logging.DEBUG if rank == 0 else logging.ERROR)
-    log.propagate = False
-    log.handlers.clear()  # an earlier run of this process, its log file included
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_Plain("%(message)s"))
-    handler.setLevel(logging.INFO)
-    log.addHandler(handler)

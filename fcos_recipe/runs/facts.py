@@ -1,7 +1,6 @@
 """What a run is, written into its directory at the start for whoever reads it later."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,11 @@ import numpy as np
 
 from fcos_recipe.config.differences import differences
 from fcos_recipe.config.load import Config, display, load_config
+from fcos_recipe.console import log
 from fcos_recipe.datasets.fpn_levels import SIZES
 from fcos_recipe.datasets.locate import Source
 from fcos_recipe.datasets.look.stats import statistics
 from fcos_recipe.errors import without_secrets
-
-log = logging.getLogger("fcos")
 
 FACTS = "facts.json"
 

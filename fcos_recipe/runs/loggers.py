@@ -6,7 +6,6 @@ a line. None of the packages is needed for training, and none is installed by th
 
 import csv
 import json
-import logging
 import netrc
 import os
 from collections.abc import Iterator
@@ -19,9 +18,9 @@ from urllib.parse import urlparse
 import numpy as np
 
 from fcos_recipe.config.schema import LOGGERS
+from fcos_recipe.console import log
 from fcos_recipe.errors import UserError, without_secrets
 
-log = logging.getLogger("fcos")
 THRESHOLD = 0.3  #: detections that score less are not drawn
 LONGEST = 640  #: pixels of a drawn picture's longer side
 _PACKAGES = {"visualdl": "visualdl", "tensorboard": "tensorboardX", "wandb": "wandb", "csv": "csv"}

@@ -4,16 +4,15 @@
 configs/results.yml.
 """
 
-import logging
 import sys
 from pathlib import Path
 
 import yaml
 
+from fcos_recipe.console import log
 from fcos_recipe.errors import UserError, tell
 from fcos_recipe.runs.published_results import WINDOW, Band, load
 
-log = logging.getLogger("fcos")
 STEPS = (100, 500, 1000)
 # Half a band's width over the mean, at least; else twice the runs' own range. A few runs show too
 # little of their spread, and what a band is to catch (another LR, other weights) is farther off.

@@ -7,9 +7,9 @@ import numpy as np
 import paddle
 
 from fcos_recipe.checkpoint import storage
+from fcos_recipe.console import log
 from fcos_recipe.errors import RunFailure
 from fcos_recipe.evaluation.collectives import gather
-from fcos_recipe.runs.directory import log
 from fcos_recipe.training.resume import scaler_state
 
 FOLDER = "bad_steps"

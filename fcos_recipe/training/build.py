@@ -11,9 +11,9 @@ from fcos_recipe import compat
 from fcos_recipe.checkpoint import weights
 from fcos_recipe.compat import create
 from fcos_recipe.config import Config, scaling
+from fcos_recipe.console import log, to_console
 from fcos_recipe.errors import UserError
 from fcos_recipe.evaluation.collectives import start
-from fcos_recipe.runs.directory import log, to_console
 from fcos_recipe.system.device import amp_supported
 from fcos_recipe.system.watchdog import Watchdog
 from fcos_recipe.training import resume

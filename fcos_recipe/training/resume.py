@@ -18,9 +18,10 @@ from fcos_recipe.checkpoint import storage, weights
 from fcos_recipe.config import Config
 from fcos_recipe.config.differences import differences
 from fcos_recipe.config.schema import RECIPE
+from fcos_recipe.console import log
 from fcos_recipe.errors import UserError, UserErrors, without_secrets
 from fcos_recipe.evaluation.collectives import everywhere, gather
-from fcos_recipe.runs.directory import log, versions
+from fcos_recipe.runs.environment import versions
 
 # What may change between a checkpoint and its resumption, as it does not change what the steps
 # compute, or (cards, batch, accumulate, epoch) is accounted for and told. Anything else matters.

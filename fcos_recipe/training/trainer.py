@@ -14,13 +14,15 @@ from tqdm import tqdm
 
 from fcos_recipe.checkpoint import storage
 from fcos_recipe.config.differences import resolved
+from fcos_recipe.console import log
 from fcos_recipe.errors import RunFailure, Stopped, UserError, without_secrets
 from fcos_recipe.evaluation.analysis import finish_evaluation
 from fcos_recipe.evaluation.collectives import agree, everywhere, gather
 from fcos_recipe.evaluation.loop import build_loader, evaluate
 from fcos_recipe.evaluation.metric import table
 from fcos_recipe.evaluation.tta import Augmented
-from fcos_recipe.runs.directory import CONFIG, ENVIRONMENT, RunDir, environment, log
+from fcos_recipe.runs.directory import CONFIG, ENVIRONMENT, RunDir
+from fcos_recipe.runs.environment import environment
 from fcos_recipe.runs.facts import write_facts
 from fcos_recipe.runs.loggers import pictures
 from fcos_recipe.system.stop_signals import StopRequest
@@ -135,7 +137,9 @@ class Trainer(Setup):
                 **environment(self.device), "config": self.config.name, "ranks": self._nranks,
             })  # fmt: skip
         run.forget_after(at.steps_done, at.epoch - at.pending_eval)
-        run.set_aside_after(self._resumed_from)
+        came = self._resumed_from
+        if run.writer and came and came.resolve().parent == run.checkpoints.resolve():
+            storage.set_aside_newer(run.checkpoints / came.name)
         for line in self.plan.lines:
             log.info(line)
         for line in self.config.warnings + self.plan.warnings:

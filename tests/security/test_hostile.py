@@ -21,11 +21,11 @@ import pytest
 from fcos_recipe.checkpoint import convert, storage, weights
 from fcos_recipe.cli import run
 from fcos_recipe.config import load_config
+from fcos_recipe.console import log, to_console
 from fcos_recipe.data.reader import BadImage, read_image
 from fcos_recipe.errors import UserError, printable
 from fcos_recipe.files import archives
 from fcos_recipe.files.download import Damaged
-from fcos_recipe.runs.directory import log, to_console
 from tests.conftest import ROOT
 
 
