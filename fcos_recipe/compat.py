@@ -216,6 +216,14 @@ def workspace(data: dict):
     return global_config
 
 
+def set_lr_scheduler(optimizer, scheduler) -> None:
+    """Give an optimizer another LR schedule: Paddle 2.5 has no method for it, newer ones do."""
+    if hasattr(optimizer, "set_lr_scheduler"):
+        optimizer.set_lr_scheduler(scheduler)
+    else:
+        optimizer._learning_rate = scheduler  # what the method of 2.6 does
+
+
 class _LastResort(_StandInFinder):
     """The stand-ins for what nobody else finds."""
 

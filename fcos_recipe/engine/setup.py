@@ -148,7 +148,7 @@ class Setup(ppdet.engine.Trainer):
         self.cfg["LearningRate"].update(self._schedule)
         self.lr = create("LearningRate")(self.steps_per_epoch)
         if self.optimizer:
-            self.optimizer.set_lr_scheduler(self.lr)
+            compat.set_lr_scheduler(self.optimizer, self.lr)
 
     def schedule(self) -> dict:
         """What the LR of every step follows from; JSON."""

@@ -60,7 +60,11 @@ def main(argv: list[str]) -> int:
     from fcos_recipe.engine.run_dir import to_console
 
     to_console(0)
+    from fcos_recipe.predict.onnx_graph import converter
     from fcos_recipe.predict.predictor import Predictor
+
+    if args.format == "onnx":
+        converter()  # refuses before the weights are read
 
     predictor = Predictor(weights, config)
     name = f"{predictor.config.name}-{args.format}" + ("-raw" if args.no_nms else "")
@@ -90,7 +94,7 @@ def export(predictor, target: Path, kind: str, nms: bool = True):
 
     Raises:
         RunFailure: the export differs; it is kept beside the target as NAME.rejected.
-        UserError: the ONNX converter is missing.
+        UserError: the ONNX converter is missing or made for another Paddle.
     """
     from fcos_recipe.predict import gate
     from fcos_recipe.predict.onnx_graph import convert

@@ -104,6 +104,7 @@ def assert_same_run(one, two, files=("model_final", "best_model")) -> None:
     assert records(one) == records(two)
 
 
+@pytest.mark.matrix
 @pytest.mark.e2e
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_cut_in_the_middle_of_an_epoch_twice(tiny, tmp_path, monkeypatch, variant):
