@@ -79,7 +79,9 @@ class FCOS(nn.Layer):
             image = image.astype("float32").transpose([0, 3, 1, 2])
             values = self.pixel_values[1:].reshape([1, 3, 256, 1])
             slope = (values[:, :, 255:] - values[:, :, :1]) / 255.0
-            return (image * slope + values[:, :, :1]) * as_float32(_inside(*level_size(image), h, w))
+            height, width = level_size(image)
+            inside = as_float32(_inside(height, width, h, w))
+            return (image * slope + values[:, :, :1]) * inside
         height, width = image.shape[1:3]
         inside = _inside(height, width, h, w).reshape([-1, height, width, 1])
         channel = paddle.to_tensor([1, 257, 513], dtype="int32")
