@@ -335,17 +335,13 @@ def card_index(kind: str) -> int:
 
 
 def amp_supported(kind: str, dtype: str = "float16") -> bool:
-    """Whether auto_cast changes anything on this device. On the CPU Paddle ignores it.
+    """Whether auto_cast changes anything on this device, to which the process is bound.
 
-    float16 is taken for granted on every card (not verified on hardware for Iluvatar);
-    for bfloat16 Paddle is asked.
+    On the CPU Paddle ignores it; on a card Paddle is asked.
     """
-    if kind == "cpu" or dtype == "float16":
-        return kind != "cpu"
-    import paddle
+    from fcos_recipe.compat import autocasts
 
-    # with its number: Paddle 3.0.0 cannot read the place of a plugin without one
-    return bool(paddle.amp.is_bfloat16_supported(f"{kind}:{card_index(kind)}"))
+    return kind != "cpu" and autocasts(dtype)
 
 
 def set_device(kind: str) -> str:
