@@ -25,7 +25,7 @@ VARIABLES = re.compile(r"FLAGS_\w+|\w*XCCL\w*|\w*DISTRI_BACKEND|\w*_VISIBLE_DEVI
 
 
 def on_cards(node: ast.AST) -> bool:
-    """Whether a node compares kinds of devices, calls into `CALLS`, or names a variable of cards."""
+    """Whether a node compares kinds of devices, uses one of `CALLS`, or names a variable."""
     if isinstance(node, ast.Compare):
         inner = [part for side in (node.left, *node.comparators) for part in ast.walk(side)]
         return any(

@@ -134,10 +134,14 @@ def plan(
         env["PADDLE_DISTRI_BACKEND"] = "gloo"
         # The launcher deals out what these name, even on a CPU build. On a machine with cards
         # it wants one entry per rank; -1 is no card.
-        hidden = ",".join(["-1"] * count) if device.may_have_cards() else None
-        for name in device.VISIBILITY:
-            if hidden or name in os.environ:
-                env[name] = hidden
+        cards = device.may_have_cards()
+        if cards or "CUDA_VISIBLE_DEVICES" in os.environ:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(["-1"] * count) if cards else None
+        if cards:  # no plugin: with one, a rank's import of Paddle opens the card of its number
+            env["CUSTOM_DEVICE_ROOT"] = ""
+        for name in (device.PLUGIN_VISIBLE, "PADDLE_XCCL_BACKEND"):
+            if name in os.environ:
+                env[name] = None
     elif kind == device.PLUGIN:
         # before 3.1 Paddle and its launcher know a plugin's device by this variable alone
         env["PADDLE_XCCL_BACKEND"] = kind

@@ -258,10 +258,12 @@ def test_more_cards_than_exist(machine):
 
 def test_cpu_on_a_machine_with_cards_hides_them(machine, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # Paddle, imported earlier, sets it
-    machine(device.SDKS[2], cards=8, environment={"DEVICE": "cpu"})
+    given = {"DEVICE": "cpu", "ILUVATAR_GPU_VISIBLE_DEVICES": "2,3"}
+    machine(device.SDKS[2], cards=8, environment=given)
     run, _ = launch.prepare(["--gpus", "2"])
     assert words(run.command)[-2:] == ["--nproc_per_node", "2"]
-    assert run.env["CUDA_VISIBLE_DEVICES"] == "-1,-1"
+    assert run.env["CUDA_VISIBLE_DEVICES"] == "-1,-1" and run.env["CUSTOM_DEVICE_ROOT"] == ""
+    assert "ILUVATAR_GPU_VISIBLE_DEVICES" not in run.environment()
     assert run.env["PADDLE_DISTRI_BACKEND"] == "gloo"
     assert int(run.env["OMP_NUM_THREADS"]) >= 1
     assert run.command[-2:] == ["-o", "device=cpu"]
