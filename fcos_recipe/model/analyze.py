@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--size {args.size}, --batch {args.batch}: want multiples of 32, and >= 1")
     config = load_config(args.config, args.opt)
 
-    device = compute.start(compute.requested(config)).device
+    device = compute.start(compute.requested(config), show=False).device
     from fcos_recipe import compat
 
     compat.workspace(config.stock_data())

@@ -187,14 +187,19 @@ def _why(found: Found, facts: PaddleFacts, kinds: list[str]) -> str:
     return f"{said}; look at `python tools/doctor.py`"
 
 
-def start(requested: str) -> Compute:
+def start(requested: str, show: bool = True) -> Compute:
     """Decide, apply the settings that must precede Paddle's import, and bind this process.
 
-    Rank 0 prints the decision, unless the launcher has printed it already.
+    Args:
+        requested: see `decide`.
+        show: print the decision. Only rank 0 does, and not if the launcher has done so already.
+
+    Raises:
+        UserError: see `decide`.
     """
     found = decide(requested)
     cpu_math.ensure(found.device)
     device.set_device(found.device)
-    if os.environ.get("PADDLE_TRAINER_ID", "0") == "0" and DECIDED not in os.environ:
+    if show and os.environ.get("PADDLE_TRAINER_ID", "0") == "0" and DECIDED not in os.environ:
         print(found.line(), flush=True)
     return found
