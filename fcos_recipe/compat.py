@@ -75,6 +75,24 @@ def import_paddle():
     return paddle
 
 
+def autocasts(dtype: str) -> bool:
+    """Whether auto_cast takes effect on the device that this process is bound to.
+
+    It decides by lists of devices of its own. `paddle.amp.is_bfloat16_supported` says something
+    else: Paddle 3.0.0 raises for a plugin's device, and 3.3.1 asks the plugin instead.
+
+    Args:
+        dtype: float16 or bfloat16.
+    """
+    paddle = import_paddle()
+    base = "paddle.base" if hasattr(paddle, "base") else "paddle.fluid"  # fluid: before 2.6
+    framework = importlib.import_module(f"{base}.framework")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it has no effect
+        with paddle.amp.auto_cast(dtype=dtype):
+            return framework._dygraph_tracer()._amp_dtype == dtype
+
+
 class _StandIn(types.ModuleType):
     """A module whose every attribute is a class that cannot be made: import works, use does not."""
 

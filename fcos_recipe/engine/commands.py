@@ -7,7 +7,7 @@ from fcos_recipe.config import load_config
 from fcos_recipe.config.schema import LOGGERS
 from fcos_recipe.engine import loggers
 from fcos_recipe.errors import UserErrors
-from fcos_recipe.runtime.device import requested
+from fcos_recipe.runtime import compute
 
 _TRAIN_EXAMPLE = """\
 examples:
@@ -50,23 +50,6 @@ def load(args, parser, overrides: list[str]):
     return config, Path(args.output or Path(config.data["save_dir"]) / config.name)
 
 
-def start(requested: str) -> str:
-    """Settings that must precede Paddle's import, then the device this process runs on.
-
-    Args:
-        requested: auto, cpu, gpu or iluvatar_gpu.
-
-    Returns:
-        cpu, gpu or iluvatar_gpu.
-    """
-    from fcos_recipe.runtime import cpu_math, device
-
-    cpu_math.ensure(requested)
-    found = device.resolve(requested)
-    device.set_device(found)
-    return found
-
-
 def train(argv: list[str]) -> int:
     """Train a model."""
     parser = common_parser("train", "Train a model.", _TRAIN_EXAMPLE)
@@ -97,7 +80,7 @@ def train(argv: list[str]) -> int:
     if missing := config.missing_files(*sections):
         raise UserErrors(missing)
     logging_to = loggers.chosen([*args.logger, *["visualdl"] * args.use_vdl], config.data)
-    device = start(requested(config.data))
+    device = compute.start(compute.requested(config)).device
 
     from fcos_recipe.engine.distributed import gather
     from fcos_recipe.engine.resume import automatic

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from fcos_recipe.config.load import data_paths
 from fcos_recipe.engine.coco_metric import MAX_DETS, CocoMetric, table
-from fcos_recipe.engine.commands import common_parser, load, start
+from fcos_recipe.engine.commands import common_parser, load
 from fcos_recipe.errors import UserError, UserErrors, printable
 from fcos_recipe.predict.backends import NEEDS_EXPORT, PRECISIONS
-from fcos_recipe.runtime.device import requested
+from fcos_recipe.runtime import compute
 
 _EXAMPLE = """\
 examples:
@@ -68,7 +68,7 @@ def evaluate(argv: list[str]) -> int:
         parser.error("--weights W is required (or -o weights=W)")
     if missing := config.missing_files("EvalDataset"):
         raise UserErrors(missing)
-    device = start(requested(config.data))
+    device = compute.start(compute.requested(config)).device
 
     from fcos_recipe.engine.evaluate import REFERENCE_BATCHES
     from fcos_recipe.engine.trainer import Trainer

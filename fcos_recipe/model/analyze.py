@@ -8,8 +8,7 @@ from pathlib import Path
 
 from fcos_recipe.config import load_config
 from fcos_recipe.errors import UserError
-from fcos_recipe.runtime import ring
-from fcos_recipe.runtime.device import requested
+from fcos_recipe.runtime import compute, ring
 
 PARTS = ("backbone", "neck", "head")
 _EXAMPLE = """\
@@ -77,9 +76,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--size {args.size}, --batch {args.batch}: want multiples of 32, and >= 1")
     config = load_config(args.config, args.opt)
 
-    from fcos_recipe.engine.commands import start
-
-    device = start(requested(config.data))
+    device = compute.start(compute.requested(config), show=False).device
     from fcos_recipe import compat
 
     compat.workspace(config.stock_data())

@@ -41,15 +41,16 @@ def main(argv: list[str]) -> int:
         if target.resolve() == file.resolve():
             raise UserError(f"--output {output}: would overwrite the image {file}; choose another")
 
-    from fcos_recipe.runtime import cpu_math
+    from fcos_recipe.predict.predictor import Predictor, config_of
+    from fcos_recipe.runtime import compute
 
-    cpu_math.ensure((config.data["device"] if config else None) or "auto")
+    config = config_of(weights, config)
+    device = compute.start(compute.requested(config)).device
     from fcos_recipe.engine.run_dir import to_console
 
     to_console(0)
-    from fcos_recipe.predict.predictor import Predictor
 
-    predictor = Predictor(weights, config, None, args.score_threshold, args.precision)
+    predictor = Predictor(weights, config, device, args.score_threshold, args.precision)
     results = Results(predictor, list(files))
     images = {file: target for file, target in targets.items() if not is_video(file)}
     _predict_images(results, images, args.batch_size, args.draw_threshold)

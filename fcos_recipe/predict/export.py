@@ -54,19 +54,20 @@ def main(argv: list[str]) -> int:
     if not weights:
         raise UserError("--weights: missing; name a weights file (or -o weights=FILE with -c)")
 
-    from fcos_recipe.runtime import cpu_math
+    from fcos_recipe.predict.predictor import Predictor, config_of
+    from fcos_recipe.runtime import compute
 
-    cpu_math.ensure((config.data["device"] if config else None) or "auto")
+    config = config_of(weights, config)
+    device = compute.start(compute.requested(config)).device
     from fcos_recipe.engine.run_dir import to_console
 
     to_console(0)
     from fcos_recipe.predict.onnx_graph import converter
-    from fcos_recipe.predict.predictor import Predictor
-
+    
     if args.format == "onnx":
         converter()  # refuses before the weights are read
 
-    predictor = Predictor(weights, config)
+    predictor = Predictor(weights, config, device)
     name = f"{predictor.config.name}-{args.format}" + ("-raw" if args.no_nms else "")
     try:
         verdict = export(predictor, Path(args.output) / name, args.format, not args.no_nms)

@@ -199,7 +199,7 @@ def test_an_image_without_any_detection_is_no_end(tiny, tmp_path, kind):
     skip_without_converter(kind)
     code = f"""
 from pathlib import Path
-from fcos_recipe.engine.commands import start
+from fcos_recipe.runtime.compute import start
 start("cpu")
 from fcos_recipe import compat
 compat.before_paddle()
