@@ -22,6 +22,9 @@ const Fault& fault();
 // Performs the asynchronous copies that still wait, in their order.
 void finish();
 
+// Adds numbers up over the ranks of the process's first communicator; alone, changes nothing.
+void sum_over_ranks(double* numbers, size_t count);
+
 // Physical number of the card that Paddle calls `device`: CUDA_VISIBLE_DEVICES renumbers cards.
 int physical(int device);
 

@@ -161,6 +161,8 @@ C_Status in_pieces(Comm* comm, size_t bytes, Put put, Take take) {
   return status;
 }
 
+Comm* world = nullptr;  // the first one, which has all ranks
+
 Comm* of(C_CCLComm comm) { return reinterpret_cast<Comm*>(comm); }
 
 C_Status all_reduce(void* send, void* recv, size_t count, C_DataType type, C_CCLReduceOp op,
@@ -315,6 +317,7 @@ C_Status init_rank(size_t ranks, C_CCLRootId* id, size_t rank, C_CCLComm* handle
   while (!head->ready) usleep(1000);
   char* slots = memory + sizeof(Head);
   Comm* comm = new Comm{rank, ranks, head, slots, reinterpret_cast<Mail*>(slots + ranks * kSlot)};
+  if (!world) world = comm;
   comm->wait();
   if (rank == 0) shm_unlink(name);  // whatever happens later, nothing is left behind
   card::trace(card::current, "join", ranks);
@@ -323,6 +326,11 @@ C_Status init_rank(size_t ranks, C_CCLRootId* id, size_t rank, C_CCLComm* handle
 }
 
 }  // namespace
+
+void card::sum_over_ranks(double* numbers, size_t count) {
+  if (!world) return;
+  all_reduce(numbers, numbers, count, FLOAT64, SUM, reinterpret_cast<C_CCLComm>(world), nullptr);
+}
 
 void fill_collectives(C_DeviceInterface* i) {
   i->xccl_get_unique_id_size = [](size_t* size) { *size = 64; return C_SUCCESS; };

@@ -4,6 +4,7 @@
 // kernels for most operators. Those in TABLE get them here: inputs are widened to float32, the CPU's
 // float32 kernel computes, outputs are rounded to half precision. `contiguous` and `strided_copy`
 // have no fallback in Paddle, so that a view of a tensor could not be copied; they are written out.
+#include <cmath>
 #include <cstring>
 #include <deque>
 #include <type_traits>
@@ -16,6 +17,7 @@
 #include "paddle/phi/core/dense_tensor.h"
 #include "paddle/phi/core/kernel_context.h"
 #include "paddle/phi/core/kernel_factory.h"
+#include "paddle/phi/core/kernel_registry.h"
 #include "paddle/phi/kernels/activation_grad_kernel.h"
 #include "paddle/phi/kernels/activation_kernel.h"
 #include "paddle/phi/kernels/adamw_kernel.h"
@@ -42,6 +44,8 @@
 #include "paddle/phi/kernels/pool_grad_kernel.h"
 #include "paddle/phi/kernels/pool_kernel.h"
 #include "paddle/phi/kernels/squared_l2_norm_kernel.h"
+#include "paddle/phi/kernels/sync_batch_norm_grad_kernel.h"
+#include "paddle/phi/kernels/sync_batch_norm_kernel.h"
 
 namespace {
 
@@ -72,6 +76,8 @@ using phi::DenseTensor;
   X(clip, phi::ClipKernel)                                \
   X(gather, phi::GatherKernel)                            \
   X(gather_grad, phi::GatherGradKernel)                   \
+  X(sync_batch_norm, phi::SyncBatchNormKernel)            \
+  X(sync_batch_norm_grad, phi::SyncBatchNormGradKernel)   \
   X(squared_l2_norm, phi::SquaredL2NormKernel)            \
   X(check_finite_and_unscale, phi::CheckFiniteAndUnscaleKernel) \
   X(update_loss_scaling, phi::UpdateLossScalingKernel)
@@ -296,6 +302,94 @@ void adamw_of_masters(
   narrow(c, masters ? *master_out : wide, param_out);
 }
 
+// ---- SyncBatchNorm: the CPU has none at all. NCHW, statistics over the images of all ranks. ------
+
+// Adds `sums` up over all ranks; they are float64 so that their order does not matter to float32.
+void over_ranks(std::vector<double>* sums) { card::sum_over_ranks(sums->data(), sums->size()); }
+
+struct Channels {
+  int64_t n, c, size;
+  explicit Channels(const DenseTensor& x)
+      : n(x.dims()[0]), c(x.dims()[1]), size(x.numel() / (n * c)) {}
+  template <class F>
+  void each(int64_t channel, F f) const {
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t k = 0; k < size; ++k) f((i * c + channel) * size + k);
+    }
+  }
+};
+
+void sync_batch_norm(const CPUContext& context, const DenseTensor& x, const DenseTensor& mean,
+                     const DenseTensor& variance, const DenseTensor& scale,
+                     const DenseTensor& bias, bool is_test, float momentum, float epsilon,
+                     const std::string&, bool use_global_stats, bool, DenseTensor* y,
+                     DenseTensor* mean_out, DenseTensor* variance_out, DenseTensor* saved_mean,
+                     DenseTensor* saved_variance, DenseTensor*) {
+  Channels over(x);
+  const float* in = x.data<float>();
+  float* out = context.Alloc<float>(y);
+  std::vector<double> sums(2 * over.c + 1, 0.0);
+  bool train = !is_test && !use_global_stats;
+  sums.back() = static_cast<double>(over.n * over.size);
+  for (int64_t c = 0; train && c < over.c; ++c) {
+    over.each(c, [&](int64_t i) {
+      sums[c] += in[i];
+      sums[over.c + c] += static_cast<double>(in[i]) * in[i];
+    });
+  }
+  if (train) over_ranks(&sums);
+  std::vector<float> means(over.c), variances(over.c);
+  for (int64_t c = 0; c < over.c; ++c) {
+    double m = train ? sums[c] / sums.back() : mean.data<float>()[c];
+    double v = train ? sums[over.c + c] / sums.back() - m * m : variance.data<float>()[c];
+    double inverse = 1 / std::sqrt(v + epsilon);
+    float factor = static_cast<float>(scale.data<float>()[c] * inverse);
+    float shift = static_cast<float>(bias.data<float>()[c] - m * factor);
+    over.each(c, [&](int64_t i) { out[i] = in[i] * factor + shift; });
+    means[c] = static_cast<float>(m);
+    variances[c] = static_cast<float>(v);
+  }
+  if (!train) return;
+  for (int64_t c = 0; c < over.c; ++c) {
+    context.Alloc<float>(saved_mean)[c] = means[c];
+    context.Alloc<float>(saved_variance)[c] = 1 / std::sqrt(variances[c] + epsilon);
+    float before[] = {mean.data<float>()[c], variance.data<float>()[c]};
+    context.Alloc<float>(mean_out)[c] = before[0] * momentum + means[c] * (1 - momentum);
+    context.Alloc<float>(variance_out)[c] = before[1] * momentum + variances[c] * (1 - momentum);
+  }
+}
+
+void sync_batch_norm_grad(const CPUContext& context, const DenseTensor& x,
+                          const DenseTensor& scale, const DenseTensor&,
+                          const DenseTensor& saved_mean, const DenseTensor& saved_inverse,
+                          const paddle::optional<DenseTensor>&, const DenseTensor& y_grad, float,
+                          float, const std::string&, bool, bool, bool, DenseTensor* x_grad,
+                          DenseTensor* scale_grad, DenseTensor* bias_grad) {
+  Channels over(x);
+  const float *in = x.data<float>(), *dy = y_grad.data<float>();
+  const float *mean = saved_mean.data<float>(), *inverse = saved_inverse.data<float>();
+  std::vector<double> sums(2 * over.c + 1, 0.0);
+  sums.back() = static_cast<double>(over.n * over.size);
+  for (int64_t c = 0; c < over.c; ++c) {
+    over.each(c, [&](int64_t i) {
+      sums[c] += dy[i];
+      sums[over.c + c] += static_cast<double>(dy[i]) * (in[i] - mean[c]) * inverse[c];
+    });
+    if (bias_grad) context.Alloc<float>(bias_grad)[c] = static_cast<float>(sums[c]);
+    if (scale_grad) context.Alloc<float>(scale_grad)[c] = static_cast<float>(sums[over.c + c]);
+  }
+  over_ranks(&sums);
+  float* dx = context.Alloc<float>(x_grad);
+  for (int64_t c = 0; c < over.c; ++c) {
+    double dy_mean = sums[c] / sums.back(), dot = sums[over.c + c] / sums.back();
+    double factor = scale.data<float>()[c] * inverse[c];
+    over.each(c, [&](int64_t i) {
+      double normal = (in[i] - mean[c]) * inverse[c];
+      dx[i] = static_cast<float>(factor * (dy[i] - dy_mean - normal * dot));
+    });
+  }
+}
+
 #define NAME(op, function) \
   struct op##_name { static constexpr const char* text = #op; };
 TABLE(NAME)
@@ -320,6 +414,15 @@ void add(const char* name, phi::Backend backend, DataType type, Function functio
     if (one.dtype == DataType::FLOAT32) one.dtype = type;
   }
   kernels[key] = kernel;
+}
+
+// A float32 kernel of an operator that the CPU does not have.
+template <class Function>
+void add_new(const char* name, Function function) {
+  phi::KernelKey key(phi::Backend::CPU, phi::DataLayout::ALL_LAYOUT, DataType::FLOAT32);
+  phi::Kernel kernel(nullptr, reinterpret_cast<void*>(function));
+  phi::KernelArgsParseFunctor<Function>::Parse(key, kernel.mutable_args_def());
+  phi::KernelFactory::Instance().kernels()[name][key] = kernel;
 }
 
 // ---- views ------------------------------------------------------------------------------------
@@ -379,6 +482,8 @@ void strided_copy(const phi::CustomContext& context, const DenseTensor& input,
 }  // namespace
 
 void add_kernels() {
+  add_new("sync_batch_norm", &sync_batch_norm);
+  add_new("sync_batch_norm_grad", &sync_batch_norm_grad);
   for (DataType type : {DataType::FLOAT16, DataType::BFLOAT16}) {
     add("momentum", phi::Backend::CPU, type, &momentum_of_masters);
     add("adamw", phi::Backend::CPU, type, &adamw_of_masters);
