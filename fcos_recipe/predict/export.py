@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
 
     to_console(0)
     from fcos_recipe.predict.onnx_graph import converter
-    
+
     if args.format == "onnx":
         converter()  # refuses before the weights are read
 
