@@ -250,6 +250,9 @@ def _run(config: Config, overrides: list[str], chosen: compute.Compute | None) -
         remedy = f"--gpus {visible}, or launch.cards: {visible}"
         yield Finding(RED, "launch.cards", f"{cards}, but {visible} visible", remedy)
         cards = visible
+    elif cards > 1 and chosen.requested != "cpu" and kind == "cpu":
+        remedy = "DEVICE=cpu for as many processes, or --gpus 1: scripts/train.sh refuses otherwise"
+        yield Finding(YELLOW, "launch.cards", f"{cards}, but no card here", remedy)
     if data["amp"] and kind == "cpu":
         yield Finding(YELLOW, "amp", "is off on the CPU: Paddle has none there", "amp: false")
     if chosen.facts:

@@ -95,7 +95,7 @@ def test_broken_driver_idle_cards_and_no_paddle(examine):
     )
 
 
-def test_cards_that_only_paddle_sees(examine, monkeypatch, tmp_path):
+def test_cards_that_only_paddle_sees(examine, monkeypatch, root):
     """A plugin without the driver's tool: the report does not contradict itself."""
     monkeypatch.setattr(device, "TOOLS", ())
     monkeypatch.setattr(device, "_nodes", lambda: [])
@@ -103,7 +103,9 @@ def test_cards_that_only_paddle_sees(examine, monkeypatch, tmp_path):
     assert "2 card(s) visible" in found["Paddle"].text and "cards" not in found
     assert found["device"].text == "iluvatar_gpu; cards: Paddle 3.3.0 can use 2"
     assert found["driver"].level == doctor.YELLOW and "Paddle counts 2" in found["driver"].text
-    assert examine(CPU)["cards"].text.startswith("none")
+    none = examine(CPU, config=root / "configs/fcos/fcos_r50_fpn_1x_coco.yml")
+    assert none["cards"].text.startswith("none")
+    assert none["launch.cards"].text == "8, but no card here"
 
 
 COCO = {
