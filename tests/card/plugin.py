@@ -39,7 +39,7 @@ def plugin() -> Path:
         "-I", package / "include", "-I", package / "include" / "third_party", "-o", part,
         *SOURCES.glob("*.cc"), "-L", package / "libs",
         *(f"-l:{name}" for name in LIBRARIES if (package / "libs" / name).is_file()),
-        "-lpthread", "-lrt",
+        "-lpthread", "-lrt", "-ldl",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
