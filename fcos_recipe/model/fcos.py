@@ -7,6 +7,7 @@ import paddle
 from paddle import Tensor, nn
 from ppdet.core.workspace import create
 
+from fcos_recipe.model.constants import constant, count_up
 from fcos_recipe.model.loss import as_float32
 from fcos_recipe.model.postprocess import level_size
 
@@ -84,7 +85,7 @@ class FCOS(nn.Layer):
             return (image * slope + values[:, :, :1]) * inside
         height, width = image.shape[1:3]
         inside = _inside(height, width, h, w).reshape([-1, height, width, 1])
-        channel = paddle.to_tensor([1, 257, 513], dtype="int32")
+        channel = constant((1, 257, 513), "int32")
         index = (image.astype("int32") + channel) * inside.astype("int32")
         index = index.transpose([0, 3, 1, 2])  # not the image: Paddle 2.5 transposes no uint8
         return paddle.gather(self.pixel_values, index.flatten()).reshape(index.shape)
@@ -125,7 +126,7 @@ def _inside(height: int | Tensor, width: int | Tensor, h: Tensor, w: Tensor) -> 
 
 
 def _range(count: int | Tensor) -> Tensor:
-    """float32 0 .. count - 1: one tensor, not the four operators of arange, if `count` is known."""
-    if isinstance(count, int):
-        return paddle.to_tensor(np.arange(count, dtype=np.float32))
+    """float32 0 .. count - 1; of a traced program `count` is a tensor."""
+    if isinstance(count, int) and paddle.in_dynamic_mode():
+        return count_up(count, "float32")
     return paddle.arange(count, dtype="float32")
