@@ -290,3 +290,21 @@ def doubling_without_interpolate():
         yield
     finally:
         fpn.F = stock_functional
+
+
+def grad_scaler(enable: bool, init_loss_scaling: float):
+    """Paddle's GradScaler, which can skip a step under any NumPy.
+
+    When it lowers the loss scale, Paddle prints float(scale) of a tensor with one dimension, which
+    NumPy 2.4 and newer refuse: the first step that overflowed ended the run with a TypeError.
+    """
+    import paddle
+
+    class Scaler(paddle.amp.GradScaler):
+        def _update(self):
+            if self.is_enable():
+                self._scale = self._scale.reshape([])
+                super()._update()
+                self._scale = self._scale.reshape([1])
+
+    return Scaler(enable=enable, init_loss_scaling=init_loss_scaling)

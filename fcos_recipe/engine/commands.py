@@ -82,6 +82,7 @@ def train(argv: list[str]) -> int:
     logging_to = loggers.chosen([*args.logger, *["visualdl"] * args.use_vdl], config.data)
     device = compute.start(compute.requested(config)).device
 
+    from fcos_recipe.engine import out_of_memory
     from fcos_recipe.engine.distributed import gather
     from fcos_recipe.engine.resume import automatic
     from fcos_recipe.engine.run_dir import RunDir
@@ -90,7 +91,11 @@ def train(argv: list[str]) -> int:
     from fcos_recipe.report.commands import after_training
     from fcos_recipe.runtime.watchdog import Watchdog, rank
 
-    with Watchdog(config.data["watchdog"], rank()) as watchdog:
+    advice = out_of_memory.training(config.data)
+    with (
+        Watchdog(config.data["watchdog"], rank()) as watchdog,
+        out_of_memory.explained(device, advice),
+    ):
         trainer = Trainer(config, "train", device, watchdog)
         resume = gather(args.resume)[0]  # a restarted host may know less than that of rank 0
         if resume == "auto":

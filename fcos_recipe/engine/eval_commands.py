@@ -70,12 +70,17 @@ def evaluate(argv: list[str]) -> int:
         raise UserErrors(missing)
     device = compute.start(compute.requested(config)).device
 
+    from fcos_recipe.engine import out_of_memory
     from fcos_recipe.engine.evaluate import REFERENCE_BATCHES
     from fcos_recipe.engine.trainer import Trainer
     from fcos_recipe.predict.backends import export_facts
     from fcos_recipe.runtime.watchdog import Watchdog, rank
 
-    with Watchdog(config.data["watchdog"], rank()) as watchdog:
+    advice = out_of_memory.evaluation(config.data)
+    with (
+        Watchdog(config.data["watchdog"], rank()) as watchdog,
+        out_of_memory.explained(device, advice),
+    ):
         trainer = Trainer(config, "eval", device, watchdog)
         if facts := export_facts(str(weights)):
             if tta:

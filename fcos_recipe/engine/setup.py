@@ -109,7 +109,7 @@ class Setup(ppdet.engine.Trainer):
             custom_black_list=data["custom_black_list"],
         )
         # bfloat16 has float32's range: nothing to scale
-        self.scaler = paddle.amp.GradScaler(
+        self.scaler = compat.grad_scaler(
             enable=self.use_amp and data["amp_dtype"] == "float16",
             init_loss_scaling=data["init_loss_scaling"],
         )

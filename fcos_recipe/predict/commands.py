@@ -46,16 +46,18 @@ def main(argv: list[str]) -> int:
 
     config = config_of(weights, config)
     device = compute.start(compute.requested(config)).device
+    from fcos_recipe.engine import out_of_memory
     from fcos_recipe.engine.run_dir import to_console
 
     to_console(0)
-
-    predictor = Predictor(weights, config, device, args.score_threshold, args.precision)
-    results = Results(predictor, list(files))
-    images = {file: target for file, target in targets.items() if not is_video(file)}
-    _predict_images(results, images, args.batch_size, args.draw_threshold)
-    for file in targets.keys() - images.keys():
-        _predict_video(results, file, targets[file], args.batch_size, args.draw_threshold)
+    advice = f"--batch-size {args.batch_size} does not fit; lower it, or use smaller images"
+    with out_of_memory.explained(device, advice):
+        predictor = Predictor(weights, config, device, args.score_threshold, args.precision)
+        results = Results(predictor, list(files))
+        images = {file: target for file, target in targets.items() if not is_video(file)}
+        _predict_images(results, images, args.batch_size, args.draw_threshold)
+        for file in targets.keys() - images.keys():
+            _predict_video(results, file, targets[file], args.batch_size, args.draw_threshold)
     _write(output, results.rows, args.csv)
     shown = sum(row["score"] >= args.draw_threshold for row in results.rows)
     print(

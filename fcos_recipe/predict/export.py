@@ -59,6 +59,7 @@ def main(argv: list[str]) -> int:
 
     config = config_of(weights, config)
     device = compute.start(compute.requested(config)).device
+    from fcos_recipe.engine import out_of_memory
     from fcos_recipe.engine.run_dir import to_console
 
     to_console(0)
@@ -66,12 +67,15 @@ def main(argv: list[str]) -> int:
 
     if args.format == "onnx":
         converter()  # refuses before the weights are read
-
-    predictor = Predictor(weights, config, device)
-    name = f"{predictor.config.name}-{args.format}" + ("-raw" if args.no_nms else "")
+    advice = "the export's check does not fit; end other processes on the card, or -o device=cpu"
     try:
-        verdict = export(predictor, Path(args.output) / name, args.format, not args.no_nms)
+        with out_of_memory.explained(device, advice):
+            predictor = Predictor(weights, config, device)
+            name = f"{predictor.config.name}-{args.format}" + ("-raw" if args.no_nms else "")
+            verdict = export(predictor, Path(args.output) / name, args.format, not args.no_nms)
     except OSError as error:
+        if error.errno is None:  # of Paddle, about a card, not about a file
+            raise
         raise UserError(f"--output {args.output}: {error.strerror}") from None
     print(
         f"checked on {verdict.images} images: {verdict.detections} detections, scores within "

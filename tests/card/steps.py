@@ -1,4 +1,4 @@
-"""python steps.py CONFIG [KEY=VALUE ...]: what each step of a run asks of the stand-in card, as JSON."""
+"""python steps.py CONFIG [KEY=VALUE ...]: what each step asks of the stand-in card, as JSON lines."""
 
 import contextlib
 import json
