@@ -14,6 +14,7 @@ import types
 import warnings
 from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from fcos_recipe.errors import UserError
 
@@ -301,6 +302,8 @@ def grad_scaler(enable: bool, init_loss_scaling: float):
     import paddle
 
     class Scaler(paddle.amp.GradScaler):
+        _scale: Any
+
         def _update(self):
             if self.is_enable():
                 self._scale = self._scale.reshape([])

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import platform
 import re
@@ -294,7 +295,8 @@ def _size(config: Config, overrides: list[str], chosen: compute.Compute) -> Iter
 def _card_memory(need: memory.Training, data: dict, chosen: compute.Compute) -> Finding:
     """Whether the batch fits in the memory of the smallest card that the run may use."""
     batch = data["TrainReader"]["batch_size"]
-    text = f"about {need.bytes(batch) / 2**30:.1f} GiB per card at batch {batch} in float32"
+    about = "about" if (data.get("ResNet") or {}).get("depth") == 50 else "at most about"
+    text = f"{about} {need.bytes(batch) / 2**30:.1f} GiB per card at batch {batch} in float32"
     fit = ", ".join(f"{need.images(size << 30)} in {size} GiB" for size in (16, 32))
     text += f"; images per card that fit: {fit}"
     sizes = []
@@ -315,13 +317,15 @@ def _card_memory(need: memory.Training, data: dict, chosen: compute.Compute) -> 
 
 
 def _pixels(reader: dict) -> int | None:
-    """Pixels of the largest image that the reader's own resize lets through."""
+    """Pixels of the largest image that the reader's own resize lets through, padding included."""
+    pads = [t["PadBatch"] or {} for t in reader.get("batch_transforms") or () if "PadBatch" in t]
+    stride = max([pad.get("pad_to_stride") or 1 for pad in pads], default=1)
     for transform in reader["sample_transforms"]:
         for name, arguments in transform.items():
             if name in ("Resize", "RandomResize", "BatchRandomResize"):
                 size = arguments["target_size"]
                 sizes = size if isinstance(size[0], list) else [size]
-                return max(height * width for height, width in sizes)
+                return max(math.prod(-(-side // stride) * stride for side in one) for one in sizes)
     return None
 
 

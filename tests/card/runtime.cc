@@ -17,6 +17,7 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <unordered_map>
 #include <vector>
 
 #include "card.h"
@@ -61,15 +62,23 @@ int physical(int device) {
 // Whether Paddle is moving a tensor between card and host because it has no kernel for the card. A real
 // card would do none of this, so such copies and synchronisations are told apart in the trace.
 static bool for_fallback() {
+  static std::mutex lock;
+  static std::unordered_map<void*, bool> known;  // looking up a symbol takes milliseconds
   void* frames[24];
   int count = backtrace(frames, 24);
-  for (int i = 0; i < count; ++i) {
-    Dl_info symbol;
-    if (dladdr(frames[i], &symbol) && symbol.dli_sname && strstr(symbol.dli_sname, "TransData")) {
-      return true;
+  std::lock_guard<std::mutex> guard(lock);
+  bool found = false;
+  for (int i = 0; i < count && !found; ++i) {
+    auto place = known.find(frames[i]);
+    if (place == known.end()) {
+      Dl_info symbol;
+      bool moves = dladdr(frames[i], &symbol) && symbol.dli_sname &&
+                   strstr(symbol.dli_sname, "TransData");
+      place = known.emplace(frames[i], moves).first;
     }
+    found = place->second;
   }
-  return false;
+  return found;
 }
 
 void trace(int device, const char* what, size_t bytes) {

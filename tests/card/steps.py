@@ -1,4 +1,4 @@
-"""python steps.py CONFIG [KEY=VALUE ...]: what each step asks of the stand-in card, as JSON lines."""
+"""python steps.py CONFIG [KEY=VALUE ...]: what each step asks of the stand-in card, as JSON."""
 
 import contextlib
 import json
