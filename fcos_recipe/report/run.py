@@ -258,6 +258,23 @@ class Run:
         return int(found[1]) if found else None
 
     @property
+    def evaluated(self) -> int | None:
+        """Epoch after which `ap` was measured, counted from 1."""
+        if self.evaluation and self.evaluation.epoch is not None:
+            return self.evaluation.epoch
+        last = [value(r, "epoch") for r in self.evals[-1:]]
+        return int(last[0]) if last and last[0] is not None else None
+
+    @property
+    def total_batch(self) -> int | None:
+        """Images per optimizer step: as counted, else as planned."""
+        last = self.train[-1] if self.train else {}
+        images, steps = value(last, "images_seen"), value(last, "step")
+        if images and steps:
+            return round(images / steps)
+        return self.facts.total_batch if self.facts else None
+
+    @property
     def epoch(self) -> int | None:
         """Epoch of the last record, counted from 1."""
         last = [value(r, "epoch") for r in (self.train or self.evals)[-1:]]
