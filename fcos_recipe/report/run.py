@@ -122,7 +122,6 @@ class ConfigFacts(msgspec.Struct):
     path: str = ""
     based: bool = False
     changes: list[tuple[str, str, str, str]] = []
-    command_line: list[str] = []
 
 
 class DatasetClass(msgspec.Struct):
@@ -256,23 +255,6 @@ class Run:
             return self.facts.epochs
         found = re.search(r"^epoch: (\d{1,9})\b", self.config, re.M)
         return int(found[1]) if found else None
-
-    @property
-    def evaluated(self) -> int | None:
-        """Epoch after which `ap` was measured, counted from 1."""
-        if self.evaluation and self.evaluation.epoch is not None:
-            return self.evaluation.epoch
-        last = [value(r, "epoch") for r in self.evals[-1:]]
-        return int(last[0]) if last and last[0] is not None else None
-
-    @property
-    def total_batch(self) -> int | None:
-        """Images per optimizer step: as counted, else as planned."""
-        last = self.train[-1] if self.train else {}
-        images, steps = value(last, "images_seen"), value(last, "step")
-        if images and steps:
-            return round(images / steps)
-        return self.facts.total_batch if self.facts else None
 
     @property
     def epoch(self) -> int | None:

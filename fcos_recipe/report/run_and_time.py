@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from fcos_recipe.config import Config, load_config
-from fcos_recipe.errors import UserError, UserErrors, tell
+from fcos_recipe.errors import UserError, UserErrors, printable, tell
 from fcos_recipe.report.judgement import OUTSIDE, Verdict, found_in, judge
 from fcos_recipe.report.run import Run, read_run
 from fcos_recipe.report.verify import lines_of
@@ -64,7 +64,7 @@ def result(run: Run, verdict: Verdict, started: float) -> dict:
         first evaluation that reached the lower end of the published band, None if none did.
     """
     found = verdict.found
-    goal = min((compared.band[0] for compared in verdict.rows), default=None)
+    goal = min((compared.row.band[0] for compared in verdict.rows), default=None)
     reached = [r["time"] for r in run.evals if goal is not None and 100 * r["AP"] >= goal]
     environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
     return {
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     found = result(run, verdict, started)
     (folder / RESULT).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if verdict.rows:
-        print("\n".join(lines_of(verdict)))
+        print("\n".join(map(printable, lines_of(verdict))))
     shown = {k: v for k, v in found.items() if k not in ("environment", "differences")}
     print("RESULT", " ".join(f"{k}={str(v).replace(' ', '_')}" for k, v in shown.items()),
           f"run={folder}")  # fmt: skip

@@ -115,7 +115,7 @@ def against_published(run: Run) -> list:
     try:
         verdict = judge(found_in(run)) if name else None
     except UserError as error:
-        return [Text(f"The published figures cannot be read: {error}.", "note")]
+        return [Text(f"No comparison with the published figures: {error}", "note")]
     if verdict is None or not verdict.rows:
         what = f"of the config {name}" if name else "to compare with: the config is not known"
         return [Text(f"There is no published figure {what}.", "note")]

@@ -8,20 +8,12 @@ from pathlib import Path
 
 from fcos_recipe.config import load_config
 from fcos_recipe.errors import UserError, printable
-from fcos_recipe.report.judgement import (
-    NOT_COMPARABLE,
-    OUTSIDE,
-    REPRODUCED,
-    Found,
-    Verdict,
-    differing,
-    found_in,
-    judge,
-)
+from fcos_recipe.report import judgement
+from fcos_recipe.report.judgement import Found, Verdict
 from fcos_recipe.report.results import load, published
 from fcos_recipe.report.run import read_run
 
-_CODES = {REPRODUCED: 0, OUTSIDE: 1, NOT_COMPARABLE: 2}
+_CODES = {judgement.REPRODUCED: 0, judgement.OUTSIDE: 1, judgement.NOT_COMPARABLE: 2}
 _EXAMPLE = """\
 examples:
   python tools/verify_result.py output/fcos_r50_fpn_1x_coco
@@ -59,8 +51,9 @@ def measure(weights: str, config_path: str, overrides: list[str]) -> Found:
         arguments = ["-c", config_path, "--weights", weights, "--output", folder, "--no-plots"]
         evaluate([*arguments, "-o", *overrides] if overrides else arguments)
         result = json.loads((Path(folder) / "eval.json").read_text(encoding="utf-8"))
-    return Found(config.name, 100 * result["stats"][0], result["images"],
-                 differences=differing(config.name, config.data, weights=True))  # fmt: skip
+    differences = judgement.differing(config.name, config.data, only_weights=True)
+    ap, images = 100 * result["stats"][0], result["images"]
+    return Found(config.name, ap, images, differences=differences)
 
 
 def _check_published(name: str) -> None:
@@ -74,15 +67,16 @@ def lines_of(verdict: Verdict) -> list[str]:
     """The judgement in words: what was found, each published row, the verdict."""
     found = verdict.found
     ap = "-" if found.ap is None else f"{found.ap:.2f}"
-    at = f"{found.images} images"
+    images, batch = ("unknown" if n is None else n for n in (found.images, found.total_batch))
+    at = f"{images} images"
     if found.epochs:
-        at += f", after {found.epochs} epochs of {found.total_batch} images per step"
+        at += f", after {found.epochs} epochs of {batch} images per step"
     lines = [f"{found.name}: box AP {ap} on {at}"]
     if found.speed:
         lines.append("throughput {images_per_second:.2f} images/s in all, "
                      "{images_per_second_per_card:.2f} per card".format(**found.speed))  # fmt: skip
     for compared in verdict.rows:
-        row, low, high = compared.row, *compared.band
+        row, (low, high) = compared.row, compared.row.band
         name = f"{row.ap:.1f} +- {row.tolerance:.1f} ({row.source.en}"
         name += f", {row.device} x {row.cards})" if row.device not in (None, "cpu") else ")"
         if compared.reasons:
@@ -97,9 +91,9 @@ def lines_of(verdict: Verdict) -> list[str]:
             lines.append(f"  published throughput: {row.images_per_second:g} images/s "
                          f"{of[row.throughput_of]}; not judged")  # fmt: skip
     ending = {
-        REPRODUCED: f"AP {ap} is inside the noise band of a published row",
-        OUTSIDE: f"AP {ap} is outside the noise band of every published row",
-        NOT_COMPARABLE: "this is not what was published",
+        judgement.REPRODUCED: f"AP {ap} is inside the noise band of a published row",
+        judgement.OUTSIDE: f"AP {ap} is outside the noise band of every published row",
+        judgement.NOT_COMPARABLE: "this is not what was published",
     }
     return [*lines, f"verdict: {verdict.word}: {ending[verdict.word]}"]
 
@@ -121,13 +115,10 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if (args.run is None) == (args.weights is None) or (args.weights and not args.config):
         parser.error("give RUN_DIR, or --weights W with -c CONFIG")
-    found = (
-        found_in(read_run(args.run)) if args.run else measure(args.weights, args.config, args.opt)
-    )
-    if found.ap is None:
-        raise UserError(f"{args.run}: there is no AP in it; train with --eval")
+    run = read_run(args.run) if args.run else None
+    found = judgement.found_in(run) if run else measure(args.weights, args.config, args.opt)
     _check_published(found.name)
-    verdict = judge(found)
+    verdict = judgement.judge(found)
     lines = lines_of(verdict)
     print("\n".join(map(printable, lines)))
     if args.json:

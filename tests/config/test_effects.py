@@ -8,12 +8,11 @@ from fcos_recipe.compat import REPLACED
 from fcos_recipe.config import effects, load_config, schema
 from fcos_recipe.config.effects import STEPS, TABLE, differences, effect
 from fcos_recipe.config.load import project_configs
-from fcos_recipe.config.reference import _keys
 
 
 def all_keys() -> set[str]:
     """Every key of the schema, of the project's configs and of the classes that they name."""
-    keys = {name for name, _ in _keys(schema.RECIPE)}
+    keys = {name for name, _ in schema.keys(schema.RECIPE)}
     sections = set(REPLACED) | {"OptimizerBuilder", "LearningRate", "ResNet", "FPN"}
     for path in project_configs():
         if path.parent.name == "fcos":
@@ -55,13 +54,15 @@ def test_what_a_change_means(key, resumable, run, weights):
 
 def test_each_key_has_one_effect_and_each_pattern_a_key():
     assert len(KEYS) > 240
+    table = {row: patterns.split() for row, patterns in TABLE.items()}
     used = set()
     for key in KEYS:
-        rows = [row for row, names in TABLE.items() if any(fnmatchcase(key, n) for n in names)]
+        rows = [row for row, names in table.items() if any(fnmatchcase(key, n) for n in names)]
         # a row of whole sections stands last: it is for what the rows before it do not name
         assert len(rows) < 2 or rows[0] is STEPS or rows[1:] == [list(TABLE)[-1]], (key, rows)
-        used |= {name for name in TABLE[effect(key)] if fnmatchcase(key, name)} if rows else set()
-    assert used == {name for names in TABLE.values() for name in names}, "patterns without a key"
+        assert effect(key) is (rows[0] if rows else STEPS)
+        used |= {name for name in table[effect(key)] if fnmatchcase(key, name)}
+    assert used == {name for names in table.values() for name in names}, "patterns without a key"
 
 
 def test_a_new_key_at_its_default_is_no_change():

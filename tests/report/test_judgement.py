@@ -95,12 +95,12 @@ def test_a_change_of_any_key_means_the_same_to_all_who_compare(root, tmp_path, m
             resumed = False
         assert resumed == what.resumable, key
         assert bool(differing(BCCD, changed)) == what.run, key
-        assert bool(differing(BCCD, changed, weights=True)) == what.weights, key
+        assert bool(differing(BCCD, changed, only_weights=True)) == what.weights, key
         run = Run(
-            tmp_path, config=json.dumps(changed), evaluation=Evaluation([0.5], ["AP"], epoch=99)
-        )
-        run.facts = Facts(ConfigFacts(BCCD), "cpu", 2, total_batch=4, epochs=10)
-        run.evaluation.images = 87
+            tmp_path, train=[{"images_seen": 40, "step": 10}], config=json.dumps(changed),
+            facts=Facts(ConfigFacts(BCCD), "cpu", 2, total_batch=4, epochs=10),
+            evaluation=Evaluation([0.5], ["AP"], images=87, epoch=10),
+        )  # fmt: skip
         said = against_published(run)[0].text
         assert said.startswith("Not to be compared") == what.run, (key, said)
         assert (f"{key}: changed, not " in said) == what.run, (key, said)

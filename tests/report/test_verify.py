@@ -10,7 +10,7 @@ from fcos_recipe.cli import run
 from fcos_recipe.config import load_config
 from fcos_recipe.config.commands import resolved
 from fcos_recipe.engine.facts import config_facts
-from fcos_recipe.report import verify
+from fcos_recipe.report import judgement, verify
 from fcos_recipe.report.results import published
 
 BCCD = "fcos_r18_fpn_bccd"
@@ -91,18 +91,19 @@ def test_what_is_no_finished_run(root, tmp_path, capsys):
     (folder / "metrics.jsonl").write_text("\n".join(lines[:-2]) + "\n")
     assert run("verify_result", [str(folder)]) == 2
     out, err = capsys.readouterr()
-    assert "8 of 10 epochs are evaluated: not finished" in out
+    assert "evaluated after epoch 8 of 10: not finished" in out
     assert "images judged (BCCD val): unknown, not 87" in out and "reproduced" not in out
-    assert "neither metrics.jsonl nor config.yml" in err and "train with --eval" in err
+    assert "there is no AP (train with --eval)" in out
+    assert "no run: neither metrics.jsonl nor config.yml" in err
 
 
 def test_a_figure_that_was_not_reproduced_is_shown_as_such(root):
     speed = {"images_per_second": 60.0, "images_per_second_per_card": 7.5}
-    found = verify.Found("fcos_r50_fpn_1x_coco", 39.35, 5000, 16, 12, speed)
-    verdict = verify.judge(found)
+    found = judgement.Found("fcos_r50_fpn_1x_coco", 39.35, 5000, 16, 12, speed)
+    verdict = judgement.judge(found)
     text = "\n".join(verify.lines_of(verdict))
-    assert verdict.word == verify.REPRODUCED  # of the two rows one is near enough
-    assert verify.judge(replace(found, ap=39.25)).nearest.row.ap == 39.6  # 39.7 - 0.4 is missed
+    assert verdict.word == judgement.REPRODUCED  # of the two rows one is near enough
+    assert judgement.judge(replace(found, ap=39.25)).nearest.row.ap == 39.6  # 39.7 - 0.4 is missed
     assert text.count("not reproduced by this project") == 2
     assert "BI-V100 x 8" in text and "8.24 images/s per card, most likely" in text
 
