@@ -3,9 +3,9 @@
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from fcos_recipe.config import reference
+from fcos_recipe.config.effects import differences, is_block
 from fcos_recipe.config.load import Config, Node, display, load_config, project_configs, yaml_text
 from fcos_recipe.errors import UserError, UserErrors
 
@@ -74,16 +74,6 @@ def resolved(config: Config) -> str:
     return "".join(line + "\n" for line in _lines(config.tree))
 
 
-def differences(a: dict, b: dict) -> list[tuple[str, str, str]]:
-    """(key, value in a, value in b) for every key in which two resolved configs' data differ.
-
-    Keys are dotted, values are YAML; "-" where a key is absent.
-    """
-    left, right = dict(_leaves(a)), dict(_leaves(b))
-    rows = [(key, left.get(key, "-"), right.get(key, "-")) for key in {**left, **right}]
-    return [row for row in rows if row[1] != row[2]]
-
-
 def _diff(a: Config, b: Config) -> int:
     rows = [("key", display(a.path), display(b.path)), *differences(a.data, b.data)]
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
@@ -119,10 +109,10 @@ def _warn(config: Config) -> int:
 def _lines(node: Node, indent: str = "") -> Iterator[str]:
     for key, child in node.value.items():
         plain = child.plain()
-        if _is_block(plain) and isinstance(plain, dict):
+        if is_block(plain) and isinstance(plain, dict):
             yield f"{indent}{yaml_text(key)}:"
             yield from _lines(child, indent + "  ")
-        elif _is_block(plain):
+        elif is_block(plain):
             yield f"{indent}{yaml_text(key)}:"
             for item in child.value:
                 body = list(_lines(item, indent + "  "))
@@ -130,17 +120,3 @@ def _lines(node: Node, indent: str = "") -> Iterator[str]:
                 yield from body[1:]
         else:
             yield f"{indent}{yaml_text(key)}: {yaml_text(plain)}  # {child.where}"
-
-
-def _is_block(value: Any) -> bool:
-    if isinstance(value, dict):
-        return bool(value)
-    return isinstance(value, list) and bool(value) and all(v and isinstance(v, dict) for v in value)
-
-
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    if _is_block(value):
-        for name, child in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _leaves(child, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, yaml_text(value)

@@ -4,6 +4,7 @@ YAML can name, read from the source of the installed ppdet and of this package, 
 
 import ast
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
@@ -121,6 +122,16 @@ RECIPE: dict[str, Any] = {
         "fuse_conv_bn": Key(bool, False, "fold BatchNorm into convolutions", True),
     },
 }
+
+
+def keys(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Key]]:
+    """(dotted name, key) of every key of `RECIPE`."""
+    for name, key in table.items():
+        if isinstance(key, dict):
+            yield from keys(key, f"{prefix}{name}.")
+        else:
+            yield prefix + name, key
+
 
 # Arguments that this recipe, or a part of ppdet outside the class itself, reads from a section.
 ONLY_OURS = {"LearningRate": {"base_batch": Key(int, UNSET, "images per step of base_lr")}}

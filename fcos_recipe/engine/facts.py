@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fcos_recipe.config.commands import differences
+from fcos_recipe.config.effects import differences
 from fcos_recipe.config.load import Config, display, load_config
 from fcos_recipe.data.levels import SIZES
 from fcos_recipe.data.source import Source

@@ -6,7 +6,7 @@ differences are told. It holds for these two trained models on other images of t
 not tell how far two trainings with other seeds would lie apart.
 """
 
-from fcos_recipe.config.commands import differences
+from fcos_recipe.config.effects import differences
 from fcos_recipe.config.load import plain_values
 from fcos_recipe.engine.judged import JUDGED, judge, read, same_truth
 from fcos_recipe.errors import UserError

@@ -155,9 +155,9 @@ def read_training(folder: Path, steps: int, before: int = 0) -> dict:
         ValueError: it did not get there, or its loss is not finite.
     """
     from fcos_recipe.engine.throughput import throughput
-    from fcos_recipe.report.verify import read_metrics
+    from fcos_recipe.report.run import read_run
 
-    rows = [r for r in read_metrics(folder) if r["kind"] == "train" and r["step"] > before]
+    rows = [r for r in read_run(folder).train if r["step"] > before]
     if not rows or rows[-1]["step"] != steps:
         raise ValueError(f"{steps} steps wanted, the last in metrics.jsonl is "
                          f"{rows[-1]['step'] if rows else 'missing'}")  # fmt: skip
