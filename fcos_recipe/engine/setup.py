@@ -126,6 +126,9 @@ class Setup(ppdet.engine.Trainer):
         self.plan = scaling.plan(self.config, self._nranks, len(self.dataset))
         self.optimizer: Any = None
         self.set_schedule(1.0)
+        kind = self.cfg["OptimizerBuilder"]["optimizer"]
+        if kind["type"] == "Momentum" and "param_groups" not in kind:
+            kind.setdefault("use_multi_tensor", True)  # one operator for all weights, same bits
         self.optimizer = create("OptimizerBuilder")(self.lr, self.model)
         if data.get("norm_type") == "sync_bn" and self._nranks > 1:
             if self.device == "cpu":
