@@ -54,6 +54,11 @@ def main(argv: list[str]) -> int:
     if not weights:
         raise UserError("--weights: missing; name a weights file (or -o weights=FILE with -c)")
 
+    if args.format == "onnx":
+        from fcos_recipe.predict.onnx_graph import converter
+
+        converter()  # refuses before any work is done
+
     from fcos_recipe.predict.predictor import Predictor, config_of
     from fcos_recipe.runtime import compute
 
@@ -63,10 +68,6 @@ def main(argv: list[str]) -> int:
     from fcos_recipe.engine.run_dir import to_console
 
     to_console(0)
-    from fcos_recipe.predict.onnx_graph import converter
-
-    if args.format == "onnx":
-        converter()  # refuses before the weights are read
     advice = "the export's check does not fit; end other processes on the card, or -o device=cpu"
     try:
         with out_of_memory.explained(device, advice):
