@@ -14,6 +14,7 @@ import types
 import warnings
 from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from fcos_recipe.errors import UserError
 
@@ -73,6 +74,24 @@ def import_paddle():
     with contextlib.redirect_stderr(io.StringIO()):  # errors are exceptions
         import paddle
     return paddle
+
+
+def autocasts(dtype: str) -> bool:
+    """Whether auto_cast takes effect on the device that this process is bound to.
+
+    It decides by lists of devices of its own. `paddle.amp.is_bfloat16_supported` says something
+    else: Paddle 3.0.0 raises for a plugin's device, and 3.3.1 asks the plugin instead.
+
+    Args:
+        dtype: float16 or bfloat16.
+    """
+    paddle = import_paddle()
+    base = "paddle.base" if hasattr(paddle, "base") else "paddle.fluid"  # fluid: before 2.6
+    framework = importlib.import_module(f"{base}.framework")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it has no effect
+        with paddle.amp.auto_cast(dtype=dtype):
+            return framework._dygraph_tracer()._amp_dtype == dtype
 
 
 class _StandIn(types.ModuleType):
@@ -216,6 +235,14 @@ def workspace(data: dict):
     return global_config
 
 
+def set_lr_scheduler(optimizer, scheduler) -> None:
+    """Give an optimizer another LR schedule: Paddle 2.5 has no method for it, newer ones do."""
+    if hasattr(optimizer, "set_lr_scheduler"):
+        optimizer.set_lr_scheduler(scheduler)
+    else:
+        optimizer._learning_rate = scheduler  # what the method of 2.6 does
+
+
 class _LastResort(_StandInFinder):
     """The stand-ins for what nobody else finds."""
 
@@ -264,3 +291,23 @@ def doubling_without_interpolate():
         yield
     finally:
         fpn.F = stock_functional
+
+
+def grad_scaler(enable: bool, init_loss_scaling: float):
+    """Paddle's GradScaler, which can skip a step under any NumPy.
+
+    When it lowers the loss scale, Paddle prints float(scale) of a tensor with one dimension, which
+    NumPy 2.4 and newer refuse: the first step that overflowed ended the run with a TypeError.
+    """
+    import paddle
+
+    class Scaler(paddle.amp.GradScaler):
+        _scale: Any
+
+        def _update(self):
+            if self.is_enable():
+                self._scale = self._scale.reshape([])
+                super()._update()
+                self._scale = self._scale.reshape([1])
+
+    return Scaler(enable=enable, init_loss_scaling=init_loss_scaling)

@@ -15,7 +15,7 @@ if ! [ -x "$BIN/shfmt" ] || ! [ -x "$BIN/mypy" ]; then
     exit 2
 fi
 PYTHON=(fcos_recipe tools tests scripts setup.py)
-SHELL_SCRIPTS=(scripts/*.sh scripts/train.sbatch .ci/run)
+SHELL_SCRIPTS=(scripts/*.sh scripts/train.sbatch .ci/*)
 FAILED=()
 
 part() { # NAME COMMAND...

@@ -150,12 +150,10 @@ case $PADDLE in
     *) LOCK=$ROOT/requirements-lock-cpu-$PADDLE.txt ;;
 esac
 [ -f "$LOCK" ] || die "--paddle $PADDLE: no lock file for it; choose 3.3.1, 3.0.0 or 2.6.2"
-DEV_LOCK=$ROOT/requirements-lock-dev-$PADDLE.txt # the ONNX converter differs
-[ -f "$DEV_LOCK" ] || DEV_LOCK=$ROOT/requirements-lock-dev.txt
 hash_of() { cat "$@" | sha256sum | cut -c 1-16; }
 KEY="$MODE $EXE $VERSION $LOCATION $ROOT $(hash_of "$LOCK" "$ROOT"/requirements{-base,-gpu}.txt \
     "$ROOT/setup.py" "$ROOT/scripts/install.sh") ${FCOS_PADDLE_INDEX:-}"
-DEV_KEY=$(hash_of "$DEV_LOCK")
+DEV_KEY=$(hash_of "$ROOT"/requirements-lock-dev*.txt)
 
 COMPLETE='from importlib.util import find_spec
 import sys
@@ -198,6 +196,7 @@ query() { # PYTHON; the last line, because a Paddle may print notices of its own
 }
 
 say "Python $VERSION ($EXE), accelerator: $ACCELERATOR, mode: $MODE"
+PADDLE_VERSION=''
 if [ "$MODE" = vendor ]; then
     FOUND=$(query "$EXE") || die "Paddle in $LOCATION does not import: $FOUND; mend it (are the SDK's" \
         "environment variables set?), or use another: --mode cpu"
@@ -214,6 +213,11 @@ if [ "$MODE" = vendor ]; then
         2.[0-4].* | 1.*) say "warning: Paddle $PADDLE_VERSION is older than 2.5, this recipe was never run on it" ;;
     esac
 fi
+
+case $PADDLE$PADDLE_VERSION in
+    2.*) DEV_LOCK=$ROOT/requirements-lock-dev-2.6.2.txt ;; # its ONNX converter reads Paddle 2's programs
+    *) DEV_LOCK=$ROOT/requirements-lock-dev.txt ;;
+esac
 
 # --- do it -----------------------------------------------------------------------------------
 LOG=''

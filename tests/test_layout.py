@@ -15,10 +15,7 @@ ROOMS = """
     report commands lab cli
 """.split()
 # (importer, imported)
-ALLOWED = {
-    ("fcos_recipe.commands.demo", "fcos_recipe.cli"),
-    ("fcos_recipe.runs.loss_band", "fcos_recipe.commands.verify_result"),
-}
+ALLOWED = {("fcos_recipe.commands.demo", "fcos_recipe.cli")}
 
 
 def imports() -> dict[str, set[str]]:

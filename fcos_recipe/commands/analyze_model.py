@@ -9,7 +9,7 @@ from pathlib import Path
 from fcos_recipe.config import load_config
 from fcos_recipe.errors import UserError
 from fcos_recipe.model import allreduce_cost
-from fcos_recipe.system.device import requested
+from fcos_recipe.system import compute
 
 PARTS = ("backbone", "neck", "head")
 _EXAMPLE = """\
@@ -77,9 +77,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--size {args.size}, --batch {args.batch}: want multiples of 32, and >= 1")
     config = load_config(args.config, args.opt)
 
-    from fcos_recipe.commands.train import start
-
-    device = start(requested(config.data))
+    device = compute.start(compute.requested(config), show=False).device
     from fcos_recipe import compat
 
     compat.workspace(config.stock_data())

@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 
 from fcos_recipe.config import reference
-from fcos_recipe.config.differences import differences, resolved
+from fcos_recipe.config.effects import differences
 from fcos_recipe.config.load import Config, display, load_config, project_configs
+from fcos_recipe.config.resolved import resolved
 from fcos_recipe.errors import UserError, UserErrors
 
 DESCRIPTION = """\

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import platform
 import re
@@ -17,8 +18,9 @@ from pathlib import Path
 from fcos_recipe.config import load_config, scaling
 from fcos_recipe.config.load import Config, data_paths
 from fcos_recipe.errors import UserError
+from fcos_recipe.model import memory
 from fcos_recipe.places import ROOT
-from fcos_recipe.system import cpu_math, device
+from fcos_recipe.system import compute, cpu_math, device
 
 GREEN, YELLOW, RED = "green", "yellow", "red"
 _COLOURS = {GREEN: "32", YELLOW: "33", RED: "31"}
@@ -26,9 +28,6 @@ _MARKS = {GREEN: "ok  ", YELLOW: "warn", RED: "FAIL"}
 
 INSTALL = "bash scripts/install.sh"
 LIBRARIES = {"numpy": "numpy", "cv2": "cv2", "paddledet": "ppdet", "PyYAML": "yaml"}
-# Measured with Paddle's allocator on a CPU, R50, one and two images of 640x640: peak less the
-# parameters, their gradients and momenta. cuDNN's workspaces come on top on a card.
-BYTES_PER_PIXEL = 1600
 
 
 @dataclass(frozen=True)
@@ -49,54 +48,80 @@ def _python() -> Finding:
     return Finding(GREEN, "Python", text)
 
 
-def _paddle(driver: device.Driver | None) -> tuple[Finding, device.PaddleFacts | None]:
+def _look() -> tuple[Finding, compute.Found]:
+    """What Paddle says in one line, and what was found of driver and Paddle together."""
     try:
-        facts = device.ask_paddle_outside(120)
+        found = compute.look(lambda: device.ask_paddle_outside(120))
     except UserError as error:
         text, _, remedy = str(error).rpartition("; ")
-        return Finding(RED, "Paddle", text.removeprefix("Paddle "), remedy), None
+        line = Finding(RED, "Paddle", text.removeprefix("Paddle "), remedy)
+        return line, compute.Found(*device.find_driver(), None)
+    facts = found.facts
+    assert facts is not None
     kinds = ["cpu", *["gpu"] * facts.cuda, *facts.custom]
     text = f"{facts.version}, devices: {', '.join(kinds)}; {facts.count} card(s) visible to it"
-    if driver and driver.cards and not facts.count:
-        hidden = [n for n in ("CUDA_VISIBLE_DEVICES", "IX_VISIBLE_DEVICES") if os.environ.get(n)]
-        remedy = f"{hidden[0]} may hide them" if hidden else "install the Paddle of your cards"
-        text += f", {len(driver.cards)} to the driver: runs would use the CPU"
-        return Finding(YELLOW, "Paddle", text, remedy), facts
-    return Finding(GREEN, "Paddle", text), facts
+    return Finding(GREEN, "Paddle", text), found
 
 
-def _cards(driver: device.Driver | None, error: str) -> Iterator[Finding]:
-    if error:
-        yield Finding(RED, "driver", error, "load the driver, or set `device: cpu`")
+def _device(asked: str, found: compute.Found) -> tuple[Finding, compute.Compute | None]:
+    """The decision that every command would take here."""
+    try:
+        chosen = compute.choose(asked, found)
+    except UserError as error:
+        text, _, remedy = str(error).removeprefix("device: ").rpartition("; ")
+        return Finding(RED, "device", text, remedy), None
+    return Finding(GREEN, "device", chosen.line().removeprefix("device: ")), chosen
+
+
+def _cards(found: compute.Found, chosen: compute.Compute | None) -> Iterator[Finding]:
+    """The driver's cards. For a run on the CPU a broken driver or card is worth a warning only."""
+    bad = YELLOW if chosen and chosen.device == "cpu" else RED
+    driver = found.driver
+    if found.trouble:
+        yield Finding(bad, "driver", found.trouble, "load the driver, or set `device: cpu`")
         return
     if driver is None:
-        yield Finding(GREEN, "cards", "none: neither ixsmi nor nvidia-smi; runs use the CPU")
+        count = found.facts.count if found.facts else 0
+        if count:
+            yield Finding(
+                YELLOW, "driver", f"neither ixsmi nor nvidia-smi found, Paddle counts {count}",
+                "put the driver's tool on PATH: faults and memory of the cards are unknown",
+            )  # fmt: skip
+        else:
+            yield Finding(GREEN, "cards", "none: no ixsmi, no nvidia-smi, no device node")
         return
-    yield Finding(
-        GREEN,
-        "driver",
-        f"{driver.tool} {driver.version}, driver {driver.driver}, CUDA {driver.cuda}; "
-        f"{len(driver.cards)} card(s)",
-    )
+    release = f"{driver.tool} {driver.version}, driver {driver.driver}, CUDA {driver.cuda}; "
+    text = release if driver.version else "device nodes without ixsmi or nvidia-smi; "
+    yield Finding(GREEN, "driver", f"{text}{len(driver.cards)} card(s)")
     if not driver.cards:
         yield Finding(
             YELLOW, "cards", "the driver lists none", f"look at the output of {driver.tool}"
         )
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    others = ",".join(str(c.index) for c in driver.cards if not c.fault)
     for card in driver.cards:
         memory = f"{card.memory_used} of {card.memory_total} MiB used" if card.memory_total else ""
         name = f"card {card.index}"
         text = ", ".join(filter(None, (card.name, memory, card.fault)))
         busy = card.memory_total and (card.memory_used or 0) / card.memory_total > 0.5
         if card.fault:
-            hidden = chosen is not None and str(card.index) not in chosen.split(",")
-            others = ",".join(str(c.index) for c in driver.cards if not c.fault)
-            remedy = f"leave it out: export CUDA_VISIBLE_DEVICES={others}"
-            yield Finding(YELLOW if hidden else RED, name, text, "" if hidden else remedy)
+            hidden = visible is not None and str(card.index) not in visible.split(",")
+            yield Finding(YELLOW if hidden else bad, name, text, "" if hidden else _leave(others))
         elif busy:
             yield Finding(YELLOW, name, text, "another process uses it: choose others by --gpus")
         else:
             yield Finding(GREEN, name, text)
+
+
+def _leave(others: str) -> str:
+    """What to do about a faulty card, given the numbers of the healthy ones.
+
+    The CUDA runtime, which a Paddle for CUDA and Iluvatar's plugin both ask for their cards, reads
+    CUDA_VISIBLE_DEVICES; nothing but Paddle's launcher reads the plugin's own variable.
+    """
+    if not others:
+        return f"no healthy card is left: reset or replace it, or {compute.CHOOSE_CPU}"
+    return f"leave it out: export CUDA_VISIBLE_DEVICES={others}"
 
 
 def _sdk(driver: device.Driver | None) -> Iterator[Finding]:
@@ -210,9 +235,7 @@ def _communication(seconds: float = 120) -> Finding:
     return Finding(RED, name, f"failed: {last[0]}", "run one process: --gpus 1")
 
 
-def _run(
-    config: Config, overrides: list[str], driver: device.Driver | None, facts
-) -> Iterator[Finding]:
+def _run(config: Config, overrides: list[str], chosen: compute.Compute | None) -> Iterator[Finding]:
     """What a config adds: its files, and what the run will take."""
     yield from (Finding(YELLOW, "config", line) for line in config.warnings)
     judged = ["EvalDataset"] if config.data.get("EvalDataset") else []
@@ -221,30 +244,27 @@ def _run(
         problem, remedy = line.split("; ", 1)
         yield Finding(RED, "data", problem, remedy)
     data = config.data
-    kind = "cpu"
-    if facts:
-        try:
-            kind = device.resolve(device.requested(data), facts)
-        except UserError as error:
-            text, _, remedy = str(error).rpartition("; ")
-            yield Finding(RED, "device", text, remedy)
-            return
-    cards = data["launch"]["cards"]
-    visible = len(device.visible_cards(kind, facts))
+    if chosen is None:
+        return
+    kind, visible = chosen.device, len(chosen.cards)
+    cards = data["launch"]["cards"] or visible or 1
     if kind != "cpu" and cards > visible:
         remedy = f"--gpus {visible}, or launch.cards: {visible}"
         yield Finding(RED, "launch.cards", f"{cards}, but {visible} visible", remedy)
         cards = visible
+    elif cards > 1 and chosen.requested != "cpu" and kind == "cpu":
+        remedy = "DEVICE=cpu for as many processes, or --gpus 1: scripts/train.sh refuses otherwise"
+        yield Finding(YELLOW, "launch.cards", f"{cards}, but no card here", remedy)
     if data["amp"] and kind == "cpu":
         yield Finding(YELLOW, "amp", "is off on the CPU: Paddle has none there", "amp: false")
-    if facts:
-        yield _size(config, overrides, cards)
+    if chosen.facts:
+        yield from _size(config, overrides, chosen)
     if not missing:
-        yield from _hours(config, cards, driver if kind != "cpu" else None)
+        yield from _hours(config, cards, chosen.driver if kind != "cpu" else None)
 
 
-def _size(config: Config, overrides: list[str], cards: int) -> Finding:
-    """Memory of one card and disk of the run."""
+def _size(config: Config, overrides: list[str], chosen: compute.Compute) -> Iterator[Finding]:
+    """Disk of the run, and memory of one card."""
     command = [sys.executable, "-m", "fcos_recipe.system.model_size", str(config.path)]
     done = subprocess.run(
         [*command, *overrides],
@@ -254,36 +274,59 @@ def _size(config: Config, overrides: list[str], cards: int) -> Finding:
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return Finding(RED, "model", f"cannot be built: {last}", "python tools/config.py validate")
-    weights = int(done.stdout.split()[-1]) * 4
+        yield Finding(RED, "model", f"cannot be built: {last}", "python tools/config.py validate")
+        return
+    numbers = int(done.stdout.split()[-1])
     data = config.data
-    batch = data["TrainReader"]["batch_size"]
-    ema = 1 if data["use_ema"] else 0
     # a checkpoint: weights and momenta (and their average); beside them best and final weights
-    disk = weights * ((2 + ema) * data["keep_checkpoints"] + 2)
-    text = f"{weights / 4e6:.1f} M parameters; disk {disk / 1e9:.1f} GB for "
+    disk = 4 * numbers * ((2 + bool(data["use_ema"])) * data["keep_checkpoints"] + 2)
+    text = f"{numbers / 1e6:.1f} M parameters; disk {disk / 1e9:.1f} GB for "
     text += f"{data['keep_checkpoints']} checkpoints and 2 weights"
-    pixels = _pixels(data["TrainReader"])
-    if pixels:
-        memory = weights * (3 + ema) + batch * pixels * BYTES_PER_PIXEL
-        text += f"; at least {memory / 2**30:.1f} GiB per card at batch {batch} (float32; measured "
-        text += "with R50 on a CPU)"
     save = Path(data["save_dir"])
     while not save.exists():
         save = save.absolute().parent
     if shutil.disk_usage(save).free < disk:
-        return Finding(RED, "size", text, f"{save} is too full: lower keep_checkpoints")
-    return Finding(GREEN, "size", text)
+        yield Finding(RED, "size", text, f"{save} is too full: lower keep_checkpoints")
+    else:
+        yield Finding(GREEN, "size", text)
+    if pixels := _pixels(data["TrainReader"]):
+        yield _card_memory(memory.Training(numbers, pixels, bool(data["use_ema"])), data, chosen)
+
+
+def _card_memory(need: memory.Training, data: dict, chosen: compute.Compute) -> Finding:
+    """Whether the batch fits in the memory of the smallest card that the run may use."""
+    batch = data["TrainReader"]["batch_size"]
+    about = "about" if (data.get("ResNet") or {}).get("depth") == 50 else "at most about"
+    text = f"{about} {need.bytes(batch) / 2**30:.1f} GiB per card at batch {batch} in float32"
+    fit = ", ".join(f"{need.images(size << 30)} in {size} GiB" for size in (16, 32))
+    text += f"; images per card that fit: {fit}"
+    sizes = []
+    if chosen.device != "cpu" and chosen.driver:
+        sizes = [c.memory_total for c in chosen.driver.cards
+                 if c.memory_total and (str(c.index) in chosen.cards or len(chosen.cards)
+                                        == len(chosen.driver.cards))]  # fmt: skip
+    if not sizes:
+        return Finding(GREEN, "card memory", text)
+    have, fits = min(sizes) << 20, need.images(min(sizes) << 20)
+    text += f", {fits} in the {min(sizes) / 1024:.0f} GiB here"
+    if need.bytes(batch) > have:
+        remedy = f"TrainReader.batch_size: {fits}" if fits else "smaller images or a smaller model"
+        return Finding(RED, "card memory", text, f"lower it: {remedy} (the LR follows), or use amp")
+    if need.bytes(batch) > 0.9 * have:
+        return Finding(YELLOW, "card memory", text, "cuDNN's workspace may not fit beside it")
+    return Finding(GREEN, "card memory", text)
 
 
 def _pixels(reader: dict) -> int | None:
-    """Pixels of the largest image that the reader's own resize lets through."""
+    """Pixels of the largest image that the reader's own resize lets through, padding included."""
+    pads = [t["PadBatch"] or {} for t in reader.get("batch_transforms") or () if "PadBatch" in t]
+    stride = max([pad.get("pad_to_stride") or 1 for pad in pads], default=1)
     for transform in reader["sample_transforms"]:
         for name, arguments in transform.items():
             if name in ("Resize", "RandomResize", "BatchRandomResize"):
                 size = arguments["target_size"]
                 sizes = size if isinstance(size[0], list) else [size]
-                return max(height * width for height, width in sizes)
+                return max(math.prod(-(-side // stride) * stride for side in one) for one in sizes)
     return None
 
 
@@ -321,20 +364,20 @@ def examine(config_path: str | None, overrides: list[str], communication: bool) 
         UserError: the config cannot be loaded.
     """
     config = load_config(config_path, overrides) if config_path else None
-    driver, error = None, ""
-    try:
-        driver = device.read_driver()
-    except UserError as failure:
-        error = str(failure)
-    paddle, facts = _paddle(driver)
-    found = [_python(), paddle, *_cards(driver, error), *_sdk(driver)]
-    found += _machine(Path(config.data["save_dir"] if config else ".").absolute())
-    found += _libraries()
-    if communication and facts:
-        found.append(_communication())
+    paddle, found = _look()
+    lines = [_python(), paddle]
+    asked, chosen = compute.requested(config), None
+    if found.facts:
+        decision, chosen = _device(asked, found)
+        lines.append(decision)
+    lines += [*_cards(found, chosen), *_sdk(found.driver)]
+    lines += _machine(Path(config.data["save_dir"] if config else ".").absolute())
+    lines += _libraries()
+    if communication and found.facts:
+        lines.append(_communication())
     if config:
-        found += _run(config, overrides, driver, facts)
-    return found
+        lines += _run(config, overrides, chosen)
+    return lines
 
 
 def _show(found: list[Finding]) -> str:

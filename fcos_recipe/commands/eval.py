@@ -4,12 +4,12 @@ import argparse
 import json
 from pathlib import Path
 
-from fcos_recipe.commands.train import common_parser, load, start
+from fcos_recipe.commands.train import common_parser, load
 from fcos_recipe.config.load import data_paths
 from fcos_recipe.errors import UserError, UserErrors, printable
 from fcos_recipe.evaluation.metric import MAX_DETS, CocoMetric, table
 from fcos_recipe.predict.backends import NEEDS_EXPORT, PRECISIONS
-from fcos_recipe.system.device import requested
+from fcos_recipe.system import compute
 
 _EXAMPLE = """\
 examples:
@@ -68,14 +68,19 @@ def evaluate(argv: list[str]) -> int:
         parser.error("--weights W is required (or -o weights=W)")
     if missing := config.missing_files("EvalDataset"):
         raise UserErrors(missing)
-    device = start(requested(config.data))
+    device = compute.start(compute.requested(config)).device
 
     from fcos_recipe.evaluation.loop import REFERENCE_BATCHES
     from fcos_recipe.predict.backends import export_facts
+    from fcos_recipe.system import out_of_memory
     from fcos_recipe.system.watchdog import Watchdog, rank
     from fcos_recipe.training.trainer import Trainer
 
-    with Watchdog(config.data["watchdog"], rank()) as watchdog:
+    advice = out_of_memory.evaluation(config.data)
+    with (
+        Watchdog(config.data["watchdog"], rank()) as watchdog,
+        out_of_memory.explained(device, advice),
+    ):
         trainer = Trainer(config, "eval", device, watchdog)
         if facts := export_facts(str(weights)):
             if tta:

@@ -41,20 +41,23 @@ def main(argv: list[str]) -> int:
         if target.resolve() == file.resolve():
             raise UserError(f"--output {output}: would overwrite the image {file}; choose another")
 
-    from fcos_recipe.system import cpu_math
+    from fcos_recipe.predict.predictor import Predictor, config_of
+    from fcos_recipe.system import compute
 
-    cpu_math.ensure((config.data["device"] if config else None) or "auto")
+    config = config_of(weights, config)
+    device = compute.start(compute.requested(config)).device
     from fcos_recipe.console import to_console
+    from fcos_recipe.system import out_of_memory
 
     to_console(0)
-    from fcos_recipe.predict.predictor import Predictor
-
-    predictor = Predictor(weights, config, None, args.score_threshold, args.precision)
-    results = Results(predictor, list(files))
-    images = {file: target for file, target in targets.items() if not is_video(file)}
-    _predict_images(results, images, args.batch_size, args.draw_threshold)
-    for file in targets.keys() - images.keys():
-        _predict_video(results, file, targets[file], args.batch_size, args.draw_threshold)
+    advice = f"--batch-size {args.batch_size} does not fit; lower it, or use smaller images"
+    with out_of_memory.explained(device, advice):
+        predictor = Predictor(weights, config, device, args.score_threshold, args.precision)
+        results = Results(predictor, list(files))
+        images = {file: target for file, target in targets.items() if not is_video(file)}
+        _predict_images(results, images, args.batch_size, args.draw_threshold)
+        for file in targets.keys() - images.keys():
+            _predict_video(results, file, targets[file], args.batch_size, args.draw_threshold)
     _write(output, results.rows, args.csv)
     shown = sum(row["score"] >= args.draw_threshold for row in results.rows)
     print(

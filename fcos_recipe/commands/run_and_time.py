@@ -13,10 +13,11 @@ import sys
 import time
 from pathlib import Path
 
-from fcos_recipe.commands.verify_result import Verdict, judge, read_metrics, read_run
+from fcos_recipe.commands.verify_result import lines_of
 from fcos_recipe.config import Config, load_config
-from fcos_recipe.errors import UserError, UserErrors, tell
-from fcos_recipe.runs.published_results import published
+from fcos_recipe.errors import UserError, UserErrors, printable, tell
+from fcos_recipe.runs.contents import Run, read_run
+from fcos_recipe.runs.judgement import OUTSIDE, Verdict, found_in, judge
 from fcos_recipe.system import device
 
 DEMO = "fcos_r18_fpn_demo"
@@ -50,28 +51,26 @@ def prepare(config: Config) -> None:
         cached(config.data["pretrain_weights"])
 
 
-def result(folder: Path, started: float, verdict: Verdict | None) -> dict:
+def result(run: Run, verdict: Verdict, started: float) -> dict:
     """What a finished run is worth telling.
 
     Args:
-        folder: its directory.
+        run: its directory.
+        verdict: on it.
         started: when the training command began, seconds since the epoch.
-        verdict: on its AP; None where nothing is published.
 
     Returns:
         JSON-ready dict; times in seconds, AP in percent. `time_to_target_s` is the time to the
         first evaluation that reached the lower end of the published band, None if none did.
     """
-    found = verdict.found if verdict else read_run(folder, compare=False)
-    judged = [r for r in read_metrics(folder) if r["kind"] == "eval"]
-    rows = published(found.name)
-    goal = min((row.ap - row.tolerance for row in rows), default=None)
-    reached = [r["time"] for r in judged if goal is not None and 100 * r["AP"] >= goal]
-    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    found = verdict.found
+    goal = min((compared.row.band[0] for compared in verdict.rows), default=None)
+    reached = [r["time"] for r in run.evals if goal is not None and 100 * r["AP"] >= goal]
+    environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
     return {
         "config": found.name,
-        "AP": round(found.ap, 2),
-        "time_to_train_s": round(judged[-1]["time"] - started, 1),
+        "AP": None if found.ap is None else round(found.ap, 2),
+        "time_to_train_s": round(run.evals[-1]["time"] - started, 1),
         "time_to_target_s": round(reached[0] - started, 1) if reached else None,
         "images_per_second": round(found.speed["images_per_second"], 2),
         "images_per_second_per_card": round(found.speed["images_per_second_per_card"], 2),
@@ -79,8 +78,8 @@ def result(folder: Path, started: float, verdict: Verdict | None) -> dict:
         "device": environment["device"],
         "total_batch": found.total_batch,
         "epochs": found.epochs,
-        "verdict": verdict.word if verdict else "nothing published",
-        "differences": found.differences,
+        "verdict": verdict.word if verdict.rows else "nothing published",
+        "differences": found.differences if verdict.rows else [],
         "environment": environment,
     }
 
@@ -107,15 +106,16 @@ def main(argv: list[str] | None = None) -> int:
     code = subprocess.run(command, env={**os.environ, **device.child_environment()}).returncode
     if code:
         return code if code > 0 else 128 - code
-    verdict = judge(read_run(folder)) if published(config.name) else None
-    found = result(folder, started, verdict)
+    run = read_run(folder)
+    verdict = judge(found_in(run))
+    found = result(run, verdict, started)
     (folder / RESULT).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if verdict:
-        print("\n".join(verdict.lines))
+    if verdict.rows:
+        print("\n".join(map(printable, lines_of(verdict))))
     shown = {k: v for k, v in found.items() if k not in ("environment", "differences")}
     print("RESULT", " ".join(f"{k}={str(v).replace(' ', '_')}" for k, v in shown.items()),
           f"run={folder}")  # fmt: skip
-    return 1 if verdict and verdict.word == "outside" else 0
+    return 1 if verdict.word == OUTSIDE else 0
 
 
 if __name__ == "__main__":

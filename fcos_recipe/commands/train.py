@@ -7,7 +7,7 @@ from fcos_recipe.config import load_config
 from fcos_recipe.config.schema import LOGGERS
 from fcos_recipe.errors import UserErrors
 from fcos_recipe.runs import loggers
-from fcos_recipe.system.device import requested
+from fcos_recipe.system import compute
 
 _TRAIN_EXAMPLE = """\
 examples:
@@ -50,23 +50,6 @@ def load(args, parser, overrides: list[str]):
     return config, Path(args.output or Path(config.data["save_dir"]) / config.name)
 
 
-def start(requested: str) -> str:
-    """Settings that must precede Paddle's import, then the device this process runs on.
-
-    Args:
-        requested: auto, cpu, gpu or iluvatar_gpu.
-
-    Returns:
-        cpu, gpu or iluvatar_gpu.
-    """
-    from fcos_recipe.system import cpu_math, device
-
-    cpu_math.ensure(requested)
-    found = device.resolve(requested)
-    device.set_device(found)
-    return found
-
-
 def train(argv: list[str]) -> int:
     """Train a model."""
     parser = common_parser("train", "Train a model.", _TRAIN_EXAMPLE)
@@ -97,17 +80,22 @@ def train(argv: list[str]) -> int:
     if missing := config.missing_files(*sections):
         raise UserErrors(missing)
     logging_to = loggers.chosen([*args.logger, *["visualdl"] * args.use_vdl], config.data)
-    device = start(requested(config.data))
+    device = compute.start(compute.requested(config)).device
 
     from fcos_recipe.commands.report import after_training
     from fcos_recipe.evaluation.collectives import gather
     from fcos_recipe.runs import loss_band
     from fcos_recipe.runs.directory import RunDir
+    from fcos_recipe.system import out_of_memory
     from fcos_recipe.system.watchdog import Watchdog, rank
     from fcos_recipe.training.resume import automatic
     from fcos_recipe.training.trainer import Trainer
 
-    with Watchdog(config.data["watchdog"], rank()) as watchdog:
+    advice = out_of_memory.training(config.data)
+    with (
+        Watchdog(config.data["watchdog"], rank()) as watchdog,
+        out_of_memory.explained(device, advice),
+    ):
         trainer = Trainer(config, "train", device, watchdog)
         resume = gather(args.resume)[0]  # a restarted host may know less than that of rank 0
         if resume == "auto":

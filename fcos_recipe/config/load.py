@@ -199,7 +199,7 @@ def plain_values(text: str, file: str) -> dict[str, Any]:
     """What a resolved config's text says, neither checked nor looked up on the disk.
 
     Args:
-        text: as `config.differences.resolved` writes it.
+        text: as `config.resolved.resolved` writes it.
         file: its name in error messages.
 
     Raises:

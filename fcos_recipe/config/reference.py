@@ -42,7 +42,7 @@ They take the place of PaddleDetection's classes of the same name and accept its
 
 def lines() -> Iterator[str]:
     """The recipe's keys for a terminal: key, values, default, meaning; * for PaddleDetection's."""
-    for name, key in _keys(schema.RECIPE):
+    for name, key in schema.keys(schema.RECIPE):
         mark = "*" if key.stock else " "
         yield f"{mark} {name:<24}{describe(key.kind):<36}{_default(key):<12}{key.doc}"
 
@@ -51,7 +51,7 @@ def markdown() -> str:
     """The whole reference."""
     rows = [
         f"| `{name}` | {describe(key.kind)} | `{_default(key)}` | {'yes' * key.stock} | {key.doc} |"
-        for name, key in _keys(schema.RECIPE)
+        for name, key in schema.keys(schema.RECIPE)
     ]
     parts = [_HEAD + "\n".join(rows) + "\n", _CLASSES]
     for name, (_, why) in sorted(REPLACED.items()):
@@ -98,14 +98,6 @@ def _defaults(names: list[str], arguments: dict[str, Any]) -> str:
     return ", ".join(
         "required" if value is schema.REQUIRED else f"`{yaml_text(value)}`" for value in values
     )
-
-
-def _keys(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, schema.Key]]:
-    for name, key in table.items():
-        if isinstance(key, dict):
-            yield from _keys(key, f"{prefix}{name}.")
-        else:
-            yield prefix + name, key
 
 
 def _default(key: schema.Key) -> str:

@@ -4,6 +4,7 @@ YAML can name, read from the source of the installed ppdet and of this package, 
 
 import ast
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
@@ -46,10 +47,10 @@ WATCH = "seconds without progress before a run counts as hung; 0: "
 RECIPE: dict[str, Any] = {
     "architecture": Key(str, "FCOS", "registered class of the model", True),
     "device": Key(("auto", "cpu", "gpu", "iluvatar_gpu"), "auto", "where to run"),
-    "use_gpu": Key(bool, True, "PaddleDetection's switch; false means device: cpu", True),
-    "use_xpu": Key(bool, False, "PaddleDetection's switch, not used here", True),
-    "use_mlu": Key(bool, False, "PaddleDetection's switch, not used here", True),
-    "use_npu": Key(bool, False, "PaddleDetection's switch, not used here", True),
+    "use_gpu": Key(bool, True, "false: device: cpu; true on the command line: never the CPU", True),
+    "use_xpu": Key(bool, False, "true is refused: not this project's hardware", True),
+    "use_mlu": Key(bool, False, "true is refused: not this project's hardware", True),
+    "use_npu": Key(bool, False, "true is refused: not this project's hardware", True),
     "launch": {"cards": Key(int, 0, "processes of one run, one card each; 0: all", least=0)},
     "seed": Key(int, 0, "seed of weights, order and augmentation, on all ranks", least=0),
     "metric": Key(("COCO",), "COCO", "how a model is judged", True),
@@ -121,6 +122,16 @@ RECIPE: dict[str, Any] = {
         "fuse_conv_bn": Key(bool, False, "fold BatchNorm into convolutions", True),
     },
 }
+
+
+def keys(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Key]]:
+    """(dotted name, key) of every key of `RECIPE`."""
+    for name, key in table.items():
+        if isinstance(key, dict):
+            yield from keys(key, f"{prefix}{name}.")
+        else:
+            yield prefix + name, key
+
 
 # Arguments that this recipe, or a part of ppdet outside the class itself, reads from a section.
 ONLY_OURS = {"LearningRate": {"base_batch": Key(int, UNSET, "images per step of base_lr")}}

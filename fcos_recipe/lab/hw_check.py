@@ -22,19 +22,20 @@ import yaml
 from fcos_recipe import __version__, exit_codes
 from fcos_recipe.errors import UserError, printable
 from fcos_recipe.places import ROOT
-from fcos_recipe.system import device
+from fcos_recipe.system import compute, device
 
 HEADLINE = ROOT / "configs" / "fcos" / "fcos_r50_fpn_1x_coco.yml"
 BACKBONE = "ResNet50_cos_pretrained"
 OK, FAILED, TIMEOUT, SKIPPED = "ok", "failed", "timeout", "skipped"
 TAIL = 15  # lines of a failed step's output that go into the JSON
-RESERVE = 420  # seconds kept for evaluation, export and resume while cards train
+# Kept for evaluation, export and resume while cards train: seconds, at most this share of all.
+RESERVE, SHARE = 420, 0.4
 GRACE = 60  # seconds for a run that is asked to stop: it may be saving
 _EXAMPLE = """\
 examples:
   bash scripts/hw_check.sh                   # all cards there are, 30 minutes at most
   DEVICE=cpu bash scripts/hw_check.sh --quick
-exit codes: 0 all steps done or skipped with a reason, 1 some failed, 2 bad input
+exit codes: 0 training was measured and no step failed, 1 otherwise, 2 bad input
 Send output/hw_check/hw_check.json with an issue of the kind "A result on your hardware".
 """
 
@@ -52,6 +53,7 @@ class Check:
         self.folder, self.facts = folder, facts
         self.steps: list = []
         self._end = time.monotonic() + seconds
+        self.reserve = min(RESERVE, SHARE * seconds)
         (folder / "logs").mkdir(parents=True, exist_ok=True)
 
     def skip(self, name: str, reason: str) -> None:
@@ -152,10 +154,10 @@ def read_training(folder: Path, steps: int, before: int = 0) -> dict:
     Raises:
         ValueError: it did not get there, or its loss is not finite.
     """
-    from fcos_recipe.commands.verify_result import read_metrics
+    from fcos_recipe.runs.contents import read_run
     from fcos_recipe.runs.throughput import throughput
 
-    rows = [r for r in read_metrics(folder) if r["kind"] == "train" and r["step"] > before]
+    rows = [r for r in read_run(folder).train if r["step"] > before]
     if not rows or rows[-1]["step"] != steps:
         raise ValueError(f"{steps} steps wanted, the last in metrics.jsonl is "
                          f"{rows[-1]['step'] if rows else 'missing'}")  # fmt: skip
@@ -261,33 +263,50 @@ def main(argv: list[str] | None = None) -> int:
     add("--minutes", type=float, default=30, help="for everything (default: %(default)s)")
     add("--quick", action="store_true", help="images of 96x128 and few steps: a try of this script")
     args = parser.parse_args(argv)
-    asked = os.environ.get("DEVICE") or "auto"
-    if asked == "cpu" or (asked == "auto" and not device.has_card_hardware()):
-        kind, available = "cpu", 2
-    else:
-        facts = device.ask_paddle_outside()
-        kind = device.resolve(asked, facts)
-        available = len(device.visible_cards(kind, facts)) if kind != "cpu" else 2
+    found = compute.decide(compute.requested(None), device.ask_paddle_outside)
+    kind, driver = found.device, found.driver
+    print(found.line(), flush=True)
     if kind == "cpu" and not args.quick:
         raise UserError("no cards here: 800x1333 would take hours on a CPU; try --quick")
+    available = len(found.cards) or 2
     wanted = counts(available, args.cards)
     size, steps = ((96, 128), 3) if args.quick else ((800, 1333), 200)
     if (args.steps is not None and args.steps < 1) or args.minutes <= 0:
         raise UserError("--steps and --minutes must be positive")
     steps = args.steps or steps
-    driver = device.read_driver() if kind != "cpu" else None
     check = Check(args.output, 60 * args.minutes, {
         "format": 1, "recipe": __version__, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "device": kind, "quick": args.quick, "image_size": size, "images_per_card": 2,
         "cards": [card.name for card in driver.cards] if driver else [],
         "driver": f"{driver.tool} {driver.version}, driver {driver.driver}" if driver else None,
+        "compute": found.line(),
         "throughput": "as runs/throughput.py defines it",
     })  # fmt: skip
     check_all(check, kind, wanted, steps, size)
-    failed = [step["name"] for step in check.steps if step["status"] in (FAILED, TIMEOUT)]
-    print(f"\n{args.output / 'hw_check.json'}: {len(check.steps)} steps, {len(failed)} failed"
-          + (f": {', '.join(failed)}" if failed else ""))  # fmt: skip
-    return 1 if failed else 0
+    line, good = summary(check.steps)
+    print(f"\n{args.output / 'hw_check.json'}: {line}")
+    return 0 if good else 1
+
+
+def summary(steps: list[dict]) -> tuple[str, bool]:
+    """The steps in one line, and whether the check measured what it is for.
+
+    It did where nothing failed and at least one training run succeeded.
+    """
+    named = {
+        status: [step["name"] for step in steps if step["status"] in members]
+        for status, members in (
+            ("done", (OK,)), ("failed", (FAILED, TIMEOUT)), ("skipped", (SKIPPED,))
+        )
+    }  # fmt: skip
+    line = f"{len(steps)} steps: {len(named['done'])} done"
+    for status in ("failed", "skipped"):
+        names = named[status]
+        line += f", {len(names)} {status}" + (f" ({', '.join(names)})" if names else "")
+    trained = any(name.startswith("train-") for name in named["done"])
+    if not trained:
+        line += "; no training run succeeded, so nothing was measured"
+    return line, trained and not named["failed"]
 
 
 def check_all(check: Check, kind: str, cards: list[int], steps: int, size: tuple[int, int]) -> None:
@@ -340,7 +359,7 @@ def check_all(check: Check, kind: str, cards: list[int], steps: int, size: tuple
             ]
             command += ["--output", str(run), *(["--amp"] if precision == "amp" else [])]
             reads = lambda _, run=run: read_training(run, steps)  # noqa: E731
-            done = check.run(name, [*command, "-o", *options], 240, reads, reserve=RESERVE)
+            done = check.run(name, [*command, "-o", *options], 240, reads, reserve=check.reserve)
             if done and precision == "fp32":
                 trained = run, command, options
     if trained is None:

@@ -32,7 +32,7 @@ from fcos_recipe.launch import restart
 from fcos_recipe.launch.peers import SHORT_SILENCE, Cluster, Failure, Peers, cluster
 from fcos_recipe.launch.ranks import Ranks
 from fcos_recipe.places import ROOT
-from fcos_recipe.system import cpu_math, device
+from fcos_recipe.system import compute, cpu_math, device
 
 HEADLINE = "configs/fcos/fcos_r50_fpn_1x_coco.yml"
 TRAIN = ROOT / "tools" / "train.py"
@@ -115,32 +115,43 @@ def plan(
     log_dir: Path,
     script: Path = TRAIN,
     hosts: Cluster | None = None,
+    every: list[str] | None = None,
 ) -> Plan:
     """Command and environment of a run.
 
     Args:
-        kind: an answer of `device.resolve`.
+        kind: cpu, gpu or iluvatar_gpu.
         labels: the chosen cards; on the CPU one entry per rank.
-        visible: all visible cards, in the order of the visibility variable.
+        visible: labels of the cards that the run may use.
         arguments: of the script.
         log_dir: where the launcher puts workerlog.N.
         script: what each rank runs.
         hosts: where this one is one of several.
+        every: labels of all cards in Paddle's order; default: `visible`.
     """
     env: dict[str, str | None] = {"PYTHONPATH": device.child_environment()["PYTHONPATH"]}
+    env[compute.DECIDED] = kind
     count = len(labels)
     if kind == "cpu":
         env.update(cpu_math.missing(max(1, cpu_math.cores() // count)))
         env["PADDLE_DISTRI_BACKEND"] = "gloo"
         # The launcher deals out what these name, even on a CPU build. On a machine with cards
         # it wants one entry per rank; -1 is no card.
-        hidden = ",".join(["-1"] * count) if device.has_card_hardware() else None
-        for name in ("CUDA_VISIBLE_DEVICES", "ILUVATAR_GPU_VISIBLE_DEVICES"):
-            if hidden or name in os.environ:
-                env[name] = hidden
+        cards = device.may_have_cards()
+        if cards or "CUDA_VISIBLE_DEVICES" in os.environ:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(["-1"] * count) if cards else None
+        if cards:  # no plugin: with one, a rank's import of Paddle opens the card of its number
+            env["CUSTOM_DEVICE_ROOT"] = ""
+        for name in (device.PLUGIN_VISIBLE, "PADDLE_XCCL_BACKEND"):
+            if name in os.environ:
+                env[name] = None
     elif kind == device.PLUGIN:
+        # before 3.1 Paddle and its launcher know a plugin's device by this variable alone
         env["PADDLE_XCCL_BACKEND"] = kind
-        env["ILUVATAR_GPU_VISIBLE_DEVICES"] = ",".join(visible)
+        # without it the launcher's labels are the numbers that Paddle and the driver use
+        if device.PLUGIN_VISIBLE in os.environ:
+            env[device.PLUGIN_VISIBLE] = None
+    numbers = [str((every or visible).index(label)) for label in labels] if visible else []
     idle = [label for label in visible if label not in labels]
     notes = [f"{count} x {kind}" + (f": cards {','.join(labels)}" if visible else " processes")]
     if idle:
@@ -151,9 +162,10 @@ def plan(
         notes[0] += f" on this host, number {hosts.node} of {hosts.nodes}; 0 is {hosts.master}"
     elif count == 1:
         if visible:
-            env[f"FLAGS_selected_{kind}s"] = str(visible.index(labels[0]))
+            env[f"FLAGS_selected_{kind}s"] = numbers[0]
         return Plan([sys.executable, *program], env, 1, log_dir, notes)
-    which = ["--gpus", ",".join(labels)] if visible else ["--nproc_per_node", str(count)]
+    dealt = numbers if kind == device.PLUGIN else labels
+    which = ["--gpus", ",".join(dealt)] if visible else ["--nproc_per_node", str(count)]
     launcher = [sys.executable, "-m", "paddle.distributed.launch", "--log_dir", str(log_dir)]
     if hosts:
         launcher += hosts.launcher_arguments()
@@ -511,19 +523,20 @@ def prepare(argv: list[str]) -> tuple[Plan, bool]:
     if not Path(path).exists() and (ROOT / path).exists():
         path = str(ROOT / path)  # the scripts work from any directory
     overrides = list(args.opt)
-    if os.environ.get("DEVICE"):
+    if os.environ.get("DEVICE") and not any(text.startswith("device=") for text in overrides):
         overrides.append(f"device={os.environ['DEVICE']}")
     config = load_config(path, overrides)
-    requested = device.requested(config.data)
-    visible: list[str] = []
-    if requested == "cpu" or (requested == "auto" and not device.has_card_hardware()):
-        kind = "cpu"
-    else:
-        facts = device.ask_paddle_outside()
-        kind = device.resolve(requested, facts)
-        visible = device.visible_cards(kind, facts)
+    found = compute.decide(compute.requested(config), device.ask_paddle_outside)
+    visible = list(found.cards)
     cards = config.data["launch"]["cards"]
-    labels = choose_cards(args.gpus, cards, None if kind == "cpu" else visible)
+    on_cpu = found.device == "cpu"
+    labels = choose_cards(args.gpus, cards, None if on_cpu else visible)
+    if on_cpu and found.requested != "cpu" and (len(labels) > 1 or "," in (args.gpus or "")):
+        source = f"--gpus {args.gpus}" if args.gpus else f"launch.cards: {cards}"
+        raise UserError(
+            f"{source}: no card was found on this machine; DEVICE=cpu runs {len(labels)} "
+            "process(es) on the CPU, and `--gpus 1` runs one"
+        )
     train = ["-c", path, *rest]
     if args.output:
         train += ["--output", args.output]
@@ -536,7 +549,8 @@ def prepare(argv: list[str]) -> tuple[Plan, bool]:
     hosts = cluster(args.nnodes, args.master, args.node_rank, args.host, args.wait)
     if hosts:  # they may share a file system
         log_dir /= f"host-{hosts.node}"
-    run = plan(kind, labels, visible, train, log_dir, hosts=hosts)
+    run = plan(found.device, labels, visible, train, log_dir, hosts=hosts, every=list(found.every))
+    run.notes.insert(0, found.line())
     run.restarts = args.max_restarts
     run.run_dir = Path(args.output or output / config.name)
     return run, args.dry_run

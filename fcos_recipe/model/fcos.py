@@ -7,6 +7,7 @@ import paddle
 from paddle import Tensor, nn
 from ppdet.core.workspace import create
 
+from fcos_recipe.model.constants import constant, count_up
 from fcos_recipe.model.loss import as_float32
 from fcos_recipe.model.postprocess import level_size
 
@@ -79,10 +80,14 @@ class FCOS(nn.Layer):
             image = image.astype("float32").transpose([0, 3, 1, 2])
             values = self.pixel_values[1:].reshape([1, 3, 256, 1])
             slope = (values[:, :, 255:] - values[:, :, :1]) / 255.0
-            return (image * slope + values[:, :, :1]) * as_float32(_inside(image, h, w))
-        image = image.transpose([0, 3, 1, 2])
-        channel = paddle.to_tensor([1, 257, 513], dtype="int32").reshape([1, 3, 1, 1])
-        index = (image.astype("int32") + channel) * _inside(image, h, w).astype("int32")
+            height, width = level_size(image)
+            inside = as_float32(_inside(height, width, h, w))
+            return (image * slope + values[:, :, :1]) * inside
+        height, width = image.shape[1:3]
+        inside = _inside(height, width, h, w).reshape([-1, height, width, 1])
+        channel = constant((1, 257, 513), "int32")
+        index = (image.astype("int32") + channel) * inside.astype("int32")
+        index = index.transpose([0, 3, 1, 2])  # not the image: Paddle 2.5 transposes no uint8
         return paddle.gather(self.pixel_values, index.flatten()).reshape(index.shape)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -115,14 +120,13 @@ class FCOS(nn.Layer):
         return self.neck(self.backbone({"image": image}))
 
 
-def _inside(image: Tensor, h: Tensor, w: Tensor) -> Tensor:
-    """Whether pixels of [N, 3, H, W] are above h and left of w, [N, 1, 1, 1]: bool [N, 1, H, W]."""
-    height, width = level_size(image)
+def _inside(height: int | Tensor, width: int | Tensor, h: Tensor, w: Tensor) -> Tensor:
+    """Whether pixels are above h and left of w, both [N, 1, 1, 1]: bool [N, 1, height, width]."""
     return paddle.logical_and(_range(height).unsqueeze(1) < h, _range(width) < w)
 
 
 def _range(count: int | Tensor) -> Tensor:
-    """float32 0 .. count - 1: one tensor, not the four operators of arange, if `count` is known."""
-    if isinstance(count, int):
-        return paddle.to_tensor(np.arange(count, dtype=np.float32))
+    """float32 0 .. count - 1; of a traced program `count` is a tensor."""
+    if isinstance(count, int) and paddle.in_dynamic_mode():
+        return count_up(count, "float32")
     return paddle.arange(count, dtype="float32")

@@ -9,6 +9,7 @@ from paddle import ParamAttr, Tensor, nn
 from paddle.nn.initializer import Constant, Normal
 from ppdet.modeling.heads.fcos_head import ScaleReg
 
+from fcos_recipe.model.constants import constant
 from fcos_recipe.model.loss import as_float32
 from fcos_recipe.model.postprocess import candidates, level_size, postprocess
 from fcos_recipe.model.towers import predict, run_towers
@@ -125,10 +126,9 @@ class FCOSHead(nn.Layer):
         areas = [height * width for height, width in sizes]
         begins = [sum(areas[:i]) for i in range(len(areas))]
         images = logits.shape[0]
-        table = paddle.to_tensor(
-            [[images * b, a, b] for a, b in zip(areas, begins, strict=True)], dtype="int64"
-        )
-        starts = paddle.to_tensor([images * b for b in begins[1:]], dtype="int64")
+        rows = tuple((images * b, a, b) for a, b in zip(areas, begins, strict=True))
+        table = constant(rows, "int64")
+        starts = constant(tuple(images * b for b in begins[1:]), "int64")
         index = targets["pos_index"]
         level = paddle.searchsorted(starts, index, right=True)
         start, area, begin = paddle.gather(table, level).unbind(axis=1)
@@ -144,7 +144,7 @@ class FCOSHead(nn.Layer):
         scales = paddle.stack([layer.scale_reg for layer in self.scales_regs])
         boxes = self.distances(raw, paddle.gather(scales, level))
         if self.norm_reg_targets and self.multiply_strides_reg_targets:
-            strides = paddle.to_tensor(self.fpn_stride, dtype="float32")
+            strides = constant(tuple(self.fpn_stride), "float32")
             boxes = boxes * paddle.gather(strides, level).unsqueeze(1)
         losses = self.fcos_loss(
             logits,

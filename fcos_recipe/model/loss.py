@@ -1,10 +1,11 @@
 """FCOS loss over sparse positives."""
 
-import numpy as np
 import paddle
 import paddle.distributed as dist
 import paddle.nn.functional as F
 from paddle import Tensor, nn
+
+from fcos_recipe.model.constants import constant, count_up
 
 
 def as_float32(x: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ class FCOSLoss(nn.Layer):
         with paddle.amp.auto_cast(enable=False):
             logits, pos_logits = as_float32(logits), as_float32(pos_logits)
             pos_boxes, pos_quality = as_float32(pos_boxes), as_float32(pos_quality)
-            row = paddle.to_tensor(np.arange(pos_logits.shape[0]))
+            row = count_up(pos_logits.shape[0], "int64")
             mask = as_float32(row < num_pos)
             weight = centerness_targets * mask
             positives, total_weight = self._normalizers(num_pos, weight)
@@ -104,7 +105,7 @@ class FCOSLoss(nn.Layer):
         cards = dist.get_world_size() if self.reduce_positives else 1
         if cards > 1:
             dist.all_reduce(sums)
-        sums = paddle.maximum(sums, paddle.to_tensor([1.0, 1e-6]))
+        sums = paddle.maximum(sums, constant((1.0, 1e-6), "float32"))
         if cards > 1:  # after the limit, so that few positives on many cards keep one divisor
             sums = sums / cards
         return sums.unbind()
@@ -121,7 +122,7 @@ class FCOSLoss(nn.Layer):
         def f(x: Tensor) -> Tensor:
             return F.sigmoid(x) ** self.loss_gamma * F.softplus(x)
 
-        factors = paddle.to_tensor([[alpha], [alpha - 1.0]], dtype="float32")
+        factors = constant(((alpha,), (alpha - 1.0,)), "float32")
         difference = f(paddle.stack([-pos_logits, pos_logits])) * (factors * mask)
         return f(logits).sum() * (1.0 - alpha) + difference.sum()
 

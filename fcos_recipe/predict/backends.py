@@ -1,13 +1,13 @@
 """What runs a model: a batch of the reader in, detections out. One class per engine."""
 
 import json
-import os
 import threading
 from pathlib import Path
 
 import numpy as np
 
 from fcos_recipe.errors import UserError
+from fcos_recipe.system.device import card_index
 
 METADATA = "fcos_export.json"
 
@@ -92,9 +92,9 @@ class PaddleInference:
                 # where the time is; Paddle 2.6 also rounds the arithmetic of boxes, and fails there
                 settings.set_bfloat16_op({"conv2d", "fused_conv2d"})
         elif device == "gpu":
-            settings.enable_use_gpu(256, int(os.environ.get("FLAGS_selected_gpus", "0")))
+            settings.enable_use_gpu(256, card_index(device))
         else:
-            settings.enable_custom_device(device)
+            settings.enable_custom_device(device, card_index(device))
         settings.disable_glog_info()
         self._facts, self._predictor = facts, inference.create_predictor(settings)
         self._lock = threading.Lock()

@@ -54,19 +54,29 @@ def main(argv: list[str]) -> int:
     if not weights:
         raise UserError("--weights: missing; name a weights file (or -o weights=FILE with -c)")
 
-    from fcos_recipe.system import cpu_math
+    if args.format == "onnx":
+        from fcos_recipe.predict.onnx_graph import converter
 
-    cpu_math.ensure((config.data["device"] if config else None) or "auto")
+        converter()  # refuses before any work is done
+
+    from fcos_recipe.predict.predictor import Predictor, config_of
+    from fcos_recipe.system import compute
+
+    config = config_of(weights, config)
+    device = compute.start(compute.requested(config)).device
     from fcos_recipe.console import to_console
+    from fcos_recipe.system import out_of_memory
 
     to_console(0)
-    from fcos_recipe.predict.predictor import Predictor
-
-    predictor = Predictor(weights, config)
-    name = f"{predictor.config.name}-{args.format}" + ("-raw" if args.no_nms else "")
+    advice = "the export's check does not fit; end other processes on the card, or -o device=cpu"
     try:
-        verdict = export(predictor, Path(args.output) / name, args.format, not args.no_nms)
+        with out_of_memory.explained(device, advice):
+            predictor = Predictor(weights, config, device)
+            name = f"{predictor.config.name}-{args.format}" + ("-raw" if args.no_nms else "")
+            verdict = export(predictor, Path(args.output) / name, args.format, not args.no_nms)
     except OSError as error:
+        if error.errno is None:  # of Paddle, about a card, not about a file
+            raise
         raise UserError(f"--output {args.output}: {error.strerror}") from None
     print(
         f"checked on {verdict.images} images: {verdict.detections} detections, scores within "
@@ -90,7 +100,7 @@ def export(predictor, target: Path, kind: str, nms: bool = True):
 
     Raises:
         RunFailure: the export differs; it is kept beside the target as NAME.rejected.
-        UserError: the ONNX converter is missing.
+        UserError: the ONNX converter is missing or made for another Paddle.
     """
     from fcos_recipe.predict import parity
     from fcos_recipe.predict.onnx_graph import convert

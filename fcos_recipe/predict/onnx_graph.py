@@ -3,11 +3,44 @@
 import inspect
 import json
 import os
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from fcos_recipe.errors import UserError
 
 OPSET = 16
+
+
+def converter():
+    """The modules onnx and paddle2onnx, if they fit the Paddle that is installed.
+
+    paddle2onnx 1 reads the programs of Paddle 2, paddle2onnx 2 those of Paddle 3. The wrong one
+    ends in a traceback, and releases before 1.2.5 end the process.
+
+    Raises:
+        UserError: the converter is missing or does not fit.
+    """
+    import paddle
+
+    fits = "1.3.1" if paddle.__version__.startswith("2.") else "2.1.0"
+    # without dependencies, which could replace the NumPy and the protobuf of a vendor's Paddle
+    needs = f"paddle2onnx=={fits} onnx==1.17.0 onnxruntime flatbuffers"
+    needs += " polygraphy onnxoptimizer==0.3.13" * fits.startswith("2.")
+    remedy = f"run: pip install --no-deps {needs}"
+    # its constant folding would otherwise run pip for what it finds missing
+    os.environ["POLYGRAPHY_AUTOINSTALL_DEPS"] = "0"
+    try:
+        found = version("paddle2onnx")
+        if found.split(".")[0] != fits[0] or found.startswith(("1.0.", "1.1.", "1.2.")):
+            raise UserError(
+                f"--format onnx: paddle2onnx {found} does not fit Paddle {paddle.__version__}; "
+                f"{remedy}"
+            )
+        import onnx
+        import paddle2onnx
+    except (ImportError, PackageNotFoundError) as error:
+        raise UserError(f"--format onnx: {error.name} is missing; {remedy}") from None
+    return onnx, paddle2onnx
 
 
 def convert(folder: Path, facts: dict) -> None:
@@ -18,21 +51,9 @@ def convert(folder: Path, facts: dict) -> None:
         facts: metadata, stored in the file as well.
 
     Raises:
-        UserError: the converter is not installed.
+        UserError: see `converter`.
     """
-    import paddle
-
-    old = paddle.__version__.startswith("2.")
-    version = "paddle2onnx==1.3.1" if old else "paddle2onnx==2.1.0"
-    # its constant folding would otherwise run pip for what it finds missing
-    os.environ["POLYGRAPHY_AUTOINSTALL_DEPS"] = "0"
-    try:
-        import onnx
-        import paddle2onnx
-    except ImportError as error:
-        raise UserError(
-            f'--format onnx: {error.name} is missing; pip install {version} "onnx<1.18" onnxruntime'
-        ) from None
+    onnx, paddle2onnx = converter()
     program = next(p for p in (folder / "model.json", folder / "model.pdmodel") if p.is_file())
     wanted = {"opset_version": OPSET, "optimize_tool": "None", "enable_onnx_checker": True,
               "verbose": False}  # fmt: skip

@@ -73,13 +73,14 @@ class Predictor:
         precision: str = "fp32",
     ):
         from fcos_recipe.predict import backends
-        from fcos_recipe.system import device as devices
+        from fcos_recipe.system import compute
 
         weights = str(weights)
         self.score_threshold = score_threshold
         if facts := backends.export_facts(weights):
             self.config: Any = config  # Config; an export may go without
-            self.device = devices.resolve(device or "auto")
+            said = config if isinstance(config, Config) else None
+            self.device = compute.decide(device or compute.requested(said)).device
             self.backend = backends.open_export(weights, facts, self.device, precision)
             self.chain = _chain(facts)
             self.names, self.category_ids = facts["class_names"], facts["category_ids"]
@@ -87,13 +88,11 @@ class Predictor:
             return
         if precision != "fp32":
             raise UserError(backends.NEEDS_EXPORT.format(precision, weights))
-        if not isinstance(config, Config):
-            config = load_config(config or _run_config(weights))
-        self.config = config
-        self.device = devices.resolve(device or config.data["device"])
-        self.backend = backends.Eager(weights, config, self.device)
-        self.chain = _chain(config.data)
-        self.names, self.category_ids, self.image_ids = _names(weights, config.data)
+        self.config = config_of(weights, config)
+        self.device = compute.decide(device or compute.requested(self.config)).device
+        self.backend = backends.Eager(weights, self.config, self.device)
+        self.chain = _chain(self.config.data)
+        self.names, self.category_ids, self.image_ids = _names(weights, self.config.data)
 
     def __call__(
         self, images: Sequence[str | os.PathLike | np.ndarray], batch_size: int = 1
@@ -164,6 +163,23 @@ def _record(image: str | os.PathLike | np.ndarray) -> dict:
         kind = f"{image.dtype} {list(image.shape)}"
         raise UserError(f"an image array is {kind}; give uint8 [H, W, 3], RGB")
     return {"image": image, "im_id": identity}
+
+
+def config_of(weights: str, config: str | os.PathLike | Config | None) -> Config | None:
+    """The config that a Predictor of these weights takes; an export needs none.
+
+    Args:
+        weights: see `Predictor`.
+        config: YAML file or loaded config; default the config.yml of the weights' run directory.
+
+    Raises:
+        UserError: there is none, or it is wrong.
+    """
+    from fcos_recipe.predict.backends import export_facts
+
+    if isinstance(config, Config) or (config is None and export_facts(weights)):
+        return config
+    return load_config(config or _run_config(weights))
 
 
 def _run_config(weights: str) -> Path:

@@ -6,7 +6,7 @@ differences are told. It holds for these two trained models on other images of t
 not tell how far two trainings with other seeds would lie apart.
 """
 
-from fcos_recipe.config.differences import differences
+from fcos_recipe.config.effects import differences
 from fcos_recipe.config.load import plain_values
 from fcos_recipe.errors import UserError
 from fcos_recipe.evaluation.detections_file import JUDGED, judge, read, same_truth

@@ -4,22 +4,10 @@ from pathlib import PurePosixPath
 
 from fcos_recipe.errors import UserError
 from fcos_recipe.report.blocks import Items, Table, Text, Tiles
-from fcos_recipe.runs import published_results
 from fcos_recipe.runs.contents import Run, value
+from fcos_recipe.runs.judgement import NOT_COMPARABLE, Verdict, found_in, judge
 
-# What may change on the command line without changing what is trained and judged.
-HARMLESS = (
-    "device", "use_gpu", "use_xpu", "use_mlu", "use_npu", "worker_num", "log_iter", "save_dir",
-    "snapshot", "keep_checkpoints", "eval_interval", "max_failed_saves", "launch", "weights",
-    "watchdog", "use_vdl", "vdl_log_dir", "export", "print_", "loggers", "comm_buffer_mb",
-    "TrainDataset.dataset_dir", "EvalDataset.dataset_dir", "TestDataset", "TestReader",
-)  # fmt: skip
-COCO_VAL = 5000  #: images of COCO val2017
-
-
-def published(config_name: str | None) -> list:
-    """Published figures of a config: `runs.published_results.Row`s, whose AP is in percent."""
-    return published_results.published(config_name) if config_name else []
+SHOWN = 6  #: reasons why a run cannot be compared; a verdict is one sentence
 
 
 def percent(ap: float | None) -> str:
@@ -122,15 +110,16 @@ def _left(run: Run) -> str:
 
 
 def against_published(run: Run) -> list:
-    """The published rows of the config, and what this run says about each."""
+    """The judgement on this run beside the published rows of its config, and their throughput."""
     name = run.config_name
     try:
-        rows = published(name)
+        verdict = judge(found_in(run)) if name else None
     except UserError as error:
-        return [Text(f"The published figures cannot be read: {error}.", "note")]
-    if not rows:
+        return [Text(f"No comparison with the published figures: {error}", "note")]
+    if verdict is None or not verdict.rows:
         what = f"of the config {name}" if name else "to compare with: the config is not known"
         return [Text(f"There is no published figure {what}.", "note")]
+    rows = [compared.row for compared in verdict.rows]
     table = Table(
         f"Published figures of {name}",
         ["source", "device", "cards", "AP", "images/s", "reproduced here"],
@@ -141,7 +130,7 @@ def against_published(run: Run) -> list:
         ],
         {0, 1, 5},
     )  # fmt: skip
-    return [*(_judgement(run, row) for row in rows[:1]), table, Items(
+    return [_sentence(verdict), table, Items(
         [f"{row.source}: {_speed_words(run, row)}" for row in rows if row.images_per_second]
     )]  # fmt: skip
 
@@ -153,50 +142,20 @@ def _speed(row) -> str:
     return f"{row.images_per_second:.2f}{unit}"
 
 
-def _judgement(run: Run, row) -> Text:
+def _sentence(verdict: Verdict) -> Text:
+    nearest, ap = verdict.nearest, verdict.found.ap
+    row, reasons = nearest.row, nearest.reasons
     on = f"{plural(row.cards, 'card')}, {row.device}" if row.device else plural(row.cards, "card")
     what = f"the published {row.ap:.1f} ({on})"
-    if reasons := obstacles(run, row):
-        return Text(f"Not to be compared with {what}: {'; '.join(reasons)}.")
-    assert run.ap is not None  # `obstacles` names its absence
-    difference = 100 * run.ap - row.ap
-    within = abs(difference) <= row.tolerance + 1e-9
+    if verdict.word == NOT_COMPARABLE or ap is None:
+        more = f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
+        return Text(f"Not to be compared with {what}: {'; '.join(reasons[:SHOWN])}{more}.")
     return Text(
-        f"AP {percent(run.ap)} is {abs(difference):.1f} {'above' if difference >= 0 else 'below'} "
-        f"{what}: {'within' if within else 'outside'} the tolerance of {row.tolerance:g}.",
-        "good" if within or difference > 0 else "bad",
+        f"AP {ap:.1f} is {abs(ap - row.ap):.1f} {'above' if ap >= row.ap else 'below'} "
+        f"{what}: {'within' if nearest.side == 'inside' else 'outside'} the tolerance of "
+        f"{row.tolerance:g}.",
+        {"inside": "good", "below": "bad", "above": ""}[nearest.side],
     )
-
-
-def obstacles(run: Run, row) -> list[str]:
-    """Why this run's AP says nothing about a published row; [] where it does."""
-    e, f = run.evaluation, run.facts
-    found = []
-    if run.state not in ("finished", "evaluation"):
-        found.append("this run is not finished")
-    if run.ap is None:
-        found.append("this run has no AP")
-    if e and (e.max_dets != 100 or e.score_threshold > 0 or e.tta):
-        found.append("it was evaluated in another way")
-    if e and row.dataset.startswith("COCO val2017") and e.images != COCO_VAL:
-        found.append(f"it was evaluated on {e.images} images, not on {row.dataset}")
-    if run.state == "evaluation":
-        return found + ["how these weights were trained is not known here"]
-    if f is None:
-        return found + ["facts.json is missing, which says how it was trained"]
-    changed = [key for key in f.config.command_line if not key.startswith(HARMLESS)]
-    changed = list(dict.fromkeys(".".join(key.split(".")[:2]) for key in changed))
-    if changed:
-        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-        found.append(f"changed on the command line: {', '.join(changed[:4])}{more}")
-    if f.epochs != row.epochs:
-        found.append(f"{f.epochs} epochs, not {row.epochs}")
-    if f.total_batch != row.total_batch:
-        found.append(f"{f.total_batch} images per step, not {row.total_batch}")
-    for split, data in f.data.items():
-        if data.used < data.images - data.without_boxes:
-            found.append(f"only {data.used} of the {data.images} {split} images")
-    return found
 
 
 def same_hardware(run: Run, row) -> bool:

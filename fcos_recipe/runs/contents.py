@@ -122,7 +122,6 @@ class ConfigFacts(msgspec.Struct):
     path: str = ""
     based: bool = False
     changes: list[tuple[str, str, str, str]] = []
-    command_line: list[str] = []
 
 
 class DatasetClass(msgspec.Struct):

@@ -27,12 +27,12 @@ def watch(run, config, total_batch: int) -> None:
         config: the run's resolved Config; another setting or data set than the project's: no band.
         total_batch: images per optimizer step.
     """
-    from fcos_recipe.commands.verify_result import differing
+    from fcos_recipe.runs.judgement import differing
 
     try:
         for band in load().loss_bands:
             if (band.config, band.total_batch) == (config.name, total_batch):
-                if not differing(config):
+                if not differing(config.name, config.data):
                     run.add_sink(LossBand(band))
                 return
     except UserError as error:  # results.yml is missing or wrong, which is no reason to stop
@@ -94,10 +94,9 @@ class LossBand:
 
 
 def stretches_of(records: list[dict]) -> list[tuple[int, int, float]]:
-    """(first step - 1, last step, mean loss) of each training record of a metrics.jsonl."""
-    rows = [record for record in records if record["kind"] == "train"]
-    starts = [0, *(row["step"] for row in rows)]
-    return [(start, row["step"], row["loss"]) for start, row in zip(starts, rows)]
+    """(first step - 1, last step, mean loss) of each of `Run.train`."""
+    starts = [0, *(record["step"] for record in records)]
+    return [(start, record["step"], record["loss"]) for start, record in zip(starts, records)]
 
 
 def band_of(losses: list[float]) -> tuple[float, float]:
@@ -116,23 +115,24 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         UserError: none, or runs of several configs or batches, or with changed settings.
     """
-    from fcos_recipe.commands.verify_result import read_metrics, read_run
+    from fcos_recipe.runs.contents import read_run
+    from fcos_recipe.runs.judgement import found_in
 
-    folders = [Path(name) for name in (sys.argv[1:] if argv is None else argv)]
-    runs = [read_run(folder) for folder in folders]
-    if not runs or len({(run.name, run.total_batch) for run in runs}) > 1:
+    runs = [read_run(Path(name)) for name in (sys.argv[1:] if argv is None else argv)]
+    found = [found_in(run) for run in runs]
+    if not runs or len({(one.name, one.total_batch) for one in found}) > 1:
         raise UserError("usage: python -m fcos_recipe.runs.loss_band RUN_DIR...: of one config "
                         "and batch")  # fmt: skip
-    if changed := [f"{f}: {run.differences[0]}" for f, run in zip(folders, runs)
-                   if run.differences]:  # fmt: skip
+    if changed := [f"{run.path}: {one.differences[0]}" for run, one in zip(runs, found)
+                   if one.differences]:  # fmt: skip
         raise UserError("\n".join(changed))
-    logged = [stretches_of(read_metrics(folder)) for folder in folders]
+    logged = [stretches_of(run.train) for run in runs]
     steps = {}
     for step in STEPS:
         losses = [mean_before(step, stretches) for stretches in logged]
         if None not in losses:
             steps[step] = list(band_of([x for x in losses if x is not None]))
-    band = {"config": runs[0].name, "total_batch": runs[0].total_batch, "steps": steps}
+    band = {"config": found[0].name, "total_batch": found[0].total_batch, "steps": steps}
     print(yaml.safe_dump([{**band, "source": f"{len(runs)} runs"}], sort_keys=False), end="")
     return 0
 

@@ -118,6 +118,11 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     weights_sha256: str | None = None
 
     @property
+    def band(self) -> tuple[float, float]:
+        """Lowest and highest AP in percent that is the same result."""
+        return self.ap - self.tolerance, self.ap + self.tolerance
+
+    @property
     def ap_range(self) -> tuple[float, float] | None:
         """Lowest and highest AP over the seeds; None for fewer than two."""
         values = self.ap_by_seed.values()

@@ -12,8 +12,6 @@ import os
 import re
 from pathlib import Path
 
-from fcos_recipe.system.device import has_card_hardware
-
 # glibc's names in the environment, and mallopt's numbers for the same parameters (malloc.h).
 _MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": (-3, 1 << 30),
@@ -92,20 +90,20 @@ def set_by_user(name: str) -> bool:
         return os.environ[name] != "1"
 
 
-def ensure(device: str = "auto", processes: int | None = None) -> dict[str, str]:
+def ensure(device: str = "cpu", processes: int | None = None) -> dict[str, str]:
     """Apply `settings` to this process. Call it before Paddle is imported.
 
     The libraries read their variables when Paddle loads them and glibc takes its parameters
     through mallopt(3) at any time, so nothing needs a restart of the process.
 
     Args:
-        device: the requested device; on anything but a CPU run nothing happens.
+        device: of the run, as `compute.decide` says; on a card nothing happens.
         processes: training processes on this machine; default: what the launcher says, or 1.
 
     Returns:
         What was set; {} on a card.
     """
-    if device not in ("cpu", "auto") or (device == "auto" and has_card_hardware()):
+    if device != "cpu":
         return {}
     processes = processes or int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))
     values = missing(cores() // processes)

@@ -5,14 +5,15 @@ tests and the launcher can put another answer in its place. Nothing about Iluvat
 verified on hardware: it follows public samples and documents.
 """
 
+import importlib.util
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from fcos_recipe.compat import before_paddle
 from fcos_recipe.errors import UserError
@@ -20,6 +21,10 @@ from fcos_recipe.places import ROOT
 
 PLUGIN = "iluvatar_gpu"  # the custom device type of Iluvatar's Paddle plugin
 DEVICES = ("auto", "cpu", "gpu", PLUGIN)
+TOOLS = ("ixsmi", "nvidia-smi")
+# Labels for Paddle's launcher; no driver reads this variable.
+PLUGIN_VISIBLE = "ILUVATAR_GPU_VISIBLE_DEVICES"
+VISIBILITY = (PLUGIN_VISIBLE, "CUDA_VISIBLE_DEVICES")
 
 
 @dataclass(frozen=True)
@@ -136,25 +141,59 @@ def read_driver() -> Driver | None:
     Raises:
         UserError: the tool is there but fails or hangs, as it does with a broken driver.
     """
-    for tool in ("ixsmi", "nvidia-smi"):
+    for tool in TOOLS:
         if not shutil.which(tool):
             continue
         try:
             done = subprocess.run([tool], capture_output=True, text=True, timeout=30)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise UserError(f"{tool}: {error}; is the driver loaded?") from None
-        if done.returncode:
+        if done.returncode and "No devices were found" not in done.stdout:  # nvidia-smi's code 6
             said = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
             raise UserError(f"{tool}: exit code {done.returncode}: {said[0]}")
         return parse_smi(done.stdout, tool)
     return None
 
 
-def has_card_hardware() -> bool:
-    """Whether anything on this machine hints at a card: a driver's tool or a device node."""
-    return any(map(shutil.which, ("ixsmi", "nvidia-smi"))) or any(
-        re.fullmatch(r"(nvidia|iluvatar)\d+", name) for name in os.listdir("/dev")
-    )
+def find_driver() -> tuple[Driver | None, str]:
+    """The cards that the driver lists, and why its tool failed ("" where it did not).
+
+    Where no tool lists a card, the device nodes count: a container may have them without the tool.
+    """
+    driver, trouble = None, ""
+    try:
+        driver = read_driver()
+    except UserError as error:
+        trouble = str(error)
+    nodes = _nodes()
+    if nodes and not (driver and driver.cards):
+        cards = tuple(Card(number, f"/dev/{name}", None, None, "") for name, number in nodes)
+        driver = Driver("/dev", "", "", "", cards)
+    return driver, trouble
+
+
+def _nodes() -> list[tuple[str, int]]:
+    """Device nodes of cards, /dev/nvidiaN and /dev/iluvatarN, with their numbers."""
+    found = [re.fullmatch(r"(?:nvidia|iluvatar)(\d+)", name) for name in os.listdir("/dev")]
+    return sorted(((m[0], int(m[1])) for m in found if m), key=lambda node: node[1])
+
+
+def may_have_cards() -> bool:
+    """Whether anything hints at a card, so that Paddle has to be asked; imports nothing.
+
+    Hints are a driver's tool, a device node, a plugin for Paddle, or a Paddle built for CUDA.
+    """
+    if any(map(shutil.which, TOOLS)) or _nodes():
+        return True
+    spec = importlib.util.find_spec("paddle")
+    if spec is None or spec.origin is None:
+        return False
+    package = Path(spec.origin).parent
+    plugins = Path(os.environ.get("CUSTOM_DEVICE_ROOT") or package.parent / "paddle_custom_device")
+    if plugins.is_dir():
+        return True
+    version = package / "version" / "__init__.py"
+    return not re.search(r"^cuda_version\s*= 'False'", version.read_text(), re.M)
 
 
 @dataclass(frozen=True)
@@ -162,7 +201,7 @@ class PaddleFacts:
     """What Paddle says about itself.
 
     cuda: built for CUDA (NVIDIA, or Iluvatar's corex builds). custom: types of the plugins
-    that loaded. count: visible devices of `cuda`, else of the first custom type.
+    that loaded. count: visible devices of `cuda`, else of our plugin's type, else of the first.
     """
 
     version: str
@@ -183,7 +222,8 @@ def ask_paddle() -> PaddleFacts:
         count = paddle.device.cuda.device_count()
     else:
         devices = paddle.device.get_available_custom_device() or () if custom else ()
-        count = sum(str(d).split(":")[0] == custom[0] for d in devices)
+        kind = PLUGIN if PLUGIN in custom else (custom or ("",))[0]
+        count = sum(str(d).split(":")[0] == kind for d in devices)
     return PaddleFacts(paddle.__version__, cuda, custom, count)
 
 
@@ -218,98 +258,112 @@ def ask_paddle_outside(seconds: float = 180) -> PaddleFacts:
     return PaddleFacts(facts["version"], facts["cuda"], tuple(facts["custom"]), facts["count"])
 
 
-def requested(data: Mapping) -> str:
-    """The device that a resolved config asks for; `use_gpu: false` is PaddleDetection's `cpu`."""
-    return "cpu" if data["device"] == "auto" and data.get("use_gpu") is False else data["device"]
+def _listed(name: str) -> list[str] | None:
+    """The entries of a visibility variable; None where it is unset or says `all`."""
+    value = os.environ.get(name)
+    if value is None or value == "all":
+        return None
+    return [label.strip() for label in value.split(",") if label.strip()]
 
 
-def resolve(requested: str, facts: PaddleFacts | None = None) -> str:
-    """The device a run uses.
+def card_labels(kind: str, count: int) -> tuple[list[str], list[str]]:
+    """Labels of the cards that Paddle counts, and of those among them that a run may use.
+
+    The driver of either kind reads CUDA_VISIBLE_DEVICES and renumbers the cards from 0, so its
+    entries are the labels. Without it the labels are 0 to count - 1. Only Paddle's launcher reads
+    ILUVATAR_GPU_VISIBLE_DEVICES, and it hides nothing: here it chooses from these labels.
 
     Args:
-        requested: auto, cpu, gpu or iluvatar_gpu.
-        facts: Paddle's answer; asked here by default.
-
-    Returns:
-        cpu, gpu or iluvatar_gpu. `auto` takes a card where Paddle sees one, else cpu.
+        kind: gpu or iluvatar_gpu.
+        count: of the cards, as Paddle says.
 
     Raises:
-        UserError: no such device, or this Paddle cannot use it.
+        UserError: ILUVATAR_GPU_VISIBLE_DEVICES names a card that Paddle does not count.
     """
-    if requested not in DEVICES:
-        raise UserError(f"device: {requested!r} is unknown; choose from {', '.join(DEVICES)}")
-    if requested == "cpu":
-        return "cpu"
-    facts = facts or ask_paddle()
-    kinds = ["gpu"] * facts.cuda + [PLUGIN] * (PLUGIN in facts.custom)
-    if requested == "auto":
-        return kinds[0] if kinds and facts.count else "cpu"
-    if requested not in kinds:
-        offered = " and ".join([*kinds, "cpu"])
+    named = _listed("CUDA_VISIBLE_DEVICES")
+    if named is None or len(named) < count:  # a driver that does not read the variable
+        every = [str(i) for i in range(count)]
+        cards = every if named is None else [label for label in every if label in named]
+    else:
+        every = cards = named[:count]
+    chosen = _listed(PLUGIN_VISIBLE) if kind == PLUGIN else None
+    if chosen is not None:
+        unknown = [label for label in chosen if label not in cards]
+        if unknown:
+            raise UserError(
+                f"{PLUGIN_VISIBLE}: no card {unknown[0]}: Paddle can use "
+                f"{','.join(cards) or 'none'}; name cards of these, or unset the variable"
+            )
+        cards = chosen
+    return every, cards
+
+
+def select_card() -> None:
+    """Make this process's choice of a plugin's card one that Paddle and the driver agree on.
+
+    Paddle's own launcher gives a rank the position of its card in ILUVATAR_GPU_VISIBLE_DEVICES.
+    Paddle takes that for the number of the card, while the driver, which does not read the
+    variable, numbers all cards: `2,3` would compute on 0 and 1. This puts the card's number into
+    FLAGS_selected_iluvatar_gpus and removes the other variable. It must precede Paddle's import,
+    which opens the selected cards alone.
+
+    Raises:
+        UserError: the variable names a card that CUDA_VISIBLE_DEVICES leaves out.
+    """
+    names = _listed(PLUGIN_VISIBLE)
+    os.environ.pop(PLUGIN_VISIBLE, None)
+    if not names:
+        return
+    try:
+        name = names[card_index(PLUGIN)]
+        shown = _listed("CUDA_VISIBLE_DEVICES")
+        number = shown.index(name) if shown else int(name)
+    except (ValueError, IndexError):
         raise UserError(
-            f"device: {requested}: the installed Paddle {facts.version} offers {offered}; "
-            "set `device: auto` or install the Paddle of your cards (README, Install)"
-        )
-    if not facts.count:
-        raise UserError(
-            f"device: {requested}: Paddle sees no card; check CUDA_VISIBLE_DEVICES and "
-            "`python tools/doctor.py`, or set `device: cpu`"
-        )
-    return requested
+            f"{PLUGIN_VISIBLE}={','.join(names)}: not the labels of cards that "
+            "CUDA_VISIBLE_DEVICES shows; name cards of these, or unset the variable"
+        ) from None
+    os.environ[f"FLAGS_selected_{PLUGIN}s"] = str(number)
 
 
-def visible_cards(device: str, facts: PaddleFacts | None = None) -> list[str]:
-    """Labels of the cards a run may use, as the user's visibility variable spells them.
+def card_index(kind: str) -> int:
+    """Paddle's number of this process's card: the launcher's choice for a rank, else 0.
 
-    Without such a variable the labels are 0..n-1. For the plugin ILUVATAR_GPU_VISIBLE_DEVICES
-    comes first, because Paddle's launcher reads its labels there, then CUDA_VISIBLE_DEVICES,
-    which the driver reads. [] for the CPU.
+    For every interface that wants a number beside a device type, after `set_device`.
     """
-    if device == "cpu":
-        return []
-    count = (facts or ask_paddle()).count
-    names = ["ILUVATAR_GPU_VISIBLE_DEVICES"] * (device == PLUGIN) + ["CUDA_VISIBLE_DEVICES"]
-    for name in names:
-        value = os.environ.get(name)
-        if value is not None and value != "all":
-            return [label.strip() for label in value.split(",") if label.strip()][:count]
-    return [str(i) for i in range(count)]
+    return int(os.environ.get(f"FLAGS_selected_{kind}s", "0").split(",")[0])
 
 
-def amp_supported(device: str, dtype: str = "float16") -> bool:
-    """Whether auto_cast changes anything on this device. On the CPU Paddle ignores it.
+def amp_supported(kind: str, dtype: str = "float16") -> bool:
+    """Whether auto_cast changes anything on this device, to which the process is bound.
 
-    float16 is taken for granted on every card (not verified on hardware for Iluvatar);
-    for bfloat16 Paddle is asked.
+    On the CPU Paddle ignores it; on a card Paddle is asked.
     """
-    if device == "cpu" or dtype == "float16":
-        return device != "cpu"
-    import paddle
+    from fcos_recipe.compat import autocasts
 
-    return bool(paddle.amp.is_bfloat16_supported(device))
+    return kind != "cpu" and autocasts(dtype)
 
 
-def set_device(device: str) -> str:
+def set_device(kind: str) -> str:
     """Bind this process to its device: the one that the launcher chose, or the first.
 
     Args:
-        device: an answer of `resolve`.
+        kind: cpu, gpu or iluvatar_gpu.
 
     Returns:
         The place, such as "gpu:3" or "cpu".
     """
     from fcos_recipe.compat import import_paddle
 
+    if kind == PLUGIN:
+        select_card()
     paddle = import_paddle()
-
-    if device == "cpu":
+    if kind == "cpu":
         # A build for cards would otherwise look for NCCL when the ranks meet.
         os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
         place = "cpu"
     else:
-        # Paddle 3 reads only the first digit of this variable for a custom device.
-        selected = os.environ.get(f"FLAGS_selected_{device}s", "0")
-        place = f"{device}:{selected.split(',')[0]}"
+        place = f"{kind}:{card_index(kind)}"
     paddle.set_device(place)
     return place
 

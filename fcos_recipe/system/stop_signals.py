@@ -107,7 +107,7 @@ def _free_shared_memory() -> None:
     """Unlink the batches in /dev/shm that this worker made and nobody has taken."""
     import paddle
 
-    paddle.base.core._cleanup_mmap_fds()
+    paddle.framework.core._cleanup_mmap_fds()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)

@@ -110,7 +110,7 @@ class Setup(ppdet.engine.Trainer):
             custom_black_list=data["custom_black_list"],
         )
         # bfloat16 has float32's range: nothing to scale
-        self.scaler = paddle.amp.GradScaler(
+        self.scaler = compat.grad_scaler(
             enable=self.use_amp and data["amp_dtype"] == "float16",
             init_loss_scaling=data["init_loss_scaling"],
         )
@@ -127,6 +127,9 @@ class Setup(ppdet.engine.Trainer):
         self.plan = scaling.plan(self.config, self._nranks, len(self.dataset))
         self.optimizer: Any = None
         self.set_schedule(1.0)
+        kind = self.cfg["OptimizerBuilder"]["optimizer"]
+        if kind["type"] == "Momentum" and "param_groups" not in kind:
+            kind.setdefault("use_multi_tensor", True)  # one operator for all weights, same bits
         self.optimizer = create("OptimizerBuilder")(self.lr, self.model)
         if data.get("norm_type") == "sync_bn" and self._nranks > 1:
             if self.device == "cpu":
@@ -149,7 +152,7 @@ class Setup(ppdet.engine.Trainer):
         self.cfg["LearningRate"].update(self._schedule)
         self.lr = create("LearningRate")(self.steps_per_epoch)
         if self.optimizer:
-            self.optimizer.set_lr_scheduler(self.lr)
+            compat.set_lr_scheduler(self.optimizer, self.lr)
 
     def schedule(self) -> dict:
         """What the LR of every step follows from; JSON."""

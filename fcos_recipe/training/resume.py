@@ -9,32 +9,17 @@ import json
 import os
 import random
 from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
 
 from fcos_recipe.checkpoint import storage, weights
 from fcos_recipe.config import Config
-from fcos_recipe.config.differences import differences
-from fcos_recipe.config.schema import RECIPE
+from fcos_recipe.config.effects import changes, effect
 from fcos_recipe.console import log
 from fcos_recipe.errors import UserError, UserErrors, without_secrets
 from fcos_recipe.evaluation.collectives import everywhere, gather
 from fcos_recipe.runs.environment import versions
-
-# What may change between a checkpoint and its resumption, as it does not change what the steps
-# compute, or (cards, batch, accumulate, epoch) is accounted for and told. Anything else matters.
-FREE = """
-    device use_gpu use_xpu use_mlu use_npu launch.* worker_num TrainReader.use_shared_memory
-    TrainReader.collate_batch to_static autotune.* comm_buffer_mb find_unused_parameters
-    accumulate TrainReader.batch_size epoch
-    log_iter loggers logger_images use_vdl vdl_log_dir
-    save_dir output_eval save_prediction_only classwise print_*
-    weights pretrain_weights snapshot_* keep_checkpoints max_failed_saves bad_numbers.*
-    max_bad_images watchdog.* eval_interval early_stop.* *.dataset_dir
-    EvalReader.batch_size EvalReader.use_shared_memory TestReader.* TestDataset.* export.*
-""".split()
 
 
 @dataclass
@@ -149,10 +134,8 @@ def compare(saved: dict, config: Config, force: bool) -> list[str]:
     """
     now = json.loads(json.dumps(config.data))
     told, refused = [], []
-    for key, old, new in differences(saved, now):
-        if old == "-" and _is_default(key, now):
-            continue  # the version that wrote the checkpoint did not have this key
-        if force or any(fnmatch(key, pattern) for pattern in FREE):
+    for key, old, new in changes(saved, now):
+        if force or effect(key).resumable:
             told.append(f"changed since the checkpoint: {key}: {old} -> {new}")
         else:
             refused.append(f"{config.origin(key)}: {key}: {new}, in the checkpoint {old}")
@@ -160,15 +143,6 @@ def compare(saved: dict, config: Config, force: bool) -> list[str]:
         remedy = "--resume: this changes what the steps compute: undo it, or add --force"
         raise UserErrors([*refused, remedy])
     return told
-
-
-def _is_default(key: str, data: dict) -> bool:
-    known = RECIPE
-    for part in key.split("."):
-        if not isinstance(known, dict) or part not in known:
-            return False
-        known, data = known[part], data[part]
-    return getattr(known, "default", None) == data
 
 
 # ---- put back -----------------------------------------------------------------------------------

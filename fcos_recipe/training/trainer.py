@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -13,7 +14,7 @@ import paddle.distributed as dist
 from tqdm import tqdm
 
 from fcos_recipe.checkpoint import storage
-from fcos_recipe.config.differences import resolved
+from fcos_recipe.config.resolved import resolved
 from fcos_recipe.console import log
 from fcos_recipe.errors import RunFailure, Stopped, UserError, without_secrets
 from fcos_recipe.evaluation.analysis import finish_evaluation
@@ -137,9 +138,7 @@ class Trainer(Setup):
                 **environment(self.device), "config": self.config.name, "ranks": self._nranks,
             })  # fmt: skip
         run.forget_after(at.steps_done, at.epoch - at.pending_eval)
-        came = self._resumed_from
-        if run.writer and came and came.resolve().parent == run.checkpoints.resolve():
-            storage.set_aside_newer(run.checkpoints / came.name)
+        self._set_aside_after(self._resumed_from)
         for line in self.plan.lines:
             log.info(line)
         for line in self.config.warnings + self.plan.warnings:
@@ -465,7 +464,13 @@ class Trainer(Setup):
                 self.saver.wait()
         self._cut_window, self._saved_at = state["window"], (at.epoch, at.step)
         self.run.forget_after(at.steps_done, at.epoch - at.pending_eval)
-        self.run.set_aside_after(path)
+        self._set_aside_after(path)
+
+    def _set_aside_after(self, path: Path | None) -> None:
+        """Rename this run's checkpoints that are newer than the one at `path`, if it is one."""
+        folder = self.run.checkpoints
+        if self.run.writer and path and path.resolve().parent == folder.resolve():
+            storage.set_aside_newer(folder / path.name)
 
     def facts(self, ap: float | None = None) -> dict:
         """What a weights file must not lose: where it came from and what its classes mean."""

@@ -9,6 +9,8 @@ import time
 import numpy as np
 import paddle
 
+from fcos_recipe.system.device import card_index
+
 
 class Window:
     """What happened since the last log line, kept on the device until the line is due.
@@ -89,9 +91,16 @@ def timed(loader):
 
 
 def memory_mib(device: str) -> int:
-    """Peak memory: allocated on a CUDA device, resident in the process otherwise."""
+    """Peak memory: what Paddle allocated on this process's card.
+
+    On the CPU, and on a plugin's card under a Paddle that does not count it (before 3.1), the
+    greatest resident size of the process.
+    """
     if device == "gpu":
         return paddle.device.cuda.max_memory_allocated() >> 20
+    if device != "cpu" and hasattr(paddle.device, "max_memory_allocated"):
+        # without its name Paddle answers for card 0
+        return paddle.device.max_memory_allocated(f"{device}:{card_index(device)}") >> 20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 

@@ -14,17 +14,23 @@ from tests.system.test_device import NVIDIA, ixsmi
 
 CPU = device.PaddleFacts("3.3.1", False, (), 0)
 CUDA = device.PaddleFacts("2.5.2+corex", True, (), 2)
+PLUGGED = device.PaddleFacts("3.3.0", False, (device.PLUGIN,), 2)
 
 
 @pytest.fixture
 def examine(tmp_path, monkeypatch):
     """Examine with a stand-in `tool` that runs `script`, and Paddle's answer `facts`."""
 
-    def run(facts, script="exit 0", tool="ixsmi", config=None, overrides=()):
+    def run(facts, script="exit 0", tool="ixsmi", config=None, overrides=(), **environment):
         path = tmp_path / tool
         path.write_text("#!/bin/sh\n" + script)
         path.chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        for name in (*device.VISIBILITY, "DEVICE"):
+            if name not in environment:
+                monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
 
         def answer(seconds):
             if isinstance(facts, Exception):
@@ -49,12 +55,22 @@ def test_healthy_cards(examine):
     assert not any(item.level == doctor.RED for item in found.values())
 
 
-def test_a_faulty_card_is_named_with_the_ones_to_use(examine, monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    card = examine(CUDA, show(NVIDIA), "nvidia-smi")["card 1"]
+@pytest.mark.parametrize("facts", [CUDA, PLUGGED], ids=["gpu", "plugin"])
+def test_a_faulty_card_is_named_with_the_ones_to_use(examine, facts):
+    """The CUDA runtime counts the cards in either case, and reads this one variable."""
+    card = examine(facts, show(NVIDIA), "nvidia-smi")["card 1"]
     assert card.level == doctor.RED and card.remedy.endswith("export CUDA_VISIBLE_DEVICES=0")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert examine(CUDA, show(NVIDIA), "nvidia-smi")["card 1"].level == doctor.YELLOW
+    hidden = examine(facts, show(NVIDIA), "nvidia-smi", CUDA_VISIBLE_DEVICES="0")["card 1"]
+    assert (hidden.level, hidden.remedy) == (doctor.YELLOW, "")
+    on_cpu = examine(facts, show(NVIDIA), "nvidia-smi", DEVICE="cpu")["card 1"]
+    assert on_cpu.level == doctor.YELLOW
+
+
+def test_the_only_card_is_faulty(examine):
+    alone = ixsmi("4.3.0", "BI-V150", 1).replace("64MiB", "").replace("32768MiB", "")
+    card = examine(CUDA, show(alone))["card 0"]
+    assert card.level == doctor.RED
+    assert "no healthy card is left" in card.remedy and "CUDA_VISIBLE" not in card.remedy
 
 
 def test_releases(examine):
@@ -69,13 +85,28 @@ def test_broken_driver_idle_cards_and_no_paddle(examine):
     broken = examine(CPU, "echo 'cannot open /dev/iluvatar0' >&2; exit 9")["driver"]
     assert broken.level == doctor.RED
     assert broken.text == "ixsmi: exit code 9: cannot open /dev/iluvatar0"
-    idle = examine(CPU, show(ixsmi("4.3.8", "BI-V150", 2)))["Paddle"]
-    assert idle.level == doctor.YELLOW and "runs would use the CPU" in idle.text
+    idle = examine(CPU, show(ixsmi("4.3.8", "BI-V150", 2)))["device"]
+    assert idle.level == doctor.RED and "but Paddle 3.3.1 can use none" in idle.text
+    chosen = examine(CPU, show(ixsmi("4.3.8", "BI-V150", 2)), DEVICE="cpu")
+    assert not [item for item in chosen.values() if item.level == doctor.RED]
     gone = UserError("Paddle cannot be imported: No module named 'paddle'; install it: xyz")
     absent = examine(gone)["Paddle"]
     assert absent == doctor.Finding(
         doctor.RED, "Paddle", "cannot be imported: No module named 'paddle'", "install it: xyz"
     )
+
+
+def test_cards_that_only_paddle_sees(examine, monkeypatch, root):
+    """A plugin without the driver's tool: the report does not contradict itself."""
+    monkeypatch.setattr(device, "TOOLS", ())
+    monkeypatch.setattr(device, "_nodes", lambda: [])
+    found = examine(PLUGGED)
+    assert "2 card(s) visible" in found["Paddle"].text and "cards" not in found
+    assert found["device"].text == "iluvatar_gpu; cards: Paddle 3.3.0 can use 2"
+    assert found["driver"].level == doctor.YELLOW and "Paddle counts 2" in found["driver"].text
+    none = examine(CPU, config=root / "configs/fcos/fcos_r50_fpn_1x_coco.yml")
+    assert none["cards"].text.startswith("none")
+    assert none["launch.cards"].text == "8, but no card here"
 
 
 COCO = {
@@ -107,8 +138,11 @@ def test_a_planned_run(examine, tmp_path, root):
     assert f"{hours:.1f} h at the published 8.24 images/s per BI-V100" in found["time"].text
     # 32,350,490 parameters and the BatchNorm statistics: 32.4 M; 5 x 2 + 2 times 4 bytes
     assert "32.4 M parameters; disk 1.6 GB" in found["size"].text
-    # 3 x 4 bytes per parameter and 1600 per pixel of 2 images of 800 x 1333
-    assert "at least 3.5 GiB per card at batch 2" in found["size"].text
+    assert found["card memory"].level == doctor.GREEN
+    assert "in the 32 GiB here" in found["card memory"].text
+    much = [*data, "launch.cards=2", "TrainReader.batch_size=30"]
+    full = examine(CUDA, cards, config=config, overrides=much)["card memory"]
+    assert full.level == doctor.RED and "lower it: TrainReader.batch_size: " in full.remedy
     few = examine(CUDA, cards, config=config, overrides=data)["launch.cards"]
     assert few.level == doctor.RED and few.remedy == "--gpus 2, or launch.cards: 2"
     on_cpu = examine(CPU, "exit 1", config=config, overrides=[*data, "amp=true", "device=gpu"])

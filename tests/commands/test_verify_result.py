@@ -1,14 +1,17 @@
 """Verdicts on runs and weights."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fcos_recipe.cli import run
 from fcos_recipe.commands import verify_result
+from fcos_recipe.commands.config import resolved
 from fcos_recipe.config import load_config
-from fcos_recipe.config.differences import resolved
+from fcos_recipe.runs import judgement
+from fcos_recipe.runs.facts import config_facts
 from fcos_recipe.runs.published_results import published
 
 BCCD = "fcos_r18_fpn_bccd"
@@ -20,14 +23,19 @@ def make_run(folder: Path, root: Path, ap: float, *overrides: str, batch=4, imag
     config = load_config(root / f"configs/fcos/{BCCD}.yml", overrides)
     (folder / "config.yml").write_text(resolved(config))
     (folder / "environment.json").write_text(json.dumps({"config": BCCD, "ranks": 2}))
-    (folder / "eval.json").write_text(json.dumps({"images": images, "stats": [ap / 100]}))
+    epochs = config.data["epoch"]
+    facts = {"config": {**config_facts(config), "name": BCCD}, "device": "cpu", "cards": 2,
+             "total_batch": batch, "epochs": epochs}  # fmt: skip
+    (folder / "facts.json").write_text(json.dumps(facts))
+    result = {"epoch": epochs, "images": images, "stats": [ap / 100], "names": ["AP"]}
+    (folder / "eval.json").write_text(json.dumps(result))
+    (folder / "model_final.pdparams").write_bytes(b"")
     speeds = [3.0, 8.0, 8.2, 8.1]  # the first one is of a cold start
     records = [
         {"kind": "train", "epoch": k + 1, "step": 10 * (k + 1), "images_seen": 10 * batch * (k + 1),
          "images_per_second": speed, "images_per_second_per_card": speed / 2}
         for k, speed in enumerate(speeds)
     ]  # fmt: skip
-    epochs = config.data["epoch"]
     records.append({"kind": "eval", "epoch": epochs, "step": 40, "AP": ap / 100})
     lines = [json.dumps(record) for record in records] + ['{"kind": "tra']  # cut by a kill
     (folder / "metrics.jsonl").write_text("\n".join(lines))
@@ -76,20 +84,27 @@ def test_what_is_no_finished_run(root, tmp_path, capsys):
     assert run("verify_result", [str(tmp_path)]) == 2
     folder = make_run(tmp_path / "run", root, 50)
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    (folder / "metrics.jsonl").write_text("\n".join(lines[:-2]))
+    result = (folder / "eval.json").read_text()
+    (folder / "eval.json").write_text(result.replace('"epoch": 10', '"epoch": 8'))
     assert run("verify_result", [str(folder)]) == 2
-    (folder / "metrics.jsonl").write_text("\n".join([*lines[:-2], lines[-2].replace("10", "8")]))
+    (folder / "eval.json").unlink()  # its AP is in metrics.jsonl as well
     assert run("verify_result", [str(folder)]) == 2
-    err = capsys.readouterr().err
-    assert "no run directory" in err and "train with --eval" in err and "8 of 10 epochs" in err
+    (folder / "metrics.jsonl").write_text("\n".join(lines[:-2]) + "\n")
+    assert run("verify_result", [str(folder)]) == 2
+    out, err = capsys.readouterr()
+    assert "evaluated after epoch 8 of 10: not finished" in out
+    assert "images judged (BCCD val): unknown, not 87" in out and "reproduced" not in out
+    assert "there is no AP (train with --eval)" in out
+    assert "no run: neither metrics.jsonl nor config.yml" in err
 
 
 def test_a_figure_that_was_not_reproduced_is_shown_as_such(root):
     speed = {"images_per_second": 60.0, "images_per_second_per_card": 7.5}
-    found = verify_result.Found("fcos_r50_fpn_1x_coco", 39.35, 5000, 16, 12, speed)
-    verdict = verify_result.judge(found)
-    text = "\n".join(verdict.lines)
-    assert verdict.word == verify_result.REPRODUCED  # of the two rows one is near enough
+    found = judgement.Found("fcos_r50_fpn_1x_coco", 39.35, 5000, 16, 12, speed)
+    verdict = judgement.judge(found)
+    text = "\n".join(verify_result.lines_of(verdict))
+    assert verdict.word == judgement.REPRODUCED  # of the two rows one is near enough
+    assert judgement.judge(replace(found, ap=39.25)).nearest.row.ap == 39.6  # 39.7 - 0.4 is missed
     assert text.count("not reproduced by this project") == 2
     assert "BI-V100 x 8" in text and "8.24 images/s per card, most likely" in text
 

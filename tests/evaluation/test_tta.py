@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 from fcos_recipe.cli import run
-from fcos_recipe.commands.train import start
 from fcos_recipe.config import load_config
 from fcos_recipe.errors import UserError
 from fcos_recipe.evaluation.loop import REFERENCE_BATCHES, build_loader
 from fcos_recipe.evaluation.tta import Augmented, Views, mirrored, resized
 from fcos_recipe.predict import Predictor
+from fcos_recipe.system.compute import start
 from fcos_recipe.system.watchdog import Watchdog
 from fcos_recipe.training.trainer import Trainer
 
@@ -68,7 +68,7 @@ def test_one_view_is_plain_evaluation(tiny, trained, tmp_path):
 
 
 def test_batches_are_those_asked_for(tiny, trained):
-    config, device = load_config(str(tiny)), start("cpu")
+    config, device = load_config(str(tiny)), start("cpu").device
     with Watchdog(config.data["watchdog"], 0) as watchdog:
         cfg = Trainer(config, "eval", device, watchdog).cfg
     own = next(iter(build_loader(cfg, 0, 1)[0]))["image"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fcos_recipe.config import load_config
-from fcos_recipe.config.differences import resolved
+from fcos_recipe.config.resolved import resolved
 from fcos_recipe.data.dataset import COCODataSet
 from fcos_recipe.evaluation.analysis import finish_evaluation
 from fcos_recipe.evaluation.metric import CocoMetric

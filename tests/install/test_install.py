@@ -87,16 +87,19 @@ ILUVATAR = [
 def test_iluvatar_keeps_the_vendors_paddle(machine, sdk, paddle, cuda, custom, device):
     machine.command("ixsmi", f"echo '|  IX-ML: {sdk}  Driver Version: {sdk}  CUDA Version: 10.2 |'")
     fake_paddle(machine.site, paddle, cuda, custom)
-    done = machine.install()
+    done = machine.install("--dev")
     assert done.returncode == 0, done.stderr
     assert f"Paddle {paddle} (device {device}), NumPy 1.23.5, OpenCV 4.6.0" in done.stdout
     assert ("older than 2.5" in done.stdout) == paddle.startswith("2.4")
     commands = [line for line in done.stdout.splitlines() if line.startswith("+")]
     assert "--system-site-packages" in commands[0]
     installs = [line for line in commands if "pip install" in line]
-    assert len(installs) == 2 and all("--no-deps" in line for line in installs)
+    assert len(installs) == 3 and all("--no-deps" in line for line in installs)
     assert not re.search(PADDLE_AND_ITS_LIBRARIES, "".join(installs), re.IGNORECASE)
     assert "requirements-base.txt" in installs[0] and "paddledet==2.6.0" in installs[0]
+    # with the ONNX converter that reads the programs of the Paddle that is there
+    tools = "requirements-lock-dev-2.6.2.txt" if paddle[0] == "2" else "requirements-lock-dev.txt"
+    assert installs[2].endswith(tools)
 
 
 def test_base_requirements_never_touch_what_a_vendor_brings(root):

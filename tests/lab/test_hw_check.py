@@ -68,6 +68,21 @@ def test_the_full_size_is_the_headline_config(tmp_path):
     assert load_config(path).data["ResNet"]["freeze_norm"] is False
 
 
+@pytest.mark.parametrize(
+    "steps, words, good",
+    [
+        ("train-1-fp32=ok train-1-amp=skipped export=ok", "2 done, 0 failed, 1 skipped (tr", True),
+        ("train-1-fp32=ok export=timeout", "1 done, 1 failed (export), 0 skipped", False),
+        ("doctor=ok train-1-fp32=skipped", "nothing was measured", False),
+        ("doctor=skipped train-1-fp32=skipped", "0 done, 0 failed, 2 skipped", False),
+    ],
+)
+def test_a_check_that_measured_nothing_has_not_succeeded(steps, words, good):
+    rows = [dict(zip(("name", "status"), word.split("="))) for word in steps.split()]
+    line, measured = hw_check.summary(rows)
+    assert words in line and measured is good
+
+
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_the_whole_check_in_miniature(root, tmp_path):

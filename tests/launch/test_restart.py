@@ -106,6 +106,7 @@ def wait_for(process, words) -> list[str]:
     pytest.fail(f"ended without {words!r}: {''.join(lines)}")
 
 
+@pytest.mark.matrix
 @pytest.mark.e2e
 @pytest.mark.slow
 def test_two_ranks_one_killed_twice_goes_on_by_itself(tiny, tmp_path):

@@ -6,11 +6,12 @@ import subprocess
 import sys
 
 import numpy as np
+import paddle
 import pytest
 
 from fcos_recipe.cli import run
 from fcos_recipe.errors import RunFailure, UserError
-from fcos_recipe.predict import parity
+from fcos_recipe.predict import onnx_graph, parity
 from fcos_recipe.system.cpu_math import has_bfloat16
 from tests.conftest import run_tool
 
@@ -169,12 +170,21 @@ def test_damaged_metadata_is_refused(tmp_path):
     assert export_facts(str(tmp_path / "weights.pdparams")) is None
 
 
-def test_missing_converter_is_one_line(monkeypatch, tmp_path, capsys):
-    from fcos_recipe.predict.onnx_graph import convert
-
+def test_a_converter_that_cannot_serve_is_refused_before_any_work(monkeypatch, capsys):
+    fits = "1.3.1" if paddle.__version__.startswith("2.") else "2.1.0"
+    argv = ["--format", "onnx", "--weights", "absent.pdparams"]  # never looked at
     monkeypatch.setitem(sys.modules, "paddle2onnx", None)
-    with pytest.raises(UserError, match="pip install paddle2onnx=="):
-        convert(tmp_path, {})
+    found = {"1.3.1": "2.1.0", "2.1.0": "1.3.1"}[fits]
+    for version, message in (
+        (fits, "paddle2onnx is missing"),
+        (found, f"paddle2onnx {found} does not fit Paddle {paddle.__version__}"),
+        ("1.0.8", "paddle2onnx 1.0.8 does not fit"),
+    ):
+        monkeypatch.setattr(onnx_graph, "version", lambda _name, version=version: version)
+        assert run("export_model", argv) == 2
+        error = capsys.readouterr().err
+        assert message in error and f"pip install --no-deps paddle2onnx=={fits} " in error
+        assert len(error.splitlines()) == 1
 
 
 def test_weights_are_needed(capsys):
@@ -189,7 +199,7 @@ def test_an_image_without_any_detection_is_no_end(tiny, tmp_path, kind):
     skip_without_converter(kind)
     code = f"""
 from pathlib import Path
-from fcos_recipe.commands.train import start
+from fcos_recipe.system.compute import start
 start("cpu")
 from fcos_recipe import compat
 compat.before_paddle()

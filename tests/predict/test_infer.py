@@ -59,6 +59,7 @@ def predictor(trained):
     return Predictor(trained[0], device="cpu")
 
 
+@pytest.mark.matrix
 def test_equals_evaluation(predictor, data):
     """The same boxes as a loader built from EvalReader gives the model."""
     import paddle
@@ -115,6 +116,7 @@ def test_names(trained, predictor, data, tmp_path, caplog):
         Predictor(copy, config, device="cpu")
 
 
+@pytest.mark.matrix
 def test_command(trained, data, tmp_path, capfd):
     weights, names = trained
     pictures = tmp_path / "in"

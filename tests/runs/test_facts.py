@@ -25,7 +25,7 @@ def test_changes_against_the_bases(tiny):
 
 
 def test_a_resolved_config_builds_on_nothing(tiny, tmp_path):
-    from fcos_recipe.config.differences import resolved
+    from fcos_recipe.config.resolved import resolved
 
     (tmp_path / "config.yml").write_text(resolved(load_config(tiny)))
     facts = config_facts(load_config(tmp_path / "config.yml"))

@@ -88,7 +88,7 @@ def test_only_the_same_training_is_watched(overrides, batch, watched, banded, ro
 @pytest.mark.e2e
 def test_a_run_warns_and_goes_on(tiny, tmp_path, banded, monkeypatch):
     monkeypatch.setattr(loss_band, "WINDOW", 2)
-    monkeypatch.setattr("fcos_recipe.commands.verify_result.differing", lambda config: [])
+    monkeypatch.setattr("fcos_recipe.runs.judgement.differing", lambda *_: [])
     banded(config="tiny", total_batch=4, steps={4: (0.001, 0.002)})
     path = tmp_path / "run"
     assert run("train", ["-c", str(tiny), "--output", str(path), "-o", "epoch=1"]) == 0

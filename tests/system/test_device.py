@@ -5,9 +5,10 @@ import re
 
 import pytest
 
+from fcos_recipe import compat
 from fcos_recipe.errors import UserError
 from fcos_recipe.launch import supervise
-from fcos_recipe.system import device
+from fcos_recipe.system import compute, device
 from fcos_recipe.system.device import PaddleFacts
 
 HEAD = """Timestamp    Mon Jan  5 10:00:00 2026
@@ -145,7 +146,6 @@ def machine(tmp_path, monkeypatch, root):
         plugin = sdk.device == device.PLUGIN
         facts = PaddleFacts(sdk.paddle, not plugin, (device.PLUGIN,) if plugin else (), cards)
         monkeypatch.setattr(device, "ask_paddle_outside", lambda: facts)
-        return facts
 
     return make
 
@@ -158,26 +158,22 @@ def words(command):
 @pytest.mark.parametrize("sdk", device.SDKS, ids=lambda s: f"{s.version}-{s.device}")
 def test_every_row_of_the_table(sdk, machine):
     """Device, environment, launch command and AMP choice on a machine with this SDK."""
-    facts = machine(sdk, cards=16)
+    machine(sdk, cards=16)
     driver = device.read_driver()
     assert (driver.tool, driver.version, len(driver.cards)) == ("ixsmi", sdk.version, 16)
-    assert device.has_card_hardware()
-    kind = device.resolve("auto", facts)
-    assert kind == sdk.device
-    assert device.amp_supported(kind)
+    assert device.may_have_cards()
+    found = compute.decide("auto", device.ask_paddle_outside)
+    assert found.device == sdk.device
+    assert f"ixsmi lists 16, Paddle {sdk.paddle} can use 16" in found.line()
     run, dry = supervise.prepare(["--gpus", "8", "--dry-run", "--eval"])
     assert dry and run.ranks == 8
     cards = "0,1,2,3,4,5,6,7"
     launcher = ["-m", "paddle.distributed.launch", "--log_dir", str(run.log_dir), "--gpus", cards]
     assert words(run.command) == launcher
     assert run.command[7:] == [str(supervise.TRAIN), "-c", supervise.HEADLINE, "--eval"]
-    expected = {}
+    expected = {"FCOS_DEVICE": sdk.device}
     if sdk.device == device.PLUGIN:
-        every = ",".join(str(i) for i in range(16))
-        expected = {
-            "PADDLE_XCCL_BACKEND": "iluvatar_gpu",
-            "ILUVATAR_GPU_VISIBLE_DEVICES": every,
-        }
+        expected["PADDLE_XCCL_BACKEND"] = "iluvatar_gpu"
     assert {k: v for k, v in run.env.items() if k != "PYTHONPATH"} == expected
     assert "visible but idle: cards 8,9,10,11,12,13,14,15" in run.notes
 
@@ -189,15 +185,70 @@ def test_one_card_is_a_plain_process_on_the_chosen_card(kind, machine):
     run, _ = supervise.prepare(["configs/fcos/fcos_r18_fpn_demo.yml", "--gpus", "5,"])
     assert words(run.command) == [] and run.ranks == 1
     assert run.env[f"FLAGS_selected_{kind}s"] == "1"
-    if kind == device.PLUGIN:  # the plugin's launcher path knows labels only by this name
-        assert run.env["ILUVATAR_GPU_VISIBLE_DEVICES"] == "4,5"
+
+
+@pytest.mark.parametrize(
+    "environment, gpus, numbers, labels",
+    [
+        ({}, "2", "0,1", "0,1"),
+        ({}, "2,3", "2,3", "2,3"),
+        ({"ILUVATAR_GPU_VISIBLE_DEVICES": "2,3"}, "2", "2,3", "2,3"),
+        ({"ILUVATAR_GPU_VISIBLE_DEVICES": "3,12"}, "2", "3,12", "3,12"),
+        ({"CUDA_VISIBLE_DEVICES": "9,8,4,5"}, "4,5", "2,3", "4,5"),
+        ({"CUDA_VISIBLE_DEVICES": "9,8,4,5", "ILUVATAR_GPU_VISIBLE_DEVICES": "8,5"},
+         "2", "1,3", "8,5"),
+    ],
+)  # fmt: skip
+def test_the_plugins_ranks_get_the_numbers_that_the_driver_uses(
+    environment, gpus, numbers, labels, machine
+):
+    """The driver renumbers by CUDA_VISIBLE_DEVICES and does not read the plugin's variable."""
+    shown = environment.get("CUDA_VISIBLE_DEVICES", "").count(",") + 1
+    machine(device.SDKS[-1], cards=shown if shown > 1 else 16, environment=environment)
+    run, _ = supervise.prepare(["configs/fcos/fcos_r18_fpn_demo.yml", "--gpus", gpus])
+    assert words(run.command)[-2:] == ["--gpus", numbers]
+    assert run.notes[1] == f"2 x iluvatar_gpu: cards {labels}"
+    assert "ILUVATAR_GPU_VISIBLE_DEVICES" not in run.environment()
+
+
+def test_a_card_that_is_not_there_is_refused(machine):
+    machine(device.SDKS[-1], cards=4, environment={"ILUVATAR_GPU_VISIBLE_DEVICES": "2,9"})
+    with pytest.raises(UserError, match="no card 9: Paddle can use 0,1,2,3; name cards of these"):
+        supervise.prepare([])
+
+
+@pytest.mark.parametrize(
+    "environment, number",
+    [
+        ({}, 0),
+        ({"FLAGS_selected_iluvatar_gpus": "12"}, 12),
+        ({"ILUVATAR_GPU_VISIBLE_DEVICES": "2,3"}, 2),
+        ({"ILUVATAR_GPU_VISIBLE_DEVICES": "2,3", "FLAGS_selected_iluvatar_gpus": "1"}, 3),
+        ({"ILUVATAR_GPU_VISIBLE_DEVICES": "5,4", "CUDA_VISIBLE_DEVICES": "4,5"}, 1),
+        ({"ILUVATAR_GPU_VISIBLE_DEVICES": "2,3", "CUDA_VISIBLE_DEVICES": "4,5"}, "2,3: not the"),
+    ],
+)  # fmt: skip
+def test_a_process_finds_its_card(environment, number, monkeypatch):
+    """Also under Paddle's own launcher, which deals out positions in the plugin's variable."""
+    for name in (*device.VISIBILITY, "FLAGS_selected_iluvatar_gpus"):
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if isinstance(number, str):
+        with pytest.raises(UserError, match=number):
+            device.select_card()
+        return
+    for _ in range(2):  # the second time changes nothing
+        device.select_card()
+        assert device.card_index(device.PLUGIN) == number
 
 
 def test_nvidia_with_eight_cards(machine):
     machine(device.Sdk("4.3.0", "3.3.1", "3.11", "gpu", "H", "yes"), cards=8)
     run, _ = supervise.prepare([])
     assert words(run.command)[-2:] == ["--gpus", "0,1,2,3,4,5,6,7"]
-    assert set(run.env) == {"PYTHONPATH"}
+    assert set(run.env) == {"PYTHONPATH", "FCOS_DEVICE"}
 
 
 def test_more_cards_than_exist(machine):
@@ -208,62 +259,20 @@ def test_more_cards_than_exist(machine):
 
 def test_cpu_on_a_machine_with_cards_hides_them(machine, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # Paddle, imported earlier, sets it
-    machine(device.SDKS[2], cards=8, environment={"DEVICE": "cpu"})
+    given = {"DEVICE": "cpu", "ILUVATAR_GPU_VISIBLE_DEVICES": "2,3"}
+    machine(device.SDKS[2], cards=8, environment=given)
     run, _ = supervise.prepare(["--gpus", "2"])
     assert words(run.command)[-2:] == ["--nproc_per_node", "2"]
-    assert run.env["CUDA_VISIBLE_DEVICES"] == "-1,-1"
+    assert run.env["CUDA_VISIBLE_DEVICES"] == "-1,-1" and run.env["CUSTOM_DEVICE_ROOT"] == ""
+    assert "ILUVATAR_GPU_VISIBLE_DEVICES" not in run.environment()
     assert run.env["PADDLE_DISTRI_BACKEND"] == "gloo"
     assert int(run.env["OMP_NUM_THREADS"]) >= 1
     assert run.command[-2:] == ["-o", "device=cpu"]
 
 
-CPU = PaddleFacts("3.3.1", False, (), 0)
-CUDA = PaddleFacts("2.5.2+corex", True, (), 8)
-BLIND = PaddleFacts("2.5.2+corex", True, (), 0)
-PLUGGED = PaddleFacts("3.3.0", False, (device.PLUGIN,), 8)
-
-
-@pytest.mark.parametrize(
-    "requested, facts, answer",
-    [
-        ("auto", CPU, "cpu"),
-        ("auto", CUDA, "gpu"),
-        ("auto", BLIND, "cpu"),
-        ("auto", PLUGGED, "iluvatar_gpu"),
-        ("cpu", CUDA, "cpu"),
-        ("gpu", CUDA, "gpu"),
-        ("iluvatar_gpu", PLUGGED, "iluvatar_gpu"),
-        ("gpu", CPU, "the installed Paddle 3.3.1 offers cpu"),
-        ("gpu", PLUGGED, "offers iluvatar_gpu and cpu"),
-        ("iluvatar_gpu", CUDA, "offers gpu and cpu"),
-        ("gpu", BLIND, "Paddle sees no card"),
-        ("npu", CPU, "'npu' is unknown"),
-    ],
-)
-def test_resolve(requested, facts, answer):
-    if " " not in answer:
-        assert device.resolve(requested, facts) == answer
-    else:
-        with pytest.raises(UserError, match=answer):
-            device.resolve(requested, facts)
-
-
-def test_visible_cards(monkeypatch):
-    monkeypatch.delenv("ILUVATAR_GPU_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "all")
-    assert device.visible_cards("gpu", CUDA) == [str(i) for i in range(8)]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6, 7")
-    assert device.visible_cards("gpu", CUDA) == ["6", "7"]
-    assert device.visible_cards(device.PLUGIN, PLUGGED) == ["6", "7"]
-    monkeypatch.setenv("ILUVATAR_GPU_VISIBLE_DEVICES", "2,3")
-    assert device.visible_cards(device.PLUGIN, PLUGGED) == ["2", "3"]
-    assert device.visible_cards("gpu", CUDA) == ["6", "7"]
-    assert device.visible_cards("cpu", CPU) == []
-
-
 def test_paddle_of_this_environment_answers():
     facts = device.ask_paddle_outside()
     assert facts == device.ask_paddle()
-    assert device.amp_supported("cpu") is device.amp_supported("cpu", "bfloat16") is False
-    place = device.set_device(device.resolve("cpu"))
+    place = device.set_device("cpu")
+    assert not device.amp_supported("cpu") and not compat.autocasts("bfloat16")
     assert place == "cpu" and os.environ.pop("PADDLE_DISTRI_BACKEND") == "gloo"

@@ -57,6 +57,7 @@ def test_stop_applies_and_saves_nothing(tiny, tmp_path, bad_at, capfd):
     assert path.name == "0000-000004" and [r["step"] for r in rows] == [1, 2, 3, 4]
 
 
+@pytest.mark.matrix
 @pytest.mark.e2e
 def test_skip_goes_on_without_the_step_up_to_a_limit(tiny, tmp_path, bad_at, capfd):
     bad_at([3, 7])
@@ -71,6 +72,7 @@ def test_skip_goes_on_without_the_step_up_to_a_limit(tiny, tmp_path, bad_at, cap
     assert code == 1 and "2 steps were bad before" in capfd.readouterr().err
 
 
+@pytest.mark.matrix
 @pytest.mark.e2e
 def test_rollback_goes_on_from_the_checkpoint_with_a_lower_lr(tiny, tmp_path, bad_at, capfd):
     bad_at([9])

@@ -106,7 +106,13 @@ def assert_same_run(one, two, files=("model_final", "best_model")) -> None:
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(v, marks=[pytest.mark.matrix] * (v in ("ema", "momentum", "workers")))
+        for v in VARIANTS
+    ],
+)
 def test_cut_in_the_middle_of_an_epoch_twice(tiny, tmp_path, monkeypatch, variant):
     overrides, cuts = VARIANTS[variant]
     options = ["--eval", "-o", *overrides, "keep_checkpoints=9"]

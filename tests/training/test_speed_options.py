@@ -68,9 +68,10 @@ def test_multi_tensor_momentum_is_bitwise_the_plain_one(tmp_path, clip):
         )  # fmt: skip
         return model, optimizer
 
-    def train(multi, resume_at=None):
+    def train(multi, resume_at=None, before=True):
+        """`before`: `use_multi_tensor` of the run whose checkpoint is resumed."""
         rate = paddle.optimizer.lr.PiecewiseDecay([2, 4], [0.1, 0.01, 0.001])
-        model, optimizer = build(rate, multi)
+        model, optimizer = build(rate, multi if resume_at is None else before)
         for step, batch in enumerate(batches):
             if step == resume_at:
                 state = {k: v.numpy() for k, v in model.state_dict().items()}
@@ -87,5 +88,6 @@ def test_multi_tensor_momentum_is_bitwise_the_plain_one(tmp_path, clip):
     start = [p.numpy() for p in build(0.1, False)[0].parameters()]
     plain = train(False)
     assert all(np.abs(a - b).max() > 1e-4 for a, b in zip(plain, start, strict=True))
-    for other in (train(True), train(True, resume_at=3)):
+    resumed = [train(True, 3), train(True, 3, before=False), train(False, 3, before=True)]
+    for other in (train(True), *resumed):
         assert all((a == b).all() for a, b in zip(plain, other, strict=True))

@@ -147,9 +147,9 @@ def _native_stderr() -> Iterator[Callable[[], list[str]]]:
 
 
 def _start() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer, also during the import
     import cv2
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
     cv2.setNumThreads(1)
 
 

@@ -15,6 +15,7 @@ from fcos_recipe.errors import UserError
 from fcos_recipe.lab.benchmark import tasks
 from fcos_recipe.places import ROOT
 from fcos_recipe.system import cpu_math
+from fcos_recipe.system.device import DEVICES
 
 _EXAMPLE = """\
 tasks:
@@ -78,7 +79,7 @@ def main(argv: list[str]) -> int:
         help="infer: images at once (default: %(default)s)")  # fmt: skip
     add("--limit", type=float, default=420, metavar="SECONDS",
         help="begin no further round after this long (default: %(default)s)")  # fmt: skip
-    add("--device", choices=["cpu", "gpu"], default="cpu")
+    add("--device", choices=DEVICES[1:], default="cpu")
     add("--to-static", action="store_true", help="train: compile our model")
     add("--torch-python", metavar="PYTHON", help="interpreter that has torchvision")
     args = parser.parse_args(argv)
@@ -233,5 +234,12 @@ def _shown(value) -> str:
 def _print_profile(name: str, profile: dict) -> None:
     reads = _shown(profile["host_reads"]) or "none"
     print(f"profile of one step of {name}: {profile['operators']} operators, host reads: {reads}")
+    if profile.get("device") is None:
+        print("  copies and synchronisations: only the stand-in card of tests/card counts them")
+    else:
+        for what, row in sorted(profile["device"].items()):
+            print(f"  {row['calls']:>5} x {what}, {row['bytes']:,} bytes")
+    if profile.get("peak_memory_mib") is not None:
+        print(f"  peak memory of the card: {profile['peak_memory_mib']} MiB")
     for row in profile["top"]:
         print(f"  {row['seconds']:>8.3f} s {row['calls']:>5} x {row['name']}")

@@ -7,9 +7,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from fcos_recipe.commands.train import start
 from fcos_recipe.config import load_config
 from fcos_recipe.lab.benchmark.pipe import Line
+from fcos_recipe.system.compute import start
 
 
 def configure(setup: dict):
@@ -21,7 +21,7 @@ def configure(setup: dict):
 def train(line: Line) -> None:
     """The Trainer and its whole loop, one step per request."""
     setup = line.setup
-    device = start(setup["device"])
+    device = start(setup["device"]).device
 
     from fcos_recipe.lab.benchmark.probe import Gate
     from fcos_recipe.runs.directory import RunDir
@@ -123,7 +123,7 @@ def weights(line: Line) -> None:
     infinity; statistics measured on the benchmark's images keep them in range.
     """
     setup = line.setup
-    device = start(setup["device"])
+    device = start(setup["device"]).device
     import paddle
 
     from fcos_recipe.training.trainer import Trainer
@@ -154,7 +154,7 @@ def export(line: Line) -> None:
 def infer(line: Line) -> None:
     """Detections of prepared images, by the trained model or by an export of it."""
     setup = line.setup
-    device = start(setup["device"])
+    device = start(setup["device"]).device
     from fcos_recipe.lab.benchmark.inference import batch_of, timed
     from fcos_recipe.predict import backends
 
@@ -176,7 +176,7 @@ def infer(line: Line) -> None:
 def nms(line: Line) -> None:
     """From the head's outputs on prepared images to detections."""
     setup = line.setup
-    device = start(setup["device"])
+    device = start(setup["device"]).device
     import paddle
 
     from fcos_recipe.lab.benchmark.inference import batch_of, timed

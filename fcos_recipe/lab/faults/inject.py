@@ -92,7 +92,7 @@ leave(run("train"))
 SUPERVISE = """
 import sys
 from pathlib import Path
-from fcos_recipe.launch import supervise as launch
+from fcos_recipe.launch import supervise
 log, script, *arguments = sys.argv[1:]
 sys.exit(launch.supervise(launch.plan("cpu", ["0", "1"], [], arguments, Path(log), Path(script))))
 """

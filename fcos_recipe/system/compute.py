@@ -1,0 +1,205 @@
+"""What will compute: the one decision that every command asks for and prints.
+
+`decide` weighs three things: the device that was requested, the cards that the driver lists, and
+the cards that Paddle can use. Cards that the driver lists and Paddle cannot use end the command
+with an error, because a run on the CPU would take days without anybody having chosen it. The way
+around is to request the CPU by name.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fcos_recipe.config.load import COMMAND_LINE, Config
+from fcos_recipe.errors import UserError
+from fcos_recipe.system import cpu_math, device
+from fcos_recipe.system.device import DEVICES, PLUGIN, Driver, PaddleFacts
+
+AUTO, CARD = "auto", "card"  # CARD: any card, but not the CPU; what `-o use_gpu=true` means
+# Set by the launcher for its ranks: the device it has decided on and printed.
+DECIDED = "FCOS_DEVICE"
+CHOOSE_CPU = "choose the CPU by name: `-o device=cpu`, or DEVICE=cpu in the environment"
+
+
+@dataclass(frozen=True)
+class Compute:
+    """The device of a run, and the cards that were found on the way to it.
+
+    Args:
+        device: cpu, gpu or iluvatar_gpu.
+        requested: auto, card, or one of these three.
+        driver: the cards that the driver lists; None where it lists none or nobody asked.
+        facts: what Paddle says; None where nobody asked.
+        every: labels of all the cards that Paddle counts. The position of a label in it is the
+            number that Paddle gives to the card.
+        cards: labels of the cards that the run may use, a part of `every`; empty on the CPU.
+    """
+
+    device: str
+    requested: str = AUTO
+    driver: Driver | None = None
+    facts: PaddleFacts | None = None
+    every: tuple[str, ...] = ()
+    cards: tuple[str, ...] = ()
+
+    def line(self) -> str:
+        """The decision in one line, for the console."""
+        listed = f"{self.driver.tool} lists {len(self.driver.cards)}" if self.driver else ""
+        if self.device == "cpu" and self.requested == "cpu":
+            idle = self.driver and self.driver.cards
+            return "device: cpu, as requested" + (f"; {listed}, which stay idle" if idle else "")
+        counted = f"Paddle {self.facts.version} can use {self.facts.count}" if self.facts else ""
+        found = ", ".join(filter(None, (listed, counted)))
+        if self.device == "cpu":
+            return f"device: cpu; no card on this machine ({found or 'no driver, no device node'})"
+        return f"device: {self.device}; cards: {found}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What this machine shows: the driver's cards, why its tool failed, and Paddle's answer."""
+
+    driver: Driver | None
+    trouble: str
+    facts: PaddleFacts | None
+
+
+def requested(config: Config | None) -> str:
+    """The device that was asked for: auto, card, cpu, gpu or iluvatar_gpu.
+
+    The launcher's decision comes first, then `-o device=`, the variable DEVICE, and the config's
+    own files. `use_gpu: false` is PaddleDetection's way to ask for the CPU.
+
+    Raises:
+        UserError: switches that contradict each other, or that ask for other hardware.
+    """
+    data = config.data if config else {}
+    for name in ("use_npu", "use_xpu", "use_mlu"):
+        if data.get(name):
+            raise UserError(
+                f"{name}: true: this project runs on {', '.join(DEVICES[1:])} only; remove it"
+            )
+    if decided := os.environ.get(DECIDED):
+        return decided
+    asked = data.get("device", AUTO)
+    if config is None or config.origin("device") != COMMAND_LINE:
+        asked = os.environ.get("DEVICE") or asked
+    use_gpu = data.get("use_gpu")
+    said = config is not None and config.origin("use_gpu") == COMMAND_LINE
+    if said and asked != AUTO and use_gpu is (asked == "cpu"):
+        raise UserError(f"use_gpu: {str(use_gpu).lower()} and device: {asked} contradict each "
+                        "other; remove one")  # fmt: skip
+    if asked == AUTO and use_gpu is False:
+        return "cpu"
+    return CARD if asked == AUTO and said else asked
+
+
+def look(ask: Callable[[], PaddleFacts]) -> Found:
+    """Ask the driver and Paddle.
+
+    Args:
+        ask: how to ask Paddle.
+
+    Raises:
+        UserError: Paddle is missing or does not answer.
+    """
+    driver, trouble = device.find_driver()
+    return Found(driver, trouble, ask())
+
+
+def decide(requested: str, ask: Callable[[], PaddleFacts] | None = None) -> Compute:
+    """What will compute.
+
+    Args:
+        requested: an answer of `requested`, or a caller's own word.
+        ask: how to ask Paddle. By default `auto` asks in another process, as long as this one has
+            not imported Paddle: settings for the CPU must precede the import.
+
+    Raises:
+        UserError: see `choose`; or Paddle is missing or does not answer.
+    """
+    if requested == "cpu":
+        return Compute("cpu", "cpu")
+    if requested == AUTO and "paddle" not in sys.modules and not device.may_have_cards():
+        return Compute("cpu")
+    if ask is None and requested == AUTO and "paddle" not in sys.modules:
+        ask = device.ask_paddle_outside
+    elif ask is None:
+        device.select_card()
+        ask = device.ask_paddle
+    return choose(requested, look(ask))
+
+
+def choose(requested: str, found: Found) -> Compute:
+    """The decision itself, from what `look` found.
+
+    Raises:
+        UserError: no such device, this Paddle cannot use it, or there are cards that only an
+            explicit request for the CPU may leave idle.
+    """
+    if requested not in (*DEVICES, CARD):
+        raise UserError(f"device: {requested!r} is unknown; choose from {', '.join(DEVICES)}")
+    if requested == "cpu":
+        return Compute("cpu", "cpu", found.driver, found.facts)
+    facts = found.facts
+    assert facts is not None
+    kinds = ["gpu"] * facts.cuda + [PLUGIN] * (PLUGIN in facts.custom)
+    if requested not in (AUTO, CARD, *kinds):
+        offered = " and ".join([*kinds, "cpu"])
+        raise UserError(
+            f"device: {requested}: the installed Paddle {facts.version} offers {offered}; "
+            "set `device: auto` or install the Paddle of your cards (README, Install)"
+        )
+    if kinds and facts.count:
+        kind = requested if requested in kinds else kinds[0]
+        every, cards = device.card_labels(kind, facts.count)
+        if cards:
+            return Compute(kind, requested, found.driver, facts, tuple(every), tuple(cards))
+    listed = bool(found.driver and found.driver.cards)
+    if requested == AUTO and not (listed or found.trouble or facts.count):
+        return Compute("cpu", AUTO, found.driver, facts)
+    asked = "use_gpu: true" if requested == CARD else f"device: {requested}"
+    raise UserError(f"{asked}: {_why(found, facts, kinds)}, or {CHOOSE_CPU}")
+
+
+def _why(found: Found, facts: PaddleFacts, kinds: list[str]) -> str:
+    """Why Paddle can use no card here, and after the last semicolon what to do."""
+    cards = found.driver.cards if found.driver else ()
+    if found.trouble:
+        said = f"{found.trouble}, and Paddle {facts.version} can use no card"
+    elif cards:
+        names = ", ".join(sorted({card.name for card in cards}))
+        assert found.driver is not None
+        said = f"{found.driver.tool} lists {len(cards)} card(s) ({names}), "
+        said += f"but Paddle {facts.version} can use none"
+    else:
+        said = f"Paddle {facts.version} sees no card"
+    if facts.custom and not kinds:
+        said += f", only devices of the type {facts.custom[0]}, which this project does not use"
+    elif not kinds:
+        said += ": it is a CPU build and no plugin is loaded"
+    if not kinds:
+        return f"{said}; install the Paddle of your cards (README, Install)"
+    hidden = [name for name in device.VISIBILITY if name in os.environ]
+    if hidden:
+        return f"{said}: {hidden[0]}={os.environ[hidden[0]]!r} may hide them; unset it"
+    return f"{said}; look at `python tools/doctor.py`"
+
+
+def start(requested: str, show: bool = True) -> Compute:
+    """Decide, apply the settings that must precede Paddle's import, and bind this process.
+
+    Args:
+        requested: see `decide`.
+        show: print the decision. Only rank 0 does, and not if the launcher has done so already.
+
+    Raises:
+        UserError: see `decide`.
+    """
+    found = decide(requested)
+    cpu_math.ensure(found.device)
+    device.set_device(found.device)
+    if show and os.environ.get("PADDLE_TRAINER_ID", "0") == "0" and DECIDED not in os.environ:
+        print(found.line(), flush=True)
+    return found

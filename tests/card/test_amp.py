@@ -1,0 +1,29 @@
+"""Mixed precision, which Paddle switches off on the CPU: half kernels, masters, the loss scale."""
+
+import json
+import math
+
+import pytest
+
+from tests.card.runs import records, tool
+
+pytestmark = [pytest.mark.card, pytest.mark.e2e, pytest.mark.slow]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("level", ["O1", "O2"])
+def test_amp_trains_evaluates_and_skips_steps_that_overflow(tiny, tmp_path, level, dtype):
+    """A loss scale of 2^40 overflows in float16 until the scaler has lowered it."""
+    said = tool("train", "-c", tiny, "--amp", "--output", "run", "--eval", "-o", "device=auto",
+                "epoch=1", f"amp_level={level}", f"amp_dtype={dtype}",
+                f"init_loss_scaling={2**40}", cwd=tmp_path)  # fmt: skip
+    assert "amp: off" not in said
+    rows = records(tmp_path / "run", "train")
+    assert len(rows) == 6 and all(math.isfinite(row["loss"]) for row in rows)
+    # of the same images and weights in float32 it is 2.762817 (to be seen in test_train's runs)
+    assert rows[0]["loss"] == pytest.approx(2.7628, rel=0.02) and rows[0]["loss"] != 2.762817
+    state = json.loads((tmp_path / "run" / "checkpoints" / "0001" / "state.json").read_text())
+    if dtype == "float16":
+        assert state["scaler"]["scale"] == 2.0**34  # every one of the six steps overflowed
+    else:
+        assert state["scaler"] == {}
