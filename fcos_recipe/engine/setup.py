@@ -15,6 +15,7 @@ from fcos_recipe.engine.averaging import Average
 from fcos_recipe.engine.distributed import start
 from fcos_recipe.engine.run_dir import log, to_console
 from fcos_recipe.errors import UserError
+from fcos_recipe.runtime import kernels
 from fcos_recipe.runtime.device import amp_supported
 from fcos_recipe.runtime.watchdog import Watchdog
 
@@ -49,6 +50,7 @@ class Setup(ppdet.engine.Trainer):
         to_console(self._local_rank)
         data = config.data
         self.watchdog = watchdog or Watchdog()
+        kernels.check(data, device, self._nranks, mode == "train")
         self.cfg = compat.workspace(config.stock_data())
         paddle.seed(data["seed"])
         if any(data["autotune"].values()):
