@@ -94,6 +94,21 @@ def autocasts(dtype: str) -> bool:
             return framework._dygraph_tracer()._amp_dtype == dtype
 
 
+def registered_kernels() -> dict[str, set[tuple[str, str]]]:
+    """Operator -> (backend, dtype) of each kernel that this Paddle and its plugin have.
+
+    Backends are CPU, GPU, GPUDNN and the plugin's name. The function has no public name, and
+    lived in paddle.fluid before 2.6.
+    """
+    paddle = import_paddle()
+    core = paddle.base.core if hasattr(paddle, "base") else paddle.fluid.core
+    found = {}
+    for operator, keys in core._get_registered_phi_kernels().items():
+        parts = (key.strip("()").split(", ") for key in keys)  # "(GPU, STRIDED, float32)"
+        found[operator] = {(backend, dtype) for backend, _layout, dtype in parts}
+    return found
+
+
 class _StandIn(types.ModuleType):
     """A module whose every attribute is a class that cannot be made: import works, use does not."""
 

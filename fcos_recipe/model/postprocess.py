@@ -168,7 +168,7 @@ def _at_most(limit: int, count: int | Tensor) -> int | Tensor:
 
 
 def _nms(nms: Any, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """NMS of each class of each image; the operator has a CPU kernel only."""
+    """NMS of each class of each image."""
     if getattr(paddle.framework, "in_pir_mode", lambda: False)():  # ppdet's call predates PIR
         bbox, _, bbox_num = paddle._C_ops.multiclass_nms3(
             boxes,

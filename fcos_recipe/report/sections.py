@@ -436,7 +436,7 @@ def command_line(run: Run) -> str:
     assert run.environment is not None
     program, *arguments = run.environment.command
     cards = run.facts.cards if run.facts else 1
-    if program == "commands/commands/demo.py":
+    if program == "demo.py":
         for k, word in enumerate(arguments):
             if word == "--started":  # seconds of the day on which it was run
                 arguments = arguments[:k] + arguments[k + 2 :]

@@ -14,6 +14,7 @@ from fcos_recipe.config import Config, scaling
 from fcos_recipe.console import log, to_console
 from fcos_recipe.errors import UserError
 from fcos_recipe.evaluation.collectives import start
+from fcos_recipe.system import kernels
 from fcos_recipe.system.device import amp_supported
 from fcos_recipe.system.watchdog import Watchdog
 from fcos_recipe.training import resume
@@ -50,6 +51,7 @@ class Setup(ppdet.engine.Trainer):
         to_console(self._local_rank)
         data = config.data
         self.watchdog = watchdog or Watchdog()
+        kernels.check(data, device, self._nranks, mode == "train")
         self.cfg = compat.workspace(config.stock_data())
         paddle.seed(data["seed"])
         if any(data["autotune"].values()):

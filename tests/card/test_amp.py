@@ -27,3 +27,10 @@ def test_amp_trains_evaluates_and_skips_steps_that_overflow(tiny, tmp_path, leve
         assert state["scaler"]["scale"] == 2.0**34  # every one of the six steps overflowed
     else:
         assert state["scaler"] == {}
+
+
+def test_deformable_convolution_without_a_half_kernel_is_refused(tiny, tmp_path):
+    said = tool("train", "-c", tiny, "--amp", "-o", "device=auto", "amp_level=O2",
+                "ResNet.dcn_v2_stages=[1]", cwd=tmp_path, code=2)  # fmt: skip
+    assert "Traceback" not in said
+    assert "deformable_conv in float16" in said and said.rstrip().endswith("set amp_level: O1")

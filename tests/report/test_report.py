@@ -153,7 +153,13 @@ def test_all_of_a_run_is_in_it(made):
 def test_the_command_of_the_demo_is_the_demo(made):
     read = read_run(made)
     read.facts.cards = 1
-    read.environment.command = ["commands/commands/demo.py", "--started", "17", "-o", "epoch=1"]
+    read.environment.command = [
+        "demo.py",
+        "--started",
+        "17",
+        "-o",
+        "epoch=1",
+    ]
     assert command_line(read) == "python -m fcos_recipe.commands.demo -o epoch=1"
     read.facts.cards = 8
     read.environment.command = ["train.py", "-c", "a.yml", "-o", "epoch=1", "device=cpu"]

@@ -57,7 +57,7 @@ class Gate:
     def _pixels(self) -> dict:
         images, *sides = self.shape
         height, width = sides[:2] if sides[2] == 3 else sides[1:]
-        real = self.im_shape.astype("float64").prod(axis=1).sum()
+        real = self.im_shape.numpy().astype("float64").prod(axis=1).sum()
         return {"images": images, "padded": images * height * width, "real": float(real)}
 
     def _begin_count(self) -> None:
