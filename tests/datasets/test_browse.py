@@ -101,6 +101,7 @@ def test_boxes_are_where_they_belong(tmp_path):
 
 
 def test_corrupt_images_are_named_and_replaced(tmp_path, capsys):
+    tmp_path /= "own"  # images are also looked for beside an annotation file's folder
     path = write(tmp_path, coco(images=6, boxes=1))
     (tmp_path / "2.jpg").write_bytes(b"\xff\xd8 no image")
     (tmp_path / "4.jpg").unlink()
@@ -109,7 +110,10 @@ def test_corrupt_images_are_named_and_replaced(tmp_path, capsys):
     told = list(annotated(Source("x", str(path), str(tmp_path)), Choice(limit=6), 64))
     errors = capsys.readouterr().err
     assert len(told) == 4 and "2.jpg" in errors and "4.jpg" in errors and "skipped" in errors
-    assert run("dataset", ["browse", str(path), "--ids", "30", "--output", "x.png"]) == 2
+    assert (
+        run("dataset", ["browse", str(path), "--ids", "30", "--output", str(tmp_path / "x.png")])
+        == 2
+    )
     assert "no image to show" in capsys.readouterr().err
 
 
