@@ -1,10 +1,11 @@
-"""Run by test_distributed under Paddle's launcher: each rank's own batch, one backward pass.
+"""Run by test_collectives under Paddle's launcher: each rank's own batch, one backward pass.
 
 usage: gradients_of_ranks.py CONFIG OUT.npz BATCH_INDEX...
 Rank r takes the batches of its share of the indices, accumulates over them, and rank 0 writes the
 gradients that DataParallel left.
 """
 
+import os
 import sys
 
 import numpy as np
@@ -12,12 +13,13 @@ import paddle
 
 from fcos_recipe import compat
 from fcos_recipe.config import load_config
+from fcos_recipe.system import compute
 from fcos_recipe.training.trainer import Trainer
 
 
 def main(config: str, out: str, *indices: str) -> None:
-    paddle.set_device("cpu")
-    trainer = Trainer(load_config(config), "train", "cpu")
+    device = compute.start(os.environ.get("DEVICE", "cpu")).device
+    trainer = Trainer(load_config(config), "train", device)
     for layer in trainer.model.sublayers():
         if isinstance(layer, paddle.nn.BatchNorm2D):
             layer.eval()  # frozen: its statistics would differ between the ranks

@@ -14,7 +14,8 @@ from tests.conftest import ROOT, run_tool
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
-def gradients(tiny, folder: Path, ranks: int, *batches: int) -> dict[str, np.ndarray]:
+def gradients(tiny, folder: Path, ranks: int, *batches: int, env=None) -> dict[str, np.ndarray]:
+    """Gradients of some batches; `env`: more environment, such as that of stand-in cards."""
     out = folder / f"{ranks}_{'_'.join(map(str, batches))}.npz"
     launcher = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(ranks),
                 "--log_dir", str(folder / "log")]  # fmt: skip
@@ -22,7 +23,7 @@ def gradients(tiny, folder: Path, ranks: int, *batches: int) -> dict[str, np.nda
     command = [sys.executable, *(launcher if ranks > 1 else []), script, str(tiny), str(out)]
     done = subprocess.run(
         [*command, *map(str, batches)], capture_output=True, text=True, timeout=300, cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(env or {})},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     with np.load(out) as file:
