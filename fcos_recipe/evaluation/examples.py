@@ -112,7 +112,7 @@ def draw_examples(metric: CocoMetric, threshold: float, folder: Path) -> int:
 def _pictures(metric: CocoMetric, row: dict, file: str, target: Path, name: str) -> dict:
     from PIL import Image
 
-    from fcos_recipe.data.reader import read_image
+    from fcos_recipe.data.images import read_image
 
     image = Image.fromarray(read_image(file))
     scale = min(3.0, SIDE / max(image.size))  # captions need room on small images, too

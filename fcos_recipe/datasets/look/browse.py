@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from fcos_recipe.config.load import Config, display
+from fcos_recipe.data.images import BadImage, read_image
 from fcos_recipe.data.index import Index
-from fcos_recipe.data.reader import BadImage, read_image
 from fcos_recipe.datasets.fpn_levels import REASONS, SIZES, WHY, Rules
 from fcos_recipe.datasets.locate import Source, add_arguments, sources
 from fcos_recipe.datasets.look.contact_sheet import (
