@@ -28,6 +28,7 @@ import numpy as np
 from fcos_recipe.data import coco_json
 from fcos_recipe.data.coco_json import Annotation, Category, Image
 from fcos_recipe.errors import UserError
+from fcos_recipe.files.atomic import replace_file
 
 FORMAT = b"FCOSIDX1"
 EPSILON = 1e-5  # smallest width and height of a box that is kept, pixels (stock's)
@@ -317,7 +318,6 @@ def _aligned(offset: int) -> int:
 def _write(
     place: Path, stat: list[int], content: str, meta: dict[str, Any], arrays: dict[str, np.ndarray]
 ) -> None:
-    """Write beside and rename: a reader sees the old index or the new one, never a part."""
     layout, blocks, end = {}, [], 0
     for name, array in arrays.items():
         data = np.ascontiguousarray(array)
@@ -330,16 +330,8 @@ def _write(
     rest = len(header).to_bytes(8, "little") + header
     rest += bytes(_aligned(16 + len(rest)) - 16 - len(rest))
     check = zlib.crc32(body, zlib.crc32(rest))
-    handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=place.name)
-    try:
-        with open(handle, "wb") as file:
-            file.write(FORMAT + check.to_bytes(8, "little") + rest)
-            file.write(body)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, place)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    head = FORMAT + check.to_bytes(8, "little") + rest
+    replace_file(place, lambda file: file.writelines([head, body]))
 
 
 class _File(msgspec.Struct, gc=False):

@@ -7,10 +7,8 @@ nor ids, know no classes, and refuse to merge files of different classes.
 """
 
 import argparse
-import contextlib
 import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from fcos_recipe.config.load import display
 from fcos_recipe.data import coco_json
 from fcos_recipe.datasets.locate import LOOK_AT, image_folder
 from fcos_recipe.errors import UserError, printable
+from fcos_recipe.files.atomic import replace_file
 
 SECTIONS = {
     "images": coco_json.ListedImage, "annotations": coco_json.Labels,
@@ -391,16 +390,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        try:
-            with open(handle, "wb") as file:
-                file.write(msgspec.json.encode(content))
-            os.chmod(draft, 0o644)
-            os.replace(draft, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(draft)
-            raise
+        replace_file(path, msgspec.json.encode(content))
     except OSError as error:
         raise UserError(f"{error.filename or path}: {error.strerror}") from None
 

@@ -12,6 +12,7 @@ import numpy as np
 from fcos_recipe.evaluation.detections_file import JUDGED, save
 from fcos_recipe.evaluation.examples import draw_examples, outcomes, ranked
 from fcos_recipe.evaluation.metric import CocoMetric
+from fcos_recipe.files.atomic import write_json
 
 log = logging.getLogger("fcos")
 
@@ -137,8 +138,6 @@ def finish_evaluation(metric: CocoMetric, folder: Path, pictures: bool = True) -
     Returns:
         lines for the console.
     """
-    from fcos_recipe.checkpoint.storage import write_json
-
     if metric.judged and len(metric.judged["found"]["score"]):
         _try(JUDGED, lambda: save(metric, folder / JUDGED))
     analysis = analyse(metric)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fcos_recipe.evaluation.metric import CocoMetric
+from fcos_recipe.files.atomic import write_json
 
 log = logging.getLogger("fcos")
 
@@ -81,8 +82,6 @@ def draw_examples(metric: CocoMetric, threshold: float, folder: Path) -> int:
     Returns:
         number of images; 0 where it is not known where they are.
     """
-    from fcos_recipe.checkpoint.storage import write_json
-
     dataset = metric.dataset
     if dataset is None:
         return 0

@@ -15,6 +15,7 @@ from pathlib import Path
 from fcos_recipe import __version__
 from fcos_recipe.checkpoint import storage
 from fcos_recipe.errors import UserError, printable, without_secrets
+from fcos_recipe.files.atomic import replace_file
 from fcos_recipe.system.device import read_driver
 
 CONFIG, ENVIRONMENT, LOG, METRICS = "config.yml", "environment.json", "log.txt", "metrics.jsonl"
@@ -141,9 +142,7 @@ class RunDir:
         path = self.path / METRICS
         kept = [line for line in path.read_text().splitlines() if stays(line)]
         self._metrics.close()
-        part = path.with_name(f".{path.name}")
-        part.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(part, path)
+        replace_file(path, "".join(f"{line}\n" for line in kept))
         self._metrics = _Appender(path)
         self._tell("forget")
 
