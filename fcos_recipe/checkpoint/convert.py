@@ -1,11 +1,11 @@
 """Weights for others: safetensors, which cannot hold code, and PaddleDetection's own files."""
 
-import os
 import shutil
 from pathlib import Path
 
 from fcos_recipe.checkpoint import storage, weights
 from fcos_recipe.errors import UserError
+from fcos_recipe.files.atomic import draft
 
 ENDINGS = {".safetensors": "safetensors", ".pdparams": "paddledet"}
 NOTES = ("config", "class_names", "category_ids", "AP")  # of `weights.facts`, that stay true
@@ -45,9 +45,8 @@ def convert(source: str, target: Path, form: str | None = None) -> list[Path]:
     state = weights.read(path)
     try:
         if form == "safetensors":
-            part = new[ending].with_name(f".{new[ending].name}.{os.getpid()}")
-            weights.write_safetensors(part, state, notes)
-            os.replace(part, new[ending])
+            with draft(new[ending]) as part:
+                weights.write_safetensors(part, state, notes)
         else:
             for end, file in files.items():
                 if end != ending:

@@ -28,6 +28,7 @@ import paddle
 from fcos_recipe.checkpoint import weights
 from fcos_recipe.console import log
 from fcos_recipe.errors import RunFailure, UserError
+from fcos_recipe.files.atomic import draft, flush, replace_file, write_json
 
 STATE = "state.json"
 FORMAT = 2  # of state.json; 0.1.0 wrote none, and saved after whole epochs only
@@ -97,15 +98,6 @@ def _tensors(values: dict) -> dict:
 # ---- writing ------------------------------------------------------------------------------------
 
 
-def _flush(path: Path) -> None:
-    """Make a file or folder survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 class _Hashed:
     """A file that hashes what is written to it."""
 
@@ -130,22 +122,6 @@ def _write(path: Path, value: dict) -> str:
     return hashed.hash.hexdigest()
 
 
-def write_json(path: Path, value) -> None:
-    """Replace a JSON file in one step."""
-    _replace_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def _replace_text(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_text(text, encoding="utf-8")
-        _flush(part)
-        os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
-
-
 def save(folder: Path, name: str, objects: dict[str, dict], state: dict) -> Path:
     """Write one checkpoint as a unit.
 
@@ -166,15 +142,16 @@ def save(folder: Path, name: str, objects: dict[str, dict], state: dict) -> Path
     try:
         part.mkdir()  # without parents: a mount that has gone must not turn into a local folder
         hashes = {file: _write(part / file, value) for file, value in objects.items()}
-        _replace_text(part / STATE, _sealed({"format": FORMAT, **state, "files": hashes}))
-        _flush(part)
+        sealed = _sealed({"format": FORMAT, **state, "files": hashes})
+        replace_file(part / STATE, sealed, durable=True)
+        flush(part)
         if final.exists():  # only after a resume that repeats steps
             final.rename(old := folder / f".{name}.old")
             os.replace(part, final)
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(part, final)
-        _flush(folder)
+        flush(folder)
     except OSError:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -189,7 +166,7 @@ def amend(path: Path, **changes) -> None:
     """
     state = json.loads((path / STATE).read_text(encoding="utf-8"))
     state.pop("sha256")
-    _replace_text(path / STATE, _sealed({**state, **changes}))
+    replace_file(path / STATE, _sealed({**state, **changes}), durable=True)
 
 
 def _sealed(state: dict) -> str:
@@ -208,17 +185,12 @@ def save_weights(path: Path, state_dict: dict, facts: dict) -> None:
     Raises:
         OSError: not written; what was there is untouched.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with draft(path) as part:
         # the note comes first and knows both files: a kill between the two spoils neither
         old = {"replaces": weights.sha256(path)} if path.is_file() else {}
         note = {**facts, "ending": path.suffix, "sha256": _write(part, state_dict), **old}
         write_json(path.with_suffix(".json"), note)
-        os.replace(part, path)
-        _flush(path.parent)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
+    flush(path.parent)
 
 
 def prune(folder: Path, keep: int) -> None:

@@ -136,7 +136,7 @@ def _predict_video(results: Results, file: Path, target: Path, size: int, thresh
     import cv2
     from tqdm import tqdm
 
-    from fcos_recipe.data.reader import BadImage
+    from fcos_recipe.data.images import BadImage
 
     writer, number = None, 0
     try:
@@ -169,7 +169,7 @@ def _predict_video(results: Results, file: Path, target: Path, size: int, thresh
 
 def _until_bad(frames: Iterable, bad: list[str]) -> Iterator:
     """The frames there are; why there are no more, if it is not the end, goes to `bad`."""
-    from fcos_recipe.data.reader import BadImage
+    from fcos_recipe.data.images import BadImage
 
     try:
         yield from frames

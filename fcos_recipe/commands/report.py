@@ -1,7 +1,6 @@
 """`fcos report`: a run directory -> report.html and report.md."""
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from fcos_recipe.console import log
 from fcos_recipe.errors import UserError, printable
+from fcos_recipe.files.atomic import replace_file
 
 HTML, MARKDOWN = "report.html", "report.md"
 PORT = 8040
@@ -106,9 +106,7 @@ def write(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            part = folder / f".{name}"
-            part.write_text(text, encoding="utf-8", errors="replace")
-            os.replace(part, folder / name)
+            replace_file(folder / name, text.encode(errors="replace"))
     except OSError as error:
         where = error.filename or folder
         raise UserError(f"{where}: {error.strerror}; choose another place with --output") from None

@@ -25,7 +25,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from fcos_recipe.data import coco_json
+from fcos_recipe.data.coco_json import Annotation, Category, Image
 from fcos_recipe.errors import UserError
+from fcos_recipe.files.atomic import replace_file
 
 FORMAT = b"FCOSIDX1"
 EPSILON = 1e-5  # smallest width and height of a box that is kept, pixels (stock's)
@@ -315,7 +318,6 @@ def _aligned(offset: int) -> int:
 def _write(
     place: Path, stat: list[int], content: str, meta: dict[str, Any], arrays: dict[str, np.ndarray]
 ) -> None:
-    """Write beside and rename: a reader sees the old index or the new one, never a part."""
     layout, blocks, end = {}, [], 0
     for name, array in arrays.items():
         data = np.ascontiguousarray(array)
@@ -328,44 +330,14 @@ def _write(
     rest = len(header).to_bytes(8, "little") + header
     rest += bytes(_aligned(16 + len(rest)) - 16 - len(rest))
     check = zlib.crc32(body, zlib.crc32(rest))
-    handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=place.name)
-    try:
-        with open(handle, "wb") as file:
-            file.write(FORMAT + check.to_bytes(8, "little") + rest)
-            file.write(body)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, place)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-class _Image(msgspec.Struct, gc=False):
-    id: int | str
-    file_name: str
-    width: float | None = None
-    height: float | None = None
-
-
-class _Category(msgspec.Struct, gc=False):
-    id: int | str
-    name: str | int | None = None
-
-
-class _Annotation(msgspec.Struct, gc=False):
-    image_id: int | str
-    category_id: int | str
-    bbox: tuple[float, float, float, float] | None = None
-    area: float | None = None
-    iscrowd: float | bool | None = None
-    ignore: float | bool | None = None
-    id: int | str | None = None
+    head = FORMAT + check.to_bytes(8, "little") + rest
+    replace_file(place, lambda file: file.writelines([head, body]))
 
 
 class _File(msgspec.Struct, gc=False):
-    images: list[_Image]
-    categories: list[_Category] | None = None
-    annotations: list[_Annotation] | None = None
+    images: list[Image]
+    categories: list[Category] | None = None
+    annotations: list[Annotation] | None = None
 
 
 def parse(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -382,21 +354,11 @@ def parse(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     Raises:
         UserError: not JSON, not COCO, an unknown category, ids that are no whole numbers.
     """
-    try:
-        with (
-            open(path, "rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-        ):
-            data = msgspec.json.decode(mapped, type=_File)
-    except msgspec.ValidationError as error:
-        raise UserError(f"{path}: {error}; expected COCO's instances format") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
-        raise UserError(f"{path}: not a complete JSON file ({error}); get it again") from None
-    except RecursionError:
-        raise UserError(f"{path}: not COCO's instances format: nested too deeply") from None
+    with coco_json.explained(path):
+        data = msgspec.json.decode(coco_json.mapped(path), type=_File)
     counts: dict[str, int] = {}
 
-    image_id = whole_ids(path, "images", "id", [image.id for image in data.images])
+    image_id = coco_json.ids(path, "images", data.images)
     size = np.array([(i.height or 0, i.width or 0) for i in data.images], np.float64).reshape(-1, 2)
     names = [image.file_name for image in data.images]
     order = _unique_images(path, image_id, names, counts)
@@ -407,13 +369,10 @@ def parse(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     encoded = [names[i].encode() for i in order]
 
     categories = data.categories or []
-    category_id = whole_ids(path, "categories", "id", [c.id for c in categories])
+    category_id = coco_json.ids(path, "categories", categories)
     if len(np.unique(category_id)) < len(category_id):
         raise UserError(f"{path}: categories: an id occurs twice; give each class its own")
-    class_names = [
-        str(c.name) if c.name is not None else f"class_{i}"
-        for c, i in zip(categories, category_id.tolist(), strict=True)
-    ]
+    class_names = coco_json.class_names(categories, category_id)
 
     annotations = data.annotations or []
     row, label, box, crowd = _boxes(path, annotations, image_id, category_id, counts)
@@ -445,24 +404,6 @@ def _count(counts: dict[str, int], kind: str, mask: np.ndarray) -> None:
         counts[kind] = int(mask.sum())
 
 
-def whole_ids(path: str, section: str, field: str, values: list[int | str]) -> np.ndarray:
-    """Ids as int64; strings of digits ("000000000139") count as numbers."""
-    try:
-        return np.fromiter(map(int, values), np.int64, len(values))
-    except (ValueError, OverflowError):
-        position = next(i for i, value in enumerate(values) if not _is_id(value))
-        raise UserError(
-            f"{path}: {section}[{position}].{field}: {values[position]!r} is not a whole number "
-            "below 2**63; COCO numbers its images and categories"
-        ) from None
-
-
-def _is_id(value: int | str) -> bool:
-    with contextlib.suppress(ValueError):
-        return -(2**63) <= int(value) < 2**63
-    return False
-
-
 def _unique_images(
     path: str, image_id: np.ndarray, names: list[str], counts: dict[str, int]
 ) -> np.ndarray:
@@ -482,32 +423,26 @@ def _unique_images(
 
 def _boxes(
     path: str,
-    annotations: list[_Annotation],
+    annotations: list[Annotation],
     image_id: np.ndarray,
     category_id: np.ndarray,
     counts: dict[str, int],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Image row, class, box and crowd flag of every usable annotation, grouped by image."""
-    number = len(annotations)
-    of_image = whole_ids(path, "annotations", "image_id", [a.image_id for a in annotations])
-    of_class = whole_ids(path, "annotations", "category_id", [a.category_id for a in annotations])
-    nothing = (0.0, 0.0, 0.0, 0.0)
-    xywh = np.fromiter(
-        chain.from_iterable(a.bbox or nothing for a in annotations), np.float64, 4 * number
-    ).reshape(-1, 4)
-    area = np.array([a.area for a in annotations], np.float64)  # None becomes NaN
-    crowd = np.fromiter((bool(a.iscrowd) for a in annotations), np.uint8, number)
-    ignored = np.fromiter((bool(a.ignore) for a in annotations), bool, number)
+    of_image = coco_json.ids(path, "annotations", annotations, "image_id")
+    of_class = coco_json.ids(path, "annotations", annotations, "category_id")
+    xywh, area = coco_json.boxes(annotations), coco_json.areas(annotations)
+    crowd = coco_json.flags(annotations, "iscrowd", np.uint8)
+    ignored = coco_json.flags(annotations, "ignore")
 
-    by_class = np.argsort(category_id)
-    label = _rows_of(category_id[by_class], of_class)
+    label = coco_json.rows_of(category_id, of_class)
     if (label < 0).any():
         first = int(np.flatnonzero(label < 0)[0])
         raise UserError(
             f"{path}: annotation {annotations[first].id} (annotations[{first}]): category_id "
             f"{of_class[first]} is not among the {len(category_id)} categories of the file"
         )
-    row = _rows_of(image_id, of_image)
+    row = coco_json.rows_of(image_id, of_image)
     with np.errstate(over="ignore"):  # such boxes are left out below
         area = np.where(np.isnan(area), xywh[:, 2] * xywh[:, 3], area)
         start, end = xywh[:, :2], xywh[:, :2] + xywh[:, 2:]
@@ -523,15 +458,7 @@ def _boxes(
     use = np.flatnonzero(~(orphan | ignored | empty | degenerate))
     use = use[np.argsort(row[use], kind="stable")]
     box = _round3(np.concatenate([start[use], end[use]], axis=1)).astype(np.float32)
-    return row[use], by_class[label[use]].astype(np.int32), box, crowd[use]
-
-
-def _rows_of(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Row in the sorted `known` of each wanted value, -1 where it is absent."""
-    if not len(known):
-        return np.full(len(wanted), -1)
-    row = np.searchsorted(known, wanted).clip(max=len(known) - 1)
-    return np.where(known[row] == wanted, row, -1)
+    return row[use], label[use].astype(np.int32), box, crowd[use]
 
 
 def _round3(values: np.ndarray) -> np.ndarray:

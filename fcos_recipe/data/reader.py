@@ -1,275 +1,32 @@
 """From image files to batches: TrainReader, EvalReader and TestReader under stock's YAML keys.
 
-The usual chain (Decode, Resize or RandomResize, RandomFlip, NormalizeImage, Permute; PadBatch,
-Gt2FCOSTarget) takes the lean path: pixels stay uint8 and are normalised by the model. Any other
-chain runs stock's own transforms and delivers float images. Both end in the same sparse targets.
+`transforms.UsualChain` or `transforms.StockChain` transforms the images; either way
+`targets.Gt2FCOSTarget` makes the targets.
 """
 
 import copy
 import logging
 import os
-import random
-import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 
+from fcos_recipe.data.images import BadImage, Sample
 from fcos_recipe.data.sampler import TrainBatches
 from fcos_recipe.data.targets import Gt2FCOSTarget
+from fcos_recipe.data.transforms import StockChain, UsualChain, named
 from fcos_recipe.errors import UserError
 
 logger = logging.getLogger("fcos.data")
 
-Sample = dict[str, Any]
-# OpenCV before 4.11 has no flag for RGB.
-DECODE_RGB = getattr(cv2, "IMREAD_COLOR_RGB", None)
-# Sample and batch transforms in a row that the lean path stands for. One resize only: the second
-# of two would see pixels already rounded.
-USUAL = re.compile(
-    "Decode (RandomFlip )?((Resize|RandomResize) )?(RandomFlip )?NormalizeImage (RandomFlip )?"
-    "Permute PadBatch( Gt2FCOSTarget)?"
-)
+
 MOST_WORKERS = 8  # per card; one decodes some 200 COCO images per second
+
+
 IMAGE_BYTES = 1344 * 1344 * 3  # of a padded COCO image, to judge shared memory by
-
-
-class BadImage(Exception):
-    """An image that cannot be read: path and reason."""
-
-
-def read_image(path: str) -> np.ndarray:
-    """Decode an image, turned as its EXIF tag says.
-
-    Returns:
-        uint8 [H, W, 3], RGB.
-
-    Raises:
-        BadImage: missing, empty, undecodable, or of more pixels than OPENCV_IO_MAX_IMAGE_PIXELS
-            in the environment (`compat.MOST_PIXELS`), which the header alone tells.
-    """
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise BadImage(f"{path}: not a file")  # a pipe or a device would be read for ever
-    try:
-        data = np.fromfile(path, np.uint8)
-    except (OSError, ValueError) as error:  # a name with a null character is a ValueError
-        raise BadImage(f"{path}: {getattr(error, 'strerror', error)}") from None
-    if not len(data):
-        raise BadImage(f"{path}: empty file")
-    try:
-        if DECODE_RGB is not None:
-            image = cv2.imdecode(data, DECODE_RGB)
-        else:
-            image = cv2.imdecode(data, cv2.IMREAD_COLOR)
-            image = image if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    except cv2.error as error:
-        why = error.err
-        if "MAX_IMAGE" in why:
-            key = "OPENCV_IO_MAX_IMAGE_PIXELS"
-            why = f"more than {os.environ[key]} pixels ({key} in the environment is the limit)"
-        raise BadImage(f"{path}: {why}") from None
-    if image is None:
-        raise BadImage(f"{path}: not an image that OpenCV can decode")
-    return image
-
-
-def decode(record: Sample) -> Sample:
-    """Replace `im_file` by its pixels, unless `image` already has them; adds the size.
-
-    Raises:
-        BadImage: see `read_image`.
-    """
-    path = record.pop("im_file", None)
-    if "image" not in record:
-        record["image"] = read_image(path)
-    record["h"], record["w"] = record["image"].shape[:2]
-    record["im_shape"] = np.array(record["image"].shape[:2], np.float32)
-    record["scale_factor"] = np.ones(2, np.float32)
-    return record
-
-
-def resize(
-    sample: Sample, target_size: int | list[int], keep_ratio: bool = True, interp: int = 1
-) -> None:
-    """Resize image and boxes with stock's arithmetic, clipping the boxes to the image.
-
-    Args:
-        sample: `image` uint8 [H, W, 3], `gt_bbox` float32 [G, 4]; gets `im_shape` and
-            `scale_factor`, float32 [2] (y, x).
-        target_size: [short, long] side with `keep_ratio`, else [height, width]; pixels.
-        keep_ratio: scale until one of the two bounds is met.
-        interp: OpenCV's interpolation flag.
-    """
-    image = sample["image"]
-    height, width = image.shape[:2]
-    target = [target_size] * 2 if isinstance(target_size, int) else target_size
-    if keep_ratio:
-        # A float64 scalar, not a Python float: with NumPy 2 boxes are scaled in that precision.
-        scale_x = scale_y = np.float64(
-            min(min(target) / min(height, width), max(target) / max(height, width))
-        )
-        new_height, new_width = scale_y * height, scale_x * width
-    else:
-        new_height, new_width = target
-        scale_x, scale_y = new_width / width, new_height / height
-    image = cv2.resize(image, None, None, fx=scale_x, fy=scale_y, interpolation=interp)
-    # OpenCV rounds the size: never claim a row or column that is not there.
-    sample["image"] = image
-    sample["im_shape"] = np.minimum([new_height, new_width], image.shape[:2]).astype(np.float32)
-    sample["scale_factor"] = np.asarray([scale_y, scale_x], np.float32)
-    if "gt_bbox" in sample:
-        box = sample["gt_bbox"]
-        box[:, 0::2] *= scale_x
-        box[:, 1::2] *= scale_y
-        clip(box, new_height, new_width)
-
-
-def clip(box: np.ndarray, height: float, width: float) -> None:
-    """Clip boxes float32 [G, 4] to the image, in place."""
-    box[:, 0::2] = np.clip(box[:, 0::2], 0, width)
-    box[:, 1::2] = np.clip(box[:, 1::2], 0, height)
-
-
-def random_resize(
-    sample: Sample,
-    rng: np.random.Generator,
-    target_size: list,
-    keep_ratio: bool = True,
-    interp: int = 1,
-    random_range: bool = False,
-    random_size: bool = True,
-) -> None:
-    """`resize` to one of several sizes, or to a short side drawn from a range."""
-    if random_range:
-        (low, long_low), (high, long_high) = target_size
-        size = [int(rng.integers(low, high + 1)), max(long_low, long_high + 1)]
-    else:
-        size = target_size[rng.integers(len(target_size))] if random_size else target_size
-    resize(sample, size, keep_ratio, interp)
-
-
-def flip(sample: Sample) -> None:
-    """Mirror image and boxes left to right."""
-    image = sample["image"]
-    sample["image"] = cv2.flip(image, 1)
-    if "gt_bbox" in sample:
-        box = sample["gt_bbox"]
-        box[:, [0, 2]] = image.shape[1] - box[:, [2, 0]]
-
-
-def named(transforms: Sequence[dict]) -> list[tuple[str, dict]]:
-    """YAML's list of {name: arguments} as pairs."""
-    return [(name, arguments or {}) for entry in transforms for name, arguments in entry.items()]
-
-
-@dataclass(frozen=True)
-class Lean:
-    """The usual chain, cut down to what changes pixels and boxes."""
-
-    steps: list[tuple[str, dict]]
-    pad_to_stride: int
-    resizes: bool  # which clips the boxes
-
-    @classmethod
-    def of(
-        cls, sample_transforms: Sequence[dict], batch_transforms: Sequence[dict]
-    ) -> "Lean | None":
-        """The lean form of a chain; None where it does more or in another order."""
-        steps = named(sample_transforms) + named(batch_transforms)
-        options = {name: arguments for name, arguments in steps}
-        if (
-            not USUAL.fullmatch(" ".join(name for name, _ in steps))
-            or options["NormalizeImage"].get("norm_type", "mean_std") != "mean_std"
-            or options.get("RandomResize", {}).get("random_interp")
-        ):
-            return None
-        kept = [step for step in steps if step[0] in ("Resize", "RandomResize", "RandomFlip")]
-        resizes = any(name != "RandomFlip" for name, _ in kept)
-        return cls(kept, options["PadBatch"].get("pad_to_stride", 0), resizes)
-
-    def sample(self, record: Sample, rng: np.random.Generator) -> Sample:
-        """Decode and transform one record."""
-        decode(record)
-        if "gt_bbox" in record and not self.resizes:
-            clip(record["gt_bbox"], *record["image"].shape[:2])
-        for name, arguments in self.steps:
-            if name == "Resize":
-                resize(record, **arguments)
-            elif name == "RandomResize":
-                random_resize(record, rng, **arguments)
-            elif rng.uniform() < arguments.get("prob", 0.5):
-                flip(record)
-        return record
-
-    def batch(self, samples: list[Sample]) -> dict[str, np.ndarray]:
-        """uint8 [N, H, W, 3], zero outside each image."""
-        shapes = np.array([s["image"].shape[:2] for s in samples])
-        height, width = padded(shapes.max(axis=0), self.pad_to_stride)
-        images = np.zeros((len(samples), height, width, 3), np.uint8)
-        for out, sample, (h, w) in zip(images, samples, shapes, strict=True):
-            out[:h, :w] = sample["image"]
-        return {"image": images}
-
-    def size(self, images: np.ndarray) -> tuple[int, int]:
-        """Height and width of a batch's images."""
-        return images.shape[1:3]
-
-
-def padded(shape: np.ndarray, stride: int) -> tuple[int, int]:
-    """Height and width rounded up to multiples of the stride (0 or less: as they are)."""
-    height, width = (int(x) if stride <= 0 else -(-int(x) // stride) * stride for x in shape)
-    return height, width
-
-
-class Generic:
-    """Any chain of stock's transforms, each sample seeded by itself."""
-
-    def __init__(
-        self, sample_transforms: Sequence[dict], batch_transforms: Sequence[dict], classes: int
-    ):
-        # Stock's transforms pull in ppdet, which the lean path never needs.
-        from fcos_recipe.compat import stock
-
-        def build(transforms: Sequence[dict]) -> list[Callable]:
-            operators = []
-            for name, arguments in named(transforms):
-                if name == "Gt2FCOSTarget":  # ours comes after all others
-                    continue
-                # Stock's Decode passes what it cannot decode on as bytes.
-                operators.append(decode if name == "Decode" else stock(name)(**arguments))
-                if hasattr(operators[-1], "num_classes"):
-                    operators[-1].num_classes = classes
-            return operators
-
-        self.sample_operators = build(sample_transforms)
-        self.batch_operators = build(batch_transforms)
-
-    def sample(self, record: Sample, rng: np.random.Generator) -> Sample:
-        seed_stock(rng)
-        for operator in self.sample_operators:
-            record = operator(record)
-        record["batch_seed"] = int(rng.integers(2**32))
-        return record
-
-    def batch(self, samples: list[Sample]) -> dict[str, np.ndarray]:
-        """float32 [N, 3, H, W] as stock's transforms leave it."""
-        seed_stock(np.random.default_rng([s.pop("batch_seed") for s in samples]))
-        for operator in self.batch_operators:
-            samples[:] = operator(samples)
-        return {"image": np.stack([s["image"] for s in samples])}
-
-    def size(self, images: np.ndarray) -> tuple[int, int]:
-        """Height and width of a batch's images."""
-        return images.shape[2:4]
-
-
-def seed_stock(rng: np.random.Generator) -> None:
-    """Seed the two global generators that stock's transforms draw from."""
-    np.random.seed(int(rng.integers(2**32)))
-    random.seed(int(rng.integers(2**32)))
 
 
 class Pipeline:
@@ -277,7 +34,7 @@ class Pipeline:
 
     Args:
         dataset: has `record(i)`, or stock's `roidbs`.
-        chain: `Lean` or `Generic`.
+        chain: `UsualChain` or `StockChain`.
         target: makes the targets of a batch; None without.
         seed: of all randomness.
         replace: take the next readable image in place of a bad one; else leave it out.
@@ -405,9 +162,9 @@ class Reader:
         self.use_shared_memory = use_shared_memory
         self.group_by_aspect = group_by_aspect
         self.seed, self.max_bad_images = seed or 0, max_bad_images
-        lean = Lean.of(sample_transforms, batch_transforms)
-        self.chain = lean or Generic(sample_transforms, batch_transforms, num_classes)
-        if lean is None:
+        usual = UsualChain.of(sample_transforms, batch_transforms)
+        self.chain = usual or StockChain(sample_transforms, batch_transforms, num_classes)
+        if usual is None:
             logger.info("%s: transforms beyond the usual chain: stock's own are used", name)
         rules = dict(named(batch_transforms)).get("Gt2FCOSTarget")
         self.target: Any = None if rules is None else Gt2FCOSTarget(**rules)

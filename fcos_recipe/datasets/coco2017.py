@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fcos_recipe.errors import UserError
 from fcos_recipe.files import archives, download
+from fcos_recipe.files.atomic import remove_drafts, write_json
 from fcos_recipe.files.download import Damaged, NoSpace, Progress, amount, say
 
 OURS = ".download"  # folder beside the data: archives in transit, and what is known to be complete
@@ -117,6 +118,7 @@ def get(folder: Path, release: Release = COCO_2017, options: Options = _DEFAULTS
             job.check_room(missing)
             sources = {archive.name: job.zip_given(archive) for archive in missing}
             for archive in missing:
+                remove_drafts(job.record_path(archive))
                 job.complete(archive, sources[archive.name])
     return job.summary(job.count())
 
@@ -222,12 +224,12 @@ class _Job:
             self.unchecked.add(archive.folder)
         return good
 
-    def _record_path(self, archive: Archive) -> Path:
+    def record_path(self, archive: Archive) -> Path:
         return self.ours / f"{archive.folder}.json"
 
     def _record(self, archive: Archive) -> dict | None:
         try:
-            record = json.loads(self._record_path(archive).read_text())
+            record = json.loads(self.record_path(archive).read_text())
             good = record["md5"] in (None, archive.md5) and isinstance(record["files"], dict)
             return record if good else None
         except (OSError, ValueError, KeyError, TypeError):
@@ -239,7 +241,7 @@ class _Job:
         record = {**more, "files": {name: [*found[name], crc] for name, crc in crcs.items()}}
         try:
             self.ours.mkdir(parents=True, exist_ok=True)
-            download.write_json(self._record_path(archive), record)
+            write_json(self.record_path(archive), record, compact=True)
         except OSError:
             pass  # a data set on a read-only disk is as good; the next call looks again
 

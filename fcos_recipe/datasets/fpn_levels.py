@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from fcos_recipe.config.load import Config, display
-from fcos_recipe.data.reader import Lean, named
 from fcos_recipe.data.targets import Gt2FCOSTarget, assign
+from fcos_recipe.data.transforms import UsualChain, named
 from fcos_recipe.errors import UserError
 
 ROWS = 1_000_000  # candidate locations of a level that are looked at together: 100 MB
@@ -56,7 +56,7 @@ class Rules:
                 "levels are those of an FCOS config"
             )
         steps = [dict(named(sample)) for sample, _ in chains]
-        fixed = Lean.of(*chains[0]) is not None and "RandomResize" not in steps[0]
+        fixed = UsualChain.of(*chains[0]) is not None and "RandomResize" not in steps[0]
         resize = steps[0 if fixed else 1].get("Resize")
         text = f"{display(config.path)}: "
         if resize is None:
@@ -71,7 +71,7 @@ class Rules:
         return cls(Gt2FCOSTarget(**arguments).rules, resize, text)
 
     def resized(self, box: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes as `reader.resize` leaves them, clipped.
+        """Boxes as `images.resize` leaves them, clipped.
 
         Args:
             box: float32 [M, 4], pixels of the original images.

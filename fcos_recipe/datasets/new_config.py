@@ -10,13 +10,13 @@ import json
 import math
 import os
 import shlex
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fcos_recipe.config import scaling
 from fcos_recipe.config.load import Config, display, load_config, yaml_text
 from fcos_recipe.errors import UserError, UserErrors, printable
+from fcos_recipe.files.atomic import draft
 from fcos_recipe.places import ROOT
 
 FINE_TUNING = 500  # steps of `base_batch` images that a run has at least, from a detector's weights
@@ -374,18 +374,13 @@ def _schedulers(given: list[dict], base_epochs: int, epochs: int, steps: int):
 def _written(path: Path, text: str, cards: int, images: int) -> scaling.ScalePlan:
     """Write beside, check as `fcos config validate --files` and a run do, then rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}", suffix=".yml")
     try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        config = load_config(name)
-        if missing := config.missing_files():
-            raise UserErrors(missing)
-        scaling.plan(config, cards, images)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        with draft(path, ending=".yml") as part:
+            part.write_text(text, encoding="utf-8")
+            config = load_config(part)
+            if missing := config.missing_files():
+                raise UserErrors(missing)
+            scaling.plan(config, cards, images)
     except UserError as error:
-        raise UserError(str(error).replace(display(Path(name)), display(path))) from None
-    finally:
-        Path(name).unlink(missing_ok=True)
+        raise UserError(str(error).replace(display(part), display(path))) from None
     return scaling.plan(load_config(path), cards, images)

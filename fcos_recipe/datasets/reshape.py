@@ -7,11 +7,8 @@ nor ids, know no classes, and refuse to merge files of different classes.
 """
 
 import argparse
-import contextlib
-import mmap
 import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,27 +20,15 @@ import numpy as np
 from msgspec import Raw
 
 from fcos_recipe.config.load import display
-from fcos_recipe.data.index import whole_ids
+from fcos_recipe.data import coco_json
 from fcos_recipe.datasets.locate import LOOK_AT, image_folder
 from fcos_recipe.errors import UserError, printable
+from fcos_recipe.files.atomic import replace_file
 
-SECTIONS = ("images", "annotations", "categories")
-
-
-class _Image(msgspec.Struct, gc=False):
-    id: int | str
-    file_name: str
-
-
-class _Annotation(msgspec.Struct, gc=False):
-    image_id: int | str
-    category_id: int | str
-    id: int | str | None = None
-
-
-class _Category(msgspec.Struct, gc=False):
-    id: int | str
-    name: str | int | None = None
+SECTIONS = {
+    "images": coco_json.ListedImage, "annotations": coco_json.Labels,
+    "categories": coco_json.Category,
+}  # fmt: skip
 
 
 @dataclass
@@ -70,10 +55,8 @@ class Annotations:
         Raises:
             UserError: missing, not COCO, an id twice, an unknown category.
         """
-        try:
-            with open(path, "rb") as file:
-                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            top = msgspec.json.decode(data, type=dict[str, Raw])
+        with coco_json.explained(path):
+            top = msgspec.json.decode(coco_json.mapped(path), type=dict[str, Raw])
             parts = {name: top.pop(name, Raw(b"[]")) for name in SECTIONS}
             raw = {
                 name: msgspec.json.decode(part, type=list[Raw] | None) or []
@@ -81,26 +64,17 @@ class Annotations:
             }
             images, annotations, categories = (  # ignored: a type that is a value to mypy
                 msgspec.json.decode(parts[name], type=list[kind] | None) or []  # type: ignore[valid-type]
-                for name, kind in zip(SECTIONS, (_Image, _Annotation, _Category))
+                for name, kind in SECTIONS.items()
             )
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}") from None
-        except msgspec.ValidationError as error:
-            raise UserError(f"{path}: {error}; expected COCO's instances format") from None
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
-            raise UserError(f"{path}: not a complete JSON file ({error}); get it again") from None
-        except RecursionError:
-            raise UserError(f"{path}: nested too deeply for COCO's instances format") from None
         name = str(path)
-        image_id = whole_ids(name, "images", "id", [i.id for i in images])
-        category_id = whole_ids(name, "categories", "id", [c.id for c in categories])
+        image_id = coco_json.ids(name, "images", images)
+        category_id = coco_json.ids(name, "categories", categories)
         for section, ids in (("images", image_id), ("categories", category_id)):
             if len(np.unique(ids)) < len(ids):
                 again = Counter(ids.tolist()).most_common(1)[0][0]
                 raise UserError(f"{path}: {section}: id {again} occurs twice; give each its own")
-        of_class = _rows(
-            category_id,
-            whole_ids(name, "annotations", "category_id", [a.category_id for a in annotations]),
+        of_class = coco_json.rows_of(
+            category_id, coco_json.ids(name, "annotations", annotations, "category_id")
         )
         if (of_class < 0).any():
             first = int(np.flatnonzero(of_class < 0)[0])
@@ -108,14 +82,13 @@ class Annotations:
                 f"{path}: annotations[{first}].category_id: {annotations[first].category_id} is "
                 f"not among the {len(category_id)} categories of the file"
             )
-        of_image = _rows(
-            image_id, whole_ids(name, "annotations", "image_id", [a.image_id for a in annotations])
+        of_image = coco_json.rows_of(
+            image_id, coco_json.ids(name, "annotations", annotations, "image_id")
         )
         return cls(
             name, top, raw["images"], raw["annotations"], raw["categories"], image_id,
             [i.file_name for i in images], [a.id for a in annotations], of_image, of_class,
-            category_id,
-            [str(c.name) if c.name is not None else f"class_{c.id}" for c in categories],
+            category_id, coco_json.class_names(categories, category_id),
         )  # fmt: skip
 
     def labels(self) -> np.ndarray:
@@ -140,15 +113,6 @@ class Annotations:
     def orphans(self) -> int:
         """Annotations of images that the file does not list."""
         return int((self.of_image < 0).sum())
-
-
-def _rows(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Row in `known`, whose values differ, of each wanted value; -1 where it is absent."""
-    if not len(known):
-        return np.full(len(wanted), -1)
-    order = np.argsort(known)
-    place = np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)
-    return np.where(known[order[place]] == wanted, order[place], -1)
 
 
 def stratify(labels: np.ndarray, unit: np.ndarray, shares: list[float], seed: int) -> np.ndarray:
@@ -426,16 +390,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        try:
-            with open(handle, "wb") as file:
-                file.write(msgspec.json.encode(content))
-            os.chmod(draft, 0o644)
-            os.replace(draft, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(draft)
-            raise
+        replace_file(path, msgspec.json.encode(content))
     except OSError as error:
         raise UserError(f"{error.filename or path}: {error.strerror}") from None
 

@@ -12,6 +12,7 @@ from fcos_recipe.console import log
 from fcos_recipe.evaluation.detections_file import JUDGED, save
 from fcos_recipe.evaluation.examples import draw_examples, outcomes, ranked
 from fcos_recipe.evaluation.metric import CocoMetric
+from fcos_recipe.files.atomic import write_json
 
 ANALYSIS, PLOTS = "analysis.json", "plots"
 # TIDE (Bolya et al., 2020): why a detection is wrong, and what was missed
@@ -135,8 +136,6 @@ def finish_evaluation(metric: CocoMetric, folder: Path, pictures: bool = True) -
     Returns:
         lines for the console.
     """
-    from fcos_recipe.checkpoint.storage import write_json
-
     if metric.judged and len(metric.judged["found"]["score"]):
         _try(JUDGED, lambda: save(metric, folder / JUDGED))
     analysis = analyse(metric)

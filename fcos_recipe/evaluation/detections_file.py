@@ -7,6 +7,7 @@ import numpy as np
 
 from fcos_recipe.errors import UserError
 from fcos_recipe.evaluation.metric import CocoMetric
+from fcos_recipe.files.atomic import replace_file
 
 JUDGED = "detections.npz"
 MOST_BYTES = 4 << 30  #: unpacked; a file that claims more is not one of ours
@@ -37,9 +38,7 @@ def save(metric: CocoMetric, path: Path) -> None:
             column = judged[part][name]
             wide = dtype is np.int32 and len(column) and np.abs(column).max() >= 2**31
             arrays[f"{part}_{name}"] = column if wide else column.astype(dtype)
-    with open(path.with_name(f".{path.name}"), "wb") as file:
-        np.savez_compressed(file, **arrays)
-    path.with_name(f".{path.name}").replace(path)
+    replace_file(path, lambda file: np.savez_compressed(file, **arrays))
 
 
 def read(path: Path) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fcos_recipe.evaluation.metric import CocoMetric
+from fcos_recipe.files.atomic import write_json
 
 EXAMPLES = "examples"  #: folder; index.json tells what its pictures are
 WORST, BEST = 6, 4  #: how many images of each kind are drawn
@@ -78,8 +79,6 @@ def draw_examples(metric: CocoMetric, threshold: float, folder: Path) -> int:
     Returns:
         number of images; 0 where it is not known where they are.
     """
-    from fcos_recipe.checkpoint.storage import write_json
-
     dataset = metric.dataset
     if dataset is None:
         return 0
@@ -109,7 +108,7 @@ def draw_examples(metric: CocoMetric, threshold: float, folder: Path) -> int:
 def _pictures(metric: CocoMetric, row: dict, file: str, target: Path, name: str) -> dict:
     from PIL import Image
 
-    from fcos_recipe.data.reader import read_image
+    from fcos_recipe.data.images import read_image
 
     image = Image.fromarray(read_image(file))
     scale = min(3.0, SIDE / max(image.size))  # captions need room on small images, too

@@ -2,49 +2,23 @@
 
 import json
 import re
-from itertools import chain
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from fcos_recipe.data.index import rows_by_name, whole_ids
+from fcos_recipe.data import coco_json
+from fcos_recipe.data.index import rows_by_name
 from fcos_recipe.errors import UserError
 
 #: columns of detections: name -> dtype; bbox is [M, 4], x, y, w, h in pixels
 COLUMNS = {"image_id": np.int64, "category_id": np.int64, "bbox": np.float64, "score": np.float64}
 
 
-class _Image(msgspec.Struct, gc=False):
-    id: int | str
-    width: float | None = None
-    height: float | None = None
-
-
-class _Category(msgspec.Struct, gc=False):
-    id: int | str
-    name: str | int | None = None
-
-
-class _Annotation(msgspec.Struct, gc=False):
-    image_id: int | str
-    category_id: int | str
-    bbox: tuple[float, float, float, float]
-    area: float | None = None
-    iscrowd: float | bool | None = None
-
-
 class _Annotations(msgspec.Struct, gc=False):
-    images: list[_Image]
-    categories: list[_Category]
-    annotations: list[_Annotation]
-
-
-class _Detection(msgspec.Struct, gc=False):
-    image_id: int | str
-    category_id: int
-    bbox: tuple[float, float, float, float]
-    score: float
+    images: list[coco_json.ImageSize]
+    categories: list[coco_json.Category]
+    annotations: list[coco_json.GroundTruth]
 
 
 def read_annotations(
@@ -71,8 +45,8 @@ def read_annotations(
         return _joined(source)
     name = "annotations" if isinstance(source, dict) else str(source)
     data = _decode(source, name, _Annotations, "a COCO annotation file")
-    image_id = whole_ids(name, "images", "id", [i.id for i in data.images])
-    category_id = whole_ids(name, "categories", "id", [c.id for c in data.categories])
+    image_id = coco_json.ids(name, "images", data.images)
+    category_id = coco_json.ids(name, "categories", data.categories)
     for key, ids in (("images", image_id), ("categories", category_id)):
         if len(np.unique(ids)) < len(ids):
             raise UserError(f"{name}: {key}: two entries have the same id; give each its own")
@@ -86,11 +60,11 @@ def read_annotations(
     }
     rows = data.annotations
     columns = {
-        "image_id": whole_ids(name, "annotations", "image_id", [a.image_id for a in rows]),
-        "category_id": whole_ids(name, "annotations", "category_id", [a.category_id for a in rows]),
-        "bbox": _boxes(rows),
-        "area": np.array([a.area for a in rows], np.float64),  # None becomes NaN
-        "iscrowd": np.fromiter((bool(a.iscrowd) for a in rows), np.int64, len(rows)),
+        "image_id": coco_json.ids(name, "annotations", rows, "image_id"),
+        "category_id": coco_json.ids(name, "annotations", rows, "category_id"),
+        "bbox": coco_json.boxes(rows),
+        "area": coco_json.areas(rows),
+        "iscrowd": coco_json.flags(rows, "iscrowd", np.int64),
     }
     listed = np.isin(columns["image_id"], image_id)
     unknown = listed & ~np.isin(columns["category_id"], category_id)
@@ -141,24 +115,20 @@ def read_results(path: str | Path) -> tuple[dict[str, np.ndarray], list[str]]:
     Raises:
         UserError: not such a file, and which entry and field.
     """
-    rows = _decode(path, str(path), list[_Detection], "a COCO results file, a list of detections")
-    ids = [row.image_id for row in rows]
-    texts = [k for k, value in enumerate(ids) if isinstance(value, str)]
-    for k in texts:
-        ids[k] = re.sub(r"\.\w+$", "", ids[k])
+    rows = _decode(
+        path, str(path), list[coco_json.Detection], "a COCO results file, a list of detections"
+    )
+    texts = [row for row in rows if isinstance(row.image_id, str)]
+    for row in texts:
+        row.image_id = re.sub(r"\.\w+$", "", row.image_id)
     notes = [f"{path}: {len(texts)} image ids written as text were read as numbers"]
     columns = {
-        "image_id": whole_ids(str(path), "", "image_id", ids),
+        "image_id": coco_json.ids(path, "", rows, "image_id"),
         "category_id": np.fromiter((row.category_id for row in rows), np.int64, len(rows)),
-        "bbox": _boxes(rows),
+        "bbox": coco_json.boxes(rows),
         "score": np.fromiter((row.score for row in rows), np.float64, len(rows)),
     }
     return columns, notes if texts else []
-
-
-def _boxes(rows: list) -> np.ndarray:
-    flat = chain.from_iterable(row.bbox for row in rows)
-    return np.fromiter(flat, np.float64, 4 * len(rows)).reshape(-1, 4)
 
 
 def _decode(source: str | Path | dict, name: str, kind: type, wanted: str):

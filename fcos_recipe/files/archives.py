@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
+from fcos_recipe.files.atomic import draft
 from fcos_recipe.files.download import (
     Damaged,
     NoSpace,
@@ -152,6 +153,5 @@ def _move(source: Path, target: Path) -> None:
     try:
         os.rename(source, target)
     except OSError:
-        draft = target.with_name(f".{target.name}.part")
-        shutil.copyfile(source, draft)
-        os.replace(draft, target)
+        with draft(target) as part:
+            shutil.copyfile(source, part)

@@ -31,6 +31,7 @@ from typing import Any
 
 from fcos_recipe import __version__
 from fcos_recipe.errors import RunFailure, UserError, printable
+from fcos_recipe.files.atomic import remove_drafts, write_json
 
 TIMEOUT = 30.0  # seconds without a byte until a connection counts as dead
 PIECE = 64 << 20  # bytes per request when several connections share a file
@@ -313,6 +314,7 @@ class _Transfer:
     def discard(self) -> None:
         """Remove what this transfer has written beside the file itself."""
         self.note_path.unlink(missing_ok=True)
+        remove_drafts(self.note_path)
         self.part.unlink(missing_ok=True)
 
     def run(self) -> str | None:
@@ -492,18 +494,8 @@ class _Transfer:
         """Bytes first, then the record of them: a power cut leaves no hole that looks done."""
         if self.note:
             os.fdatasync(self.file)
-            write_json(self.note_path, asdict(self.note))
+            write_json(self.note_path, asdict(self.note), compact=True)
         self.saved = time.monotonic()
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Write a JSON file in one step: readers see the old or the new one."""
-    draft = path.with_name(path.name + ".tmp")
-    with open(draft, "w") as file:
-        json.dump(value, file, separators=(",", ":"))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
 
 
 def _content_md5(headers: http.client.HTTPMessage) -> str | None:

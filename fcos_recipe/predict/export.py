@@ -207,7 +207,7 @@ def _batches(predictor, images: int = 8) -> list[dict[str, np.ndarray]]:
     Real ones of the config's evaluation or test set where they are there, cut to different shapes;
     else noise with rectangles, in which a trained model finds something as well.
     """
-    from fcos_recipe.data.reader import BadImage, read_image
+    from fcos_recipe.data.images import BadImage, read_image
 
     found = []
     for file in _files(predictor.config.data)[: 4 * images]:

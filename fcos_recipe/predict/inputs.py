@@ -75,7 +75,7 @@ def decoded(files: list[Path], ahead: int = 4) -> Iterator[tuple[Path, np.ndarra
     Yields:
         the file and uint8 [H, W, 3], RGB, or the `BadImage` that reading it raised.
     """
-    from fcos_recipe.data.reader import BadImage, read_image
+    from fcos_recipe.data.images import BadImage, read_image
 
     def read(file: Path):
         try:
@@ -106,13 +106,13 @@ class Video:
         count: frames by the file's own count, 0 where it does not say.
 
     Raises:
-        BadImage (data.reader): it cannot be opened or has no frame.
+        BadImage (data.images): it cannot be opened or has no frame.
     """
 
     def __init__(self, path: Path):
         import cv2
 
-        from fcos_recipe.data.reader import BadImage
+        from fcos_recipe.data.images import BadImage
 
         self.path = path
         self._capture = cv2.VideoCapture(str(path))
@@ -127,7 +127,7 @@ class Video:
         Raises:
             BadImage: at the end, if the file promised more frames than could be read.
         """
-        from fcos_recipe.data.reader import BadImage
+        from fcos_recipe.data.images import BadImage
 
         read = 0
         while True:

@@ -105,7 +105,7 @@ class Predictor:
                 sees: with more than 1 they change each other's scores a little.
 
         Raises:
-            BadImage (data.reader): a file that cannot be decoded.
+            BadImage (data.images): a file that cannot be decoded.
             UserError: an array of another kind.
         """
         found = []

@@ -3,12 +3,12 @@
 import fcntl
 import json
 import logging
-import os
 import time
 from pathlib import Path
 
 from fcos_recipe.console import Plain, log
 from fcos_recipe.errors import UserError
+from fcos_recipe.files.atomic import replace_file
 
 CONFIG, ENVIRONMENT, LOG, METRICS = "config.yml", "environment.json", "log.txt", "metrics.jsonl"
 
@@ -133,9 +133,7 @@ class RunDir:
         path = self.path / METRICS
         kept = [line for line in path.read_text().splitlines() if stays(line)]
         self._metrics.close()
-        part = path.with_name(f".{path.name}")
-        part.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(part, path)
+        replace_file(path, "".join(f"{line}\n" for line in kept))
         self._metrics = _Appender(path)
         self._tell("forget")
 

@@ -91,7 +91,7 @@ def pictures(metric, dataset, count: int) -> Iterator[tuple[str, np.ndarray]]:
     """
     import cv2
 
-    from fcos_recipe.data.reader import read_image
+    from fcos_recipe.data.images import read_image
     from fcos_recipe.drawing import draw
 
     found = metric.detections()

@@ -10,14 +10,14 @@ import pytest
 
 from fcos_recipe.data import reader as module
 from fcos_recipe.data.dataset import COCODataSet
+from fcos_recipe.data.images import read_image
 from fcos_recipe.data.reader import (
     EvalReader,
-    Generic,
-    Lean,
     TrainReader,
     shared_memory_fits,
     worker_count,
 )
+from fcos_recipe.data.transforms import StockChain, UsualChain
 from fcos_recipe.errors import UserError
 from tests.data.test_targets import check_same, stock_target
 from tests.helpers.coco_folders import coco, write
@@ -90,7 +90,7 @@ def test_pixels_and_targets_are_stocks(shared, size, flip, pad):
     dataset = mini(shared)
     transforms = chain(size, flip, pad)
     reader = TrainReader(**transforms, batch_size=3, shuffle=False)(dataset)
-    assert isinstance(reader.chain, Lean)
+    assert isinstance(reader.chain, UsualChain)
     stock_dataset = compat.stock("COCODataSet")(
         dataset.dataset_dir, dataset.image_dir, dataset.anno_path, data_fields=FIELDS
     )
@@ -127,8 +127,8 @@ def test_generic_path_is_stock_and_agrees_with_the_lean_one(shared):
     dataset = mini(shared)
     dataset.check_or_download_dataset()
     dataset.parse_dataset()
-    lean = Lean.of(**transforms)
-    generic = Generic(**transforms, classes=80)
+    lean = UsualChain.of(**transforms)
+    generic = StockChain(**transforms, classes=80)
     rng = np.random.default_rng
     for i in (0, 5, 9):
         one = lean.sample(dataset.record(i), rng(0))
@@ -148,7 +148,7 @@ def test_any_stock_transform_trains_and_repeats(shared):
     runs = []
     for workers in (0, 2):
         reader = TrainReader(**transforms, batch_size=4)(mini(shared), workers)
-        assert isinstance(reader.chain, Generic)
+        assert isinstance(reader.chain, StockChain)
         reader.set_epoch(1)
         runs.append(arrays(islice(reader, 4)))
     check_equal(*runs)
@@ -175,7 +175,7 @@ def test_which_chains_are_lean(change, lean):
     transforms = chain()
     sample, batch = ([{k: dict(v) for k, v in t.items()} for t in x] for x in transforms.values())
     change(sample, batch)
-    assert (Lean.of(sample, batch) is not None) == lean
+    assert (UsualChain.of(sample, batch) is not None) == lean
 
 
 def test_random_resize_draws_per_image(tmp_path):
@@ -329,7 +329,7 @@ def test_boxes_are_clipped_also_without_a_resize(tmp_path):
     del transforms["sample_transforms"][1]
     dataset = folder(tmp_path)
     dataset.parse_dataset()
-    sample = Lean.of(**transforms).sample(dataset.record(0), np.random.default_rng(0))
+    sample = UsualChain.of(**transforms).sample(dataset.record(0), np.random.default_rng(0))
     assert sample["gt_bbox"].tolist() == [[0, 0, 64, 48]]
 
 
@@ -344,7 +344,7 @@ def test_exif_and_grey_images_decode_as_in_opencv(tmp_path):
     Image.fromarray(pixels).convert("CMYK").save(tmp_path / "cmyk.jpg")
     for name, shape in (("turned.jpg", (30, 20, 3)), ("grey.png", (20, 30, 3)),
                         ("cmyk.jpg", (20, 30, 3))):  # fmt: skip
-        image = module.read_image(str(tmp_path / name))
+        image = read_image(str(tmp_path / name))
         expected = cv2.cvtColor(cv2.imread(str(tmp_path / name)), cv2.COLOR_BGR2RGB)
         assert image.shape == shape
         np.testing.assert_array_equal(image, expected)

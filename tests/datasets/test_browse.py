@@ -101,13 +101,13 @@ def test_boxes_are_where_they_belong(tmp_path):
 
 
 def test_corrupt_images_are_named_and_replaced(tmp_path, capsys):
-    tmp_path /= "own"  # images are also looked for beside an annotation file's folder
-    path = write(tmp_path, coco(images=6, boxes=1))
-    (tmp_path / "2.jpg").write_bytes(b"\xff\xd8 no image")
-    (tmp_path / "4.jpg").unlink()
-    tiles = list(annotated(Source("x", str(path), str(tmp_path)), Choice(limit=4), 64))
+    folder = tmp_path / "data"  # alone in its parent: images are also looked for beside it
+    path = write(folder, coco(images=6, boxes=1))
+    (folder / "2.jpg").write_bytes(b"\xff\xd8 no image")
+    (folder / "4.jpg").unlink()
+    tiles = list(annotated(Source("x", str(path), str(folder)), Choice(limit=4), 64))
     assert sorted(tile.title for tile in tiles) == ["0.jpg", "1.jpg", "3.jpg", "5.jpg"]
-    told = list(annotated(Source("x", str(path), str(tmp_path)), Choice(limit=6), 64))
+    told = list(annotated(Source("x", str(path), str(folder)), Choice(limit=6), 64))
     errors = capsys.readouterr().err
     assert len(told) == 4 and "2.jpg" in errors and "4.jpg" in errors and "skipped" in errors
     assert (

@@ -11,7 +11,8 @@ import pytest
 from fcos_recipe.cli import run
 from fcos_recipe.config.load import load_config
 from fcos_recipe.data.dataset import COCODataSet
-from fcos_recipe.data.reader import Pipeline, TrainReader, resize
+from fcos_recipe.data.images import resize
+from fcos_recipe.data.reader import Pipeline, TrainReader
 from fcos_recipe.data.targets import Gt2FCOSTarget, grid_shapes
 from fcos_recipe.datasets.fpn_levels import REASONS, Rules, positives, reasons
 from fcos_recipe.datasets.locate import RULES, Source

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from fcos_recipe.data.dataset import COCODataSet
+from fcos_recipe.data.images import BadImage, decode, read_image
 from fcos_recipe.data.index import EPSILON, parse
-from fcos_recipe.data.reader import BadImage, decode, read_image
 from fcos_recipe.datasets.verify import annotations, fix
 from fcos_recipe.datasets.verify.findings import KINDS, Findings
 from fcos_recipe.datasets.verify.images import inspect, inspect_all

@@ -22,7 +22,7 @@ from fcos_recipe.checkpoint import convert, storage, weights
 from fcos_recipe.cli import run
 from fcos_recipe.config import load_config
 from fcos_recipe.console import log, to_console
-from fcos_recipe.data.reader import BadImage, read_image
+from fcos_recipe.data.images import BadImage, read_image
 from fcos_recipe.errors import UserError, printable
 from fcos_recipe.files import archives
 from fcos_recipe.files.download import Damaged
@@ -314,7 +314,7 @@ def test_images_with_too_many_pixels(tmp_path):
             files[-1].write_bytes(make(side, side))
     program = """
 import sys
-from fcos_recipe.data.reader import BadImage, read_image
+from fcos_recipe.data.images import BadImage, read_image
 for path in sys.argv[1:]:
     try:
         print(read_image(path).shape)

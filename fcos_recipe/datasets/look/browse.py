@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from fcos_recipe.config.load import Config, display
+from fcos_recipe.data.coco_json import Detection
+from fcos_recipe.data.images import BadImage, read_image
 from fcos_recipe.data.index import Index
-from fcos_recipe.data.reader import BadImage, read_image
 from fcos_recipe.datasets.fpn_levels import REASONS, SIZES, WHY, Rules
 from fcos_recipe.datasets.locate import Source, add_arguments, sources
 from fcos_recipe.datasets.look.contact_sheet import (
@@ -109,11 +110,8 @@ class Detections:
     score: np.ndarray  #: float64 [D]
 
 
-class _Detection(msgspec.Struct, gc=False):
-    image_id: int
-    category_id: int
-    bbox: tuple[float, float, float, float]
-    score: float
+class _Detection(Detection, gc=False):
+    image_id: int  # as text it would be from another tool: nothing here would be found by it
     file_name: str | None = None
 
 

@@ -14,9 +14,10 @@ import numpy as np
 
 from fcos_recipe.config.load import Config, display
 from fcos_recipe.data.dataset import COCODataSet
-from fcos_recipe.data.reader import Pipeline, TrainReader, named
+from fcos_recipe.data.reader import Pipeline, TrainReader
 from fcos_recipe.data.sampler import TrainBatches
 from fcos_recipe.data.targets import Gt2FCOSTarget, grid_shapes
+from fcos_recipe.data.transforms import named
 from fcos_recipe.datasets.fpn_levels import positives, reasons
 from fcos_recipe.datasets.locate import Source
 from fcos_recipe.errors import UserError

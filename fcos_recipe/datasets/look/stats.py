@@ -7,7 +7,6 @@ again, where the index is mapped.
 
 import argparse
 import json
-import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from fcos_recipe.config.load import display
+from fcos_recipe.data import coco_json
 from fcos_recipe.data.index import Index
 from fcos_recipe.datasets.fpn_levels import REASONS, SIZES, WHY, Rules, positives, reasons
 from fcos_recipe.datasets.locate import Source, add_arguments, sources
@@ -190,15 +190,8 @@ def _classes(
     ]
 
 
-class _Area(msgspec.Struct, gc=False):
-    bbox: tuple[float, float, float, float] | None = None
-    area: float | None = None
-    iscrowd: float | bool | None = None
-    ignore: float | bool | None = None
-
-
-class _Areas(msgspec.Struct, gc=False):
-    annotations: list[_Area] | None = None
+class _Annotations(msgspec.Struct, gc=False):
+    annotations: list[coco_json.Annotation] | None = None
 
 
 def _coco_sizes(path: str) -> dict[str, int]:
@@ -206,8 +199,7 @@ def _coco_sizes(path: str) -> dict[str, int]:
 
     In COCO it is the mask's area, less than the box's: 41 % of COCO is small by it.
     """
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        boxes = msgspec.json.decode(text, type=_Areas).annotations or []
+    boxes = msgspec.json.decode(coco_json.mapped(path), type=_Annotations).annotations or []
     area = [
         a.bbox[2] * a.bbox[3] if a.area is None else a.area
         for a in boxes

@@ -9,23 +9,22 @@ whole file for one wrong type and takes a missing size for 0, so it is given sou
 import contextlib
 import gc
 import json
-import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain, compress
+from itertools import compress
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from fcos_recipe.data.index import _Annotation, _Category, _Image, _is_id, _rows_of
+from fcos_recipe.data import coco_json
+from fcos_recipe.data.coco_json import Annotation, Category, Image, is_id, rows_of
 from fcos_recipe.datasets.verify import boxes as box_checks
 from fcos_recipe.datasets.verify.boxes import Columns
 from fcos_recipe.datasets.verify.findings import Findings, by
-from fcos_recipe.errors import UserError
 
-SECTIONS = {"images": _Image, "categories": _Category, "annotations": _Annotation}
+SECTIONS = {"images": Image, "categories": Category, "annotations": Annotation}
 NOT_FINITE = ("NaN", "Infinity", "-Infinity")  # as Python's json writes them
 
 
@@ -73,10 +72,10 @@ class Content:
     def class_names(self) -> list[str]:
         """As training numbers the classes."""
         categories = self.entries["categories"]
-        return [f"class_{i}" if c.name is None else str(c.name) for _, c, i in categories]
+        return coco_json.class_names(categories.rows, categories.id)
 
 
-class _Row(_Annotation, gc=False):
+class _Row(Annotation, gc=False):
     segmentation: msgspec.Raw = msgspec.Raw(b"null")
 
 
@@ -93,14 +92,7 @@ def read(path: str, found: Findings) -> Content | None:
     Raises:
         UserError: the file can't be opened.
     """
-    try:
-        with open(path, "rb") as file:
-            empty = not os.fstat(file.fileno()).st_size
-            text = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:  # a pipe can't be mapped
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: annotation file cannot be read: {reason}") from None
-    return decode(path, text, found)
+    return decode(path, coco_json.mapped(path), found)
 
 
 def decode(path: str, text, found: Findings) -> Content | None:
@@ -184,7 +176,7 @@ def _entries(name: str, raws: list, found: Findings) -> Entries:
         good = []
         for place, row in zip(at, rows):
             values = {key: getattr(row, key) for key in fields}
-            good.append(all(map(_is_id, values.values())))
+            good.append(all(map(is_id, values.values())))
             if not good[-1]:
                 text = ", ".join(f"{key} {value!r:.60}" for key, value in values.items())
                 file = getattr(row, "file_name", None)
@@ -336,23 +328,14 @@ def _check_categories(content: Content, found: Findings) -> None:
 def _columns(content: Content) -> Columns:
     entries = content.entries["annotations"]
     rows, number = entries.rows, len(entries)
-    nothing = (np.nan,) * 4
-    boxes = chain.from_iterable(nothing if row.bbox is None else row.bbox for row in rows)
     return Columns(
         at=np.asarray(entries.at, np.int64),
         id=[row.id for row in rows],
-        image=_first_rows(content.entries["images"].id, entries.id),
-        category=_first_rows(content.entries["categories"].id, entries.category),
-        xywh=np.fromiter(boxes, np.float64, 4 * number).reshape(-1, 4),
-        area=np.array([row.area for row in rows], np.float64),
-        crowd=np.fromiter((bool(row.iscrowd) for row in rows), bool, number),
-        ignore=np.fromiter((bool(row.ignore) for row in rows), bool, number),
+        image=rows_of(content.entries["images"].id, entries.id),
+        category=rows_of(content.entries["categories"].id, entries.category),
+        xywh=coco_json.boxes(rows, np.nan),
+        area=coco_json.areas(rows),
+        crowd=coco_json.flags(rows, "iscrowd"),
+        ignore=coco_json.flags(rows, "ignore"),
         good=np.ones(number, bool),
     )
-
-
-def _first_rows(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Row of the first entry with each wanted id; -1 where there is none."""
-    order = np.argsort(known, kind="stable")
-    row = _rows_of(known[order], wanted)
-    return np.where(row < 0, -1, order[row] if len(known) else -1)

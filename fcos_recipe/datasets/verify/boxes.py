@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fcos_recipe.data.index import EPSILON, HUGE, _is_id
+from fcos_recipe.data.coco_json import is_id
+from fcos_recipe.data.index import EPSILON, HUGE
 from fcos_recipe.datasets.verify.findings import Findings, by
 
 LARGE = 1 << 20  # pixels; coordinates from here on are "huge" where the image's size is unknown
@@ -35,7 +36,7 @@ def check_annotation_ids(rows: Columns, files) -> None:
     """Ids that are missing or occur twice; "7" and 7 are the same."""
     missing = np.fromiter((i is None for i in rows.id), bool, len(rows.id))
     files("annotation_id_missing", missing, lambda i: "")
-    ids = [int(i) if isinstance(i, str) and _is_id(i) else i for i in rows.id]
+    ids = [int(i) if isinstance(i, str) and is_id(i) else i for i in rows.id]
     if len(set(ids)) == len(ids):
         return
     first: dict[Any, int] = {}

@@ -7,7 +7,6 @@ are copied byte for byte, and so are other sections.
 
 import os
 import re
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 
 from fcos_recipe.datasets.verify.annotations import SECTIONS, Content, check, decode, loose
 from fcos_recipe.datasets.verify.findings import KINDS, Findings
+from fcos_recipe.files.atomic import replace_file
 
 ROUNDS = 12  # a guard: three are the most that were seen
 # Kinds whose entry is removed.
@@ -219,12 +219,4 @@ def _parts(content: Content, edits: dict[str, dict[int, bytes | None]]) -> list[
 def write(path: Path, parts: Iterable[bytes]) -> None:
     """Write a file: all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with open(handle, "wb") as file:
-            file.writelines(parts)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    replace_file(path, lambda file: file.writelines(parts))

@@ -55,7 +55,7 @@ class Verdict:
 
 def inspect(path: str) -> Verdict:
     """Read one image as training does; never raises for what is in the file."""
-    from fcos_recipe.data.reader import BadImage, read_image
+    from fcos_recipe.data.images import BadImage, read_image
 
     seen = Verdict()
     try:

@@ -61,7 +61,7 @@ WORKERS = ["worker_num=2", "TrainReader.use_shared_memory=true"]
 # What a rank runs that is to stand still: rank 1 in training, rank 0 (which writes) in a save.
 HANGS = {
     "a rank stays away from a collective": "Trainer._seed_step = at_step_4(stand_still)",
-    "a data worker hangs": "reader.read_image = four_times(reader.read_image)",
+    "a data worker hangs": "images.read_image = four_times(images.read_image)",
     "a rank raises": "Trainer._seed_step = at_step_4(lambda: 1 / 0)",
     "a save hangs": "storage.save = lambda *_: stand_still()",
     "a rank hangs with the interpreter's lock":
@@ -74,7 +74,7 @@ from fcos_recipe.compat import import_ppdet
 from fcos_recipe.system import cpu_math
 cpu_math.ensure("cpu")
 import_ppdet()
-from fcos_recipe.data import reader
+from fcos_recipe.data import images
 from fcos_recipe.checkpoint import storage
 from fcos_recipe.training.trainer import Trainer
 seed = Trainer._seed_step

@@ -1,0 +1,162 @@
+"""COCO's JSON as typed structs, decoded by msgspec, and the columns that every reader takes of it.
+
+A struct declares only the fields that its reader uses: a field of the wrong type is an error, so
+that a reader must not ask for what it can do without.
+"""
+
+import contextlib
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from fcos_recipe.errors import UserError
+
+Id = int | str  # exports of some tools have ids as text
+Box = tuple[float, float, float, float]  # x, y, width, height in pixels
+
+
+class ListedImage(msgspec.Struct, gc=False):
+    id: Id
+    file_name: str
+
+
+class ImageSize(msgspec.Struct, gc=False):
+    id: Id
+    width: float | None = None
+    height: float | None = None
+
+
+class Image(ListedImage, gc=False):
+    width: float | None = None
+    height: float | None = None
+
+
+class Category(msgspec.Struct, gc=False):
+    id: Id
+    name: str | int | None = None
+
+
+class Labels(msgspec.Struct, gc=False):
+    """What an annotation belongs to."""
+
+    image_id: Id
+    category_id: Id
+    id: Id | None = None
+
+
+class Annotation(Labels, gc=False):
+    bbox: Box | None = None
+    area: float | None = None
+    iscrowd: float | bool | None = None
+    ignore: float | bool | None = None
+
+
+class GroundTruth(msgspec.Struct, gc=False):
+    """An annotation as evaluation uses it: not without a box."""
+
+    image_id: Id
+    category_id: Id
+    bbox: Box
+    area: float | None = None
+    iscrowd: float | bool | None = None
+
+
+class Detection(msgspec.Struct, gc=False):
+    """An entry of a results file."""
+
+    image_id: Id
+    category_id: int
+    bbox: Box
+    score: float
+
+
+@contextlib.contextmanager
+def explained(path: Any) -> Iterator[None]:
+    """Turn what msgspec raises about an annotation file into a `UserError`."""
+    try:
+        yield
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path}: {error}; expected COCO's instances format") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+        raise UserError(f"{path}: not a complete JSON file ({error}); get it again") from None
+    except RecursionError:
+        raise UserError(f"{path}: not COCO's instances format: nested too deeply") from None
+
+
+def mapped(path: str | os.PathLike) -> mmap.mmap | bytes:
+    """The bytes of a file, without a copy: `msgspec.Raw` values keep referring to it.
+
+    Raises:
+        UserError: it cannot be read, or mapped.
+    """
+    try:
+        with open(path, "rb") as file:
+            empty = not os.fstat(file.fileno()).st_size
+            return b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # a pipe cannot be mapped
+        raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def is_id(value: Id) -> bool:
+    with contextlib.suppress(ValueError):
+        return -(2**63) <= int(value) < 2**63
+    return False
+
+
+def ids(path: Any, section: str, entries: Sequence[Any], field: str = "id") -> np.ndarray:
+    """A field of the entries as int64; strings of digits ("000000000139") count as numbers.
+
+    Args:
+        path, section: where they are from, for the message.
+        entries: structs.
+        field: `id`, `image_id` or `category_id`.
+
+    Raises:
+        UserError: one is no whole number.
+    """
+    values = [getattr(entry, field) for entry in entries]
+    try:
+        return np.fromiter(map(int, values), np.int64, len(values))
+    except (ValueError, OverflowError):
+        position = next(i for i, value in enumerate(values) if not is_id(value))
+        raise UserError(
+            f"{path}: {section}[{position}].{field}: {values[position]!r} is not a whole number "
+            "below 2**63; COCO numbers its images and categories"
+        ) from None
+
+
+def class_names(categories: Sequence[Category], numbers: np.ndarray) -> list[str]:
+    """Names of categories, `class_ID` for one without a name."""
+    pairs = zip(categories, numbers.tolist(), strict=True)
+    return [f"class_{i}" if c.name is None else str(c.name) for c, i in pairs]
+
+
+def boxes(rows: Sequence[Any], missing: float = 0.0) -> np.ndarray:
+    """float64 [M, 4], x, y, width, height in pixels; four times `missing` where there is no box."""
+    nothing = (missing,) * 4
+    flat = chain.from_iterable(nothing if row.bbox is None else row.bbox for row in rows)
+    return np.fromiter(flat, np.float64, 4 * len(rows)).reshape(-1, 4)
+
+
+def areas(rows: Sequence[Any]) -> np.ndarray:
+    """float64 [M], NaN where the file gives none."""
+    return np.array([row.area for row in rows], np.float64)
+
+
+def flags(rows: Sequence[Any], field: str, dtype: type = bool) -> np.ndarray:
+    """`iscrowd` or `ignore` [M], 0 or 1; 0 where the file gives none."""
+    return np.fromiter((bool(getattr(row, field)) for row in rows), dtype, len(rows))
+
+
+def rows_of(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """int64 [W]: the first row in `known` of each wanted value, -1 where it is absent."""
+    if not len(known):
+        return np.full(len(wanted), -1)
+    order = np.argsort(known, kind="stable")
+    place = np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)
+    return np.where(known[order[place]] == wanted, order[place], -1)

@@ -1,0 +1,75 @@
+"""Files that are replaced in one step: whoever reads one sees the old content or the new one."""
+
+import contextlib
+import glob
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+@contextlib.contextmanager
+def draft(path: Path, durable: bool = False, ending: str = "") -> Iterator[Path]:
+    """A new, empty file beside `path`, which replaces it when the `with` block ends.
+
+    If the block or the replacement fails, the new file is removed and `path` stays as it was.
+
+    Args:
+        path: the file to replace or make; its folder must exist.
+        durable: the new content is on the disk before it replaces the old, so that a power cut
+            leaves one of the two.
+        ending: of the new file's name.
+    """
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}{ending}")
+    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        yield part
+        if durable:
+            flush(part)
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+
+
+def remove_drafts(path: Path) -> None:
+    """Remove what killed processes left of their drafts of `path`; nobody else may write to it."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        part.unlink(missing_ok=True)
+
+
+def replace_file(
+    path: Path, content: str | bytes | Callable[[BinaryIO], object], durable: bool = False
+) -> None:
+    """Write a file in one step.
+
+    Args:
+        path, durable: see `draft`.
+        content: text (written as UTF-8), bytes, or a function that writes to the opened file.
+    """
+    with draft(path, durable) as part, open(part, "wb") as file:
+        if callable(content):
+            content(file)
+        else:
+            file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, value: Any, compact: bool = False) -> None:
+    """Replace a JSON file, durably: a line per value, or `compact`: all in one line."""
+    if compact:
+        text = json.dumps(value, separators=(",", ":"))
+    else:
+        text = json.dumps(value, indent=1) + "\n"
+    replace_file(path, text, durable=True)
+
+
+def flush(path: Path) -> None:
+    """Make a file or folder survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
