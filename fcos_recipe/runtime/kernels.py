@@ -1,4 +1,4 @@
-"""Whether Paddle has the kernels that mixed precision asks for, checked before a run reads its data.
+"""Whether Paddle has the kernels that mixed precision asks for, checked before data is read.
 
 Paddle looks for a kernel when it launches an operator. One that is missing would end the run in its
 first step, with an error that names neither the config's key nor a remedy. What a run launches in

@@ -1,4 +1,4 @@
-"""Operators that a run launches: recorded from Paddle's own log, with the line that asks for each."""
+"""Operators that a run launches, from Paddle's own log, with the lines that ask for them."""
 
 import os
 import re
@@ -68,7 +68,7 @@ def record(name: str, folder: Path, *overrides: str, env: dict | None = None) ->
     """
     from fcos_recipe.data.shapes import make_shapes
 
-    make_shapes(folder, train=12, val=2, seed=3, size=(96, 128))
+    make_shapes(folder, train=6, val=2, seed=3, size=(96, 128))
     config = folder / f"{name}.yml"
     config.write_text(CONFIG.format(root=ROOT, name=name, shapes=folder))
     logging = {"GLOG_v": "6", "GLOG_minloglevel": "0"}
