@@ -68,7 +68,7 @@ def record(name: str, folder: Path, *overrides: str, env: dict | None = None) ->
     """
     from fcos_recipe.datasets.drawn_shapes import make_shapes
 
-    make_shapes(folder, train=12, val=2, seed=3, size=(96, 128))
+    make_shapes(folder, train=6, val=2, seed=3, size=(96, 128))
     config = folder / f"{name}.yml"
     config.write_text(CONFIG.format(root=ROOT, name=name, shapes=folder))
     logging = {"GLOG_v": "6", "GLOG_minloglevel": "0"}
