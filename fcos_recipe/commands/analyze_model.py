@@ -1,11 +1,10 @@
 """`fcos analyze_model`: parameters, multiply-adds, activations and time, by part of the model."""
 
-import argparse
 import json
 import statistics
 import time
-from pathlib import Path
 
+from fcos_recipe.commands.options import add_config, add_json, add_overrides, parser
 from fcos_recipe.config import load_config
 from fcos_recipe.errors import UserError
 from fcos_recipe.model import allreduce_cost
@@ -32,19 +31,15 @@ exit codes: 0 done, 2 bad input
 
 def main(argv: list[str]) -> int:
     """Print the facts of a config's model."""
-    parser = argparse.ArgumentParser(
-        prog="fcos analyze_model", description="Size, cost and time of a model, by part.",
-        epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    add = parser.add_argument
-    add("-c", "--config", required=True, help="YAML file")
-    add("-o", "--opt", nargs="*", action="extend", default=[], metavar="KEY=VALUE",
-        help="override config values")  # fmt: skip
+    ask = parser("analyze_model", "Size, cost and time of a model, by part.", _EXAMPLE)
+    add = ask.add_argument
+    add_config(ask, required=True)
+    add_overrides(ask)
     add("--size", default="800x1344", metavar="HxW",
         help="pixels of the padded image (default: %(default)s)")  # fmt: skip
     add("--batch", type=int, default=1, help="images (default: %(default)s)")
     add("--repeat", type=int, default=3, help="times each part is timed; 0: not at all")
-    add("--json", metavar="FILE", help="also write the result here")
+    add_json(ask)
     add("--scaling", action="store_true", help="instead: efficiency by cards and network")
     add(
         "--step-ms",
@@ -66,7 +61,7 @@ def main(argv: list[str]) -> int:
         metavar="US",
         help="with --scaling: microseconds of one round (default: %(default)g)",
     )
-    args = parser.parse_args(argv)
+    args = ask.parse_args(argv)
     if args.scaling and not (args.step_ms and args.step_ms > 0 and args.latency_us >= 0):
         raise UserError("--scaling: needs --step-ms MS, the time of a training step on one card")
     try:
@@ -92,7 +87,7 @@ def main(argv: list[str]) -> int:
     print(_table(result))
     if args.json:
         try:
-            Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+            args.json.write_text(json.dumps(result, indent=1) + "\n")
         except OSError as error:
             raise UserError(f"--json {args.json}: {error.strerror}") from None
     return 0

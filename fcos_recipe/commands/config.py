@@ -1,8 +1,11 @@
 """`fcos config print|validate|diff|keys|new`."""
 
 import argparse
+import os
+import shlex
 from pathlib import Path
 
+from fcos_recipe.commands.options import add_overrides, parser
 from fcos_recipe.config import reference
 from fcos_recipe.config.effects import differences
 from fcos_recipe.config.load import Config, display, load_config, project_configs
@@ -29,42 +32,37 @@ examples:
 
 def main(argv: list[str]) -> int:
     """Parse and run; see `fcos config --help`."""
-    parser = argparse.ArgumentParser(
-        prog="fcos config",
-        epilog=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
+    ask = parser("config", None, DESCRIPTION)
+    commands = ask.add_subparsers(dest="command", required=True)
     show = commands.add_parser("print", help="the resolved YAML with the origin of each value")
     show.add_argument("config")
     check = commands.add_parser("validate", help="check files; default: the project's configs/")
     check.add_argument("config", nargs="*")
     check.add_argument("--files", action="store_true", help="data and weights must exist, too")
     compare = commands.add_parser("diff", help="keys in which two configs differ, both values")
-    compare.add_argument("config", nargs=2, metavar=("A", "B"))
+    compare.add_argument("a", metavar="A")
+    compare.add_argument("b", metavar="B")
     for sub in (show, check, compare):
-        sub.add_argument("-o", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+        add_overrides(sub)
         sub.add_argument("--strict", action="store_true", default=None,
                          help="what PaddleDetection silently ignores is an error")  # fmt: skip
     keys = commands.add_parser("keys", help="the recipe's keys: type, default, meaning")
     keys.add_argument("--markdown", action="store_true", help="as docs/configuration.md has them")
     create = commands.add_parser("new", help="write a short config for your own data", epilog=_NEW,
                                  formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    from fcos_recipe.datasets.new_config import add_arguments, new
-
-    add_arguments(create)
-    args = parser.parse_args(argv)
+    _add_new(create)
+    args = ask.parse_args(argv)
     if args.command == "new":
-        return new(args)
+        return _new(args)
     if args.command == "keys":
         print(reference.markdown() if args.markdown else "\n".join(reference.lines()))
         return 0
     if args.command == "print":
-        config = load_config(args.config, args.o, args.strict)
+        config = load_config(args.config, args.opt, args.strict)
         print(resolved(config), end="")
         return _warn(config)
     if args.command == "diff":
-        a, b = (load_config(path, args.o, args.strict) for path in args.config)
+        a, b = (load_config(path, args.opt, args.strict) for path in (args.a, args.b))
         return _diff(a, b)
     return _validate(args)
 
@@ -81,7 +79,7 @@ def _validate(args: argparse.Namespace) -> int:
     errors = []
     for path in args.config or project_configs():
         try:
-            config = load_config(path, args.o, args.strict)
+            config = load_config(path, args.opt, args.strict)
             if args.files and (missing := config.missing_files()):
                 raise UserErrors(missing)
             print(f"ok  {display(Path(path))}")
@@ -98,4 +96,52 @@ def _validate(args: argparse.Namespace) -> int:
 def _warn(config: Config) -> int:
     for line in config.warnings:
         print(f"# warning: {line}")
+    return 0
+
+
+def _add_new(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--data", type=Path, required=True, metavar="DIR", help="a folder in COCO format")
+    add("-o", "--output", type=Path, required=True, metavar="FILE.yml", help="the new config")
+    add("--base", default="fcos_r50_fpn_1x_coco", metavar="CONFIG",
+        help="a config of configs/fcos, or a file (default: %(default)s)")  # fmt: skip
+    add("--train", metavar="JSON", help="annotations for training, where they are not found")
+    add("--val", metavar="JSON|none", help="annotations for evaluation; none: do without")
+    add("--images", type=Path, metavar="DIR",
+        help="where to look for the images: here or one folder below")  # fmt: skip
+    add("--cards", type=_count, default=1, metavar="N", help="processes (default: %(default)s)")
+    add("--batch-size", type=_count, metavar="N", help="images per card (default: the base's)")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--weights", metavar="W",
+                       help="start from this file, URL or name of `fcos weights list` "
+                            "(default: the base's, trained on COCO)")  # fmt: skip
+    start.add_argument("--from-scratch", action="store_true", help="start from random weights")
+    add("--force", action="store_true", help="replace FILE.yml")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
+
+
+def _new(args: argparse.Namespace) -> int:
+    from fcos_recipe.datasets.new_config import Request, new
+
+    asked = {key: value for key, value in vars(args).items() if key != "command"}
+    made = new(Request(**asked))
+    train, val, plan = made.train, made.val, made.plan
+    print(f"{display(args.output)}: {len(train.boxes)} classes, {train.images} images to train on, "
+          f"{val.images if val else 'none'} to evaluate on")  # fmt: skip
+    for line in plan.lines + [f"warning: {line}" for line in plan.warnings]:
+        print(f"  {line}")
+    if not val:
+        print(f"{os.path.abspath(args.data)}: no annotations for evaluation: training goes "
+              "without. To have some, name them (--val JSON), or `fcos dataset split` those that "
+              "there are")  # fmt: skip
+    elif both := len(train.files & val.files):
+        print(f"warning: {both} of {val.images} images for evaluation are also trained on: "
+              "AP will be too high")  # fmt: skip
+    launcher = "bash scripts/train.sh" if args.cards > 1 else "python tools/train.py -c"
+    print(f"next: {launcher} {shlex.quote(display(args.output))}{' --eval' * bool(val)}")
     return 0

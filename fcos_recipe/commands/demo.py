@@ -1,12 +1,13 @@
 """The demonstration: draw a data set, train on it, evaluate, draw predictions, tell the figures."""
 
-import argparse
 import json
 import time
 from pathlib import Path
 
 from fcos_recipe.cli import run
-from fcos_recipe.commands.report import HTML
+from fcos_recipe.commands.draw_shapes import draw
+from fcos_recipe.commands.options import add_config, add_overrides, parser
+from fcos_recipe.report.write import HTML
 
 CONFIG = "configs/fcos/fcos_r18_fpn_demo.yml"
 DATA = "datasets/demo"
@@ -17,23 +18,21 @@ def main(argv: list[str] | None = None) -> int:
 
     All figures are read from what the training run left in its directory.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m fcos_recipe.commands.demo", description=__doc__
-    )
-    parser.add_argument("--config", "-c", default=CONFIG, help="default: %(default)s")
-    parser.add_argument("--output", default="output/demo", help="default: %(default)s")
-    parser.add_argument(
+    ask = parser("", __doc__, "", prog="python -m fcos_recipe.commands.demo")
+    add_config(ask, "default: %(default)s", default=CONFIG)
+    ask.add_argument("--output", default="output/demo", help="default: %(default)s")
+    ask.add_argument(
         "--started", type=float, default=time.time(), metavar="T",
         help="seconds since 1970 at which the demonstration began, default now",
     )  # fmt: skip
-    parser.add_argument("-o", "--opt", nargs="*", default=[], help="config overrides for training")
-    args = parser.parse_args(argv)
+    add_overrides(ask, "config overrides for training")
+    args = ask.parse_args(argv)
     output = Path(args.output)
     trained, drawn = output / "run", output / "drawn"
     weights = trained / "model_final.pdparams"
     seconds = {"install": time.time() - args.started}
     steps = {
-        "data": _draw_data,
+        "data": lambda: draw(DATA),
         "train": lambda: run(
             "train", ["-c", args.config, "--eval", "--output", str(trained), "-o", *args.opt]
         ),
@@ -94,12 +93,6 @@ def summary(trained: Path) -> dict:
         "images_per_second": throughput(records)["images_per_second"],
         "evaluation_images_per_second": evaluation["images_per_second"],
     }
-
-
-def _draw_data() -> int:
-    from fcos_recipe.datasets.drawn_shapes import main as shapes
-
-    return shapes(["--output", DATA])
 
 
 if __name__ == "__main__":

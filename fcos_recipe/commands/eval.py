@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+from fcos_recipe.commands.options import add_json, write
 from fcos_recipe.commands.train import common_parser, load
 from fcos_recipe.config.load import data_paths
 from fcos_recipe.errors import UserError, UserErrors, printable
@@ -30,7 +31,7 @@ def evaluate(argv: list[str]) -> int:
     add("--weights", metavar="W", help="weights file, checkpoint folder, exported model or URL")
     add("--predictions", metavar="DETS.json", help="COCO results file to judge without a model")
     add("--annotations", metavar="GT.json", help="annotations that --predictions belong to")
-    add("--json", metavar="FILE", help="also write the result here")
+    add_json(parser)
     add("--save-predictions", metavar="FILE", help="write all detections as COCO results")
     add("--classwise", action="store_true", help="more figures for each class")
     add("--score-threshold", type=float, default=0.0, metavar="S",
@@ -170,8 +171,7 @@ def _report(
             for line in finish_evaluation(metric, folder, pictures=not args.no_plots):
                 print(line)
         if args.json:
-            Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-            Path(args.json).write_text(content + "\n")
+            write(args.json, content + "\n")
         if args.save_predictions:
             metric.write_predictions(args.save_predictions)
     except OSError as error:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fcos_recipe.commands import options
 from fcos_recipe.config import load_config
 from fcos_recipe.errors import UserError
 from fcos_recipe.predict.backends import PRECISIONS
@@ -199,14 +200,11 @@ def _write(output: Path, rows: list[dict], as_csv: bool) -> None:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="fcos infer", description="Draw boxes on images and videos, write COCO results.",
-        epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    text = "Draw boxes on images and videos, write COCO results."
+    parser = options.parser("infer", text, _EXAMPLE)
     add = parser.add_argument
-    add("-c", "--config", help="YAML file (default: config.yml of the weights' run directory)")
-    add("-o", "--opt", nargs="*", action="extend", default=[], metavar="KEY=VALUE",
-        help="override config values; needs -c")  # fmt: skip
+    options.add_config(parser, "YAML file (default: config.yml of the weights' run directory)")
+    options.add_overrides(parser, "override config values; needs -c")
     add("--strict", action="store_true", default=None, help=argparse.SUPPRESS)
     add("--weights", metavar="W", help="checkpoint, .pdparams or URL (default: config's `weights`)")
     add(

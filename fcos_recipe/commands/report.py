@@ -3,14 +3,12 @@
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from fcos_recipe.console import log
-from fcos_recipe.errors import UserError, printable
-from fcos_recipe.files.atomic import replace_file
+from fcos_recipe.commands.options import parser
+from fcos_recipe.errors import printable
+from fcos_recipe.report.write import HTML, MARKDOWN, make, write
 
-HTML, MARKDOWN = "report.html", "report.md"
 PORT = 8040
 _HELP = """\
 examples:
@@ -29,11 +27,8 @@ exit codes: 0 written, or --serve ended by SIGTERM; 2 not a run directory, or no
 
 def main(argv: list[str]) -> int:
     """Parse and run; see `fcos report --help`."""
-    parser = argparse.ArgumentParser(
-        prog="fcos report", description="One file that tells all of a run.", epilog=_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    add = parser.add_argument
+    ask = parser("report", "One file that tells all of a run.", _HELP)
+    add = ask.add_argument
     add("run", type=Path, metavar="RUN_DIR", help="of fcos train, or an output of fcos eval")
     add("--compare", type=Path, nargs="+", default=[], metavar="OTHER",
         help="run directories, at most five")  # fmt: skip
@@ -49,11 +44,11 @@ def main(argv: list[str]) -> int:
         metavar="PORT",
         help=f"show it on this machine at http://127.0.0.1:PORT (default {PORT}; 0: a free one)",
     )
-    args = parser.parse_args(argv)
+    args = ask.parse_args(argv)
     if len(args.compare) > 5:
-        parser.error("--compare: at most five")
+        ask.error("--compare: at most five")
     if args.bootstrap is not None and not 0 <= args.bootstrap <= 100_000:
-        parser.error("--bootstrap: from 0 to 100000")
+        ask.error("--bootstrap: from 0 to 100000")
     if args.serve is not None:
         return _serve(args)
     if args.compare and args.bootstrap != 0:
@@ -62,63 +57,6 @@ def main(argv: list[str]) -> int:
     for path in write(args.run, args.compare, args.bootstrap, args.output):
         print(printable(str(path)))
     return 0
-
-
-def make(path: Path, compare: Sequence[Path] = (), samples: int | None = None):
-    """The report of a run directory as `blocks.Report`.
-
-    Raises:
-        UserError: one of the directories is not a run's.
-    """
-    from fcos_recipe.report.sections import build
-    from fcos_recipe.runs.contents import read_run
-
-    run, others = read_run(path), [read_run(other) for other in compare]
-    comparison = None
-    if others:
-        from fcos_recipe.report.compare import SAMPLES, blocks
-
-        comparison = blocks(run, others, SAMPLES if samples is None else samples)
-    return build(run, others, comparison)
-
-
-def write(
-    path: Path, compare: Sequence[Path] = (), samples: int | None = None, folder: Path | None = None
-) -> list[Path]:
-    """Write `HTML` and `MARKDOWN`.
-
-    Args:
-        path: run directory.
-        compare: others to set beside it.
-        samples: draws of the bootstrap; None: the default.
-        folder: where to; default the run directory.
-
-    Returns:
-        the two files.
-
-    Raises:
-        UserError: not a run directory, or the files can't be written.
-    """
-    from fcos_recipe.report import html, markdown
-
-    report, folder = make(path, compare, samples), folder or path
-    texts = {HTML: html.page(report), MARKDOWN: markdown.page(report, folder)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            replace_file(folder / name, text.encode(errors="replace"))
-    except OSError as error:
-        where = error.filename or folder
-        raise UserError(f"{where}: {error.strerror}; choose another place with --output") from None
-    return [folder / name for name in texts]
-
-
-def after_training(path: Path) -> None:
-    """Write the report of a run that has just ended. It never fails: one line instead."""
-    try:
-        log.info("report: %s", write(path)[0])
-    except Exception as error:
-        log.warning("report: not written: %s: %s", type(error).__name__, error)
 
 
 def _serve(args: argparse.Namespace) -> int:

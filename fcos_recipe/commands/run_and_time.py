@@ -5,7 +5,6 @@ imports, data workers, evaluations and saves, without the preparation (data, bac
 benchmark suites count it.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -13,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+from fcos_recipe.commands.options import add_overrides, parser
 from fcos_recipe.commands.verify_result import lines_of
 from fcos_recipe.config import Config, load_config
 from fcos_recipe.errors import UserError, UserErrors, printable, tell
@@ -86,17 +86,15 @@ def result(run: Run, verdict: Verdict, started: float) -> dict:
 
 def main(argv: list[str] | None = None) -> int:
     """`python -m fcos_recipe.commands.run_and_time`: see `--help`."""
-    parser = argparse.ArgumentParser(
-        prog="scripts/run_and_time.sh", epilog=_EXAMPLE, allow_abbrev=False,
-        description="Prepare, train, evaluate; tell AP, throughput and time to train.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ask = parser(
+        "", "Prepare, train, evaluate; tell AP, throughput and time to train.", _EXAMPLE,
+        prog="scripts/run_and_time.sh", allow_abbrev=False,
     )  # fmt: skip
-    add = parser.add_argument
+    add = ask.add_argument
     add("config", metavar="CONFIG", help="YAML file")
     add("--output", type=Path, metavar="DIR", help="run directory (default: save_dir/CONFIG_NAME)")
-    add("-o", "--opt", nargs="*", action="extend", default=[], metavar="KEY=VALUE",
-        help="override config values")  # fmt: skip
-    args, rest = parser.parse_known_args(argv)
+    add_overrides(ask)
+    args, rest = ask.parse_known_args(argv)
     config = load_config(args.config, args.opt)
     folder = args.output or Path(config.data["save_dir"]) / config.name
     prepare(config)

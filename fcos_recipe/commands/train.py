@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from fcos_recipe.commands import options
 from fcos_recipe.config import load_config
 from fcos_recipe.config.schema import LOGGERS
 from fcos_recipe.errors import UserErrors
@@ -29,14 +30,10 @@ def yes(text: str) -> bool:
 
 
 def common_parser(name: str, text: str, example: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"fcos {name}", description=text, epilog=example,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = options.parser(name, text, example)
+    options.add_config(parser)
+    options.add_overrides(parser, "override config values, e.g. LearningRate.base_lr=0.005")
     add = parser.add_argument
-    add("-c", "--config", help="YAML file")
-    add("-o", "--opt", nargs="*", action="extend", default=[], metavar="KEY=VALUE",
-        help="override config values, e.g. LearningRate.base_lr=0.005")  # fmt: skip
     add("--output", metavar="DIR", help="run directory (default: save_dir/CONFIG_NAME)")
     add("--strict", action="store_true", default=None,
         help="unknown keys are errors in PaddleDetection's own YAML too")  # fmt: skip
@@ -82,8 +79,8 @@ def train(argv: list[str]) -> int:
     logging_to = loggers.chosen([*args.logger, *["visualdl"] * args.use_vdl], config.data)
     device = compute.start(compute.requested(config)).device
 
-    from fcos_recipe.commands.report import after_training
     from fcos_recipe.evaluation.collectives import gather
+    from fcos_recipe.report.write import after_training
     from fcos_recipe.runs import loss_band
     from fcos_recipe.runs.directory import RunDir
     from fcos_recipe.system import out_of_memory

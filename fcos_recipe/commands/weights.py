@@ -1,11 +1,11 @@
 """`fcos weights`: what is published and cached, and conversion to other formats."""
 
-import argparse
 import re
 import sys
 from pathlib import Path
 
 from fcos_recipe.checkpoint import zoo
+from fcos_recipe.commands.options import parser
 from fcos_recipe.errors import UserError
 from fcos_recipe.files import download
 
@@ -26,10 +26,8 @@ recorded; 4 the disk is full
 
 def main(argv: list[str]) -> int:
     """`fcos weights list|get|verify|convert`."""
-    parser = argparse.ArgumentParser(
-        prog="fcos weights", epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
+    ask = parser("weights", None, _EXAMPLE)
+    commands = ask.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="what is published and what is in the cache")
     get = commands.add_parser("get", help="fetch into the cache")
     get.add_argument("name", nargs="+", help="a name from the list, `all`, or a URL")
@@ -39,7 +37,7 @@ def main(argv: list[str]) -> int:
     convert.add_argument("target", type=Path, help="new file; --format adds a missing ending")
     convert.add_argument("--format", choices=("safetensors", "paddledet"),
                          help="default: by the target's ending")  # fmt: skip
-    args = parser.parse_args(argv)
+    args = ask.parse_args(argv)
     if args.command == "convert":
         from fcos_recipe.checkpoint.convert import convert as to  # imports Paddle
 

@@ -5,7 +5,6 @@ by another, some images without any. Class is told by outline alone: colour, siz
 texture are drawn from the same distributions for all.
 """
 
-import argparse
 import hashlib
 import json
 import shutil
@@ -197,25 +196,3 @@ def _paint(
     if rng.random() < 0.3:
         points = [outline.round().astype(np.int32)]
         cv2.polylines(image, points, True, rng.uniform(0, 255, 3).tolist(), 1, cv2.LINE_AA)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """`python -m fcos_recipe.datasets.drawn_shapes`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fcos_recipe.datasets.drawn_shapes",
-        description=__doc__,
-        epilog="example: python -m fcos_recipe.datasets.drawn_shapes --output dataset/shapes",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--output", required=True, help="directory to make")
-    parser.add_argument("--train", type=int, default=1000, help="images (default %(default)s)")
-    parser.add_argument("--val", type=int, default=100, help="images (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    drawn = make_shapes(args.output, args.train, args.val, args.seed)
-    print(f"{args.output}: {'drawn' if drawn else 'already there, intact'}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

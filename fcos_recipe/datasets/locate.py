@@ -1,6 +1,5 @@
 """Which annotations and images a `fcos dataset` command means: DIR, FILE.json or a config."""
 
-import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -37,51 +36,44 @@ class Source:
         return open_index(self.path)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that `sources` reads."""
-    add = parser.add_argument
-    add("target", nargs="?", type=Path, metavar="DIR|FILE.json",
-        help="a folder in COCO format, or an annotation file")  # fmt: skip
-    add("-c", "--config", type=Path, metavar="CONFIG",
-        help="the data of this config, unless DIR or FILE.json is given; its sizes, levels and "
-             f"augmentation in any case (default: {RULES.name})")  # fmt: skip
-    add("-o", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-        help="change the config")  # fmt: skip
-    add("--split", choices=SPLITS, help="default: all there are, training first")
-    add("--images", type=Path, metavar="DIR", help="the images, where they are not found")
-
-
-def sources(args: argparse.Namespace, look: bool = True) -> tuple[list[Source], Config]:
-    """The splits that the arguments mean, and the config whose rules hold.
+def sources(
+    target: Path | None, config: Path | None, overrides: Sequence[str] = (),
+    split: str | None = None, images: Path | None = None, look: bool = True,
+) -> tuple[list[Source], Config]:  # fmt: skip
+    """The splits of a data set, and the config whose rules hold.
 
     Args:
-        args: parsed, see `add_arguments`.
+        target: a folder in COCO format, or an annotation file; None: the data of `config`.
+        config: default `RULES`.
+        overrides: KEY=VALUE of the config.
+        split: only this one of `SPLITS`.
+        images: folder of the images; None: where they are found.
         look: look for the images where they are not named, which needs sound annotations.
 
     Raises:
         UserError: nothing named, nothing found; the line says what was looked for.
     """
-    if args.target is None and args.config is None:
+    if target is None and config is None:
         raise UserError("no data named: give DIR, FILE.json or -c CONFIG")
-    config = load_config(args.config or RULES, args.o)
-    if args.target is None:
-        found = _of_config(config, args.split)
-    elif args.target.is_dir():
-        found = _of_folder(args.target, args.split)
-    elif args.target.is_file():
-        found = [Source(args.target.stem, str(args.target), None)]
+    rules = load_config(config or RULES, overrides)
+    if target is None:
+        found = _of_config(rules, split)
+    elif target.is_dir():
+        found = _of_folder(target, split)
+    elif target.is_file():
+        found = [Source(target.stem, str(target), None)]
     else:
-        raise UserError(f"{args.target}: no such folder or annotation file")
+        raise UserError(f"{target}: no such folder or annotation file")
     for source in found:
-        if args.images is not None:
-            if not args.images.is_dir():
-                raise UserError(f"{args.images}: --images: no such folder")
-            source.images = str(args.images)
+        if images is not None:
+            if not images.is_dir():
+                raise UserError(f"{images}: --images: no such folder")
+            source.images = str(images)
         elif look and (source.images is None or not os.path.isdir(source.images)):
             index = source.index()
             names = [index.file_name(row) for row in range(min(LOOK_AT, len(index)))]
             source.images = image_folder(source.path, names, source.name)
-    return found, config
+    return found, rules
 
 
 def _of_config(config: Config, split: str | None) -> list[Source]:

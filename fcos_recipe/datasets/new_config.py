@@ -5,11 +5,10 @@ for `FINE_TUNING` steps of the base's batch, `SCRATCH` times as many from random
 one gets the base's own epochs.
 """
 
-import argparse
 import json
 import math
 import os
-import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,34 +51,46 @@ class Split(NamedTuple):
         return {"dataset_dir": str(data), **paths, **more}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `fcos config new`."""
-    add = parser.add_argument
-    add("--data", type=Path, required=True, metavar="DIR", help="a folder in COCO format")
-    add("-o", "--output", type=Path, required=True, metavar="FILE.yml", help="the new config")
-    add("--base", default="fcos_r50_fpn_1x_coco", metavar="CONFIG",
-        help="a config of configs/fcos, or a file (default: %(default)s)")  # fmt: skip
-    add("--train", metavar="JSON", help="annotations for training, where they are not found")
-    add("--val", metavar="JSON|none", help="annotations for evaluation; none: do without")
-    add("--images", type=Path, metavar="DIR",
-        help="where to look for the images: here or one folder below")  # fmt: skip
-    add("--cards", type=_count, default=1, metavar="N", help="processes (default: %(default)s)")
-    add("--batch-size", type=_count, metavar="N", help="images per card (default: the base's)")
-    start = parser.add_mutually_exclusive_group()
-    start.add_argument("--weights", metavar="W",
-                       help="start from this file, URL or name of `fcos weights list` "
-                            "(default: the base's, trained on COCO)")  # fmt: skip
-    start.add_argument("--from-scratch", action="store_true", help="start from random weights")
-    add("--force", action="store_true", help="replace FILE.yml")
+@dataclass
+class Request:
+    """What `new` is asked for.
+
+    Args:
+        data: a folder in COCO format.
+        output: the new config.
+        base: a config of configs/fcos, or a file.
+        train, val: annotations, where they are not found; val "none": do without.
+        images: where to look for the images: here or one folder below.
+        cards: processes.
+        batch_size: images per card; None: the base's.
+        weights: a file, URL or name of the zoo to start from; None: the base's.
+        from_scratch: start from random weights.
+        force: replace `output`.
+    """
+
+    data: Path
+    output: Path
+    base: str = "fcos_r50_fpn_1x_coco"
+    train: str | None = None
+    val: str | None = None
+    images: Path | None = None
+    cards: int = 1
+    batch_size: int | None = None
+    weights: str | None = None
+    from_scratch: bool = False
+    force: bool = False
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
-    return int(text)
+@dataclass
+class Written:
+    """What `new` has found, and how its config trains."""
+
+    train: Split
+    val: Split | None
+    plan: scaling.ScalePlan
 
 
-def new(args: argparse.Namespace) -> int:
+def new(args: Request) -> Written:
     """Write the config.
 
     Raises:
@@ -109,19 +120,7 @@ def new(args: argparse.Namespace) -> int:
         plan = _written(args.output, text, args.cards, _used(train))
     except OSError as error:
         raise UserError(f"{args.output}: {error.strerror}") from None
-    print(f"{display(args.output)}: {len(train.boxes)} classes, {train.images} images to train on, "
-          f"{val.images if val else 'none'} to evaluate on")  # fmt: skip
-    for line in plan.lines + [f"warning: {line}" for line in plan.warnings]:
-        print(f"  {line}")
-    if not val:
-        print(f"{data}: no annotations for evaluation: training goes without. To have some, name "
-              "them (--val JSON), or `fcos dataset split` those that there are")  # fmt: skip
-    elif both := len(train.files & val.files):
-        print(f"warning: {both} of {val.images} images for evaluation are also trained on: "
-              "AP will be too high")  # fmt: skip
-    launcher = "bash scripts/train.sh" if args.cards > 1 else "python tools/train.py -c"
-    print(f"next: {launcher} {shlex.quote(display(args.output))}{' --eval' * bool(val)}")
-    return 0
+    return Written(train, val, plan)
 
 
 def _base(name: str) -> Config:
@@ -134,7 +133,7 @@ def _base(name: str) -> Config:
     return base
 
 
-def _annotations(args: argparse.Namespace, data: Path, split: str) -> str | None:
+def _annotations(args: Request, data: Path, split: str) -> str | None:
     """The annotation file of a split: the one that is named, or the only one that fits."""
     from fcos_recipe.datasets.locate import annotation_files
 
@@ -205,7 +204,7 @@ def _used(train: Split) -> int:
     return full + min(train.empty, full)
 
 
-def _text(args: argparse.Namespace, data: Path, base: Config, train: Split, val: Split | None):
+def _text(args: Request, data: Path, base: Config, train: Split, val: Split | None):
     """The YAML, each value with its reason."""
     images, source = _used(train), base.data["TrainReader"]
     batch = args.batch_size or source.get("batch_size", 1)
@@ -330,7 +329,7 @@ def _yaml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if readable else yaml_text(value)
 
 
-def _start(args: argparse.Namespace, base: Config) -> tuple[str, str, bool]:
+def _start(args: Request, base: Config) -> tuple[str, str, bool]:
     """Weights to start from, why, and whether that is from scratch."""
     from fcos_recipe.checkpoint.zoo import ZOO
 

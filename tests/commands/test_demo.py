@@ -32,6 +32,15 @@ def test_help(root):
     assert "example: bash scripts/demo.sh" in done.stdout
 
 
+def test_every_override_reaches_training(monkeypatch):
+    calls = []
+    monkeypatch.setattr(demo, "draw", lambda output: 0)
+    monkeypatch.setattr(demo, "run", lambda name, argv: calls.append((name, argv)) or 7)
+    assert demo.main(["-o", "epoch=1", "seed=2", "-o", "log_iter=1"]) == 7
+    ((name, argv),) = calls
+    assert name == "train" and argv[argv.index("-o") :] == ["-o", "epoch=1", "seed=2", "log_iter=1"]
+
+
 @pytest.mark.e2e
 @pytest.mark.slow
 def test_small_demo(root, tmp_path, monkeypatch, capfd):

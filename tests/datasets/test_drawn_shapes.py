@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from fcos_recipe.datasets.drawn_shapes import CLASSES, MANIFEST, main, make_shapes
+from fcos_recipe.commands.draw_shapes import main
+from fcos_recipe.datasets.drawn_shapes import CLASSES, MANIFEST, make_shapes
 from fcos_recipe.errors import UserError
 
 

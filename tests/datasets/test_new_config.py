@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import socket
-from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from fcos_recipe.cli import run
 from fcos_recipe.config import scaling
 from fcos_recipe.config.load import load_config
 from fcos_recipe.datasets import new_config as module
-from fcos_recipe.datasets.new_config import Split
+from fcos_recipe.datasets.new_config import Request, Split
 from tests.helpers.coco_folders import coco, write
 
 SMALL = "fcos_r18_fpn_demo"
@@ -107,8 +106,7 @@ def test_schedules_add_up_for_every_size(tmp_path, base, scratch, cards):
     seen = []
     for images in (16, 205, 3_000, 118_287):
         out = tmp_path / "my.yml"
-        args = Namespace(output=out, cards=cards, batch_size=None, weights=None,
-                         from_scratch=scratch)  # fmt: skip
+        args = Request(tmp_path, out, cards=cards, from_scratch=scratch)
         out.write_text(module._text(args, tmp_path, base, fake(images), fake(8)))
         config = load_config(out, strict=True)
         plan = scaling.plan(config, cards, images)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fcos_recipe.commands import report
+from fcos_recipe.report import write as report
 from tests.helpers.made_runs import judged, write_run
 
 # A frame as wide as a phone; the page in it cannot run scripts, so the frame's owner looks.

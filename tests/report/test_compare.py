@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from fcos_recipe.commands.report import make
 from fcos_recipe.evaluation import detections_file
 from fcos_recipe.evaluation.metric import CocoMetric
 from fcos_recipe.report import html
 from fcos_recipe.report.blocks import Table, Text
 from fcos_recipe.report.compare import blocks, compared
+from fcos_recipe.report.write import make
 from fcos_recipe.runs.contents import read_run
 from tests.helpers.made_runs import judged, write_run
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from fcos_recipe.cli import run
-from fcos_recipe.commands import report as commands
 from fcos_recipe.report import blocks, html, markdown
 from fcos_recipe.report.sections import build, command_line
+from fcos_recipe.report.write import make
 from fcos_recipe.runs.contents import read_run
 from tests.conftest import ROOT
 from tests.helpers.made_runs import judged, write_run
@@ -126,7 +126,7 @@ def test_a_report_that_fails_never_fails_the_run(tiny, tmp_path, monkeypatch, ca
     def broken(*_):
         raise ZeroDivisionError("in a chart")
 
-    monkeypatch.setattr(commands, "write", broken)
+    monkeypatch.setattr("fcos_recipe.report.write.write", broken)
     assert run("train", ["-c", str(tiny), "--output", str(tmp_path / "r"), "-o", "epoch=1"]) == 0
     lines = capfd.readouterr().out.splitlines()
     assert lines[-1] == "report: not written: ZeroDivisionError: in a chart"
@@ -207,7 +207,7 @@ def test_hostile_names(tiny, tmp_path):
         file.write(f"# {HOSTILE[0]} {HOSTILE[1]}  # command line\n")
     with open(path / "log.txt", "a") as file:
         file.write(f"2026-01-02 03:04:06,000 WARNING {HOSTILE[0]}\n")
-    report = commands.make(path, [path], 10)
+    report = make(path, [path], 10)
     text, note = html.page(report), markdown.page(report, path)
     page = Page(text)
     check(page)

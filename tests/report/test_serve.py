@@ -16,6 +16,7 @@ from fcos_recipe.commands import report
 from fcos_recipe.errors import UserError
 from fcos_recipe.report import html
 from fcos_recipe.report.serve import REFRESH, Server
+from fcos_recipe.report.write import make
 from tests.conftest import ROOT
 
 
@@ -25,7 +26,7 @@ def server(made):
 
     def page(refresh):
         calls.append(refresh)
-        return html.page(report.make(made), refresh)
+        return html.page(make(made), refresh)
 
     with Server(0, page, made) as server:
         server.calls = calls

@@ -3,7 +3,6 @@
 hotcoco's COCO.browse() needs Gradio and a server; this writes one file.
 """
 
-import argparse
 import difflib
 import os
 import sys
@@ -20,7 +19,7 @@ from fcos_recipe.data.coco_json import Detection
 from fcos_recipe.data.images import BadImage, read_image
 from fcos_recipe.data.index import Index
 from fcos_recipe.datasets.fpn_levels import REASONS, SIZES, WHY, Rules
-from fcos_recipe.datasets.locate import Source, add_arguments, sources
+from fcos_recipe.datasets.locate import Source
 from fcos_recipe.datasets.look.contact_sheet import (
     PAGE_WIDTH,
     SHEET_WIDTH,
@@ -331,98 +330,62 @@ def _say(text: str) -> None:
     print(printable(f"warning: {text}"), file=sys.stderr)
 
 
-_HELP = """\
-examples:
-  fcos dataset browse datasets/coco --split val --classes dog,cat --size small
-  fcos dataset browse -c my.yml --network-input --output output/seen.png
-  fcos dataset browse my.json --predictions output/infer/predictions.json
-  fcos dataset browse -c my.yml --network-input --ids 139,802 --epoch 3 -o seed=1
+@dataclass
+class Drawing:
+    """How `browse` draws.
 
-The .html page holds everything itself: no server, nothing fetched; .png and .jpg are contact
-sheets. An image that can't be read is named and skipped. Sizes are areas of boxes as annotated:
-below 32 x 32, below 96 x 96, and above.
---network-input shows the training batches themselves: the images after augmentation, resizing and
-padding, the boxes after all that, and the locations that are trained to find each, one colour per
-FPN level. Without --ids, --classes or --size they are the first batches of the epoch, as one card
-gets them.
-exit codes: 0 written; 2 wrong arguments, data that can't be read, or nothing to show
-"""
+    Args:
+        predictions: COCO results to draw beside the ground truth.
+        threshold: lowest score that is drawn.
+        epoch: show the training's batches of this epoch instead of the files; None: the files.
+    """
+
+    predictions: Path | None = None
+    threshold: float = 0.5
+    epoch: int | None = None
 
 
-def main(argv: list[str]) -> int:
-    """`fcos dataset browse`."""
-    args = _parse(argv)
-    found, config = sources(args)
-    if args.network_input and args.split is None:
-        found = found[:1]  # training comes first
-    if args.predictions and len(found) > 1:
-        found = [source for source in found if source.name == "val"]
-    ids = args.ids
-    choice = Choice(args.classes, args.size, ids, len(ids) if ids else args.limit, args.seed)
-    most = PAGE_WIDTH
-    if args.output.suffix != ".html":
-        most = int(SHEET_WIDTH * (1.5 if args.network_input else 1))
+def browse(
+    found: list[Source], config: Config, choice: Choice, drawing: Drawing, output: Path
+) -> int:
+    """Write one page or contact sheet of several splits.
+
+    Args:
+        found: the splits.
+        config: whose rules hold.
+        choice: what is shown of each.
+        drawing: how.
+        output: a new file, with one of `ENDINGS`.
+
+    Returns:
+        how many images it shows.
+
+    Raises:
+        UserError: images that are not found, nothing to show, a file that can't be read or written.
+    """
+    seen = drawing.epoch is not None
+    most = PAGE_WIDTH if output.suffix == ".html" else int(SHEET_WIDTH * (1.5 if seen else 1))
     tiles, legend, titles = [], [], []
     for source in found:
         if source.images is None:
             raise UserError(f"{source.path}: its images are not found near it; add --images DIR")
-        if args.network_input:
-            pairs = list(seen_by_network(config, source, choice, most, args.epoch))
+        if drawing.epoch is not None:
+            pairs = list(seen_by_network(config, source, choice, most, drawing.epoch))
             rows = [tile for tile, _ in pairs]
             if pairs:
-                counts = sum(seen.positives.sum(axis=0) for _, seen in pairs)
+                counts = sum(each.positives.sum(axis=0) for _, each in pairs)
                 legend = level_keys(Rules.of(config).targets, counts)
         else:
-            rows = list(annotated(source, choice, most, args.predictions, args.threshold))
+            rows = list(annotated(source, choice, most, drawing.predictions, drawing.threshold))
         titles.append(f"{source.name} ({display(source.path)}), {len(rows)} images")
         tiles += rows
     if not tiles:
         raise UserError(f"{'; '.join(s.path for s in found)}: no image to show")
     title = "; ".join(titles)
-    if args.network_input:
-        title = f"Network input of {title}, {display(config.path)}, epoch {args.epoch}"
+    if drawing.epoch is not None:
+        title = f"Network input of {title}, {display(config.path)}, epoch {drawing.epoch}"
     try:
-        save(tiles, legend, title, args.output)
+        save(tiles, legend, title, output)
     except OSError as error:
-        raise UserError(f"{error.filename or args.output}: {error.strerror or error}") from None
-    print(f"{len(tiles)} images: {args.output}")
-    return 0
-
-
-def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="fcos dataset browse", epilog=_HELP,
-        description="Draw boxes on images, as one page or contact sheet to look at.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    add_arguments(parser)
-    add = parser.add_argument
-    add("--output", type=Path, default=Path("output", "browse.html"), metavar="FILE",
-        help=f"{', '.join(ENDINGS)} (default: %(default)s)")  # fmt: skip
-    add("--classes", type=lambda text: text.split(","), metavar="A,B", help="only these boxes")
-    add("--size", choices=SIZES, help="only these boxes")
-    add("--ids", type=_ids, metavar="1,2", help="only these images, in this order")
-    add("--limit", type=int, default=24, metavar="N",
-        help="images of each split (default: %(default)s)")  # fmt: skip
-    add("--seed", type=int, default=0, help="which images are drawn (default: %(default)s)")
-    add("--predictions", type=Path, metavar="DETS.json",
-        help="COCO results, drawn beside the ground truth (of val)")  # fmt: skip
-    add("--threshold", type=float, default=0.5, metavar="SCORE",
-        help="lowest score that is drawn (default: %(default)s)")  # fmt: skip
-    add("--network-input", action="store_true",
-        help="what training feeds to the network, with the positives of each FPN level (of "
-        "train, unless --split)")  # fmt: skip
-    add("--epoch", type=int, default=0, metavar="N",
-        help="with --network-input: whose augmentation, from 0 (default: %(default)s)")  # fmt: skip
-    args = parser.parse_args(argv)
-    if args.output.suffix.lower() not in ENDINGS:
-        parser.error(f"--output: {args.output}: choose one of {', '.join(ENDINGS)}")
-    if args.limit < 1 or args.epoch < 0 or args.seed < 0:
-        parser.error("--limit is at least 1, --epoch and --seed at least 0")
-    if args.network_input and args.predictions:
-        parser.error("--predictions are in the pixels of the files: not with --network-input")
-    return args
-
-
-def _ids(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+        raise UserError(f"{error.filename or output}: {error.strerror or error}") from None
+    return len(tiles)

@@ -1,25 +1,14 @@
 """What is wrong with a data set, before hours are spent on it: `fcos dataset verify`."""
 
-import argparse
-import json
 import os
-import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fcos_recipe.config.load import Config, data_paths, display
-from fcos_recipe.datasets.locate import (
-    LOOK_AT,
-    SPLITS,
-    Source,
-    add_arguments,
-    image_folder,
-    sources,
-)
-from fcos_recipe.datasets.look.stats import write
+from fcos_recipe.config.load import Config, data_paths
+from fcos_recipe.datasets.locate import LOOK_AT, Source, image_folder
 from fcos_recipe.datasets.verify import (
     annotations as annotation_checks,
 )
@@ -32,10 +21,7 @@ from fcos_recipe.datasets.verify import (
 from fcos_recipe.datasets.verify.annotations import Columns, Content
 from fcos_recipe.datasets.verify.findings import KINDS, Findings
 from fcos_recipe.datasets.verify.images import Verdict
-from fcos_recipe.errors import UserError, printable
-
-EXAMPLES = 5  # of each kind that the console shows
-CHANGES = 200  # of each copy that the console lists
+from fcos_recipe.errors import UserError
 
 
 @dataclass
@@ -54,6 +40,40 @@ class Split:
         return [] if self.content is None else [
             image.file_name for image in self.content.entries["images"].rows
         ]  # fmt: skip
+
+
+def verify(
+    found: list[Source],
+    config: Config | None = None,
+    images: bool = True,
+    search: bool = True,
+    fix: Path | None = None,
+    missing: Iterable[str] = (),
+    allow: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Check a data set, and write cleaned copies of its annotations where they are wanted.
+
+    Args:
+        found, config, images, search: see `examine`.
+        fix: file or folder for the copies, see `targets`.
+        missing: further findings: annotation files that are not there, in words.
+        allow: kinds of errors that count as warnings.
+
+    Returns:
+        the report, JSON-ready; documented by `fcos dataset verify --help`.
+
+    Raises:
+        UserError: see `examine` and `targets`.
+        OSError: a copy can't be written.
+    """
+    start = time.monotonic()
+    paths = targets(fix, found) if fix else []
+    splits, between = examine(found, config, images, search)
+    for line in missing:
+        between.add("annotation_file", text=line)
+    if fix:
+        _fix(splits, paths, between)
+    return _report(splits, between, list(allow), time.monotonic() - start)
 
 
 def examine(
@@ -233,13 +253,12 @@ def _fix(splits: list[Split], paths: list[Path], between: Findings) -> None:
         split.fixed = {"path": str(path), "changes": changes, "left": left}
 
 
-# ---- what is told
+# ---- the report
 
 
-def as_json(
+def _report(
     splits: list[Split], between: Findings, allowed: list[str], seconds: float
 ) -> dict[str, Any]:
-    """The whole report, JSON-ready; documented by `fcos dataset verify --help`."""
     parts = {split.source.name: split.found for split in splits}
     report: dict[str, Any] = {
         "errors": sum(f.count(True, allowed) for f in (*parts.values(), between)),
@@ -298,129 +317,3 @@ def _kinds(found: Findings, allowed: list[str]) -> dict[str, Any]:
         for kind in kinds
         if kind in found.items
     }
-
-
-def lines(report: dict[str, Any], no_images: bool) -> Iterator[str]:
-    """The console's lines of a report."""
-    for name, part in report["splits"].items():
-        yield f"{name}: {printable(display(part['annotations']))}"
-        totals = part["totals"]
-        if totals is not None:
-            read = "not read" if no_images else f"{totals['images_read']} read"
-            unknown = totals["images_of_unknown_size"]
-            size = f"; {unknown} of unknown size, boxes not compared with it" if unknown else ""
-            yield (
-                f"  {totals['images']} images ({read}; {totals['images_without_boxes']} without "
-                f"boxes{size}), {totals['boxes_to_train_on']} of {totals['annotations']} "
-                f"annotations to train on, {totals['crowds']} crowds, {totals['categories']} "
-                "categories"
-            )
-        yield from _finding_lines(part["findings"])
-        if not part["findings"]:
-            yield "  nothing found"
-    if report["between"]:
-        yield "between splits, and against the config:"
-        yield from _finding_lines(report["between"])
-    for name, part in report["splits"].items():
-        if "fix" in part:
-            yield from _fix_lines(name, part["fix"])
-    yield f"errors: {report['errors']}, warnings: {report['warnings']}, {report['seconds']} s"
-
-
-def _finding_lines(kinds: dict[str, Any]) -> Iterator[str]:
-    for kind, row in kinds.items():
-        yield f"  {row['severity']:<8}{kind}: {row['count']}: {row['meaning']}"
-        for item in row["items"][:EXAMPLES]:
-            yield f"          {_item(item)}"
-        if row["count"] > EXAMPLES:
-            yield f"          ... {row['count'] - EXAMPLES} more (all: --json FILE)"
-
-
-def _item(item: dict[str, Any]) -> str:
-    place = " ".join(str(item[k]) for k in ("at", "file") if k in item)
-    id = f"id {item['id']}" if "id" in item else ""
-    head = " ".join(part for part in (id, place) if part)
-    text = item.get("text", "")
-    return printable(": ".join(part for part in (head, text) if part)).replace("\n", " ")
-
-
-def _fix_lines(name: str, fix: dict[str, Any]) -> Iterator[str]:
-    if fix["path"] is None:
-        yield f"fix of {name}: nothing is written: the file has no images"
-        return
-    yield f"fix of {name}: {printable(fix['path'])}: {len(fix['changes'])} changes"
-    for change in fix["changes"][:CHANGES]:
-        yield f"  {change['kind']}: {_item(change)}"
-    if len(fix["changes"]) > CHANGES:
-        yield f"  ... {len(fix['changes']) - CHANGES} more (all: --json FILE)"
-    yield f"  errors left in it: {fix['errors_left']}"
-    yield from _finding_lines({k: row for k, row in fix["findings_left"].items() if KINDS[k][0]})
-
-
-_HELP = """\
-examples:
-  fcos dataset verify datasets/coco                      # annotations, and every image
-  fcos dataset verify -c my.yml --json report.json       # also against num_classes
-  fcos dataset verify my.json --no-images --fix clean.json
-
-An error is what stops training or evaluation, or what they would leave out or get wrong: boxes
-outside their image, images that can't be decoded. A warning is what they cope with: boxes that are
-clipped, greyscale images, boxes without a width or height, of which COCO's own train2017 has two.
---allow KIND makes a kind of error a warning.
-
---fix writes a copy (a file; for several splits a directory), never in place, and lists each
-change: entries in error are removed (images that training can't read as well, if they were read),
-boxes clipped, exact duplicates removed, ids made unique. Errors that only you can mend, as sizes
-that differ from the image's, stay and are told.
-
-The JSON report has for each split ("splits" -> name) totals and findings: kind -> severity,
-meaning, count and all items with the entry's id, the image's file, its place in the annotation
-file and a text; "between" has those between splits and against the config.
-exit codes: 0 no error (there may be warnings); 1 errors; 2 wrong arguments, or files that can't
-be opened
-"""
-
-
-def main(argv: list[str]) -> int:
-    """`fcos dataset verify`."""
-    parser = argparse.ArgumentParser(
-        prog="fcos dataset verify", epilog=_HELP,
-        description="Check annotations and images before training.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    add_arguments(parser)
-    add = parser.add_argument
-    add("--no-images", action="store_true", help="annotations only; images are not opened")
-    add("--json", type=Path, metavar="FILE", help="all findings")
-    add("--fix", type=Path, metavar="FILE|DIR", help="write cleaned copies of the annotations")
-    add("--allow", nargs="+", action="extend", default=[], metavar="KIND", choices=KINDS,
-        help="kinds of errors that are to be warnings")  # fmt: skip
-    for errors, name in ((True, "errors"), (False, "warnings")):
-        kinds = ", ".join(kind for kind, row in KINDS.items() if row[0] == errors)
-        parser.epilog = (
-            (parser.epilog or "")
-            + textwrap.fill(f"{name}: {kinds}", 98, subsequent_indent="  ")
-            + "\n"
-        )
-    args = parser.parse_args(argv)
-    start = time.monotonic()
-    found, config = sources(args, look=False)
-    paths = targets(args.fix, found) if args.fix else []
-    splits, between = examine(
-        found, config if args.config else None, not args.no_images, args.target is not None
-    )
-    if args.target is None and not args.split:
-        for name in {*SPLITS} - {source.name for source in found}:
-            for line in config.missing_files(SPLITS[name]):
-                between.add("annotation_file", text=line)
-    try:
-        if args.fix:
-            _fix(splits, paths, between)
-        report = as_json(splits, between, args.allow, time.monotonic() - start)
-        if args.json:
-            write(args.json, json.dumps(report, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"{error.filename or args.json}: {error.strerror}") from None
-    for line in lines(report, args.no_images):
-        print(line)
-    return 1 if report["errors"] else 0

@@ -1,41 +1,15 @@
-"""`fcos dataset NAME ...`: data sets fetched and looked at before training."""
+"""`fcos dataset download` and datasets/download_coco.py: COCO 2017."""
 
-import argparse
 import sys
-from importlib import import_module
 from pathlib import Path
 
+from fcos_recipe.commands.options import parser
+from fcos_recipe.datasets import coco2017
 from fcos_recipe.errors import UserError
+from fcos_recipe.files.download import DownloadError
 from fcos_recipe.places import ROOT
 
-# name: (module:function, one line for `fcos dataset --help`); function(argv) -> exit code
-COMMANDS = {
-    "download": (
-        "fcos_recipe.commands.dataset:download",
-        "get COCO 2017, or what is missing of it",
-    ),
-    "verify": (
-        "fcos_recipe.datasets.verify.run:main",
-        "find what is wrong before training; clean copies",
-    ),
-    "stats": (
-        "fcos_recipe.datasets.look.stats:main",
-        "classes, sizes, and the FPN levels that see them",
-    ),
-    "convert": ("fcos_recipe.datasets.convert:main", "VOC, YOLO or incomplete COCO into COCO"),
-    "subset": (
-        "fcos_recipe.datasets.reshape:subset",
-        "some of the images, each class in proportion",
-    ),
-    "split": ("fcos_recipe.datasets.reshape:split", "into training and validation"),
-    "merge": ("fcos_recipe.datasets.reshape:merge_command", "several annotation files into one"),
-    "browse": (
-        "fcos_recipe.datasets.look.browse:main",
-        "boxes on images; what the network really sees",
-    ),
-}
-
-_DOWNLOAD = """\
+_HELP = """\
 examples:
   python datasets/download_coco.py                        # both splits into datasets/coco
   python datasets/download_coco.py --dir /data/coco --splits val
@@ -49,30 +23,9 @@ directory that can't be written; 3 checksums or counts don't match; 4 the disk i
 
 
 def main(argv: list[str]) -> int:
-    """Choose the subcommand; see `fcos dataset --help`."""
-    rows = "\n".join(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items())
-    if not argv or argv[0] in ("-h", "--help"):
-        print(f"usage: fcos dataset COMMAND [options]\n\n{rows}\n\n"
-              "`fcos dataset COMMAND --help` has the options.\n"
-              "example: fcos dataset download --dry-run")  # fmt: skip
-        return 0 if argv else 2
-    if argv[0] not in COMMANDS:
-        raise UserError(f"no command {argv[0]!r} in dataset; choose from {', '.join(COMMANDS)}")
-    module, function = COMMANDS[argv[0]][0].split(":")
-    return getattr(import_module(module), function)(argv[1:])
-
-
-def download(argv: list[str]) -> int:
-    """`fcos dataset download` and datasets/download_coco.py."""
-    from fcos_recipe.datasets import coco2017
-    from fcos_recipe.files.download import DownloadError
-
-    parser = argparse.ArgumentParser(
-        prog="fcos dataset download", epilog=_DOWNLOAD,
-        description="Fetch COCO 2017, check it, unpack it and count it.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    add = parser.add_argument
+    """See `fcos dataset download --help`."""
+    ask = parser("dataset download", "Fetch COCO 2017, check it, unpack it and count it.", _HELP)
+    add = ask.add_argument
     add("--dir", type=Path, default=ROOT / "datasets" / "coco",
         help="gets train2017/ val2017/ annotations/ (default: %(default)s)")  # fmt: skip
     add("--splits", default="train,val", metavar="A,B", help="default: %(default)s")
@@ -84,12 +37,12 @@ def download(argv: list[str]) -> int:
         help="at once, for servers that slow each one down (default: %(default)s)")  # fmt: skip
     add("--verify", action="store_true", help="also compare every file's checksum")
     add("--dry-run", action="store_true", help="say what would be done; no network")
-    args = parser.parse_args(argv)
+    args = ask.parse_args(argv)
     splits = args.splits.split(",")
     if unknown := sorted(set(splits) - set(coco2017.COCO_2017.splits)):
-        parser.error(f"--splits: {', '.join(unknown)}: choose from train,val")
+        ask.error(f"--splits: {', '.join(unknown)}: choose from train,val")
     if not 1 <= args.connections <= 16:
-        parser.error("--connections: from 1 to 16")
+        ask.error("--connections: from 1 to 16")
     options = coco2017.Options(
         splits, args.annotations_only, args.mirror, args.from_zips, args.keep_zips,
         args.connections, args.verify,

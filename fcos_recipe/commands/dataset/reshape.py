@@ -1,0 +1,140 @@
+"""`fcos dataset subset`, `split` and `merge`: parts and sums of annotation files."""
+
+import argparse
+from pathlib import Path
+
+from fcos_recipe.commands.dataset.shared import add_force, add_output, tell_content
+from fcos_recipe.commands.options import listed, parser
+from fcos_recipe.datasets.locate import LOOK_AT, image_folder
+from fcos_recipe.datasets.reshape.annotations import Annotations, refuse_overwriting, write
+from fcos_recipe.datasets.reshape.merge import merge as merged_from
+from fcos_recipe.datasets.reshape.split import Part
+from fcos_recipe.datasets.reshape.split import split as split_of
+from fcos_recipe.datasets.reshape.subset import subset as subset_of
+from fcos_recipe.errors import UserError, printable
+
+_SUBSET = """examples:
+  fcos dataset subset datasets/coco/annotations/instances_train2017.json --share 0.1 -o tenth.json
+  fcos dataset subset my.json --count 200 --seed 1 -o small.json
+
+Each class keeps its share of images, and at least one image as long as there is room. Entries
+keep their ids and all their fields. Images are not copied: file names stay relative to the same
+folder. exit codes: 0 written; 2 wrong arguments, or a file that can't be read or written
+"""
+_SPLIT = """examples:
+  fcos dataset split my.json -o annotations                  # instances_train.json, _val.json
+  fcos dataset split my.json --shares 0.7,0.2,0.1 --names train,val,test -o annotations
+  fcos dataset split frames.json --group-by '^[a-z]+[0-9]+' -o annotations
+
+Each class is split in the same proportion; one with a single image goes to the first part. An
+image file never goes to two parts, nor do images of one --group-by: frames of one video, tiles of
+one slide. Entries keep their ids and all their fields; images are not moved. Copies of an image
+under other names are told by `fcos dataset verify`, not here.
+exit codes: 0 written; 2 wrong arguments, or a file that can't be read or written
+"""
+_MERGE = """examples:
+  fcos dataset merge part1.json part2.json -o all.json
+  fcos dataset merge a/a.json b/b.json --images a/jpg b/jpg -o all.json
+
+Classes of one name become one. Ids stay unless another file has them already, and what is changed
+is said. Images that several files have become one image with the annotations of all. Where the
+images lie in several folders, file names in the result start at the folder above them all, which
+is said: it is the image_dir (or --images) from then on.
+exit codes: 0 written; 2 wrong arguments, or a file that can't be read or written
+"""
+
+
+def _add_dealing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=0, help="of the choice (default: %(default)s)")
+    parser.add_argument("--group-by", metavar="REGEX",
+                        help="images in whose name it finds the same stay together")  # fmt: skip
+    add_force(parser)
+
+
+def _read(path: Path) -> Annotations:
+    data = Annotations.read(path)
+    if data.orphans:
+        print(f"{data.orphans} annotations of images that are not listed: left out")
+    return data
+
+
+def _write(path: Path, part: Part) -> None:
+    write(path, part.content)
+    tell_content(path, part.content, part.without)
+
+
+def subset(argv: list[str]) -> int:
+    """`fcos dataset subset`."""
+    ask = parser("dataset subset", "Choose some of the images, each class in proportion.", _SUBSET)
+    ask.add_argument("file", type=Path, metavar="FILE.json")
+    amount = ask.add_mutually_exclusive_group(required=True)
+    amount.add_argument("--count", type=int, metavar="N", help="images")
+    amount.add_argument("--share", type=float, metavar="F", help="of the images, up to 1")
+    add_output(ask)
+    _add_dealing(ask)
+    args = ask.parse_args(argv)
+    if args.seed < 0 or not (args.count or 1) > 0 or not 0 < (args.share or 1) <= 1:
+        ask.error("--count is at least 1, --share above 0 and at most 1, --seed at least 0")
+    refuse_overwriting([args.output], args.force)
+    part = subset_of(_read(args.file), args.count, args.share, args.group_by, args.seed)
+    _write(args.output, part)
+    return 0
+
+
+def split(argv: list[str]) -> int:
+    """`fcos dataset split`."""
+    ask = parser("dataset split", "Split the images into training and validation.", _SPLIT)
+    ask.add_argument("file", type=Path, metavar="FILE.json")
+    ask.add_argument("--shares", type=_shares, default=[0.8, 0.2], metavar="A,B",
+                     help="of the images (default: 0.8,0.2)")  # fmt: skip
+    ask.add_argument("--names", type=listed, default=["train", "val"], metavar="A,B",
+                     help="default: train,val")  # fmt: skip
+    add_output(ask, "DIR", "gets instances_NAME.json of each")
+    _add_dealing(ask)
+    args = ask.parse_args(argv)
+    if len(args.names) != len(args.shares) or len(set(args.names)) < len(args.names):
+        ask.error("--names: a name of its own for each of --shares")
+    if any(not name or "/" in name for name in args.names) or args.seed < 0:
+        ask.error("--names: of files; --seed: at least 0")
+    paths = [args.output / f"instances_{name}.json" for name in args.names]
+    refuse_overwriting(paths, args.force)
+    parts = split_of(_read(args.file), args.shares, args.group_by, args.seed)
+    for path, part in zip(paths, parts, strict=True):
+        _write(path, part)
+    return 0
+
+
+def _shares(text: str) -> list[float]:
+    shares = [float(part) for part in text.split(",")]
+    if len(shares) < 2 or not all(share > 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
+        raise argparse.ArgumentTypeError("two or more, each above 0, that add up to 1")
+    return shares
+
+
+def merge(argv: list[str]) -> int:
+    """`fcos dataset merge`."""
+    ask = parser("dataset merge", "Put annotation files together.", _MERGE)
+    ask.add_argument("files", type=Path, nargs="+", metavar="FILE.json")
+    add_output(ask)
+    ask.add_argument("--images", type=Path, nargs="+", metavar="DIR",
+                     help="folder of the images, one for all or one for each file "
+                     "(default: found near the files)")  # fmt: skip
+    add_force(ask)
+    args = ask.parse_args(argv)
+    if args.images and len(args.images) not in (1, len(args.files)):
+        ask.error("--images: one for all or one for each file")
+    for folder in args.images or ():
+        if not folder.is_dir():
+            raise UserError(f"{folder}: --images: no such folder")
+    refuse_overwriting([args.output], args.force)
+    files = [Annotations.read(path) for path in args.files]
+    if args.images:
+        folders = [str(p) for p in args.images] * (len(files) if len(args.images) == 1 else 1)
+    else:
+        folders = [image_folder(file.path, file.file_name[:LOOK_AT]) for file in files]
+    merged = merged_from(files, folders)
+    write(args.output, merged.content)
+    for note in merged.notes:
+        print(printable(note))
+    tell_content(args.output, merged.content)
+    return 0

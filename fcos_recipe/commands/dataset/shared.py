@@ -1,0 +1,49 @@
+"""What subcommands of `fcos dataset` share: arguments that name data or a new file, and words."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from fcos_recipe.commands.options import add_config, add_overrides
+from fcos_recipe.config.load import Config
+from fcos_recipe.datasets.locate import RULES, SPLITS, Source, sources
+from fcos_recipe.errors import printable
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """The data set to look at, which `find_sources` finds."""
+    add = parser.add_argument
+    add("target", nargs="?", type=Path, metavar="DIR|FILE.json",
+        help="a folder in COCO format, or an annotation file")  # fmt: skip
+    add_config(
+        parser, "the data of this config, unless DIR or FILE.json is given; its sizes, levels and "
+        f"augmentation in any case (default: {RULES.name})", type=Path, metavar="CONFIG",
+    )  # fmt: skip
+    add_overrides(parser, "change the config")
+    add("--split", choices=SPLITS, help="default: all there are, training first")
+    add("--images", type=Path, metavar="DIR", help="the images, where they are not found")
+
+
+def find_sources(args: argparse.Namespace, look: bool = True) -> tuple[list[Source], Config]:
+    """The splits that the arguments of `add_source` mean; see `locate.sources`."""
+    return sources(args.target, args.config, args.opt, args.split, args.images, look)
+
+
+def add_output(
+    parser: argparse.ArgumentParser, metavar: str = "FILE.json", text: str | None = None
+) -> None:
+    """-o of a command that takes no config: what it makes."""
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar=metavar, help=text)
+
+
+def add_force(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="overwrite")
+
+
+def tell_content(path: Path, content: dict[str, Any], without: list[str] | None = None) -> None:
+    """Print what a written annotation file holds."""
+    line = f"{path}: {len(content['images'])} images, {len(content['annotations'])} annotations, "
+    print(line + f"{len(content['categories'])} classes")
+    if without:
+        names = ", ".join(without[:10]) + (", ..." if len(without) > 10 else "")
+        print(printable(f"  {len(without)} classes on none of its images: {names}"))

@@ -1,0 +1,136 @@
+"""`fcos dataset verify`: what is wrong with a data set, before hours are spent on it."""
+
+import json
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fcos_recipe.commands.dataset.shared import add_source, find_sources
+from fcos_recipe.commands.options import add_json, parser, write
+from fcos_recipe.config.load import display
+from fcos_recipe.datasets.locate import SPLITS
+from fcos_recipe.datasets.verify.findings import KINDS
+from fcos_recipe.datasets.verify.run import verify
+from fcos_recipe.errors import UserError, printable
+
+EXAMPLES = 5  # of each kind that the console shows
+CHANGES = 200  # of each copy that the console lists
+_HELP = """\
+examples:
+  fcos dataset verify datasets/coco                      # annotations, and every image
+  fcos dataset verify -c my.yml --json report.json       # also against num_classes
+  fcos dataset verify my.json --no-images --fix clean.json
+
+An error is what stops training or evaluation, or what they would leave out or get wrong: boxes
+outside their image, images that can't be decoded. A warning is what they cope with: boxes that are
+clipped, greyscale images, boxes without a width or height, of which COCO's own train2017 has two.
+--allow KIND makes a kind of error a warning.
+
+--fix writes a copy (a file; for several splits a directory), never in place, and lists each
+change: entries in error are removed (images that training can't read as well, if they were read),
+boxes clipped, exact duplicates removed, ids made unique. Errors that only you can mend, as sizes
+that differ from the image's, stay and are told.
+
+The JSON report has for each split ("splits" -> name) totals and findings: kind -> severity,
+meaning, count and all items with the entry's id, the image's file, its place in the annotation
+file and a text; "between" has those between splits and against the config.
+exit codes: 0 no error (there may be warnings); 1 errors; 2 wrong arguments, or files that can't
+be opened
+"""
+
+
+def main(argv: list[str]) -> int:
+    """See `fcos dataset verify --help`."""
+    ask = parser("dataset verify", "Check annotations and images before training.", _epilog())
+    add_source(ask)
+    add = ask.add_argument
+    add("--no-images", action="store_true", help="annotations only; images are not opened")
+    add_json(ask, "all findings")
+    add("--fix", type=Path, metavar="FILE|DIR", help="write cleaned copies of the annotations")
+    add("--allow", nargs="+", action="extend", default=[], metavar="KIND", choices=KINDS,
+        help="kinds of errors that are to be warnings")  # fmt: skip
+    args = ask.parse_args(argv)
+    found, config = find_sources(args, look=False)
+    missing: list[str] = []
+    if args.target is None and not args.split:
+        for name in {*SPLITS} - {source.name for source in found}:
+            missing += config.missing_files(SPLITS[name])
+    try:
+        report = verify(
+            found, config if args.config else None, not args.no_images, args.target is not None,
+            args.fix, missing, args.allow,
+        )  # fmt: skip
+        if args.json:
+            write(args.json, json.dumps(report, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"{error.filename or args.json}: {error.strerror}") from None
+    for line in lines(report, args.no_images):
+        print(line)
+    return 1 if report["errors"] else 0
+
+
+def _epilog() -> str:
+    """The help, with every kind of finding."""
+    text = _HELP
+    for errors, name in ((True, "errors"), (False, "warnings")):
+        kinds = ", ".join(kind for kind, row in KINDS.items() if row[0] == errors)
+        text += textwrap.fill(f"{name}: {kinds}", 98, subsequent_indent="  ") + "\n"
+    return text
+
+
+def lines(report: dict[str, Any], no_images: bool) -> Iterator[str]:
+    """The console's lines of a report."""
+    for name, part in report["splits"].items():
+        yield f"{name}: {printable(display(part['annotations']))}"
+        totals = part["totals"]
+        if totals is not None:
+            read = "not read" if no_images else f"{totals['images_read']} read"
+            unknown = totals["images_of_unknown_size"]
+            size = f"; {unknown} of unknown size, boxes not compared with it" if unknown else ""
+            yield (
+                f"  {totals['images']} images ({read}; {totals['images_without_boxes']} without "
+                f"boxes{size}), {totals['boxes_to_train_on']} of {totals['annotations']} "
+                f"annotations to train on, {totals['crowds']} crowds, {totals['categories']} "
+                "categories"
+            )
+        yield from _finding_lines(part["findings"])
+        if not part["findings"]:
+            yield "  nothing found"
+    if report["between"]:
+        yield "between splits, and against the config:"
+        yield from _finding_lines(report["between"])
+    for name, part in report["splits"].items():
+        if "fix" in part:
+            yield from _fix_lines(name, part["fix"])
+    yield f"errors: {report['errors']}, warnings: {report['warnings']}, {report['seconds']} s"
+
+
+def _finding_lines(kinds: dict[str, Any]) -> Iterator[str]:
+    for kind, row in kinds.items():
+        yield f"  {row['severity']:<8}{kind}: {row['count']}: {row['meaning']}"
+        for item in row["items"][:EXAMPLES]:
+            yield f"          {_item(item)}"
+        if row["count"] > EXAMPLES:
+            yield f"          ... {row['count'] - EXAMPLES} more (all: --json FILE)"
+
+
+def _item(item: dict[str, Any]) -> str:
+    place = " ".join(str(item[k]) for k in ("at", "file") if k in item)
+    id = f"id {item['id']}" if "id" in item else ""
+    head = " ".join(part for part in (id, place) if part)
+    text = item.get("text", "")
+    return printable(": ".join(part for part in (head, text) if part)).replace("\n", " ")
+
+
+def _fix_lines(name: str, fix: dict[str, Any]) -> Iterator[str]:
+    if fix["path"] is None:
+        yield f"fix of {name}: nothing is written: the file has no images"
+        return
+    yield f"fix of {name}: {printable(fix['path'])}: {len(fix['changes'])} changes"
+    for change in fix["changes"][:CHANGES]:
+        yield f"  {change['kind']}: {_item(change)}"
+    if len(fix["changes"]) > CHANGES:
+        yield f"  ... {len(fix['changes']) - CHANGES} more (all: --json FILE)"
+    yield f"  errors left in it: {fix['errors_left']}"
+    yield from _finding_lines({k: row for k, row in fix["findings_left"].items() if KINDS[k][0]})

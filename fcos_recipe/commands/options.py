@@ -1,0 +1,49 @@
+"""Options that several commands share, each written once."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def parser(name: str, text: str | None, epilog: str, **more: Any) -> argparse.ArgumentParser:
+    """The parser of a command.
+
+    Args:
+        name: of the command, after `fcos`.
+        text: what it does.
+        epilog: examples and exit codes.
+        more: for ArgumentParser; `prog` where the command is not called by `fcos NAME`.
+    """
+    return argparse.ArgumentParser(
+        description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter,
+        **{"prog": f"fcos {name}", **more},
+    )  # fmt: skip
+
+
+def add_config(parser: argparse.ArgumentParser, text: str = "YAML file", **more: Any) -> None:
+    """-c CONFIG."""
+    parser.add_argument("-c", "--config", help=text, **more)
+
+
+def add_overrides(
+    parser: argparse.ArgumentParser, text: str | None = "override config values"
+) -> None:
+    """-o KEY=VALUE ...: a second -o adds to the first."""
+    parser.add_argument("-o", "--opt", nargs="*", action="extend", default=[],
+                        metavar="KEY=VALUE", help=text)  # fmt: skip
+
+
+def add_json(parser: argparse.ArgumentParser, text: str = "also write the result here") -> None:
+    """--json FILE."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help=text)
+
+
+def listed(text: str) -> list[str]:
+    """The value of an option that takes A,B,C."""
+    return text.split(",")
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file where an option says, with the folders that it goes into."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")

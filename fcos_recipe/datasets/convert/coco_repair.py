@@ -1,0 +1,110 @@
+"""An incomplete COCO file into a complete one."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fcos_recipe.datasets.convert.common import Bad, Converted, as_number
+from fcos_recipe.datasets.locate import LOOK_AT, image_folder
+from fcos_recipe.datasets.look.stats import header_size
+from fcos_recipe.errors import UserError
+
+
+def from_coco(source: Path, images: Path | None) -> Converted:
+    """A COCO file with what it lacks: whole ids, sizes, boxes from polygons, area, iscrowd.
+
+    All other fields stay. Entries are named by section and position.
+
+    Raises:
+        UserError: not JSON, no sections.
+    """
+    try:
+        data = msgspec.json.decode(source.read_bytes())
+    except OSError as error:
+        raise UserError(f"{source}: {error.strerror}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{source}: not a complete JSON file ({error})") from None
+    sections = ("images", "annotations", "categories")
+    if not isinstance(data, dict) or not all(
+        isinstance(data.get(key), list) and all(isinstance(e, dict) for e in data[key])
+        for key in sections
+    ):
+        raise UserError(f"{source}: images, annotations and categories are not lists of objects")
+    names = [str(image.get("file_name")) for image in data["images"]]
+    root = images or Path(image_folder(str(source), names[:LOOK_AT]) or source.parent)
+    found = Converted(root, [str(c.get("name")) for c in data["categories"]])
+    number = {key: _renumber(data[key], key, found) for key in sections}
+    by_id = {}
+    for n, image in enumerate(data["images"]):
+        if str(image.get("id")) in by_id:
+            found.bad.append(f"{source}: images[{n}].id: {image.get('id')!r} occurs twice")
+            continue
+        entry = {**image, "id": number["images"][n]}
+        if not isinstance(image.get("file_name"), str):
+            found.bad.append(f"{source}: images[{n}].file_name: missing")
+            continue
+        if not all(isinstance(image.get(k), int) and image[k] > 0 for k in ("height", "width")):
+            size = header_size(root / image["file_name"])
+            if size is None:
+                name = entry["file_name"]
+                found.bad.append(f"{source}: images[{n}]: no size, and no image {name}")
+                continue
+            entry |= {"height": size[0], "width": size[1]}
+            found.said["sizes of images were missing: read from the files"] += 1
+        by_id[str(image.get("id"))] = entry
+        found.images.append(entry)
+    classes = {str(c.get("id")): k for c, k in zip(data["categories"], number["categories"])}
+    if len(classes) < len(data["categories"]):
+        raise UserError(f"{source}: categories: an id occurs twice; give each class its own")
+    for n, annotation in enumerate(data["annotations"]):
+        try:
+            entry = _box(annotation, by_id, classes, found)
+        except Bad as error:
+            found.bad.append(f"{source}: annotations[{n}]: {error}")
+            continue
+        found.annotations.append({**entry, "id": number["annotations"][n]})
+    categories = [{**c, "id": k} for c, k in zip(data["categories"], number["categories"])]
+    found.other = {**data, "categories": categories}
+    return found
+
+
+def _renumber(entries: list[dict[str, Any]], section: str, found: Converted) -> list[int]:
+    """Ids of a section if they are whole and differ, else 1, 2, ..."""
+    ids = [e["id"] if isinstance(e.get("id"), int) else str(e.get("id")) for e in entries]
+    whole = [int(i) if isinstance(i, int) or i.isdigit() else -1 for i in ids]
+    if all(0 <= i < 2**63 for i in whole) and len(set(whole)) == len(whole):
+        return whole
+    found.said[f"ids of {section} were missing, not whole, or not unique: now from 1"] += len(ids)
+    return list(range(1, len(entries) + 1))
+
+
+def _box(
+    annotation: dict[str, Any], images: dict[str, dict], classes: dict[str, int], found: Converted
+) -> dict[str, Any]:
+    image = images.get(str(annotation.get("image_id")))
+    if image is None:
+        raise Bad(f"image_id {annotation.get('image_id')!r}: no such image")
+    if (label := classes.get(str(annotation.get("category_id")))) is None:
+        raise Bad(f"category_id {annotation.get('category_id')!r}: no such category")
+    box = annotation.get("bbox")
+    polygons = annotation.get("segmentation")
+    if not box and isinstance(polygons, list) and polygons:
+        try:
+            xs, ys = ([float(v) for p in polygons for v in p[k::2]] for k in (0, 1))
+            box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+        except (TypeError, ValueError):
+            raise Bad("segmentation: not polygons") from None
+        found.said["boxes were missing: drawn around their polygons"] += 1
+    if not isinstance(box, list) or len(box) != 4:
+        raise Bad("bbox: not four numbers")
+    box = [as_number(v) for v in box]
+    if not all(map(math.isfinite, box)) or min(box[2:]) <= 0:
+        raise Bad(f"bbox {box}: no width or no height")
+    entry = {**annotation, "image_id": image["id"], "category_id": label, "bbox": box}
+    if entry.get("area") is None:
+        entry["area"] = box[2] * box[3]
+        found.said["areas were missing: width x height"] += 1
+    entry["iscrowd"] = int(bool(entry.get("iscrowd")))
+    return entry

@@ -1,0 +1,105 @@
+"""What becomes of the annotations of another format, and how files of lines are read.
+
+Tried instead: hotcoco 1.3 loses the files' endings, subfolders and images without a label, lets NaN
+through and stops at the first bad line; globox 2.9 knows one ending of images per call and names
+neither file nor line of an error. Datumaro and FiftyOne can do it, and need 17 and 50 packages.
+"""
+
+import math
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fcos_recipe.errors import UserError
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+class Bad(Exception):
+    """One line or entry that can't be converted."""
+
+
+@dataclass
+class Converted:
+    """What is written, with what was wrong on the way.
+
+    Args:
+        root: folder that file names are relative to.
+        classes: names, in order of their ids from 1.
+    """
+
+    root: Path
+    classes: list[str]
+    other: dict[str, Any] = field(default_factory=dict)  #: sections that are there already
+    images: list[dict[str, Any]] = field(default_factory=list)
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)  #: "file:line: what"
+    said: Counter = field(default_factory=Counter)  #: what is worth telling: how often
+
+    def image(self, file: Path, size: tuple[int, int]) -> dict[str, Any]:
+        """Add an image of height and width `size`."""
+        name = Path(os.path.relpath(file, self.root)).as_posix()
+        entry = {"id": len(self.images) + 1, "file_name": name, "height": size[0], "width": size[1]}
+        self.images.append(entry)
+        return entry
+
+    def box(self, image: dict[str, Any], label: int, corners: list[float], **more: Any) -> None:
+        """Add a box x1, y1, x2, y2 in pixels, clipped to the image.
+
+        Raises:
+            Bad: no number, or nothing of it on the image.
+        """
+        if not all(map(math.isfinite, corners)):
+            raise Bad(f"box {corners}: not a finite number")
+        x1, y1, x2, y2 = corners
+        if x2 <= x1 or y2 <= y1:
+            raise Bad(f"box {[round(v, 2) for v in corners]}: no width or no height")
+        width, height = image["width"], image["height"]
+        inside = [max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))]
+        if inside[2] <= inside[0] or inside[3] <= inside[1]:
+            raise Bad(f"box {[round(v, 2) for v in corners]}: outside the {width}x{height} image")
+        if max(abs(a - b) for a, b in zip(inside, corners)) > 1:
+            self.said["boxes reached beyond their image: clipped"] += 1
+        x1, y1, x2, y2 = inside
+        bbox = [round(v, 4) for v in (x1, y1, x2 - x1, y2 - y1)]
+        entry = {
+            "id": len(self.annotations) + 1, "image_id": image["id"], "category_id": label + 1,
+            "bbox": bbox, "area": round(bbox[2] * bbox[3], 4), "iscrowd": 0, **more,
+        }  # fmt: skip
+        self.annotations.append(entry)
+
+    def content(self) -> dict[str, Any]:
+        """The COCO file."""
+        names = [{"id": k, "name": n} for k, n in enumerate(self.classes, start=1)]
+        mine = {"images": self.images, "annotations": self.annotations}
+        return {"categories": names, **self.other, **mine}
+
+
+def read_names(path: Path) -> list[str]:
+    """Class names, one a line.
+
+    Raises:
+        UserError: unreadable, or none in it.
+    """
+    try:
+        names = [n.strip() for n in path.read_text(encoding="utf-8-sig").splitlines() if n.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {error}") from None
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{path}: no class name in it, or one twice")
+    return names
+
+
+def as_number(word: Any) -> float:
+    try:
+        return float(word)
+    except (TypeError, ValueError):
+        raise Bad(f"{word!r} is not a number") from None
+
+
+def common_folder(images: Path | None, files: list[Path]) -> Path:
+    if images is not None:
+        return images
+    return Path(os.path.commonpath([path.parent for path in files])) if files else Path()

@@ -1,0 +1,134 @@
+"""An annotation file as it is carried over: `fcos dataset subset`, `split` and `merge`.
+
+Entries stay the bytes they are, with every field that somebody has put into them; only an id or
+file name that has to change is written anew. Images are not copied: file names stay relative to
+their folder. hotcoco's sample, split and merge keep neither unknown fields nor ids, know no
+classes, and refuse to merge files of different classes.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import Raw
+
+from fcos_recipe.data import coco_json
+from fcos_recipe.errors import UserError
+from fcos_recipe.files.atomic import replace_file
+
+SECTIONS = {
+    "images": coco_json.ListedImage, "annotations": coco_json.Labels,
+    "categories": coco_json.Category,
+}  # fmt: skip
+
+
+@dataclass
+class Annotations:
+    """An annotation file: its entries as bytes, and the ids in them."""
+
+    path: str
+    other: dict[str, Raw]  #: all that is neither of SECTIONS, as `info` and `licenses`
+    images: list[Raw]
+    annotations: list[Raw]
+    categories: list[Raw]
+    image_id: np.ndarray  #: int64 [N]
+    file_name: list[str]
+    annotation_id: list[int | str | None]
+    of_image: np.ndarray  #: int64 [M], row of the image of each annotation; -1: none
+    of_class: np.ndarray  #: int64 [M], row of its category
+    category_id: np.ndarray  #: int64 [K]
+    class_names: list[str]
+
+    @classmethod
+    def read(cls, path: Path) -> "Annotations":
+        """Read an annotation file.
+
+        Raises:
+            UserError: missing, not COCO, an id twice, an unknown category.
+        """
+        with coco_json.explained(path):
+            top = msgspec.json.decode(coco_json.mapped(path), type=dict[str, Raw])
+            parts = {name: top.pop(name, Raw(b"[]")) for name in SECTIONS}
+            raw = {
+                name: msgspec.json.decode(part, type=list[Raw] | None) or []
+                for name, part in parts.items()
+            }
+            images, annotations, categories = (  # ignored: a type that is a value to mypy
+                msgspec.json.decode(parts[name], type=list[kind] | None) or []  # type: ignore[valid-type]
+                for name, kind in SECTIONS.items()
+            )
+        name = str(path)
+        image_id = coco_json.ids(name, "images", images)
+        category_id = coco_json.ids(name, "categories", categories)
+        for section, ids in (("images", image_id), ("categories", category_id)):
+            if len(np.unique(ids)) < len(ids):
+                again = Counter(ids.tolist()).most_common(1)[0][0]
+                raise UserError(f"{path}: {section}: id {again} occurs twice; give each its own")
+        of_class = coco_json.rows_of(
+            category_id, coco_json.ids(name, "annotations", annotations, "category_id")
+        )
+        if (of_class < 0).any():
+            first = int(np.flatnonzero(of_class < 0)[0])
+            raise UserError(
+                f"{path}: annotations[{first}].category_id: {annotations[first].category_id} is "
+                f"not among the {len(category_id)} categories of the file"
+            )
+        of_image = coco_json.rows_of(
+            image_id, coco_json.ids(name, "annotations", annotations, "image_id")
+        )
+        return cls(
+            name, top, raw["images"], raw["annotations"], raw["categories"], image_id,
+            [i.file_name for i in images], [a.id for a in annotations], of_image, of_class,
+            category_id, coco_json.class_names(categories, category_id),
+        )  # fmt: skip
+
+    def labels(self) -> np.ndarray:
+        """int64 [n, 2]: each image row with each class on it, once, in order of the images."""
+        listed = self.of_image >= 0
+        pairs = np.stack([self.of_image[listed], self.of_class[listed]], axis=1)
+        return np.unique(pairs, axis=0)
+
+    def part(self, rows: np.ndarray) -> dict[str, Any]:
+        """The file of some of the images: all categories, and those images' annotations."""
+        keep = np.zeros(len(self.images) + 1, bool)  # the last is for those of no image
+        keep[rows] = True
+        chosen = np.flatnonzero(keep[self.of_image])
+        return {
+            **self.other,
+            "images": [self.images[i] for i in np.flatnonzero(keep[:-1])],
+            "annotations": [self.annotations[i] for i in chosen],
+            "categories": self.categories,
+        }
+
+    @property
+    def orphans(self) -> int:
+        """Annotations of images that the file does not list."""
+        return int((self.of_image < 0).sum())
+
+
+def refuse_overwriting(paths: Iterable[Path], force: bool) -> None:
+    """Check that no output is there yet.
+
+    Raises:
+        UserError: one is, and `force` is not set.
+    """
+    for path in paths:
+        if path.exists() and not force:
+            raise UserError(f"{path}: exists; choose another name or add --force")
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write an annotation file: whole, or not at all.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, msgspec.json.encode(content))
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: {error.strerror}") from None

@@ -1,0 +1,185 @@
+"""Annotation files put together; what has to change in them is noted."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from fcos_recipe.config.load import display
+from fcos_recipe.datasets.reshape.annotations import Annotations
+from fcos_recipe.errors import UserError
+
+
+@dataclass
+class Merged:
+    """What `merge` makes: the file, the folder its names are relative to, and what to say."""
+
+    content: dict[str, Any]
+    folder: str | None
+    notes: list[str]
+
+
+def merge(files: list[Annotations], folders: Sequence[str | None]) -> Merged:
+    """Put annotation files together.
+
+    Categories are those of one name. The first file's ids stay; another's are changed only where
+    they are taken. Images of one path are one image, with the annotations of all files, each once.
+    File names stay when all images lie in one folder, else they start at the folder above all.
+
+    Args:
+        files: at least one.
+        folders: of the images of each file; None: unknown, which only goes if all are.
+
+    Raises:
+        UserError: a class name twice in a file, or folders unknown.
+    """
+    known = {os.path.realpath(folder) for folder in folders if folder is not None}
+    for file, folder in zip(files, folders):
+        if known and folder is None and file.images:
+            raise UserError(
+                f"{file.path}: its images are not found near it; give --images for each file"
+            )
+    root = os.path.commonpath(known) if known else None
+    notes: list[str] = []
+    other = dict(files[0].other)
+    taken = _Ids([int(i) for file in files for i in file.category_id])
+    image_ids = _Ids([int(i) for file in files for i in file.image_id])
+    annotation_ids = _Ids([i for file in files for i in file.annotation_id if isinstance(i, int)])
+    class_id: dict[str, int | str] = {}
+    image_of: dict[str, int | str] = {}
+    images, annotations, categories = [], [], []
+    seen: set[bytes] = set()  # annotations of images that several files have
+    every_path = [_paths(folder, file.file_name) for file, folder in zip(files, folders)]
+    times = Counter(path for paths in every_path for path in paths)
+    for file, paths in zip(files, every_path):
+        short = display(file.path)
+        say: Counter[str] = Counter()
+        new_class = []
+        if twice := [n for n, count in Counter(file.class_names).items() if count > 1]:
+            raise UserError(f"{file.path}: categories: the name {twice[0]!r} occurs twice")
+        for raw, old, name in zip(file.categories, file.category_id.tolist(), file.class_names):
+            if name not in class_id:
+                class_id[name] = taken.give(old)
+                categories.append(_with(raw, id=class_id[name]) if class_id[name] != old else raw)
+            if class_id[name] != old:
+                notes.append(f"{short}: class {name}: id {old} becomes {class_id[name]}")
+            new_class.append(class_id[name])
+        license_of = _merge_licenses(other, file) if file is not files[0] else {}
+        new_image = []
+        for raw, old, path in zip(file.images, file.image_id.tolist(), paths):
+            if path in image_of:
+                say["images are there already: their annotations are added to them"] += 1
+                new_image.append(image_of[path])
+                continue
+            image_of[path] = image_ids.give(old)
+            new_image.append(image_of[path])
+            change: dict[str, Any] = {}
+            if image_of[path] != old:
+                change["id"] = image_of[path]
+                say["image ids were taken: renumbered"] += 1
+            if len(known) > 1:
+                change["file_name"] = os.path.relpath(path, root)
+            if license_of:
+                number = msgspec.json.decode(raw, type=_License).license
+                if number in license_of:
+                    change["license"] = license_of[number]
+            images.append(_with(raw, **change) if change else raw)
+        for raw, old, row, label in zip(
+            file.annotations, file.annotation_id, file.of_image.tolist(), file.of_class.tolist()
+        ):
+            if row < 0:
+                say["annotations of images that it does not list: left out"] += 1
+                continue
+            change = {}
+            if new_image[row] != file.image_id[row]:
+                change["image_id"] = new_image[row]
+            if new_class[label] != file.category_id[label]:
+                change["category_id"] = new_class[label]
+            if times[paths[row]] > 1:
+                same = _content(raw, new_image[row], new_class[label])
+                if same in seen:
+                    say["annotations are there already: left out"] += 1
+                    continue
+                seen.add(same)
+            if old is not None and (new := annotation_ids.give(old)) != old:
+                change["id"] = new
+                say["annotation ids were taken: renumbered"] += 1
+            annotations.append(_with(raw, **change) if change else raw)
+        notes += [f"{short}: {count} {text}" for text, count in say.items()]
+        for key in file.other:
+            if key not in other:
+                other[key] = file.other[key]
+            elif key != "licenses" and bytes(other[key]) != bytes(file.other[key]):
+                notes.append(f"{short}: {key!r} is not as in {files[0].path}, whose own stays")
+    if len(known) > 1:
+        notes.append(f"file names now start at {display(root or '')}")
+    content = {**other, "images": images, "annotations": annotations, "categories": categories}
+    return Merged(content, root, notes)
+
+
+class _Ids:
+    """Ids given away once each; new ones are larger than all that any file has."""
+
+    def __init__(self, every: list[int]):
+        self.next = max(every, default=0) + 1
+        self.given: set[str] = set()
+
+    def give(self, wanted: int | str) -> int | str:
+        if str(wanted) in self.given:
+            wanted, self.next = self.next, self.next + 1
+        self.given.add(str(wanted))
+        return wanted
+
+
+class _License(msgspec.Struct, gc=False):
+    license: Any = None
+
+
+def _merge_licenses(other: dict[str, Raw], file: Annotations) -> dict[Any, int]:
+    """Add a file's licences to those there are; the ids that had to change."""
+    try:
+        mine, theirs = (
+            msgspec.json.decode(top.get("licenses") or Raw(b"[]"), type=list[dict] | None) or []
+            for top in (other, file.other)
+        )
+        changed, have = {}, {_license_key(entry): entry["id"] for entry in mine}
+        ids = _Ids([entry["id"] for entry in (*mine, *theirs)])
+        ids.given = {str(entry["id"]) for entry in mine}
+        for entry in theirs:
+            old, key = entry["id"], _license_key(entry)
+            if key not in have:
+                have[key] = ids.give(old)
+                mine.append({**entry, "id": have[key]})
+            if have[key] != old:
+                changed[old] = have[key]
+    except (msgspec.ValidationError, KeyError, TypeError):
+        raise UserError(f"{file.path}: licenses: not a list of objects with a numeric id") from None
+    if mine:
+        other["licenses"] = Raw(msgspec.json.encode(mine))
+    return changed
+
+
+def _license_key(entry: dict[str, Any]) -> bytes:
+    return msgspec.json.encode({k: v for k, v in entry.items() if k != "id"}, order="sorted")
+
+
+def _content(raw: Raw, image: int, category: int) -> bytes:
+    """An annotation without its id, to know equal ones by."""
+    entry = msgspec.json.decode(raw)
+    entry.pop("id", None)
+    entry |= {"image_id": image, "category_id": category}
+    return msgspec.json.encode(entry, order="sorted")
+
+
+def _paths(folder: str | None, names: list[str]) -> list[str]:
+    """What images of different files are known to be the same by."""
+    root = "" if folder is None else os.path.realpath(folder)
+    return [os.path.normpath(os.path.join(root, name)) for name in names]
+
+
+def _with(raw: Raw, **change: Any) -> Raw:
+    return Raw(msgspec.json.encode({**msgspec.json.decode(raw), **change}))

@@ -1,0 +1,28 @@
+"""Some of the images of a file, each class in proportion."""
+
+from fcos_recipe.datasets.reshape.annotations import Annotations
+from fcos_recipe.datasets.reshape.split import Part, split
+from fcos_recipe.errors import UserError
+
+
+def subset(
+    data: Annotations, count: int | None, share: float, pattern: str | None, seed: int
+) -> Part:
+    """Choose images.
+
+    Args:
+        data: the file.
+        count: images; None: by `share`.
+        share: of the images, at least one.
+        pattern: of images that stay together, see `split.units`.
+        seed: of the choice.
+
+    Raises:
+        UserError: the file has fewer images; see `split.units`.
+    """
+    total = len(data.images)
+    count = count or max(1, round(share * total))
+    if count > total:
+        raise UserError(f"{data.path}: --count {count}: it has {total} images")
+    share = count / max(total, 1)
+    return split(data, [share, 1 - share], pattern, seed)[0]
