@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from fcos_recipe.errors import RunFailure, UserError
 from fcos_recipe.files import download
+from fcos_recipe.files.atomic import replace_file
 
 BASE = "https://paddledet.bj.bcebos.com/models"
 
@@ -61,7 +62,7 @@ def cached(url: str) -> Path:
             if not path.is_file():
                 download.fetch(url, path)
             found = download.digest(path, "sha256")
-            note(path).write_text(found + "\n")
+            replace_file(note(path), found + "\n")  # other processes may be reading it
     except (RunFailure, UserError, OSError) as error:
         raise UserError(
             f"pretrain_weights: {error}; fetch the file elsewhere and put it at {path}, or set "

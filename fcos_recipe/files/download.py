@@ -129,11 +129,13 @@ def locked(path: Path) -> Iterator[None]:
     the end.
     """
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        file, ghost = os.open(path, os.O_RDWR | os.O_CREAT, 0o666), True
         try:
             _lock(file, path)
             # The one that held it has removed the file: lock the next one, not a ghost.
-            if os.path.exists(path) and os.path.samestat(os.fstat(file), os.stat(path)):
+            with contextlib.suppress(FileNotFoundError):
+                ghost = not os.path.samestat(os.fstat(file), os.stat(path))
+            if not ghost:
                 try:
                     yield
                 finally:
