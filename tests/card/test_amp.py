@@ -3,6 +3,7 @@
 import json
 import math
 
+import paddle
 import pytest
 
 from tests.card.runs import records, tool
@@ -17,6 +18,9 @@ def test_amp_trains_evaluates_and_skips_steps_that_overflow(tiny, tmp_path, leve
     said = tool("train", "-c", tiny, "--amp", "--output", "run", "--eval", "-o", "device=auto",
                 "epoch=1", f"amp_level={level}", f"amp_dtype={dtype}",
                 f"init_loss_scaling={2**40}", cwd=tmp_path)  # fmt: skip
+    if dtype == "bfloat16" and paddle.__version__.startswith("3.0."):
+        assert "amp: off" in said  # auto_cast knows no bfloat16 on a plugin's device there
+        return
     assert "amp: off" not in said
     rows = records(tmp_path / "run", "train")
     assert len(rows) == 6 and all(math.isfinite(row["loss"]) for row in rows)
