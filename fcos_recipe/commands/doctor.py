@@ -265,7 +265,7 @@ def _run(config: Config, overrides: list[str], chosen: compute.Compute | None) -
 
 def _size(config: Config, overrides: list[str], chosen: compute.Compute) -> Iterator[Finding]:
     """Disk of the run, and memory of one card."""
-    command = [sys.executable, "-m", "fcos_recipe.system.model_size", str(config.path)]
+    command = [sys.executable, "-m", "fcos_recipe.model.size", str(config.path)]
     done = subprocess.run(
         [*command, *overrides],
         capture_output=True,
@@ -276,8 +276,8 @@ def _size(config: Config, overrides: list[str], chosen: compute.Compute) -> Iter
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         yield Finding(RED, "model", f"cannot be built: {last}", "python tools/config.py validate")
         return
-    numbers = int(done.stdout.split()[-1])
-    data = config.data
+    facts, data = json.loads(done.stdout.splitlines()[-1]), config.data
+    numbers = facts["numbers"]
     # a checkpoint: weights and momenta (and their average); beside them best and final weights
     disk = 4 * numbers * ((2 + bool(data["use_ema"])) * data["keep_checkpoints"] + 2)
     text = f"{numbers / 1e6:.1f} M parameters; disk {disk / 1e9:.1f} GB for "
@@ -290,14 +290,15 @@ def _size(config: Config, overrides: list[str], chosen: compute.Compute) -> Iter
     else:
         yield Finding(GREEN, "size", text)
     if pixels := _pixels(data["TrainReader"]):
-        yield _card_memory(memory.Training(numbers, pixels, bool(data["use_ema"])), data, chosen)
+        kind = data["OptimizerBuilder"]["optimizer"]["type"]
+        need = memory.Training(**facts, pixels=pixels, optimizer=kind, ema=bool(data["use_ema"]))
+        yield _card_memory(need, data, chosen)
 
 
 def _card_memory(need: memory.Training, data: dict, chosen: compute.Compute) -> Finding:
     """Whether the batch fits in the memory of the smallest card that the run may use."""
     batch = data["TrainReader"]["batch_size"]
-    about = "about" if (data.get("ResNet") or {}).get("depth") == 50 else "at most about"
-    text = f"{about} {need.bytes(batch) / 2**30:.1f} GiB per card at batch {batch} in float32"
+    text = f"about {need.bytes(batch) / 2**30:.1f} GiB per card at batch {batch} in float32"
     fit = ", ".join(f"{need.images(size << 30)} in {size} GiB" for size in (16, 32))
     text += f"; images per card that fit: {fit}"
     sizes = []

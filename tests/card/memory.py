@@ -3,7 +3,8 @@
 example: python tests/card/memory.py configs/fcos/fcos_r50_fpn_1x_coco.yml 2
 prints   [2, 896, 1408, 3] 4271509504
 
-The second argument is the batch size. Images of 600x1000 are drawn; 4 take minutes and 15 GB.
+The second argument is the batch size. Images of 600x1000 with 4 classes are drawn; 4 of them take
+minutes and 15 GB with ResNet-50.
 """
 
 import contextlib
@@ -35,7 +36,6 @@ class Peak:
 
 
 def main(path: str, batch: str) -> None:
-    os.environ.update(environment())
     from fcos_recipe.config import load_config
     from fcos_recipe.datasets.drawn_shapes import make_shapes
     from fcos_recipe.system import compute
@@ -64,4 +64,6 @@ def main(path: str, batch: str) -> None:
 
 
 if __name__ == "__main__":
+    if "FAKE_CARDS" not in os.environ:  # Paddle looks for cards as it is imported
+        os.execve(sys.executable, [sys.executable, *sys.argv], environment())
     main(*sys.argv[1:])

@@ -1,0 +1,65 @@
+"""`python -m fcos_recipe.model.size CONFIG [KEY=VALUE ...]`: prints facts of a model as JSON.
+
+`numbers`: of its parameters and statistics. `kept_per_pixel`: bytes that a training step keeps for
+its backward pass, per pixel of an image, in float32.
+
+A process of its own for the doctor, which itself stays free of Paddle. It computes on the CPU.
+"""
+
+import json
+import sys
+
+import numpy as np
+
+from fcos_recipe import compat
+from fcos_recipe.config import load_config
+from fcos_recipe.data.targets import Targets, collate
+
+SIDE = 128  # pixels: the largest stride, so that every level has its share of locations
+
+
+def kept(model, strides: list[int], images: int) -> int:
+    """Bytes that are allocated more after a forward pass than before it.
+
+    Args:
+        model: an `FCOS` on the CPU, in training.
+        strides: of its levels.
+        images: of SIDE x SIDE pixels in the batch.
+    """
+    import paddle
+
+    def allocated() -> int:
+        return paddle.framework.core.host_memory_stat_current_value("Allocated", 0)
+
+    one = np.zeros(1, np.int64)
+    target = Targets(one, one, one, np.ones((1, 4), np.float32), np.ones(1, np.float32))
+    grids = [(-(-SIDE // stride),) * 2 for stride in strides]
+    batch = {
+        "image": np.zeros((images, SIDE, SIDE, 3), np.uint8),
+        "im_shape": np.full((images, 2), SIDE, np.float32),
+        **collate([target] * images, grids),
+    }
+    tensors = {name: paddle.to_tensor(value) for name, value in batch.items()}
+    before = allocated()
+    losses = model(tensors)
+    after = allocated()
+    del losses
+    return after - before
+
+
+def main(path: str, *overrides: str) -> None:
+    import paddle
+
+    config = load_config(path, list(overrides))
+    paddle.set_device("cpu")
+    compat.workspace(config.stock_data())
+    model = compat.create(config.data["architecture"])
+    model.train()
+    strides = config.data["FCOSHead"]["fpn_stride"]
+    one, two = (kept(model, strides, images) for images in (1, 2))
+    numbers = sum(value.size for value in model.state_dict().values())
+    print(json.dumps({"numbers": numbers, "kept_per_pixel": (two - one) / SIDE**2}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
