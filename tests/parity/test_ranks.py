@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
-SCRIPT = ROOT / "tests" / "engine" / "gradients_of_ranks.py"
+SCRIPT = ROOT / "tests" / "evaluation" / "gradients_of_ranks.py"
 
 
 def gradients(tmp_path, config, ranks: int, batch: int, indices: list[int], reduce: bool) -> dict:
