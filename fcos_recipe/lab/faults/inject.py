@@ -92,9 +92,9 @@ leave(run("train"))
 SUPERVISE = """
 import sys
 from pathlib import Path
-from fcos_recipe.launch import supervise
+from fcos_recipe.launch.supervise import plan, supervise
 log, script, *arguments = sys.argv[1:]
-sys.exit(launch.supervise(launch.plan("cpu", ["0", "1"], [], arguments, Path(log), Path(script))))
+sys.exit(supervise(plan("cpu", ["0", "1"], [], arguments, Path(log), Path(script))))
 """
 
 
