@@ -118,7 +118,6 @@ def get(folder: Path, release: Release = COCO_2017, options: Options = _DEFAULTS
             job.check_room(missing)
             sources = {archive.name: job.zip_given(archive) for archive in missing}
             for archive in missing:
-                remove_drafts(job.record_path(archive))
                 job.complete(archive, sources[archive.name])
     return job.summary(job.count())
 
@@ -224,12 +223,12 @@ class _Job:
             self.unchecked.add(archive.folder)
         return good
 
-    def record_path(self, archive: Archive) -> Path:
+    def _record_path(self, archive: Archive) -> Path:
         return self.ours / f"{archive.folder}.json"
 
     def _record(self, archive: Archive) -> dict | None:
         try:
-            record = json.loads(self.record_path(archive).read_text())
+            record = json.loads(self._record_path(archive).read_text())
             good = record["md5"] in (None, archive.md5) and isinstance(record["files"], dict)
             return record if good else None
         except (OSError, ValueError, KeyError, TypeError):
@@ -241,7 +240,8 @@ class _Job:
         record = {**more, "files": {name: [*found[name], crc] for name, crc in crcs.items()}}
         try:
             self.ours.mkdir(parents=True, exist_ok=True)
-            write_json(self.record_path(archive), record, compact=True)
+            remove_drafts(self._record_path(archive))  # of processes that were killed
+            write_json(self._record_path(archive), record, compact=True)
         except OSError:
             pass  # a data set on a read-only disk is as good; the next call looks again
 
