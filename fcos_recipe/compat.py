@@ -86,24 +86,19 @@ def autocasts(dtype: str) -> bool:
         dtype: float16 or bfloat16.
     """
     paddle = import_paddle()
-    base = "paddle.base" if hasattr(paddle, "base") else "paddle.fluid"  # fluid: before 2.6
-    framework = importlib.import_module(f"{base}.framework")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it has no effect
         with paddle.amp.auto_cast(dtype=dtype):
-            return framework._dygraph_tracer()._amp_dtype == dtype
+            return paddle.framework._dygraph_tracer()._amp_dtype == dtype
 
 
 def registered_kernels() -> dict[str, set[tuple[str, str]]]:
     """Operator -> (backend, dtype) of each kernel that this Paddle and its plugin have.
 
-    Backends are CPU, GPU, GPUDNN and the plugin's name. The function has no public name, and
-    lived in paddle.fluid before 2.6.
+    Backends are CPU, GPU, GPUDNN and the plugin's name.
     """
-    paddle = import_paddle()
-    core = paddle.base.core if hasattr(paddle, "base") else paddle.fluid.core
     found = {}
-    for operator, keys in core._get_registered_phi_kernels().items():
+    for operator, keys in import_paddle().framework.core._get_registered_phi_kernels().items():
         parts = (key.strip("()").split(", ") for key in keys)  # "(GPU, STRIDED, float32)"
         found[operator] = {(backend, dtype) for backend, _layout, dtype in parts}
     return found

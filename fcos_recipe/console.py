@@ -2,8 +2,11 @@
 
 import logging
 import sys
+from collections.abc import Callable
+from typing import NoReturn
 
-from fcos_recipe.errors import printable
+from fcos_recipe.errors import UserError, printable, tell
+from fcos_recipe.exit_codes import BAD_INPUT
 
 log = logging.getLogger("fcos")
 
@@ -24,3 +27,12 @@ def to_console(rank: int) -> None:
     handler.setFormatter(Plain("%(message)s"))
     handler.setLevel(logging.INFO)
     log.addHandler(handler)
+
+
+def run_program(main: Callable[[], int]) -> NoReturn:
+    """End the process with the exit code of a `python -m` program; bad input is told in words."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        tell(error)
+        sys.exit(BAD_INPUT)

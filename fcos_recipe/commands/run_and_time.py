@@ -15,7 +15,8 @@ from pathlib import Path
 from fcos_recipe.commands.options import add_overrides, parser
 from fcos_recipe.commands.verify_result import lines_of
 from fcos_recipe.config import Config, load_config
-from fcos_recipe.errors import UserError, UserErrors, printable, tell
+from fcos_recipe.console import run_program
+from fcos_recipe.errors import UserErrors, printable
 from fcos_recipe.runs.contents import Run, read_run
 from fcos_recipe.runs.judgement import OUTSIDE, Verdict, found_in, judge
 from fcos_recipe.system import device
@@ -117,8 +118,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        tell(error)
-        sys.exit(2)
+    run_program(main)

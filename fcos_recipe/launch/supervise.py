@@ -27,7 +27,8 @@ import psutil
 
 from fcos_recipe import exit_codes
 from fcos_recipe.config import load_config
-from fcos_recipe.errors import UserError, printable, tell
+from fcos_recipe.console import run_program
+from fcos_recipe.errors import UserError, printable
 from fcos_recipe.launch import restart
 from fcos_recipe.launch.peers import SHORT_SILENCE, Cluster, Failure, Peers, cluster
 from fcos_recipe.launch.ranks import Ranks
@@ -572,8 +573,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        tell(error)
-        sys.exit(exit_codes.BAD_INPUT)
+    run_program(lambda: main(sys.argv[1:]))

@@ -22,7 +22,7 @@ class Eager:
     Args:
         weights: checkpoint, .pdparams, zoo file or URL.
         config: resolved config.
-        device: an answer of `system.device.resolve`.
+        device: cpu, gpu or iluvatar_gpu.
 
     Raises:
         UserError: weights and config that do not fit.
@@ -60,7 +60,7 @@ class PaddleInference:
     Args:
         folder: of the export.
         facts: its metadata.
-        device: an answer of `system.device.resolve`; cards are not verified on hardware.
+        device: cpu, gpu or iluvatar_gpu; cards are not verified on hardware.
         precision: fp32; or bf16, which rounds weights and activations to 8 bits of mantissa: it is
             faster and its scores are others.
 

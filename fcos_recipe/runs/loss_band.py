@@ -9,8 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from fcos_recipe.console import log
-from fcos_recipe.errors import UserError, tell
+from fcos_recipe.console import log, run_program
+from fcos_recipe.errors import UserError
 from fcos_recipe.runs.published_results import WINDOW, Band, load
 
 STEPS = (100, 500, 1000)
@@ -138,8 +138,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        tell(error)
-        sys.exit(2)
+    run_program(main)

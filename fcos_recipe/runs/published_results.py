@@ -14,7 +14,8 @@ import msgspec
 import yaml
 
 from fcos_recipe.config.schema import RESULTS
-from fcos_recipe.errors import UserError, tell
+from fcos_recipe.console import run_program
+from fcos_recipe.errors import UserError
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 WINDOW = 50  #: steps over which a loss is averaged before it is compared with a `Band`
@@ -271,8 +272,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        tell(error)
-        sys.exit(2)
+    run_program(main)

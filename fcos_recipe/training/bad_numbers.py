@@ -10,6 +10,7 @@ from fcos_recipe.checkpoint import storage
 from fcos_recipe.console import log
 from fcos_recipe.errors import RunFailure
 from fcos_recipe.evaluation.collectives import gather
+from fcos_recipe.files.atomic import write_json
 from fcos_recipe.training.resume import scaler_state
 
 FOLDER = "bad_steps"
@@ -120,7 +121,7 @@ class Guard:
         }  # fmt: skip
         try:
             path.parent.mkdir(exist_ok=True)
-            storage.write_json(path, content)
+            write_json(path, content)
         except OSError as error:
             log.warning("%s: %s", path, storage.reason(error))
             return ""

@@ -38,7 +38,7 @@ class Setup(ppdet.engine.Trainer):
     Args:
         config: from `load_config`.
         mode: "train" or "eval".
-        device: as `system.device.resolve` gives it; Paddle is already set to it.
+        device: cpu, gpu or iluvatar_gpu; Paddle is already set to it.
         watchdog: is told of progress.
 
     Raises:

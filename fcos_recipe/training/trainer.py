@@ -22,6 +22,7 @@ from fcos_recipe.evaluation.collectives import agree, everywhere, gather
 from fcos_recipe.evaluation.loop import build_loader, evaluate
 from fcos_recipe.evaluation.metric import table
 from fcos_recipe.evaluation.tta import Augmented
+from fcos_recipe.files.atomic import write_json
 from fcos_recipe.runs.directory import CONFIG, ENVIRONMENT, RunDir
 from fcos_recipe.runs.environment import environment
 from fcos_recipe.runs.facts import write_facts
@@ -134,7 +135,7 @@ class Trainer(Setup):
         self._saved_time = time.monotonic()
         if run.writer:
             (run.path / CONFIG).write_text(without_secrets(resolved(self.config)))
-            storage.write_json(run.path / ENVIRONMENT, {
+            write_json(run.path / ENVIRONMENT, {
                 **environment(self.device), "config": self.config.name, "ranks": self._nranks,
             })  # fmt: skip
         run.forget_after(at.steps_done, at.epoch - at.pending_eval)
@@ -367,7 +368,7 @@ class Trainer(Setup):
         if run.writer:
 
             def write():
-                storage.write_json(run.path / "eval.json", judged)
+                write_json(run.path / "eval.json", judged)
                 if improved:
                     path = run.path / "best_model.pdparams"
                     storage.save_weights(path, best, self.facts(ap))

@@ -90,17 +90,24 @@ def timed(loader):
         before = time.perf_counter()
 
 
-def memory_mib(device: str) -> int:
-    """Peak memory: what Paddle allocated on this process's card.
+def card_memory_mib(device: str) -> int | None:
+    """Peak of what Paddle has allocated on this process's card.
 
-    On the CPU, and on a plugin's card under a Paddle that does not count it (before 3.1), the
-    greatest resident size of the process.
+    None on the CPU, and on a plugin's card under a Paddle that does not count it (before 3.1).
     """
     if device == "gpu":
         return paddle.device.cuda.max_memory_allocated() >> 20
     if device != "cpu" and hasattr(paddle.device, "max_memory_allocated"):
         # without its name Paddle answers for card 0
         return paddle.device.max_memory_allocated(f"{device}:{card_index(device)}") >> 20
+    return None
+
+
+def memory_mib(device: str) -> int:
+    """Peak memory: `card_memory_mib` or, without one, the greatest resident size of the process."""
+    on_card = card_memory_mib(device)
+    if on_card is not None:
+        return on_card
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 

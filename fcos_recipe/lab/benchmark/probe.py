@@ -9,6 +9,8 @@ import paddle
 from paddle.profiler import Profiler, ProfilerTarget
 from paddle.profiler.profiler import TracerEventType
 
+from fcos_recipe.training.window import card_memory_mib
+
 # Where a stand-in device (tests/card) writes a line "pid card what bytes" for all that it is asked.
 TRACE = os.environ.get("FAKE_CARD_TRACE", "")
 READS = ("numpy", "item", "tolist", "__array__", "__bool__", "__float__", "__int__", "__index__")
@@ -97,7 +99,7 @@ class Gate:
             "operators": sum(count.values()) - count["Global_GradNodeAccumulation"],
             "host_reads": dict(self.reads),
             "device": requests(TRACE, self.traced) if TRACE else None,
-            "peak_memory_mib": peak_memory_mib(),
+            "peak_memory_mib": card_memory_mib(paddle.get_device().split(":")[0]),
             "top": [
                 {"name": name, "calls": count[name], "seconds": time_of[name]}
                 for name in sorted(time_of, key=time_of.__getitem__, reverse=True)[:15]
@@ -125,14 +127,6 @@ def requests(path: str, start: int) -> dict[str, dict[str, int]]:
                 row["calls"] += 1
                 row["bytes"] += int(size)
     return found
-
-
-def peak_memory_mib() -> int | None:
-    """Peak of what Paddle's allocator has handed out on the card; None on the CPU."""
-    device = paddle.get_device()
-    if device == "cpu" or not hasattr(paddle.device, "max_memory_allocated"):
-        return None
-    return paddle.device.max_memory_allocated(device) >> 20
 
 
 def operators(trees: dict) -> tuple[Counter, dict[str, float]]:
