@@ -165,33 +165,31 @@ Comm* world = nullptr;  // the first one, which has all ranks
 
 Comm* of(C_CCLComm comm) { return reinterpret_cast<Comm*>(comm); }
 
-C_Status all_reduce(void* send, void* recv, size_t count, C_DataType type, C_CCLReduceOp op,
-                    C_CCLComm handle, C_Stream) {
+// Puts a piece of this rank's data where the other ranks read it.
+void offer(Comm* comm, const void* data, size_t at, size_t bytes) {
+  memcpy(comm->slot(comm->rank), static_cast<const char*>(data) + at, bytes);
+}
+
+constexpr size_t kEveryRank = SIZE_MAX;
+
+// Sum, maximum and so on of what all ranks send; received by `root` or by every rank.
+C_Status reduce_to(const char* what, void* send, void* recv, size_t count, C_DataType type,
+                   C_CCLReduceOp op, size_t root, C_CCLComm handle) {
   Comm* comm = of(handle);
   size_t bytes = count * width(type);
-  if (C_Status failed = begin("all_reduce", bytes)) return failed;
+  if (C_Status failed = begin(what, bytes)) return failed;
   card::Open a(send), b(recv);
   return in_pieces(
-      comm, bytes,
-      [&](size_t at, size_t n) { memcpy(comm->slot(comm->rank), static_cast<char*>(send) + at, n); },
+      comm, bytes, [&](size_t at, size_t n) { offer(comm, send, at, n); },
       [&](size_t at, size_t n) {
+        if (root != kEveryRank && root != comm->rank) return C_SUCCESS;
         return reduce_any(comm, static_cast<char*>(recv) + at, 0, n / width(type), type, op);
       });
 }
 
-C_Status reduce_to(void* send, void* recv, size_t count, C_DataType type, C_CCLReduceOp op,
-                   size_t root, C_CCLComm handle, C_Stream) {
-  Comm* comm = of(handle);
-  size_t bytes = count * width(type);
-  if (C_Status failed = begin("reduce", bytes)) return failed;
-  card::Open a(send), b(recv);
-  return in_pieces(
-      comm, bytes,
-      [&](size_t at, size_t n) { memcpy(comm->slot(comm->rank), static_cast<char*>(send) + at, n); },
-      [&](size_t at, size_t n) {
-        if (comm->rank != root) return C_SUCCESS;
-        return reduce_any(comm, static_cast<char*>(recv) + at, 0, n / width(type), type, op);
-      });
+C_Status all_reduce(void* send, void* recv, size_t count, C_DataType type, C_CCLReduceOp op,
+                    C_CCLComm comm, C_Stream) {
+  return reduce_to("all_reduce", send, recv, count, type, op, kEveryRank, comm);
 }
 
 C_Status broadcast(void* buffer, size_t count, C_DataType type, size_t root, C_CCLComm handle,
@@ -218,8 +216,7 @@ C_Status all_gather(void* send, void* recv, size_t count, C_DataType type, C_CCL
   if (C_Status failed = begin("all_gather", bytes)) return failed;
   card::Open a(send), b(recv);
   return in_pieces(
-      comm, bytes,
-      [&](size_t at, size_t n) { memcpy(comm->slot(comm->rank), static_cast<char*>(send) + at, n); },
+      comm, bytes, [&](size_t at, size_t n) { offer(comm, send, at, n); },
       [&](size_t at, size_t n) {
         for (size_t r = 0; r < comm->ranks; ++r) {
           memcpy(static_cast<char*>(recv) + r * bytes + at, comm->slot(r), n);
@@ -236,10 +233,7 @@ C_Status reduce_scatter(void* send, void* recv, size_t count, C_DataType type, C
   card::Open a(send), b(recv);
   for (size_t share = 0; share < comm->ranks; ++share) {
     C_Status status = in_pieces(
-        comm, bytes,
-        [&](size_t at, size_t n) {
-          memcpy(comm->slot(comm->rank), static_cast<char*>(send) + share * bytes + at, n);
-        },
+        comm, bytes, [&](size_t at, size_t n) { offer(comm, send, share * bytes + at, n); },
         [&](size_t at, size_t n) {
           if (comm->rank != share) return C_SUCCESS;
           return reduce_any(comm, static_cast<char*>(recv) + at, 0, n / width(type), type, op);
@@ -346,7 +340,10 @@ void fill_collectives(C_DeviceInterface* i) {
   i->xccl_destroy_comm = [](C_CCLComm) { return C_SUCCESS; };
   i->xccl_all_reduce = all_reduce;
   i->xccl_broadcast = broadcast;
-  i->xccl_reduce = reduce_to;
+  i->xccl_reduce = [](void* send, void* recv, size_t count, C_DataType type, C_CCLReduceOp op,
+                      size_t root, C_CCLComm comm, C_Stream) {
+    return reduce_to("reduce", send, recv, count, type, op, root, comm);
+  };
   i->xccl_all_gather = all_gather;
   i->xccl_reduce_scatter = reduce_scatter;
   i->xccl_group_start = [] { ++depth; return C_SUCCESS; };

@@ -20,6 +20,7 @@ from fcos_recipe.launch import peers, supervise
 from fcos_recipe.launch.peers import Failure, Peers
 from tests.conftest import ROOT
 from tests.helpers.hosts import PORT, Hosts, train
+from tests.helpers.ranks import RANK_1_HANGS
 from tests.launch.test_restart import children, wait_for
 
 KEPT = ROOT / "output" / "test_peers"
@@ -322,26 +323,8 @@ def test_loopback_names_the_rank_and_sigterm_on_one_host_saves_on_all(tiny, tmp_
 def test_the_rank_that_hangs_is_named_on_both_hosts(tmp_path, request):
     """Rank 0 hangs as well, and is the first to say so, but only waits in all_reduce."""
     script = tmp_path / "rank.py"
-    script.write_text("""
-import os, time
-from fcos_recipe.compat import before_paddle
-before_paddle()
-import paddle
-import paddle.distributed as dist
-from fcos_recipe.system import device
-from fcos_recipe.system.watchdog import Watchdog
-rank = int(os.environ["PADDLE_TRAINER_ID"])
-def read_next_batch():
-    time.sleep(300)
-device.set_device("cpu")
-dist.init_parallel_env()
-with Watchdog({"step": 3 if rank else 2}, rank) as watchdog:
-    for step in range(100):
-        if rank == 1 and step == 3:
-            read_next_batch()
-        dist.all_reduce(paddle.ones([1]))
-        watchdog.beat()
-""")
+    start = 'import os, time\nrank = int(os.environ["PADDLE_TRAINER_ID"])\n'
+    script.write_text(start + RANK_1_HANGS)
     program = """
 import sys; from pathlib import Path
 from fcos_recipe.launch import supervise as launch

@@ -12,6 +12,7 @@ import pytest
 from fcos_recipe import exit_codes
 from fcos_recipe.errors import UserError
 from fcos_recipe.launch import supervise
+from tests.helpers.ranks import RANK_1_HANGS
 
 START = "import os, sys, time, signal\nrank = int(os.environ['PADDLE_TRAINER_ID'])\n"
 
@@ -103,25 +104,7 @@ def test_bad_input_is_told_once(tmp_path, capfd):
 
 def test_a_hung_rank_is_named_not_the_one_that_waited_for_it(tmp_path, capfd):
     """Real collectives over Gloo: rank 0 hangs too, in all_reduce."""
-    body = """
-from fcos_recipe.compat import before_paddle
-before_paddle()
-import paddle
-import paddle.distributed as dist
-from fcos_recipe.system import device
-from fcos_recipe.system.watchdog import Watchdog
-def read_next_batch():
-    time.sleep(300)
-device.set_device("cpu")
-dist.init_parallel_env()
-with Watchdog({"step": 3 if rank else 2}, rank) as watchdog:
-    for step in range(100):
-        if rank == 1 and step == 3:
-            read_next_batch()
-        dist.all_reduce(paddle.ones([1]))
-        watchdog.beat()
-"""
-    code, seconds = run_ranks(tmp_path, body)
+    code, seconds = run_ranks(tmp_path, RANK_1_HANGS)
     err = capfd.readouterr().err
     assert code == exit_codes.HUNG and seconds < 60
     assert "rank 1 of 2 failed first: hung, ended by its watchdog: nothing done for" in err
