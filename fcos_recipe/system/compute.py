@@ -198,8 +198,22 @@ def start(requested: str, show: bool = True) -> Compute:
         UserError: see `decide`.
     """
     found = decide(requested)
+    _refuse_shared_card(found)
     cpu_math.ensure(found.device)
     device.set_device(found.device)
     if show and os.environ.get("PADDLE_TRAINER_ID", "0") == "0" and DECIDED not in os.environ:
         print(found.line(), flush=True)
     return found
+
+
+def _refuse_shared_card(found: Compute) -> None:
+    """Ranks to which no launcher gave a card would all compute on card 0, without a word.
+
+    Paddle's own launcher before 3.1 does so with a plugin whose variable is not set.
+    """
+    ranks = int(os.environ.get("PADDLE_LOCAL_SIZE") or 1)
+    if ranks == 1 or len(found.every) < 2 or f"FLAGS_selected_{found.device}s" in os.environ:
+        return
+    way = f"set PADDLE_XCCL_BACKEND={PLUGIN} for Paddle's launcher, or " * (found.device == PLUGIN)
+    raise UserError(f"{ranks} processes would share card 0 of {len(found.every)}, as the launcher "
+                    f"gave them none; {way}start with `bash scripts/train.sh`")  # fmt: skip

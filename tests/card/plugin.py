@@ -12,6 +12,8 @@ import pytest
 
 SOURCES = Path(__file__).parent
 LIBRARIES = ("libphi_core.so", "libphi.so")
+# Before 3.1 Paddle's own launcher recognises a plugin's cards by this variable alone.
+PADDLE_LAUNCHER = {"PADDLE_XCCL_BACKEND": "iluvatar_gpu"}
 
 
 def plugin() -> Path:

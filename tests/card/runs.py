@@ -32,6 +32,8 @@ CPU = {
 def tool(name, *argv, cwd, cards=1, launch=0, code=0, **options) -> str:
     """Run tools/NAME.py where there are cards; 0 cards: on the CPU. Returns what it printed."""
     env = {**plugin.environment(cards, **options), **MATH} if cards else CPU
+    if cards and launch:
+        env |= plugin.PADDLE_LAUNCHER
     done = run_tool(name, *argv, cwd=cwd, env=env, launch=launch, timeout=500)
     said = done.stdout + done.stderr
     assert done.returncode == code, said[-4000:]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.card.plugin import environment
+from tests.card.plugin import PADDLE_LAUNCHER, environment
 from tests.card.runs import of_processes
 
 pytestmark = pytest.mark.card
@@ -19,8 +19,8 @@ LAUNCH = ["-m", "paddle.distributed.launch", "--nproc_per_node", "3", "--log_dir
 def check(name: str, tmp_path, *, launch=(), code: int = 0, **options) -> str:
     """Run a check of checks.py. Returns what it printed."""
     env = environment(trace=tmp_path / "trace", **options)
-    if launch:  # before 3.1 Paddle's launcher knows a plugin's cards by this variable alone
-        env["PADDLE_XCCL_BACKEND"] = "iluvatar_gpu"
+    if launch:
+        env |= PADDLE_LAUNCHER
     done = subprocess.run(
         [sys.executable, *launch, PROGRAM, name], cwd=tmp_path, capture_output=True, text=True,
         env=env, timeout=300,

@@ -92,6 +92,35 @@ def test_the_line_says_what_driver_and_paddle_count():
 
 
 @pytest.mark.parametrize(
+    "facts, environment, way",
+    [
+        (PLUGGED, {"PADDLE_LOCAL_SIZE": "2"}, "set PADDLE_XCCL_BACKEND=iluvatar_gpu for "),
+        (CUDA, {"PADDLE_LOCAL_SIZE": "8"}, "start with `bash scripts/train.sh`"),
+        (CUDA, {"PADDLE_LOCAL_SIZE": "8", "FLAGS_selected_gpus": "3"}, None),
+        (PLUGGED, {"PADDLE_LOCAL_SIZE": "1"}, None),
+        (PLUGGED, {}, None),
+        # a launcher of the user's own shows each rank one card
+        (PaddleFacts("3.3.1", True, (), 1), {"PADDLE_LOCAL_SIZE": "8"}, None),
+        (CPU, {"PADDLE_LOCAL_SIZE": "8"}, None),
+    ],
+)
+def test_ranks_without_a_card_of_their_own_are_refused(facts, environment, way, monkeypatch):
+    for name in (f"FLAGS_selected_{kind}s" for kind in ("gpu", PLUGIN)):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    decided = compute.choose("auto", compute.Found(None, "", facts))
+    monkeypatch.setattr(compute, "decide", lambda requested: decided)
+    monkeypatch.setattr(compute.cpu_math, "ensure", lambda kind: None)
+    monkeypatch.setattr(compute.device, "set_device", lambda kind: None)
+    if way is None:
+        assert compute.start("auto") is decided
+    else:
+        with pytest.raises(UserError, match=f"processes would share card 0 of 8, .*{way}"):
+            compute.start("auto")
+
+
+@pytest.mark.parametrize(
     "overrides, environment, answer",
     [
         ([], {}, "auto"),
