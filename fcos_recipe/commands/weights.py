@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+from fcos_recipe import exit_codes
 from fcos_recipe.checkpoint import zoo
 from fcos_recipe.commands.options import parser
 from fcos_recipe.errors import UserError
@@ -19,14 +20,17 @@ examples:
 The publisher gives no hashes. The SHA-256 of a file is recorded when it is first fetched and
 compared at every later use: that shows damage since then, not whether the first download was
 genuine. A file copied into the cache from elsewhere gets its record from `get` or at its first use.
-exit codes: 0 done; 1 not completed, call again to go on; 2 bad input; 3 a file isn't the one
-recorded; 4 the disk is full
 """
+_CODES = {
+    exit_codes.FAILED: "not completed, call again to continue",
+    exit_codes.DAMAGED: "a file isn't the one recorded",
+    exit_codes.DISK_FULL: "the disk is full",
+}
 
 
 def main(argv: list[str]) -> int:
     """`fcos weights list|get|verify|convert`."""
-    ask = parser("weights", None, _EXAMPLE)
+    ask = parser("weights", None, _EXAMPLE, _CODES)
     commands = ask.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="what is published and what is in the cache")
     get = commands.add_parser("get", help="fetch into the cache")
