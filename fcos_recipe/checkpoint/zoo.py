@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from fcos_recipe.console import say
 from fcos_recipe.errors import RunFailure, UserError
 from fcos_recipe.files import download
 from fcos_recipe.files.atomic import replace_file
@@ -68,7 +69,7 @@ def cached(url: str) -> Path:
             f"pretrain_weights: {error}; fetch the file elsewhere and put it at {path}, or set "
             "pretrain_weights to a local path ('' trains from scratch)"
         ) from error
-    download.say(f"{url} -> {path} (SHA-256 {found}, recorded, not pinned)")
+    say(f"{url} -> {path} (SHA-256 {found}, recorded, not pinned)")
     return path
 
 
