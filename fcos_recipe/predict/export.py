@@ -21,8 +21,9 @@ size (`scale_factor` [N, 2], y then x), all as the reader makes them; normalisat
 It gives class, score, x1, y1, x2, y2 in pixels of the original image: paddle `bbox` [M, 6] and
 `bbox_num` [N]; onnx `bbox` [N, keep_top_k, 6], of which the first `bbox_num` [N] count. With
 --no-nms: boxes [N, K, 4] and scores [N, classes, K] of the candidates.
-Before it is kept it must find what the trained model finds, on 8 images of different shapes and on
-a batch of two; else it stays as NAME.rejected, and an earlier export stays as it is.
+Before it is kept it must find what the trained model finds: on 8 images of different shapes, on a
+batch of two, and on blank images before, between and after them, alone and within a batch.
+An export that differs stays as NAME.rejected, and an earlier export stays as it is.
 examples:
   python tools/export_model.py -c configs/fcos/fcos_r18_fpn_demo.yml \\
       --weights output/fcos_r18_fpn_demo/best_model.pdparams --format onnx
@@ -79,7 +80,8 @@ def main(argv: list[str]) -> int:
             raise
         raise UserError(f"--output {args.output}: {error.strerror}") from None
     print(
-        f"checked on {verdict.images} images: {verdict.detections} detections, scores within "
+        f"checked on {verdict.images} images, {verdict.empty} without detections: "
+        f"{verdict.detections} detections, scores within "
         f"{verdict.score:.1e}, boxes within {verdict.pixels:.4f} pixels, {verdict.exempt} exempt "
         f"at a limit\nexported: {Path(args.output) / name}"
     )
@@ -202,10 +204,12 @@ def _save_program(model, folder: Path, inside: bool) -> None:
 
 
 def _batches(predictor, images: int = 8) -> list[dict[str, np.ndarray]]:
-    """Single images of different shapes and a batch of two, for the check.
+    """Single images of different shapes, batches, and blank images among them, for the check.
 
-    Real ones of the config's evaluation or test set where they are there, cut to different shapes;
-    else noise with rectangles, in which a trained model finds something as well.
+    Real images of the config's evaluation or test set where they exist, cut to different shapes;
+    else noise with rectangles, in which a trained model finds something as well. The blank image,
+    of the first of a few colours in which the model finds nothing, is alone at the start and after
+    other images, and is the first, a middle and the last one of a batch.
     """
     from fcos_recipe.data.images import BadImage, read_image
 
@@ -225,7 +229,10 @@ def _batches(predictor, images: int = 8) -> list[dict[str, np.ndarray]]:
         np.ascontiguousarray(x[: x.shape[0] * (16 - k) // 16, : x.shape[1] * (9 + k) // 16])
         for k, x in enumerate(found)
     ]
-    return [*(predictor.batch([x]) for x in cut), predictor.batch(cut[:2])]
+    blanks = [np.full_like(cut[0], colour) for colour in (0, 255, (124, 116, 104), (200, 40, 90))]
+    blank = next((x for x in blanks if not len(predictor([x])[0])), blanks[0])
+    groups = [[blank], *([x] for x in cut), cut[:2], [blank], [blank, cut[0], blank, cut[1], blank]]
+    return [predictor.batch(group) for group in groups]
 
 
 def _files(data: dict) -> list[Path]:
