@@ -1,4 +1,4 @@
-"""The package's logger, and its plain messages on the console."""
+"""The package's logger and its output on the console."""
 
 import logging
 import sys
@@ -12,17 +12,17 @@ log = logging.getLogger("fcos")
 
 
 class Plain(logging.Formatter):
-    """Escapes control characters, which names of files and classes may contain."""
+    """Escapes control characters, which file and class names may contain."""
 
     def format(self, record):
         return printable(super().format(record))
 
 
 def to_console(rank: int) -> None:
-    """Plain messages of this package's logger on standard output, from rank 0 only."""
+    """Print this package's log messages to standard output, on rank 0 only."""
     log.setLevel(logging.DEBUG if rank == 0 else logging.ERROR)
     log.propagate = False
-    log.handlers.clear()  # an earlier run of this process, its log file included
+    log.handlers.clear()  # of an earlier run in this process, including its log file
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(Plain("%(message)s"))
     handler.setLevel(logging.INFO)
@@ -30,7 +30,7 @@ def to_console(rank: int) -> None:
 
 
 def run_program(main: Callable[[], int]) -> NoReturn:
-    """End the process with the exit code of a `python -m` program; bad input is told in words."""
+    """Run `main`, report bad input in one line, and end the process with the exit code."""
     try:
         sys.exit(main())
     except UserError as error:

@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
 
 def _list() -> int:
     for name, entry in zoo.ZOO.items():
-        path = zoo.cache_dir() / f"{name}.pdparams"
+        path = zoo.place(entry.url)
         note = zoo.note(path)
         state = "not fetched, hash not known"
         if path.is_file():
@@ -85,7 +85,8 @@ def _get(names: list[str]) -> int:
 
 
 def _verify() -> int:
-    files = sorted(zoo.cache_dir().glob("*.pdparams"))
+    beside = (".sha256", ".lock", ".part", ".json")
+    files = sorted(p for p in zoo.cache_dir().glob("*") if p.suffix not in beside)
     worst = 0
     for path in files:
         if not zoo.note(path).is_file():

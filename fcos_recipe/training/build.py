@@ -20,20 +20,17 @@ from fcos_recipe.system.watchdog import Watchdog
 from fcos_recipe.training import resume
 from fcos_recipe.training.ema import Average
 
-compat.import_ppdet()
-import ppdet.engine  # noqa: E402
-
 
 def listed(names: list[str], most: int = 20) -> str:
     """Class names for a line of the log: how many, and the first of them."""
     return f"{len(names)} ({', '.join(names[:most])}{', ...' * (len(names) > most)})"
 
 
-class Setup(ppdet.engine.Trainer):
+class Setup:
     """What a run is made of, by PaddleDetection's builders.
 
-    It does not call stock's constructor, which also builds for tracking, pruning and other
-    models, and which fixes the LR before the number of cards is known.
+    PaddleDetection's own Trainer also builds for tracking, pruning and other models, and fixes the
+    LR before the number of cards is known.
 
     Args:
         config: from `load_config`.

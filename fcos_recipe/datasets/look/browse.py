@@ -18,6 +18,7 @@ from fcos_recipe.config.load import Config, display
 from fcos_recipe.data.coco_json import Detection
 from fcos_recipe.data.images import BadImage, read_image
 from fcos_recipe.data.index import Index
+from fcos_recipe.data.targets import Assignment
 from fcos_recipe.datasets.fpn_levels import REASONS, SIZES, WHY, Rules
 from fcos_recipe.datasets.locate import Source
 from fcos_recipe.datasets.look.contact_sheet import (
@@ -260,7 +261,7 @@ def _batches(network: NetworkInput, choice: Choice, epoch: int) -> Iterator[list
         yield places[first : first + size]
 
 
-def _tile(seen: Seen, names: list[str], source: Source, rules: dict, most: int) -> Tile:
+def _tile(seen: Seen, names: list[str], source: Source, rules: Assignment, most: int) -> Tile:
     picture, factor = scaled(seen.pixels, most)
     image = Image.fromarray(picture)
     pen = ImageDraw.Draw(image)
@@ -271,7 +272,7 @@ def _tile(seen: Seen, names: list[str], source: Source, rules: dict, most: int) 
             outline(pen, box + (width - thick) / 2 * np.array([1, 1, -1, -1]), fill, thick)
     for box in seen.box[lost] * factor:
         outline(pen, box, LOST, width + 1, dashed=True)
-    for level in range(len(rules["strides"])):
+    for level in range(len(rules.strides)):
         color, r = LEVEL_COLORS[level % len(LEVEL_COLORS)], _radius(level, rules, factor)
         for x, y in seen.point[seen.level == level] * factor:
             pen.ellipse([x - r, y - r, x + r, y + r], color, "black")
@@ -287,7 +288,7 @@ def _tile(seen: Seen, names: list[str], source: Source, rules: dict, most: int) 
     ]
     counts = seen.positives.sum(axis=0).tolist()
     if any(counts):
-        of_stride = (f"{n} of stride {s}" for s, n in zip(rules["strides"], counts) if n)
+        of_stride = (f"{n} of stride {s}" for s, n in zip(rules.strides, counts) if n)
         notes.append("positives: " + ", ".join(of_stride))
     for reason, text in enumerate(WHY.values()):
         if missed := int((seen.why == reason).sum()):
@@ -297,12 +298,12 @@ def _tile(seen: Seen, names: list[str], source: Source, rules: dict, most: int) 
     return Tile(file, notes, [("", np.asarray(image))], on_it, bool(lost.any()))
 
 
-def _radius(level: int, rules: dict, factor: float) -> float:
+def _radius(level: int, rules: Assignment, factor: float) -> float:
     """Of a level's discs: neighbours on the finest level stay apart."""
-    return min(3 + 1.5 * level, max(1.5, rules["strides"][level] * factor * 0.3))
+    return min(3 + 1.5 * level, max(1.5, rules.strides[level] * factor * 0.3))
 
 
-def level_keys(rules: dict, counts: np.ndarray) -> list[Key]:
+def level_keys(rules: Assignment, counts: np.ndarray) -> list[Key]:
     """The legend of positives.
 
     Args:
@@ -310,7 +311,7 @@ def level_keys(rules: dict, counts: np.ndarray) -> list[Key]:
         counts: int [levels], positives that are shown.
     """
     keys = []
-    for level, (stride, (low, high)) in enumerate(zip(rules["strides"], rules["ranges"])):
+    for level, (stride, (low, high)) in enumerate(zip(rules.strides, rules.ranges)):
         span = f"{max(low, 0):g} to {high:g} px" if np.isfinite(high) else f"over {low:g} px"
         keys.append(
             Key(f"stride {stride}, {span}: {counts[level]} positives",
