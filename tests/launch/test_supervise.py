@@ -11,7 +11,8 @@ import pytest
 
 from fcos_recipe import exit_codes
 from fcos_recipe.errors import UserError
-from fcos_recipe.launch import supervise
+from fcos_recipe.launch.plan import choose_cards, plan_launch
+from fcos_recipe.launch.supervise import supervise
 from tests.helpers.ranks import RANK_1_HANGS
 
 START = "import os, sys, time, signal\nrank = int(os.environ['PADDLE_TRAINER_ID'])\n"
@@ -23,7 +24,7 @@ def run_ranks(tmp_path, body, ranks=2):
     script.write_text(START + body)
     labels = [str(i) for i in range(ranks)]
     began = time.monotonic()
-    code = supervise.supervise(supervise.plan("cpu", labels, [], [], tmp_path / "log", script))
+    code = supervise(plan_launch("cpu", labels, [], [], tmp_path / "log", script))
     return code, time.monotonic() - began
 
 
@@ -164,7 +165,7 @@ time.sleep(300)
     ],
 )
 def test_choose_cards(asked, configured, visible, expected):
-    assert supervise.choose_cards(asked, configured, visible) == expected
+    assert choose_cards(asked, configured, visible) == expected
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,7 @@ def test_choose_cards(asked, configured, visible, expected):
 )
 def test_choose_cards_refuses(asked, words):
     with pytest.raises(UserError, match=words):
-        supervise.choose_cards(asked, 8, ["0", "1"])
+        choose_cards(asked, 8, ["0", "1"])
 
 
 def test_scripts_work_from_any_directory(tmp_path, root):
