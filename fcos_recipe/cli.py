@@ -58,6 +58,8 @@ def run(name: str, argv: list[str] | None = None) -> int:
         return getattr(import_module(module), function)(sys.argv[1:] if argv is None else argv)
     except (UserError, RunFailure) as error:
         tell(error)
+        if rank():  # Paddle's launcher shows the log of rank 0 alone
+            announce_failure(rank(), error)
         return BAD_INPUT if isinstance(error, UserError) else FAILED
     except Stopped as error:
         print(error, file=sys.stderr)
