@@ -225,7 +225,7 @@ def test_parts_are_found_and_read_by_training(shapes, tmp_path):
         (["split", "class.json", "-o", "."], "annotations[0].category_id: 5 is not among"),
         (["split", "twice.json", "-o", "."], "images: id 10 occurs twice"),
         (["merge", "a.json", "class.json", "-o", "o.json"], "category_id"),
-        (["merge", "a.json", "b/b.json", "-o", "o.json"], "b/b.json: its images are not found"),
+        (["merge", "a.json", "b/b.json", "-o", "o.json"], "b/b.json: no images found"),
         (["merge", "a.json", "-o", "o.json", "--images", "x"], "x: --images: no such folder"),
     ],
 )
