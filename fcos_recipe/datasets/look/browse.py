@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from fcos_recipe.config.load import Config, display
-from fcos_recipe.data.coco_json import Detection
+from fcos_recipe.data.coco_json import Detection, is_id, number
 from fcos_recipe.data.images import BadImage, read_image
 from fcos_recipe.data.index import Index
 from fcos_recipe.data.targets import Assignment
@@ -111,7 +111,6 @@ class Detections:
 
 
 class _Detection(Detection, gc=False):
-    image_id: int  # as text it would be from another tool: nothing here would be found by it
     file_name: str | None = None
 
 
@@ -135,26 +134,25 @@ def read_detections(path: Path, index: Index, threshold: float) -> Detections:
     images = {int(image): row for row, image in enumerate(index.image_id)}
     classes = {int(category): k for k, category in enumerate(index.category_id)}
 
-    def is_known(d: _Detection) -> bool:
-        if d.image_id not in images or d.category_id not in classes:
-            return False
-        name = index.file_name(images[d.image_id])
-        return d.file_name is None or os.path.basename(d.file_name) == os.path.basename(name)
-
-    known = [d for d in found if is_known(d)]
+    known = []
+    for d in found:
+        row = images.get(number(d.image_id)) if is_id(d.image_id) else None
+        label = classes.get(number(d.category_id)) if is_id(d.category_id) else None
+        if row is None or label is None:
+            continue
+        name = os.path.basename(index.file_name(row))
+        if d.file_name is None or os.path.basename(d.file_name) == name:
+            known.append((row, label, d.bbox, d.score))
     if found and not known:
         raise UserError(f"{path}: no image and class of {index.path} in it; from other data?")
     if len(known) < len(found):
         _say(f"{path}: {len(found) - len(known)} of {len(found)} detections are of images or "
              "classes that the annotations do not have; left out")  # fmt: skip
-    known = [d for d in known if d.score >= threshold]
-    box = np.array([d.bbox for d in known], np.float64).reshape(-1, 4)
+    rows, labels, boxes, scores = list(zip(*(k for k in known if k[3] >= threshold))) or [()] * 4
+    box = np.array(boxes, np.float64).reshape(-1, 4)
     box[:, 2:] += box[:, :2]
     return Detections(
-        np.array([images[d.image_id] for d in known], np.int64),
-        np.array([classes[d.category_id] for d in known], np.int64),
-        box,
-        np.array([d.score for d in known], np.float64),
+        np.array(rows, np.int64), np.array(labels, np.int64), box, np.array(scores, np.float64)
     )
 
 
