@@ -324,7 +324,7 @@ def test_boxes_in_another_format(corners, shared, tmp_path):
     copy.write_text(json.dumps(data))
     found = examine([Source("x", str(copy), None)], images=False)[0][0].found
     (item,) = found.items["box_format"]
-    assert ("corners?" if corners else "shares") in item["text"]
+    assert ("as corners" if corners else "fractions") in item["text"]
 
 
 def test_images_against_each_other(world):
@@ -345,7 +345,7 @@ def test_images_against_each_other(world):
     assert [i["file"] for i in train["unlisted"]["items"]] == ["new.PNG"]
     assert [i["id"] for i in val["file_unreadable"]["items"]] == [20]
     assert report["between"]["leak"]["items"] == [
-        {"id": 10, "file": "val_0.jpg", "text": "of val is train_2.jpg of train"}
+        {"id": 10, "file": "val_0.jpg", "text": "in val is also train_2.jpg in train"}
     ]
     assert run("dataset", ["verify", str(root), "--no-images"]) == 0
 
@@ -474,7 +474,7 @@ def test_fix_copies_what_it_does_not_change(world):
 
 @pytest.mark.parametrize("argv, message", [
     (["nowhere"], "nowhere: no such folder or annotation file"),
-    ([], "no data named"),
+    ([], "no data given"),
     ([".", "--fix", "one.json"], "one.json: --fix: 2 splits"),
     ([".", "--fix", "report_dir/x.json/y"], "x.json"),
     (["annotations/instances_val.json", "--json", "train/train_0.jpg/x.json"], "train_0.jpg"),
