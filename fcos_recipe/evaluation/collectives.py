@@ -11,7 +11,7 @@ import paddle.distributed as dist
 from fcos_recipe.files.atomic import replace_folder
 
 
-def start() -> tuple[int, int]:
+def join_ranks() -> tuple[int, int]:
     """Join the launcher's process group when there is one.
 
     Returns:

@@ -13,7 +13,7 @@ from fcos_recipe.compat import create
 from fcos_recipe.config import Config, scaling
 from fcos_recipe.console import log, to_console
 from fcos_recipe.errors import UserError
-from fcos_recipe.evaluation.collectives import start
+from fcos_recipe.evaluation.collectives import join_ranks
 from fcos_recipe.system import kernels
 from fcos_recipe.system.device import amp_supported
 from fcos_recipe.system.watchdog import Watchdog
@@ -44,7 +44,7 @@ class Setup:
 
     def __init__(self, config: Config, mode: str, device: str, watchdog: Watchdog | None = None):
         self.config, self.mode, self.device = config, mode, device
-        self._local_rank, self._nranks = start()
+        self._local_rank, self._nranks = join_ranks()
         to_console(self._local_rank)
         data = config.data
         self.watchdog = watchdog or Watchdog()
@@ -123,7 +123,7 @@ class Setup:
                 f"accumulate: {self.accumulate} steps are more than the {len(self.loader)} of an "
                 "epoch; lower it"
             )
-        self.plan = scaling.plan(self.config, self._nranks, len(self.dataset))
+        self.plan = scaling.plan_scaling(self.config, self._nranks, len(self.dataset))
         self.optimizer: Any = None
         self.set_schedule(1.0)
         kind = self.cfg["OptimizerBuilder"]["optimizer"]
