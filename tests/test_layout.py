@@ -21,7 +21,6 @@ ALLOWED = {("fcos_recipe.commands.demo", "fcos_recipe.cli")}
 # Parse a command line though they are in other rooms: to be moved to commands/, none to be added.
 ARGUMENTS = {
     "fcos_recipe.predict.export",
-    "fcos_recipe.runs.published_results",
 }
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from fcos_recipe.checkpoint.safe_pickle import loads
+from fcos_recipe.console import say
 from fcos_recipe.errors import RunFailure, UserError
 from fcos_recipe.files import download
 from fcos_recipe.files.atomic import replace_file
@@ -95,7 +96,7 @@ def cached(url: str) -> Path:
             f"pretrain_weights: {error}; download the file elsewhere and copy it to {path}, or set "
             "pretrain_weights to a local path ('' trains from scratch)"
         ) from error
-    download.say(f"{url} -> {path} (SHA-256 {found}, recorded, not pinned)")
+    say(f"{url} -> {path} (SHA-256 {found}, recorded, not pinned)")
     return path
 
 

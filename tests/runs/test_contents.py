@@ -124,10 +124,10 @@ def test_an_evaluation_has_no_run_files_and_misses_none(made):
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such run directory"):
         read_run(tmp_path / "none")
-    with pytest.raises(UserError, match="no run"):
+    with pytest.raises(UserError, match="not a run"):
         read_run(tmp_path)
     (tmp_path / "log.txt").write_text("x")
-    with pytest.raises(UserError, match="no run"):
+    with pytest.raises(UserError, match="not a run"):
         read_run(tmp_path)
 
 

@@ -370,7 +370,7 @@ leave(run("train", ["-c", {str(tiny)!r}, "--output", {str(tmp_path / "run")!r}])
     )  # fmt: skip
     wait_for(process, "stuck")
     process.send_signal(signal.SIGINT)
-    wait_for(process, "Ctrl-C again ends at once")
+    wait_for(process, "press Ctrl-C again to exit at once")
     assert process.poll() is None
     start = time.monotonic()
     process.send_signal(signal.SIGINT)
