@@ -1,4 +1,4 @@
-"""What a training run is made of: PaddleDetection's builders, called in an order that works."""
+"""Build the parts of a training run with PaddleDetection's builders."""
 
 import functools
 import json
@@ -13,7 +13,7 @@ from fcos_recipe.compat import create
 from fcos_recipe.config import Config, scaling
 from fcos_recipe.console import log, to_console
 from fcos_recipe.errors import UserError
-from fcos_recipe.evaluation.collectives import start
+from fcos_recipe.evaluation.collectives import join_ranks
 from fcos_recipe.system import kernels
 from fcos_recipe.system.device import amp_supported
 from fcos_recipe.system.watchdog import Watchdog
@@ -22,29 +22,29 @@ from fcos_recipe.training.ema import Average
 
 
 def listed(names: list[str], most: int = 20) -> str:
-    """Class names for a line of the log: how many, and the first of them."""
+    """Number of class names and the first of them, for a log line."""
     return f"{len(names)} ({', '.join(names[:most])}{', ...' * (len(names) > most)})"
 
 
 class Setup:
-    """What a run is made of, by PaddleDetection's builders.
+    """Model, data, optimizer and LR schedule of a run.
 
-    PaddleDetection's own Trainer also builds for tracking, pruning and other models, and fixes the
-    LR before the number of cards is known.
+    It replaces the set-up of PaddleDetection's Trainer, which computes the LR before the number of
+    cards is known and also supports tracking, pruning and other models.
 
     Args:
         config: from `load_config`.
         mode: "train" or "eval".
         device: cpu, gpu or iluvatar_gpu; Paddle is already set to it.
-        watchdog: is told of progress.
+        watchdog: to report progress to.
 
     Raises:
-        UserError: data, weights and config that do not go together.
+        UserError: data, weights and config do not match.
     """
 
     def __init__(self, config: Config, mode: str, device: str, watchdog: Watchdog | None = None):
         self.config, self.mode, self.device = config, mode, device
-        self._local_rank, self._nranks = start()
+        self._local_rank, self._nranks = join_ranks()
         to_console(self._local_rank)
         data = config.data
         self.watchdog = watchdog or Watchdog()
@@ -55,7 +55,7 @@ class Setup:
             paddle.incubate.autotune.set_config(
                 {kind: {"enable": on} for kind, on in data["autotune"].items()}
             )
-        # Optimizer states are stored by parameter names, which Paddle numbers per process.
+        # optimizer states are stored by parameter name: restart Paddle's numbering of names
         paddle.utils.unique_name.switch()
         if mode == "train":
             self.dataset = self.cfg["TrainDataset"] = create("TrainDataset")()
@@ -78,7 +78,7 @@ class Setup:
             self._init_schedule()
 
     def _check_normalization(self) -> None:
-        """The model normalises, with one mean and deviation for training and prediction."""
+        """Check that training and prediction use the same mean and standard deviation."""
         usual = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "is_scale": True}
         found = [
             next(({**usual, **(t["NormalizeImage"] or {})}
@@ -97,7 +97,7 @@ class Setup:
         self.use_amp = data["amp"] and amp_supported(self.device, data["amp_dtype"])
         if data["amp"] and not self.use_amp:
             log.warning(
-                "amp: off, Paddle has no automatic mixed precision in %s on %s",
+                "amp: off, Paddle does not support automatic mixed precision with %s on %s",
                 data["amp_dtype"], self.device,
             )  # fmt: skip
         self.autocast = functools.partial(
@@ -108,7 +108,7 @@ class Setup:
             custom_white_list=data["custom_white_list"],
             custom_black_list=data["custom_black_list"],
         )
-        # bfloat16 has float32's range: nothing to scale
+        # bfloat16 has the range of float32 and needs no loss scaling
         self.scaler = compat.grad_scaler(
             enable=self.use_amp and data["amp_dtype"] == "float16",
             init_loss_scaling=data["init_loss_scaling"],
@@ -120,19 +120,19 @@ class Setup:
         self.steps_per_epoch = len(self.loader) // self.accumulate
         if not self.steps_per_epoch:
             raise UserError(
-                f"accumulate: {self.accumulate} steps are more than the {len(self.loader)} of an "
+                f"accumulate: {self.accumulate} is more than the {len(self.loader)} batches of an "
                 "epoch; lower it"
             )
-        self.plan = scaling.plan(self.config, self._nranks, len(self.dataset))
+        self.plan = scaling.plan_scaling(self.config, self._nranks, len(self.dataset))
         self.optimizer: Any = None
         self.set_schedule(1.0)
         kind = self.cfg["OptimizerBuilder"]["optimizer"]
         if kind["type"] == "Momentum" and "param_groups" not in kind:
-            kind.setdefault("use_multi_tensor", True)  # one operator for all weights, same bits
+            kind.setdefault("use_multi_tensor", True)  # one operator for all weights, same result
         self.optimizer = create("OptimizerBuilder")(self.lr, self.model)
         if data.get("norm_type") == "sync_bn" and self._nranks > 1:
             if self.device == "cpu":
-                log.warning("norm_type: sync_bn is plain bn here, Paddle has none on the CPU")
+                log.warning("norm_type: bn is used, Paddle does not support sync_bn on the CPU")
             else:
                 self.model = paddle.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         if self.use_amp and data["amp_level"] == "O2":
@@ -142,7 +142,7 @@ class Setup:
         self.ema = Average(self.model, data) if data["use_ema"] else None
 
     def set_schedule(self, factor: float) -> None:
-        """Start the LR schedule anew, with all of its LRs times a factor."""
+        """Create a new LR schedule with all LRs multiplied by a factor."""
         self._schedule = json.loads(json.dumps(self.plan.learning_rate))
         self._schedule["base_lr"] *= factor
         for part in self._schedule["schedulers"]:
@@ -154,27 +154,27 @@ class Setup:
             compat.set_lr_scheduler(self.optimizer, self.lr)
 
     def schedule(self) -> dict:
-        """What the LR of every step follows from; JSON."""
+        """Return the values that determine the LR of every step; JSON."""
         return {"steps_per_epoch": self.steps_per_epoch, **self._schedule}
 
     @property
     def rank(self) -> int:
-        """This process's number, 0 for the one that writes."""
+        """This process's rank; rank 0 writes the run directory."""
         return self._local_rank
 
     def compile(self) -> None:
-        """Let Paddle compile backbone and neck into one static graph each."""
+        """Compile backbone and neck to one static graph each."""
         for part in ("backbone", "neck"):
             setattr(self.model, part, paddle.jit.to_static(getattr(self.model, part)))
 
     # ---- weights ---------------------------------------------------------------------------
 
     def load_weights(self, source: str, exact: bool = False) -> None:
-        """Load weights by name and print what became of them.
+        """Load weights by name and log which entries were loaded.
 
         Args:
             source: path or URL.
-            exact: every parameter must be set, as for evaluation.
+            exact: require all parameters, as for evaluation.
         """
         log.info("weights: %s: %s", source, weights.load(self.model, source, exact))
         self._trained_on = weights.facts(weights.resolve(source)).get("class_names")
@@ -182,26 +182,26 @@ class Setup:
             self._compare_classes(self.dataset.class_names)
 
     def _compare_classes(self, names: list[str]) -> None:
-        """Say so where the loaded weights are of other classes than the data."""
+        """Warn if the loaded weights were trained on other classes than the data has."""
         theirs = self._trained_on
         if not theirs or theirs == names:
             return
         if len(theirs) != len(names):
-            then = "the classifier starts anew"
+            then = "the classifier is trained from scratch"
         else:
-            then = "classes are matched by number, not by name"
+            then = "classes are matched by index, not by name"
         log.warning("weights: trained on %s; this data set has %s: %s",
                     listed(theirs), listed(names), then)  # fmt: skip
 
     def resume_weights(self, source: str, force: bool = False) -> None:
-        """Go on from a checkpoint of this recipe or from PaddleDetection's .pdparams/.pdopt.
+        """Continue from a checkpoint of this recipe or from PaddleDetection's .pdparams/.pdopt.
 
         Args:
             source: checkpoint folder, run directory, or a file's path with or without its ending.
-            force: also with a config that changes what the steps compute.
+            force: continue even if the config changes what the steps compute.
 
         Raises:
-            UserError: nothing to go on from, damaged, or of another config.
+            UserError: there is no checkpoint, it is damaged, or it belongs to another config.
         """
         path, state = resume.find(source)
         if "settings" in state:
@@ -209,8 +209,8 @@ class Setup:
                 log.warning("%s", line)
         before, now = state.get("threads"), resume.threads(self.device)
         if before and now and before != now:
-            log.warning("resume: %d math threads became %d: the last bits of sums will differ",
-                        before, now)  # fmt: skip
+            log.warning("resume: the number of math threads changed from %d to %d: results will "
+                        "differ in the last bits", before, now)  # fmt: skip
         resume.restore(self, path, state)
         self._resumed_from, self._cut_window = path, state.get("window")
         at = self.progress
@@ -218,9 +218,9 @@ class Setup:
                  at.best["AP"])  # fmt: skip
 
     def steps_in(self, epoch: int) -> int:
-        """Optimizer steps of an epoch; grouped batches: may differ by one."""
+        """Optimizer steps of an epoch; with `group_by_aspect` epochs may differ by one step."""
         return self.loader.sampler.steps(epoch) // self.accumulate
 
     def steps_before(self, epoch: int) -> int:
-        """Optimizer steps of the epochs before this one."""
+        """Optimizer steps of all earlier epochs."""
         return sum(self.steps_in(k) for k in range(epoch))
