@@ -2,12 +2,14 @@
 
 import argparse
 import json
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+from fcos_recipe import api
 from fcos_recipe.config import load_config
+from fcos_recipe.console import to_console
 from fcos_recipe.errors import UserError, printable
+from fcos_recipe.evaluation.metric import table
 from fcos_recipe.runs import judgement
 from fcos_recipe.runs.contents import read_run
 from fcos_recipe.runs.judgement import Found, Verdict
@@ -35,22 +37,19 @@ def _named_in(note: Path) -> str | None:
 
 
 def measure(weights: str, config_path: str, overrides: list[str]) -> Found:
-    """Evaluate weights with the command that a user would type.
+    """Evaluate weights on the config's EvalDataset.
 
     Raises:
         UserError: a config without published row, or weights of another one.
     """
-    from fcos_recipe.commands.eval import evaluate
-
     config = load_config(config_path, overrides)
     _check_published(config.name)  # before minutes of evaluation
     other = _named_in(Path(weights).with_suffix(".json"))
     if other and other != config.name:
         raise UserError(f"{weights}: weights of {other}, not of {config.name}")
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = ["-c", config_path, "--weights", weights, "--output", folder, "--no-plots"]
-        evaluate([*arguments, "-o", *overrides] if overrides else arguments)
-        result = json.loads((Path(folder) / "eval.json").read_text(encoding="utf-8"))
+    to_console(0)
+    result = api.evaluate(config, weights, own_process=True).result
+    print(printable(table(result)))
     differences = judgement.differing(config.name, config.data, only_weights=True)
     ap, images = 100 * result["stats"][0], result["images"]
     return Found(config.name, ap, images, differences=differences)
