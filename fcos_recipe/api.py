@@ -14,9 +14,9 @@ Functions that compute must not run in two threads at once; a `Predictor` may be
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from fcos_recipe.predict.files import Written
-    from fcos_recipe.predict.predictor import Detections
+    from fcos_recipe.predict.predictor import Detections, Predictor
+    from fcos_recipe.system.watchdog import Watchdog
 
 Source = str | os.PathLike
 Overrides = Mapping[str, Any] | Sequence[str]
@@ -71,13 +72,15 @@ class Exported:
 
     Args:
         folder: the export, which `Predictor` and `evaluate` accept as weights.
-        images, detections: how many were compared.
+        images, empty: images that were compared, and how many of them have no detection.
+        detections: how many were compared.
         exempt: detections that only one side has, with a score within 1e-4 of a limit.
         score, pixels: largest difference of a score, and of a box's corner in pixels.
     """
 
     folder: Path
     images: int
+    empty: int
     detections: int
     exempt: int
     score: float
@@ -356,24 +359,32 @@ def export(
         UserError: weights or config are wrong, or no converter to ONNX is installed.
         RunFailure: the export finds something else; it stays as NAME.rejected.
     """
-    from fcos_recipe.predict import export as exporting
-
-    if format == "onnx":
-        from fcos_recipe.predict.onnx_graph import converter
-
-        converter()  # refuses before any work is done
-    elif format != "paddle":
+    if format not in ("paddle", "onnx"):
         raise UserError(f"format: {format!r} is unknown; choose paddle or onnx")
+    from fcos_recipe.predict.predictor import config_of
+
+    known = config_of(str(weights), config)
     advice = "the export's check does not fit; end other processes on the card, or -o device=cpu"
-    with _predictor(weights, config, 0.0, device, log_to, advice=advice) as predictor:
-        folder = Path(output) / f"{predictor.config.name}-{format}{'' if nms else '-raw'}"
+    with _work(known, device, log_to) as found:
+        from fcos_recipe.predict import export as exporting
+        from fcos_recipe.predict.onnx_graph import converter
+        from fcos_recipe.predict.predictor import Predictor
+        from fcos_recipe.system import out_of_memory
+
+        if format == "onnx":
+            converter()  # raises before any work is done
         try:
-            check = exporting.export(predictor, folder, format, nms)
+            with out_of_memory.explained(found, advice):
+                predictor = Predictor(weights, known, found)
+                name = f"{predictor.config.name}-{format}{'' if nms else '-raw'}"
+                folder = Path(output) / name
+                check = exporting.export(predictor, folder, format, nms)
         except OSError as error:
             if error.errno is None:  # Paddle's error about a card, not about a file
                 raise
             raise UserError(f"--output {output}: {error.strerror}") from None
-    return Exported(folder, check.images, check.detections, check.exempt, check.score, check.pixels)
+    figures = {field.name: getattr(check, field.name) for field in fields(Exported)[1:]}
+    return Exported(folder, **figures)
 
 
 def verify(
@@ -430,7 +441,7 @@ def _refuse_missing(config: Config, *sections: str) -> None:
 
 
 @contextmanager
-def _work(config: Config | None, device: str | None, log_to: Log):
+def _work(config: Config | None, device: str | None, log_to: Log) -> Iterator[str]:
     """The device for a piece of work, and its messages where they are wanted."""
     with messages(log_to), session(device or compute.requested(config)) as found:
         if compute.is_shown():
@@ -439,7 +450,7 @@ def _work(config: Config | None, device: str | None, log_to: Log):
 
 
 @contextmanager
-def _watchdog(config: Config, own_process: bool):
+def _watchdog(config: Config, own_process: bool) -> "Iterator[Watchdog | None]":
     """A running watchdog for a process of our own, else None."""
     from fcos_recipe.system.watchdog import Watchdog, rank
 
@@ -458,7 +469,7 @@ def _predictor(
     log_to: Log,
     precision: str = "fp32",
     advice: str = "the batch does not fit; lower batch_size, or use smaller images",
-):
+) -> "Iterator[Predictor]":
     """A `Predictor` on the device that the caller or the config asks for."""
     from fcos_recipe.predict.predictor import config_of
 

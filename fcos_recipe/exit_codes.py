@@ -1,25 +1,42 @@
-"""Exit codes of `tools/*.py`, of a rank and of `scripts/train*.sh`: the only table of them.
-
-| code    | meaning                                                                     |
-|---------|-----------------------------------------------------------------------------|
-| 0       | done                                                                        |
-| 1       | failed: the log ends with the error                                         |
-| 2       | bad input: one line says what and how to mend it                            |
-| 75      | SIGTERM: a checkpoint was saved first; `--resume auto` goes on from it      |
-| 124     | hung: the watchdog ended the process; the log has the stacks of all threads |
-| 128 + N | ended by signal N: 130 Ctrl-C, 137 SIGKILL (often out of memory), 143 SIGTERM |
-"""
+"""The only table of exit codes: those of `fcos`, `tools/*.py`, `scripts/*.sh` and each rank."""
 
 import os
 import signal
+import textwrap
+from collections.abc import Mapping
 
-OK, FAILED, BAD_INPUT, HUNG = 0, 1, 2, 124
-SAVED = os.EX_TEMPFAIL  # of sysexits.h: try again later
+OK, FAILED, BAD_INPUT, DAMAGED, DISK_FULL, HUNG = 0, 1, 2, 3, 4, 124
+SAVED = os.EX_TEMPFAIL  # 75 of sysexits.h: try again later
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+
+# docs/reliability.md has the same rows. Every other code above 128 is 128 + the signal's number.
+MEANINGS = {
+    OK: "done",
+    FAILED: "failed: the log ends with the error",
+    BAD_INPUT: "bad input: one line says what and how to mend it",
+    DAMAGED: "a file is not the expected one: checksum, length or contents differ",
+    DISK_FULL: "the disk is full, or would become so",
+    SAVED: "SIGTERM: a checkpoint was saved first; `--resume auto` continues from it",
+    HUNG: "hung: the watchdog ended the process; the log has the stacks of all threads",
+    INTERRUPTED: "Ctrl-C",
+    TERMINATED: "SIGTERM",
+    128 + signal.SIGKILL: "SIGKILL, often because memory ran out",
+}
+
+
+def help_text(meanings: Mapping[int, str]) -> str:
+    """The last lines of a command's `--help`.
+
+    Args:
+        meanings: code -> what it means for this command. 0 and 2 are there without being named.
+    """
+    known = {OK: "done", BAD_INPUT: "bad input", **meanings}
+    text = "exit codes: " + "; ".join(f"{code} {known[code]}" for code in sorted(known))
+    return textwrap.fill(text, 100, break_on_hyphens=False) + "\n"
 
 
 def describe(code: int) -> str:
-    """Words for an exit code; negative codes are signals, as `subprocess` reports them."""
+    """Words for the end of a process; negative codes are signals, as `subprocess` reports them."""
     if code < 0:
         code = 128 - code
     if code > 128 and code - 128 in map(int, signal.Signals):

@@ -14,8 +14,8 @@ usage: bash scripts/install.sh [options]
 Makes or refreshes .venv; returns at once when nothing has changed. What it installs:
   vendor  the active Python already has a Paddle (vendor's container, activated environment): that
           Paddle, its NumPy and its OpenCV are used as they are, only what is missing is added
-  gpu     an NVIDIA card and no Paddle: paddlepaddle-gpu (requirements-gpu.txt)
-  cpu     otherwise: CPU Paddle, exact versions with hashes (requirements-lock-cpu.txt)
+  gpu     an NVIDIA card and no Paddle: paddlepaddle-gpu (requirements/gpu.txt)
+  cpu     otherwise: CPU Paddle, exact versions with hashes (requirements/lock-cpu.txt)
 An Iluvatar card without a Paddle is an error: only the vendor has Paddle for it.
 
   --mode cpu|gpu|vendor  do not decide by the machine
@@ -24,8 +24,8 @@ An Iluvatar card without a Paddle is an error: only the vendor has Paddle for it
                          added to, never cleared
   --paddle VERSION       in cpu mode: 3.3.1 (default), 3.0.0 or 2.6.2
   --wheels DIR           offline: take every package from DIR, which was filled by
-                         pip download --no-deps --require-hashes -d DIR -r requirements-lock-cpu.txt
-  --dev                  also the test tools (requirements-lock-dev.txt)
+                         pip download --no-deps --require-hashes -d DIR -r requirements/lock-cpu.txt
+  --dev                  also the test tools (requirements/lock-dev.txt)
   --dry-run              print the decision and the exact commands, change nothing
   -h, --help
 
@@ -146,14 +146,14 @@ fi
 
 # --- what to install -------------------------------------------------------------------------
 case $PADDLE in
-    '' | 3.3.1) LOCK=$ROOT/requirements-lock-cpu.txt ;;
-    *) LOCK=$ROOT/requirements-lock-cpu-$PADDLE.txt ;;
+    '' | 3.3.1) LOCK=$ROOT/requirements/lock-cpu.txt ;;
+    *) LOCK=$ROOT/requirements/lock-cpu-$PADDLE.txt ;;
 esac
 [ -f "$LOCK" ] || die "--paddle $PADDLE: no lock file for it; choose 3.3.1, 3.0.0 or 2.6.2"
 hash_of() { cat "$@" | sha256sum | cut -c 1-16; }
-KEY="$MODE $EXE $VERSION $LOCATION $ROOT $(hash_of "$LOCK" "$ROOT"/requirements{-base,-gpu}.txt \
+KEY="$MODE $EXE $VERSION $LOCATION $ROOT $(hash_of "$LOCK" "$ROOT"/requirements/{base,gpu}.txt \
     "$ROOT/setup.py" "$ROOT/scripts/install.sh") ${FCOS_PADDLE_INDEX:-}"
-DEV_KEY=$(hash_of "$ROOT"/requirements-lock-dev*.txt)
+DEV_KEY=$(hash_of "$ROOT"/requirements/lock-dev*.txt)
 
 COMPLETE='from importlib.util import find_spec
 import sys
@@ -215,8 +215,8 @@ if [ "$MODE" = vendor ]; then
 fi
 
 case $PADDLE$PADDLE_VERSION in
-    2.*) DEV_LOCK=$ROOT/requirements-lock-dev-2.6.2.txt ;; # its ONNX converter reads Paddle 2's programs
-    *) DEV_LOCK=$ROOT/requirements-lock-dev.txt ;;
+    2.*) DEV_LOCK=$ROOT/requirements/lock-dev-2.6.2.txt ;; # its ONNX converter reads Paddle 2's programs
+    *) DEV_LOCK=$ROOT/requirements/lock-dev.txt ;;
 esac
 
 # --- do it -----------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ if [ -z "$FRESH" ]; then
                 FCOS_PADDLE_INDEX=https://www.paddlepaddle.org.cn/packages/stable/$FOLDER/
             fi
             run "installing GPU Paddle" "${PIP[@]}" --extra-index-url "$FCOS_PADDLE_INDEX" \
-                -r "$ROOT/requirements-gpu.txt"
+                -r "$ROOT/requirements/gpu.txt"
             run "installing paddledet" "${PIP[@]}" --no-deps $PADDLEDET
             ;;
         vendor)
@@ -291,7 +291,7 @@ if [ -z "$FRESH" ]; then
                 # made from a virtual environment, whose packages --system-site-packages leaves out
                 echo "import site; site.addsitedir('$LOCATION')" >"$("$VENV/bin/python" -c "$SITE")/fcos_paddle.pth"
             fi
-            run "installing around Paddle" "${PIP[@]}" --no-deps -r "$ROOT/requirements-base.txt" \
+            run "installing around Paddle" "${PIP[@]}" --no-deps -r "$ROOT/requirements/base.txt" \
                 $PADDLEDET "${EXTRA[@]}"
             ;;
     esac

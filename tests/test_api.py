@@ -43,7 +43,7 @@ def state_of_the_process() -> dict:
         "logger": (log.level, log.propagate, log.handlers[:]),
         "warnings": warnings.filters[:],
         "children": psutil.Process().children(recursive=True),
-        "threads": {t.name for t in threading.enumerate()},
+        "threads": {t.name for t in threading.enumerate() if not t.name.startswith("tqdm")},
         "device": paddle.get_device(),
         "random": (drawn, str(np.random.get_state()[1])),
         "names": paddle.utils.unique_name.generate("probe_of_this_test").split("_")[:-1],

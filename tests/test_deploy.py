@@ -1,6 +1,6 @@
 """scripts/ for clusters and containers: dry runs, linters, schemas. No Slurm, Kubernetes, Docker.
 
-`pip install -r requirements-deploy.txt` brings the linters and schemas.
+`pip install -r requirements/deploy.txt` brings the linters and schemas.
 """
 
 import os
@@ -25,7 +25,7 @@ def tool(name: str) -> str:
     place = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     if found := shutil.which(name, path=place):
         return found
-    pytest.skip(f"no {name} (pip install -r requirements-deploy.txt)")
+    pytest.skip(f"no {name} (pip install -r requirements/deploy.txt)")
 
 
 # ---- Slurm --------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def pod_of(document: dict) -> dict:
 
 def test_manifests_fit_the_schemas_of_kubernetes():
     """A PaddleJob's pod is judged as a PodTemplate; the rest of it in the next test."""
-    validate = pytest.importorskip("kubernetes_validate", reason="see requirements-deploy.txt")
+    validate = pytest.importorskip("kubernetes_validate", reason="see requirements/deploy.txt")
     wrapped = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "x"}}
     for version in ("1.31", "1.37"):
         validate.validate(manifest("job.yaml"), version, strict=True)

@@ -1,9 +1,14 @@
 """Published weights: where they are, fetched once, then used from the cache without network."""
 
+import hashlib
+import json
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
+from fcos_recipe.checkpoint.safe_pickle import loads
 from fcos_recipe.errors import RunFailure, UserError
 from fcos_recipe.files import download
 from fcos_recipe.files.atomic import replace_file
@@ -42,25 +47,46 @@ def cache_dir() -> Path:
     return Path(os.environ.get("FCOS_CACHE", "~/.cache/fcos_recipe")).expanduser() / "weights"
 
 
+def place(url: str) -> Path:
+    """Where the cache keeps the file of a URL: by its name for the zoo, else by the whole URL."""
+    name = urlsplit(url).path.rsplit("/", 1)[-1]
+    if url != (ZOO[stem].url if (stem := name.removesuffix(".pdparams")) in ZOO else None):
+        key = hashlib.sha256(url.encode()).hexdigest()[:16]
+        name = f"{key}-{re.sub('[^A-Za-z0-9_.-]', '_', name)[-80:]}"
+    return cache_dir() / name
+
+
 def cached(url: str) -> Path:
     """The local copy of a weights file, fetched if it isn't in the cache.
 
     Its SHA-256 is written beside it at the first download and compared at every later use, without
-    any network call. PaddleDetection's own cache serves as well. Several processes may ask at once.
+    any network call. PaddleDetection's own cache serves its own URLs as well. Several processes may
+    ask at once. What turns out to be no weights file, such as a page to log in, is not kept.
 
     Raises:
-        UserError: it can't be fetched, or no longer is the file that was recorded.
+        UserError: it can't be fetched, is no weights file, or no longer is the file that was
+            recorded.
     """
-    path = cache_dir() / url.rsplit("/", 1)[-1]
-    if (found := _recorded(path)) or (found := of_paddle(path.name)):
+    path = place(url)
+    if found := _recorded(path):
+        return found
+    if url.startswith(f"{BASE}/") and (found := of_paddle(url.rsplit("/", 1)[-1])):
         return found
     try:
         download.prepare(path.parent)
         with download.locked(path.with_name(path.name + ".lock")):
             if found := _recorded(path):  # by another process, in the meantime
                 return found
-            if not path.is_file():
-                download.fetch(url, path)
+            if path.is_file():  # brought by hand
+                _check(path, str(path))
+            else:
+                fresh = path.with_name(f"new-{path.name}")
+                try:
+                    download.fetch(url, fresh)
+                    _check(fresh, url)
+                    fresh.replace(path)
+                finally:
+                    fresh.unlink(missing_ok=True)
             found = download.digest(path, "sha256")
             replace_file(note(path), found + "\n")  # other processes may be reading it
     except (RunFailure, UserError, OSError) as error:
@@ -70,6 +96,18 @@ def cached(url: str) -> Path:
         ) from error
     download.say(f"{url} -> {path} (SHA-256 {found}, recorded, not pinned)")
     return path
+
+
+def _check(path: Path, source: str) -> None:
+    """Raise UserError if a file is no weights file: neither a pickle of arrays nor safetensors."""
+    data = path.read_bytes()
+    try:
+        if path.suffix == ".safetensors":
+            json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        else:
+            loads(data)
+    except Exception:  # a damaged pickle raises almost anything
+        raise UserError(f"{source}: not a weights file, it begins with {data[:20]!r}") from None
 
 
 def note(path: Path) -> Path:

@@ -25,13 +25,12 @@ examples:
 --scaling calculates, from the bytes of the gradients and the time of a step on one card, which
 share of their time cards compute: without any overlap with communication, and with the best;
 "worth it": half of the time or more without overlap. docs/cluster.md explains it.
-exit codes: 0 done, 2 bad input
 """
 
 
 def main(argv: list[str]) -> int:
     """Print the facts of a config's model."""
-    ask = parser("analyze_model", "Size, cost and time of a model, by part.", _EXAMPLE)
+    ask = parser("analyze_model", "Size, cost and time of a model, by part.", _EXAMPLE, {})
     add = ask.add_argument
     add_config(ask, required=True)
     add_overrides(ask)

@@ -32,7 +32,7 @@ examples:
 
 def main(argv: list[str]) -> int:
     """Parse and run; see `fcos config --help`."""
-    ask = parser("config", None, DESCRIPTION)
+    ask = parser("config", None, DESCRIPTION, {})
     commands = ask.add_subparsers(dest="command", required=True)
     show = commands.add_parser("print", help="the resolved YAML with the origin of each value")
     show.add_argument("config")

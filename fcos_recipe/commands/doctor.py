@@ -1,6 +1,5 @@
 """`fcos doctor`: whether a training run would work on this machine, on one screen."""
 
-import argparse
 import json
 import math
 import os
@@ -15,9 +14,11 @@ from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
 from pathlib import Path
 
+from fcos_recipe.commands import options
 from fcos_recipe.config import load_config, scaling
 from fcos_recipe.config.load import Config, data_paths
 from fcos_recipe.errors import UserError
+from fcos_recipe.exit_codes import FAILED, OK
 from fcos_recipe.model import memory
 from fcos_recipe.places import ROOT
 from fcos_recipe.system import compute, cpu_math, device
@@ -26,6 +27,8 @@ GREEN, YELLOW, RED = "green", "yellow", "red"
 _COLOURS = {GREEN: "32", YELLOW: "33", RED: "31"}
 _MARKS = {GREEN: "ok  ", YELLOW: "warn", RED: "FAIL"}
 
+_EXAMPLE = "example: python tools/doctor.py -c configs/fcos/fcos_r18_fpn_demo.yml\n"
+_CODES = {OK: "ready to train", FAILED: "training would fail"}
 INSTALL = "bash scripts/install.sh"
 LIBRARIES = {"numpy": "numpy", "cv2": "cv2", "paddledet": "ppdet", "PyYAML": "yaml"}
 
@@ -396,18 +399,15 @@ def _show(found: list[Finding]) -> str:
 
 def main(argv: list[str]) -> int:
     """Entry of `fcos doctor`. Returns 1 when training would fail, else 0."""
-    parser = argparse.ArgumentParser(
-        prog="fcos doctor",
-        description="Check this machine, and with -c the run that is planned on it.",
-        epilog="example: python tools/doctor.py -c configs/fcos/fcos_r18_fpn_demo.yml",
-    )
-    parser.add_argument("-c", "--config", help="also check this run: data, memory, disk, hours")
-    parser.add_argument("-o", "--opt", nargs="*", action="extend", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--json", action="store_true", help="the findings as JSON")
-    parser.add_argument(
+    text = "Check this machine, and with -c the run that is planned on it."
+    ask = options.parser("doctor", text, _EXAMPLE, _CODES)
+    options.add_config(ask, "also check this run: data, memory, disk, hours")
+    options.add_overrides(ask, None)
+    ask.add_argument("--json", action="store_true", help="the findings as JSON")
+    ask.add_argument(
         "--no-comm", action="store_true", help="skip the communication check (some seconds)"
     )
-    args = parser.parse_args(argv)
+    args = ask.parse_args(argv)
     found = examine(args.config, args.opt, not args.no_comm)
     failed = any(item.level == RED for item in found)
     if args.json:
@@ -415,4 +415,4 @@ def main(argv: list[str]) -> int:
     else:
         print(_show(found))
         print("training would fail" if failed else "ready to train")
-    return 1 if failed else 0
+    return FAILED if failed else OK

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from fcos_recipe import api
+from fcos_recipe import api, exit_codes
 from fcos_recipe.commands.options import add_json, write
 from fcos_recipe.commands.train import common_parser, load
 from fcos_recipe.console import to_console
@@ -22,13 +22,14 @@ examples:
       -c configs/fcos/fcos_r50_fpn_1x_coco.yml --weights fcos_r50_fpn_1x_coco.pdparams
   python tools/eval.py --predictions dets.json --annotations instances_val2017.json --json out.json
 writes eval.json, analysis.json and plots/ into --output, for --predictions only if it is given
-exit codes: 0 done, 1 failed, 2 bad input
 """
+_CODES = {exit_codes.FAILED: "failed"}
 
 
 def evaluate(argv: list[str]) -> int:
     """Evaluate weights, or a file of detections."""
-    parser = common_parser("eval", "COCO figures of weights or of a file of detections.", _EXAMPLE)
+    text = "COCO figures of weights or of a file of detections."
+    parser = common_parser("eval", text, _EXAMPLE, _CODES)
     add = parser.add_argument
     add("--weights", metavar="W", help="weights file, checkpoint folder, exported model or URL")
     add("--predictions", metavar="DETS.json", help="COCO results file to judge without a model")
@@ -62,7 +63,7 @@ def evaluate(argv: list[str]) -> int:
         metric = CocoMetric(args.annotations, **judging)
         metric.load_result_json(args.predictions)
         _report(args, metric, metric.result(), args.output, args.predictions)
-        return 0
+        return exit_codes.OK
     config, path = load(args, parser, ["amp=true"] if args.amp else [])
     weights = args.weights or config.data.get("weights")
     if not weights:
@@ -76,7 +77,7 @@ def evaluate(argv: list[str]) -> int:
     if rank() == 0:
         assert evaluation.metric is not None
         _report(args, evaluation.metric, evaluation.result, args.output or path / "eval", weights)
-    return 0
+    return exit_codes.OK
 
 
 def _sizes(text: str) -> list[int]:

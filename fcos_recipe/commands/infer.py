@@ -5,7 +5,7 @@ import os
 import sys
 from typing import Any
 
-from fcos_recipe import api
+from fcos_recipe import api, exit_codes
 from fcos_recipe.commands import options
 from fcos_recipe.config import Config, load_config
 from fcos_recipe.console import to_console
@@ -20,8 +20,8 @@ examples:
   python tools/infer.py -c configs/fcos/fcos_r50_fpn_1x_coco.yml \\
       -o weights=fcos_r50_fpn_1x_coco.pdparams --infer_img cat.jpg --draw_threshold 0.4
   python tools/infer.py --weights output/fcos_r18_fpn_demo/best_model.pdparams --input drive.mp4
-exit codes: 0 done, 1 some images could not be read (each is named), 2 bad input
 """
+_CODES = {exit_codes.FAILED: "some images could not be read; each is named"}
 
 
 def main(argv: list[str]) -> int:
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     )
     for message in written.bad:
         print(f"error: {message}; skipped", file=sys.stderr)
-    return 1 if written.bad else 0
+    return exit_codes.FAILED if written.bad else exit_codes.OK
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +71,7 @@ def config_and_weights(args: argparse.Namespace) -> tuple[Config | None, str]:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     text = "Draw boxes on images and videos, write COCO results."
-    parser = options.parser("infer", text, _EXAMPLE)
+    parser = options.parser("infer", text, _EXAMPLE, _CODES)
     add = parser.add_argument
     add_weights(parser)
     add("--strict", action="store_true", default=None, help=argparse.SUPPRESS)

@@ -1,19 +1,28 @@
 """Options that several commands share, each written once."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fcos_recipe import exit_codes
 
-def parser(name: str, text: str | None, epilog: str, **more: Any) -> argparse.ArgumentParser:
+
+def parser(
+    name: str, text: str | None, epilog: str, codes: Mapping[int, str] | None = None, **more: Any
+) -> argparse.ArgumentParser:
     """The parser of a command.
 
     Args:
         name: of the command, after `fcos`.
         text: what it does.
-        epilog: examples and exit codes.
+        epilog: examples.
+        codes: exit code -> its meaning for this command, as `exit_codes.help_text` takes them;
+            None: the epilog has them.
         more: for ArgumentParser; `prog` where the command is not called by `fcos NAME`.
     """
+    if codes is not None:
+        epilog += exit_codes.help_text(codes)
     return argparse.ArgumentParser(
         description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter,
         **{"prog": f"fcos {name}", **more},

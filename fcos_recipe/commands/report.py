@@ -5,6 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
+from fcos_recipe import exit_codes
 from fcos_recipe.commands.options import parser
 from fcos_recipe.errors import printable
 from fcos_recipe.report.write import HTML, MARKDOWN, make, write
@@ -20,14 +21,17 @@ Reads the run directory and nothing else; a training run writes both files itsel
 report.html is one file that opens without a network; report.md is for issues and reviews.
 --compare draws the runs' curves together and lists what their configs differ in; where both kept
 their detections (detections.npz) on the same validation set, AP differences get a 95 % interval.
-exit codes: 0 written, or --serve ended by SIGTERM; 2 not a run directory, or not writable;
-130 --serve or writing ended by Ctrl-C
 """
+_CODES = {
+    exit_codes.OK: "written, or --serve ended by SIGTERM",
+    exit_codes.BAD_INPUT: "not a run directory, or not writable",
+    exit_codes.INTERRUPTED: "--serve or writing ended by Ctrl-C",
+}
 
 
 def main(argv: list[str]) -> int:
     """Parse and run; see `fcos report --help`."""
-    ask = parser("report", "One file that tells all of a run.", _HELP)
+    ask = parser("report", "One file that tells all of a run.", _HELP, _CODES)
     add = ask.add_argument
     add("run", type=Path, metavar="RUN_DIR", help="of fcos train, or an output of fcos eval")
     add("--compare", type=Path, nargs="+", default=[], metavar="OTHER",

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+from fcos_recipe import exit_codes
 from fcos_recipe.commands.options import add_overrides, parser
 from fcos_recipe.commands.verify_result import lines_of
 from fcos_recipe.config import Config, load_config
@@ -29,9 +30,13 @@ examples:
   DEVICE=cpu bash scripts/run_and_time.sh configs/fcos/fcos_r18_fpn_demo.yml --seed 1
 Other options go to scripts/train.sh (--gpus N, -o KEY=VALUE, --seed N ...).
 The last line is RESULT with key=value pairs; RUN_DIR/result.json has the same and more.
-exit codes: 0 trained and, where a figure is published, inside its noise band, or not comparable
-with it; 1 outside; else that of the training
+Where the training fails, its exit code is this command's.
 """
+_CODES = {
+    exit_codes.OK: "trained and, where a figure is published, inside its noise band, or not "
+    "comparable",
+    exit_codes.FAILED: "outside",
+}
 
 
 def prepare(config: Config) -> None:
@@ -88,7 +93,7 @@ def result(run: Run, verdict: Verdict, started: float) -> dict:
 def main(argv: list[str] | None = None) -> int:
     """`python -m fcos_recipe.commands.run_and_time`: see `--help`."""
     ask = parser(
-        "", "Prepare, train, evaluate; tell AP, throughput and time to train.", _EXAMPLE,
+        "", "Prepare, train, evaluate; tell AP, throughput and time to train.", _EXAMPLE, _CODES,
         prog="scripts/run_and_time.sh", allow_abbrev=False,
     )  # fmt: skip
     add = ask.add_argument
@@ -114,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     shown = {k: v for k, v in found.items() if k not in ("environment", "differences")}
     print("RESULT", " ".join(f"{k}={str(v).replace(' ', '_')}" for k, v in shown.items()),
           f"run={folder}")  # fmt: skip
-    return 1 if verdict.word == OUTSIDE else 0
+    return exit_codes.FAILED if verdict.word == OUTSIDE else exit_codes.OK
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from fcos_recipe import api
+from fcos_recipe import api, exit_codes
 from fcos_recipe.commands import options
 from fcos_recipe.config import load_config
 from fcos_recipe.config.schema import LOGGERS
@@ -16,9 +16,12 @@ examples:
   python tools/train.py -c configs/fcos/fcos_r50_fpn_1x_coco.yml --eval -o TrainReader.batch_size=4
   python -m paddle.distributed.launch --gpus 0,1,2,3,4,5,6,7 tools/train.py \\
       -c configs/fcos/fcos_r50_fpn_1x_coco.yml --eval
-exit codes: 0 done, 1 failed, 2 bad input (one line says what), 75 SIGTERM and
-130 Ctrl-C, both after a checkpoint was saved
 """
+_CODES = {
+    exit_codes.FAILED: "failed",
+    exit_codes.SAVED: "SIGTERM, after a checkpoint was saved",
+    exit_codes.INTERRUPTED: "Ctrl-C, after a checkpoint was saved",
+}
 
 
 def yes(text: str) -> bool:
@@ -29,8 +32,11 @@ def yes(text: str) -> bool:
     return known[text.lower()]
 
 
-def common_parser(name: str, text: str, example: str) -> argparse.ArgumentParser:
-    parser = options.parser(name, text, example)
+def common_parser(
+    name: str, text: str, example: str, codes: dict[int, str]
+) -> argparse.ArgumentParser:
+    """The parser of a command that takes a config and an output directory."""
+    parser = options.parser(name, text, example, codes)
     options.add_config(parser)
     options.add_overrides(parser, "override config values, e.g. LearningRate.base_lr=0.005")
     add = parser.add_argument
@@ -49,7 +55,7 @@ def load(args, parser, overrides: list[str]):
 
 def train(argv: list[str]) -> int:
     """Train a model."""
-    parser = common_parser("train", "Train a model.", _TRAIN_EXAMPLE)
+    parser = common_parser("train", "Train a model.", _TRAIN_EXAMPLE, _CODES)
     add = parser.add_argument
     add("--eval", action="store_true", help="evaluate during training, keep the best weights")
     add("-r", "--resume", metavar="PATH|auto",
@@ -77,4 +83,4 @@ def train(argv: list[str]) -> int:
         loggers=[*args.logger, *["visualdl"] * args.use_vdl], vdl_folder=args.vdl_log_dir,
         own_process=True,
     )  # fmt: skip
-    return 0
+    return exit_codes.OK

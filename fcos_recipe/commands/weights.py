@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+from fcos_recipe import exit_codes
 from fcos_recipe.checkpoint import zoo
 from fcos_recipe.commands.options import parser
 from fcos_recipe.errors import UserError
@@ -19,14 +20,17 @@ examples:
 The publisher gives no hashes. The SHA-256 of a file is recorded when it is first fetched and
 compared at every later use: that shows damage since then, not whether the first download was
 genuine. A file copied into the cache from elsewhere gets its record from `get` or at its first use.
-exit codes: 0 done; 1 not completed, call again to go on; 2 bad input; 3 a file isn't the one
-recorded; 4 the disk is full
 """
+_CODES = {
+    exit_codes.FAILED: "not completed, call again to continue",
+    exit_codes.DAMAGED: "a file isn't the one recorded",
+    exit_codes.DISK_FULL: "the disk is full",
+}
 
 
 def main(argv: list[str]) -> int:
     """`fcos weights list|get|verify|convert`."""
-    ask = parser("weights", None, _EXAMPLE)
+    ask = parser("weights", None, _EXAMPLE, _CODES)
     commands = ask.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="what is published and what is in the cache")
     get = commands.add_parser("get", help="fetch into the cache")
@@ -52,7 +56,7 @@ def main(argv: list[str]) -> int:
 
 def _list() -> int:
     for name, entry in zoo.ZOO.items():
-        path = zoo.cache_dir() / f"{name}.pdparams"
+        path = zoo.place(entry.url)
         note = zoo.note(path)
         state = "not fetched, hash not known"
         if path.is_file():
@@ -81,7 +85,8 @@ def _get(names: list[str]) -> int:
 
 
 def _verify() -> int:
-    files = sorted(zoo.cache_dir().glob("*.pdparams"))
+    beside = (".sha256", ".lock", ".part", ".json")
+    files = sorted(p for p in zoo.cache_dir().glob("*") if p.suffix not in beside)
     worst = 0
     for path in files:
         if not zoo.note(path).is_file():

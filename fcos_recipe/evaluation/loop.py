@@ -178,7 +178,8 @@ def _count_low_scores(model, loader, metric: CocoMetric, autocast, beat) -> None
             for batch in itertools.islice(loader, LOOKED_AT):
                 with autocast():
                     found = model(batch)
-                metric.count_low(found["bbox"].numpy().reshape(-1, 6)[:, 1])
+                rows = int(found["bbox_num"].sum())
+                metric.count_low(found["bbox"].numpy().reshape(-1, 6)[:rows, 1])
                 beat()
     finally:
         nms.score_threshold = threshold

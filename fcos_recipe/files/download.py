@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fcos_recipe import __version__
+from fcos_recipe import __version__, exit_codes
 from fcos_recipe.errors import RunFailure, UserError, printable
 from fcos_recipe.files.atomic import remove_drafts, write_json
 
@@ -45,21 +45,21 @@ LONGEST_PAUSE = 60.0  # seconds
 
 
 class DownloadError(RunFailure):
-    """The transfer could not be completed; what has arrived is kept. Exit code 1."""
+    """The transfer could not be completed; what has arrived is kept."""
 
-    code = 1
+    code = exit_codes.FAILED
 
 
 class Damaged(DownloadError):
-    """Bytes that are not those expected: checksum, length, count, unsafe archive. Exit code 3."""
+    """Bytes that are not those expected: checksum, length, count, unsafe archive."""
 
-    code = 3
+    code = exit_codes.DAMAGED
 
 
 class NoSpace(DownloadError):
-    """The disk is, or would become, full. Exit code 4."""
+    """The disk is, or would become, full."""
 
-    code = 4
+    code = exit_codes.DISK_FULL
 
 
 class _Broken(Exception):

@@ -5,7 +5,6 @@ command of its own with a time limit; one that fails or takes too long is noted,
 on. `--quick` runs the same steps on small images, which is how they are tested without cards.
 """
 
-import argparse
 import json
 import math
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 import yaml
 
 from fcos_recipe import __version__, exit_codes
+from fcos_recipe.commands import options
 from fcos_recipe.errors import UserError, printable
 from fcos_recipe.places import ROOT
 from fcos_recipe.system import compute, device
@@ -35,9 +35,13 @@ _EXAMPLE = """\
 examples:
   bash scripts/hw_check.sh                   # all cards there are, 30 minutes at most
   DEVICE=cpu bash scripts/hw_check.sh --quick
-exit codes: 0 training was measured and no step failed, 1 otherwise, 2 bad input
 Send output/hw_check/hw_check.json with an issue of the kind "A result on your hardware".
 """
+_CODES = {
+    exit_codes.OK: "training was measured and no step failed",
+    exit_codes.FAILED: "otherwise",
+    exit_codes.INTERRUPTED: "interrupted",
+}
 
 
 class Check:
@@ -251,18 +255,16 @@ def counts(available: int, asked: list[int] | None) -> list[int]:
 
 def main(argv: list[str] | None = None) -> int:
     """`python -m fcos_recipe.lab.hw_check`: see `--help`."""
-    parser = argparse.ArgumentParser(
-        prog="scripts/hw_check.sh", epilog=_EXAMPLE, description=__doc__.split("\n\n")[0],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    add = parser.add_argument
+    text = __doc__.split("\n\n")[0]
+    ask = options.parser("", text, _EXAMPLE, _CODES, prog="scripts/hw_check.sh")
+    add = ask.add_argument
     add("--output", type=Path, default=Path("output/hw_check"), metavar="DIR",
         help="default: %(default)s")  # fmt: skip
     add("--cards", type=int, nargs="+", metavar="N", help="default: 1 2 4 8, as many as there are")
     add("--steps", type=int, help="of each run (default: 200; --quick: 3)")
     add("--minutes", type=float, default=30, help="for everything (default: %(default)s)")
     add("--quick", action="store_true", help="images of 96x128 and few steps: a try of this script")
-    args = parser.parse_args(argv)
+    args = ask.parse_args(argv)
     found = compute.decide(compute.requested(None), device.ask_paddle_outside)
     kind, driver = found.device, found.driver
     print(found.line(), flush=True)
@@ -285,7 +287,7 @@ def main(argv: list[str] | None = None) -> int:
     check_all(check, kind, wanted, steps, size)
     line, good = summary(check.steps)
     print(f"\n{args.output / 'hw_check.json'}: {line}")
-    return 0 if good else 1
+    return exit_codes.OK if good else exit_codes.FAILED
 
 
 def summary(steps: list[dict]) -> tuple[str, bool]:
@@ -391,7 +393,7 @@ if __name__ == "__main__":
         sys.exit(main())
     except (UserError, OSError) as error:  # OSError: --output cannot be written
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(exit_codes.BAD_INPUT)
     except KeyboardInterrupt:
         print("interrupted; hw_check.json has what was done", file=sys.stderr)
         sys.exit(exit_codes.INTERRUPTED)

@@ -1,12 +1,13 @@
 """What runs a model: a batch of the reader in, detections out. One class per engine."""
 
+import functools
 import json
 import threading
 from pathlib import Path
 
 import numpy as np
 
-from fcos_recipe.errors import UserError
+from fcos_recipe.errors import RunFailure, UserError
 from fcos_recipe.system.device import card_index
 
 METADATA = "fcos_export.json"
@@ -14,6 +15,35 @@ METADATA = "fcos_export.json"
 
 PRECISIONS = ("fp32", "bf16")
 NEEDS_EXPORT = "--precision {}: {}: only exports have it; run tools/export_model.py first"
+
+
+def counted(bbox: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """An engine's output without the rows that belong to no image of the batch.
+
+    The counts decide: Paddle's inference engine leaves its buffer as it was when nothing is found,
+    with the detections of an earlier batch or, in the first one, in another shape.
+
+    Args:
+        bbox: float [M or more, 6]; any shape where nothing was found.
+        counts: int [N], rows of each image; they sum to M.
+
+    Returns:
+        `bbox`, float32 [M, 6], and `counts`, int32 [N].
+
+    Raises:
+        RunFailure: there are fewer rows than the counts say.
+    """
+    counts = np.asarray(counts, np.int32).reshape(-1)
+    total = int(counts.sum())
+    rows = np.asarray(bbox, np.float32).reshape(-1, 6)[:total] if total else np.empty((0, 6), "f4")
+    if len(rows) < total:
+        raise RunFailure(f"the engine gave {len(rows)} detections and counts of {total}")
+    return rows, counts
+
+
+def by_image(bbox: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
+    """The rows of each image, N arrays [n, 6], of what `Predictor.run` returns."""
+    return np.split(bbox, np.cumsum(counts))[:-1]
 
 
 class Eager:
@@ -49,7 +79,7 @@ class Eager:
 
         with self._lock, paddle.no_grad():
             found = self.model({k: paddle.to_tensor(v) for k, v in batch.items()})
-            return found["bbox"].numpy(), found["bbox_num"].numpy()
+            return counted(found["bbox"].numpy(), found["bbox_num"].numpy())
 
 
 class PaddleInference:
@@ -107,11 +137,8 @@ class PaddleInference:
             self._predictor.run()
             names = self._predictor.get_output_names()
             outputs = [_fetched(self._predictor.get_output_handle(name)) for name in names]
-        return (
-            tuple(outputs)
-            if self._facts["nms"]
-            else _finish(outputs[0], outputs[1], batch, self._facts)
-        )
+        end = counted if self._facts["nms"] else functools.partial(_finish, batch, self._facts)
+        return end(*outputs)
 
 
 def _fetched(handle) -> np.ndarray:
@@ -153,7 +180,7 @@ class OnnxRuntime:
         """See `Predictor.run`."""
         outputs = self._session.run(None, {name: batch[name] for name in self._inputs})
         if not self._facts["nms"]:
-            return _finish(outputs[0], outputs[1], batch, self._facts)
+            return _finish(batch, self._facts, *outputs)
         rows, counts = outputs  # [N, keep, 6], of which the first `counts` are detections
         kept = np.arange(rows.shape[1]) < counts[:, None]
         return rows[kept], counts.astype(np.int32)
@@ -195,7 +222,7 @@ def open_export(weights: str, facts: dict, device: str, precision: str = "fp32")
     return PaddleInference(path, facts, device, precision)
 
 
-def _finish(boxes: np.ndarray, scores: np.ndarray, batch: dict, facts: dict):
+def _finish(batch: dict, facts: dict, boxes: np.ndarray, scores: np.ndarray):
     """NMS and clipping for an export that ends before them, by the operators of training."""
     import paddle
     from ppdet.modeling.layers import MultiClassNMS
@@ -206,4 +233,4 @@ def _finish(boxes: np.ndarray, scores: np.ndarray, batch: dict, facts: dict):
         paddle.to_tensor(boxes), paddle.to_tensor(scores), paddle.to_tensor(batch["im_shape"]),
         paddle.to_tensor(batch["scale_factor"]), MultiClassNMS(**facts["limits"]), facts["clip"],
     )  # fmt: skip
-    return tuple(value.numpy() for value in found)
+    return counted(*(value.numpy() for value in found))

@@ -129,10 +129,12 @@ def _save_program(model, folder: Path, inside: bool) -> None:
 
 
 def _batches(predictor, images: int = 8) -> list[dict[str, np.ndarray]]:
-    """Single images of different shapes and a batch of two, for the check.
+    """Single images of different shapes, batches, and blank images among them, for the check.
 
-    Real ones of the config's evaluation or test set where they are there, cut to different shapes;
-    else noise with rectangles, in which a trained model finds something as well.
+    Real images of the config's evaluation or test set where they exist, cut to different shapes;
+    else noise with rectangles, in which a trained model finds something as well. The blank image,
+    of the first of a few colours in which the model finds nothing, is alone at the start and after
+    other images, and is the first, a middle and the last one of a batch.
     """
     from fcos_recipe.data.images import BadImage, read_image
 
@@ -152,7 +154,10 @@ def _batches(predictor, images: int = 8) -> list[dict[str, np.ndarray]]:
         np.ascontiguousarray(x[: x.shape[0] * (16 - k) // 16, : x.shape[1] * (9 + k) // 16])
         for k, x in enumerate(found)
     ]
-    return [*(predictor.batch([x]) for x in cut), predictor.batch(cut[:2])]
+    blanks = [np.full_like(cut[0], colour) for colour in (0, 255, (124, 116, 104), (200, 40, 90))]
+    blank = next((x for x in blanks if not len(predictor([x])[0])), blanks[0])
+    groups = [[blank], *([x] for x in cut), cut[:2], [blank], [blank, cut[0], blank, cut[1], blank]]
+    return [predictor.batch(group) for group in groups]
 
 
 def _files(data: dict) -> list[Path]:

@@ -12,6 +12,7 @@ from fcos_recipe.config import Config, load_config
 from fcos_recipe.config.load import data_paths
 from fcos_recipe.console import log
 from fcos_recipe.errors import UserError
+from fcos_recipe.predict import backends
 
 INPUTS = ("image", "im_shape", "scale_factor")
 
@@ -72,7 +73,6 @@ class Predictor:
         score_threshold: float = 0.0,
         precision: str = "fp32",
     ):
-        from fcos_recipe.predict import backends
         from fcos_recipe.system import compute
 
         weights = str(weights)
@@ -110,8 +110,7 @@ class Predictor:
         """
         found = []
         for begin in range(0, len(images), batch_size):
-            bbox, counts = self.run(self.batch(images[begin : begin + batch_size]))
-            found += np.split(bbox, counts.cumsum()[:-1])
+            found += backends.by_image(*self.run(self.batch(images[begin : begin + batch_size])))
         return [self._detections(rows) for rows in found]
 
     def batch(self, images: Sequence[str | os.PathLike | np.ndarray]) -> dict[str, np.ndarray]:
@@ -175,9 +174,7 @@ def config_of(weights: str, config: str | os.PathLike | Config | None) -> Config
     Raises:
         UserError: there is none, or it is wrong.
     """
-    from fcos_recipe.predict.backends import export_facts
-
-    if isinstance(config, Config) or (config is None and export_facts(weights)):
+    if isinstance(config, Config) or (config is None and backends.export_facts(weights)):
         return config
     return load_config(config or _run_config(weights))
 

@@ -96,14 +96,14 @@ def test_iluvatar_keeps_the_vendors_paddle(machine, sdk, paddle, cuda, custom, d
     installs = [line for line in commands if "pip install" in line]
     assert len(installs) == 3 and all("--no-deps" in line for line in installs)
     assert not re.search(PADDLE_AND_ITS_LIBRARIES, "".join(installs), re.IGNORECASE)
-    assert "requirements-base.txt" in installs[0] and "paddledet==2.6.0" in installs[0]
+    assert "requirements/base.txt" in installs[0] and "paddledet==2.6.0" in installs[0]
     # with the ONNX converter that reads the programs of the Paddle that is there
-    tools = "requirements-lock-dev-2.6.2.txt" if paddle[0] == "2" else "requirements-lock-dev.txt"
+    tools = "requirements/lock-dev-2.6.2.txt" if paddle[0] == "2" else "requirements/lock-dev.txt"
     assert installs[2].endswith(tools)
 
 
 def test_base_requirements_never_touch_what_a_vendor_brings(root):
-    lines = (root / "requirements-base.txt").read_text().splitlines()
+    lines = (root / "requirements/base.txt").read_text().splitlines()
     named = [line for line in lines if line and not line.startswith("#")]
     assert named and not any(re.match(PADDLE_AND_ITS_LIBRARIES, n, re.IGNORECASE) for n in named)
 
@@ -153,7 +153,7 @@ def test_nvidia(machine, cuda, folder):
     machine.command("nvidia-smi", f'[ "$1" = -L ] && echo "GPU 0: NVIDIA A100" || echo "{table}"')
     done = machine.install()
     assert done.returncode == 0, done.stderr
-    assert f"stable/{folder}/" in done.stdout and "requirements-gpu.txt" in done.stdout
+    assert f"stable/{folder}/" in done.stdout and "requirements/gpu.txt" in done.stdout
     machine.command("ixsmi", "true")  # an Iluvatar image may carry an nvidia-smi
     assert machine.install().returncode == 2
 
@@ -163,9 +163,9 @@ def test_driver_tool_without_a_card_is_a_cpu_machine(machine):
     done = machine.install("--dev")
     assert "mode: cpu" in done.stdout and "accelerator: none" in done.stdout
     locked = [line for line in done.stdout.splitlines() if "--require-hashes" in line]
-    assert [re.search(r"requirements-\S+", line)[0] for line in locked] == [
-        "requirements-lock-cpu.txt",
-        "requirements-lock-dev.txt",
+    assert [re.search(r"requirements/\S+", line)[0] for line in locked] == [
+        "requirements/lock-cpu.txt",
+        "requirements/lock-dev.txt",
     ]
 
 
@@ -204,18 +204,19 @@ def test_directories_of_the_users_own(machine):
     done = machine.install()
     assert done.returncode == 0, done.stderr
     assert "-m venv" not in done.stdout and "-delete" not in done.stdout
-    assert "requirements-base.txt" in done.stdout
+    assert "requirements/base.txt" in done.stdout
 
 
 def direct_requirements(root: Path) -> set[str]:
-    text = "".join((root / f"requirements{part}.txt").read_text() for part in ("", "-base"))
+    paths = root / "requirements.txt", root / "requirements/base.txt"
+    text = "".join(path.read_text() for path in paths)
     return {name.lower() for name in re.findall(r"^([A-Za-z][\w-]*)", text, re.MULTILINE)}
 
 
 def test_lock_files_are_complete_and_from_pypi(root):
     """Every locked line is exact and hashed, and no index or file of one computer is in them."""
     direct = direct_requirements(root)
-    for lock in root.glob("requirements-lock-*.txt"):
+    for lock in root.glob("requirements/lock-*.txt"):
         text = lock.read_text()
         assert not re.search(r"file:|https?:|--index|--find-links", text), lock
         packages = re.split(r"\n(?=[a-z])", re.sub(r"^#.*\n", "", text, flags=re.MULTILINE))
@@ -227,7 +228,7 @@ def test_lock_files_are_complete_and_from_pypi(root):
 
 def test_every_import_is_a_stated_dependency(root):
     """What the package imports is the standard library's or listed in the requirements."""
-    # Logs on request; compared with in benchmarks; requirements-onnx.txt; Paddle's own since 3.0.
+    # Logs on request; compared with in benchmarks; requirements/onnx.txt; Paddle's own since 3.0.
     optional = {"visualdl", "tensorboardX", "wandb"}
     optional |= {"torch", "torchvision", "onnx", "onnxruntime", "paddle2onnx"}
     optional |= {"safetensors"}
@@ -262,10 +263,10 @@ def test_real_installation_offline_into_an_activated_environment(root, tmp_path)
     if int(distribution("setuptools").version.split(".")[0]) < 71:
         pytest.skip("setuptools of this environment is too old to build the package")
     clone, wheels, own = tmp_path / "clone", tmp_path / "wheels", tmp_path / "own"
-    for folder in ("scripts", "fcos_recipe"):
+    for folder in ("scripts", "fcos_recipe", "requirements"):
         shutil.copytree(root / folder, clone / folder)
-    for path in (root / "setup.py", root / "pyproject.toml", *root.glob("requirements*.txt")):
-        shutil.copy(path, clone)
+    for name in ("setup.py", "pyproject.toml", "requirements.txt"):
+        shutil.copy(root / name, clone)
     wheels.mkdir()
     venv.create(own, with_pip=False, symlinks=True)
     site = next(own.glob("lib/python*/site-packages"))

@@ -25,15 +25,15 @@ def locked(path) -> dict[str, str]:
 def test_another_wheel_of_the_same_name_and_version_is_refused(root, tmp_path):
     """A canary inside the wheel shows that nothing of it was unpacked."""
     clone, wheels = tmp_path / "clone", tmp_path / "wheels"
-    for folder in ("scripts", "fcos_recipe"):
+    for folder in ("scripts", "fcos_recipe", "requirements"):
         shutil.copytree(root / folder, clone / folder)
-    for path in (root / "setup.py", root / "pyproject.toml", *root.glob("requirements*.txt")):
-        shutil.copy(path, clone)
+    for name in ("setup.py", "pyproject.toml", "requirements.txt"):
+        shutil.copy(root / name, clone)
     wheels.mkdir()
     wheel(wheels, "innocent", "1.0", {"innocent/__init__.py": ""})
     (honest,) = wheels.iterdir()
     digest = hashlib.sha256(honest.read_bytes()).hexdigest()
-    lock = clone / "requirements-lock-cpu.txt"
+    lock = clone / "requirements/lock-cpu.txt"
     lock.write_text(f"innocent==1.0 \\\n    --hash=sha256:{digest}\n")
     wheel(wheels, "innocent", "1.0", {"innocent/__init__.py": "", "canary.py": ""})
     command = ["bash", str(clone / "scripts/install.sh"), "--mode", "cpu", "--wheels", str(wheels),
@@ -53,8 +53,8 @@ def test_what_is_installed_is_what_is_locked(root):
         paddle = distribution("paddlepaddle").version
     except PackageNotFoundError:
         pytest.skip("this environment has a Paddle of its own, not a locked one")
-    lock = root / ("requirements-lock-cpu.txt" if paddle.startswith("3.3") else
-                   f"requirements-lock-cpu-{paddle}.txt")  # fmt: skip
+    lock = root / ("requirements/lock-cpu.txt" if paddle.startswith("3.3") else
+                   f"requirements/lock-cpu-{paddle}.txt")  # fmt: skip
     if not lock.is_file():
         pytest.skip(f"no lock file for Paddle {paddle}")
     packages, changed, files = locked(lock), [], 0

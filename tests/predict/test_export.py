@@ -1,20 +1,28 @@
 """An export finds what the trained model finds, and one that does not is never kept."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+import threading
+from importlib.util import find_spec
 
 import numpy as np
 import paddle
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
+from fcos_recipe import compat
 from fcos_recipe.cli import run
 from fcos_recipe.errors import RunFailure, UserError
-from fcos_recipe.predict import onnx_graph, parity
+from fcos_recipe.model.postprocess import nms_and_clip
+from fcos_recipe.predict import backends, onnx_graph, parity
 from fcos_recipe.system.cpu_math import has_bfloat16
 from tests.conftest import run_tool
 
+compat.import_ppdet()
 pytestmark = pytest.mark.matrix
 VARIANTS = [("paddle", []), ("paddle", ["--no-nms"]), ("onnx", []), ("onnx", ["--no-nms"])]
 
@@ -49,7 +57,7 @@ def test_export_is_equal_and_complete(trained, tiny, tmp_path, kind, options):
                     "--output", tmp_path / "out", cwd=tmp_path,
                     env={"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"})  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert not canary.exists() and "checked on 10 images" in done.stdout
+    assert not canary.exists() and "checked on 17 images" in done.stdout
     (folder,) = (tmp_path / "out").iterdir()
     facts = json.loads((folder / "fcos_export.json").read_text())
     assert facts["class_names"] == ["circle", "square", "triangle", "star"]
@@ -70,6 +78,86 @@ def test_export_is_equal_and_complete(trained, tiny, tmp_path, kind, options):
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         stats.append(json.loads(target.read_text())["stats"])
     np.testing.assert_allclose(stats[0], stats[1], atol=2e-3)
+
+
+class Peaks(paddle.nn.Layer):
+    """A detector without weights: the pixels of [N, 4, 4, 3] are the scores of 16 fixed boxes."""
+
+    def __init__(self, threshold: float):
+        super().__init__()
+        from ppdet.modeling.layers import MultiClassNMS
+
+        self.limits = {"score_threshold": threshold, "nms_top_k": 100, "keep_top_k": 100,
+                       "nms_threshold": 0.6}  # fmt: skip
+        self.nms = MultiClassNMS(**self.limits)
+
+    def candidates(self, batch):
+        scores = batch["image"].astype("float32").flatten(1, 2).transpose([0, 2, 1]) / 255
+        left = paddle.arange(16, dtype="float32").reshape([1, 16, 1]) * 10
+        corners = paddle.concat([left, left * 0, left + 8, left * 0 + 8], axis=2)
+        size = batch["im_shape"] / batch["scale_factor"]  # every input of an export must be used
+        return paddle.minimum(corners, size.max(axis=1).reshape([-1, 1, 1])), scores, None
+
+    def forward(self, batch):
+        found = nms_and_clip(*self.candidates(batch)[:2], batch["im_shape"],
+                             batch["scale_factor"], self.nms, True)  # fmt: skip
+        return dict(zip(("bbox", "bbox_num"), found))
+
+
+def engines(threshold: float, folder):
+    """The detector as it is trained and in every exported form."""
+    from fcos_recipe.predict import export
+
+    model = Peaks(threshold)
+    model.eval()
+    eager = backends.Eager.__new__(backends.Eager)
+    eager.model, eager._lock = model, threading.Lock()
+    found = {"eager": eager}
+    for kind, nms in itertools.product(("paddle", "onnx"), (True, False)):
+        if kind == "onnx" and not all(map(find_spec, ("paddle2onnx", "onnx", "onnxruntime"))):
+            continue
+        facts = {"version": 1, "format": kind, "nms": nms, "limits": model.limits, "clip": True,
+                 "group_norm_epsilon": [], "config": "", "class_names": ["a", "b", "c"],
+                 "category_ids": [1, 2, 3], "TestReader": {}}  # fmt: skip
+        part = folder / f"{kind}-{nms}-{threshold}"
+        part.mkdir()
+        export._save_program(model, part, inside=nms and kind == "paddle")
+        if kind == "onnx":
+            onnx_graph.convert(part, facts)
+        found[f"{kind}, nms={nms}"] = backends.open_export(str(part), facts, "cpu")
+    return found
+
+
+def test_every_engine_reports_each_image_its_own_detections(tmp_path):
+    """Batches with images on which nothing is found, in every place, one after the other."""
+    made = {threshold: engines(threshold, tmp_path) for threshold in (0.05, 0.3, 0.38)}
+    peak = st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 2), st.integers(1, 255))
+    image = st.one_of(st.just([]), st.lists(peak, min_size=1, max_size=6))
+
+    @settings(max_examples=60, deadline=None, database=None)
+    @given(st.sampled_from(sorted(made)), st.lists(st.lists(image, min_size=1, max_size=4),
+                                                   min_size=1, max_size=4))  # fmt: skip
+    @example(0.3, [[[]], [[(0, 0, 1, 200)]], [[]], [[], [(0, 0, 1, 200)], [], [(1, 0, 2, 90)], []]])
+    def check(threshold, batches):
+        for images in batches:
+            pixels = np.zeros((len(images), 4, 4, 3), np.uint8)
+            for n, peaks in enumerate(images):
+                for y, x, label, value in peaks:
+                    pixels[n, y, x, label] = value
+            batch = {"image": pixels, "im_shape": np.full((len(images), 2), 500, np.float32),
+                     "scale_factor": np.ones((len(images), 2), np.float32)}  # fmt: skip
+            for name, engine in made[threshold].items():
+                bbox, counts = engine.run(batch)
+                assert len(bbox) == counts.sum() and len(counts) == len(images)
+                for n, rows in enumerate(backends.by_image(bbox, counts)):
+                    found = {(int(r[0]), int(r[2]) // 10, round(255 * r[1])) for r in rows}
+                    wanted = {(c, 4 * y + x, int(pixels[n, y, x, c]))
+                              for y, x, c in np.argwhere(pixels[n] / 255 > threshold)}  # fmt: skip
+                    assert found == wanted and len(rows) == len(wanted), (name, n)
+
+    check()
+    with pytest.raises(RunFailure, match="2 detections and counts of 3"):
+        backends.counted(np.zeros((2, 6)), np.array([1, 2]))
 
 
 def perturbed(run_model, change):
@@ -109,10 +197,11 @@ def test_gate_accepts_what_is_equal():
     [
         lambda b: b + np.array([0, 3e-4, 0, 0, 0, 0], np.float32),
         lambda b: b + np.array([0, 0, 0.2, 0, 0, 0], np.float32),
+        lambda b: b + np.array([0, 0, 1.5, 0, 1.5, 0], np.float32),
         lambda b: np.concatenate([(b[:1] + [1, 0, 0, 0, 0, 0]) % 3 * [1, 1, 1, 1, 1, 1], b[1:]]),
         lambda b: np.concatenate([b[:11], b[12:13] * [1, 0.5, 1, 1, 1, 1], b[12:]]),
     ],
-    ids=["score", "box", "class", "another"],
+    ids=["score", "box", "shifted", "class", "another"],
 )
 def test_gate_refuses_what_differs(change):
     verdict = parity.compare(reference, perturbed(reference, change), BATCHES, LIMITS)
@@ -124,6 +213,13 @@ def test_gate_exempts_only_what_rounding_decides():
     both, one = (lambda b: (rows, np.array([2]))), (lambda b: (rows[:1], np.array([1])))
     verdict = parity.compare(both, one, BATCHES[:1], LIMITS)
     assert verdict.passed and verdict.exempt == 1
+    # two boxes that score alike: NMS keeps the one that comes first
+    boxes = np.array([[0, 0.9, 0, 0, 10, 10], [0, 0.90001, 0, 2, 10, 12]], float)
+    first, second = ((lambda b, k=k: (boxes[k:][:1], np.array([1]))) for k in (0, 1))
+    verdict = parity.compare(first, second, BATCHES[:1], LIMITS)
+    assert verdict.passed and verdict.exempt == 2
+    # but not many times over: then the boxes are elsewhere
+    assert not parity.compare(first, second, BATCHES, LIMITS).passed
     rows[1, 1] = 0.06
     assert not parity.compare(both, one, BATCHES[:1], LIMITS).passed
 
@@ -157,6 +253,25 @@ def test_a_wrong_export_is_not_kept_and_the_earlier_one_stays(trained, tiny, tmp
     assert before == {p.name: p.read_bytes() for p in target.iterdir()}
     assert (tmp_path / "model-paddle.rejected" / "fcos_export.json").is_file()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model-paddle", "model-paddle.rejected"]
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["paddle", "onnx"])
+def test_a_blank_image_after_a_photo_has_no_detections(trained, tiny, tmp_path, kind):
+    """At a score threshold above what the model finds on black."""
+    from fcos_recipe.config import load_config
+    from fcos_recipe.predict import export
+    from fcos_recipe.predict.predictor import Predictor
+
+    skip_without_converter(kind)
+    config = load_config(tiny, ["FCOSHead.nms.score_threshold=0.2"])
+    verdict = export.export(Predictor(trained, config, device="cpu"), tmp_path / kind, kind)
+    assert verdict.passed and verdict.empty >= 5
+    exported = Predictor(tmp_path / kind, device="cpu")
+    blank, photo = np.zeros((96, 128, 3), np.uint8), sorted(tiny.parent.glob("val/*"))[-1]
+    assert [len(found) > 0 for found in exported([blank, photo, blank])] == [False, True, False]
+    assert len(exported([photo])[0]) and not len(exported([blank])[0])
 
 
 def test_damaged_metadata_is_refused(tmp_path):

@@ -18,7 +18,7 @@ import numpy as np
 import paddle
 import pytest
 
-from fcos_recipe.checkpoint import convert, storage, weights
+from fcos_recipe.checkpoint import convert, storage, weights, zoo
 from fcos_recipe.cli import run
 from fcos_recipe.config import load_config
 from fcos_recipe.console import log, to_console
@@ -376,8 +376,8 @@ def test_secrets_stay_out_of_the_run_directory(tiny, tmp_path, monkeypatch, capf
     monkeypatch.setenv("SOME_TOKEN", "hunter2-env")
     (tmp_path / "cache" / "weights").mkdir(parents=True)
     layer = {"fcos_head.fcos_head_centerness.bias": paddle.ones([1])}
-    paddle.save(layer, str(tmp_path / "cache" / "weights" / "net.pdparams?token=hunter2-b"))
     url = "https://me:hunter2-a@example.invalid/net.pdparams?token=hunter2-b"
+    paddle.save(layer, str(zoo.place(url)))
     argv = ["-c", str(tiny), "--output", str(tmp_path / "run"), "-o", f"pretrain_weights={url}",
             "epoch=1"]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["train.py", *argv])

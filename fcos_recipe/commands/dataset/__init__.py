@@ -3,6 +3,7 @@
 from importlib import import_module
 
 from fcos_recipe.errors import UserError
+from fcos_recipe.exit_codes import BAD_INPUT, OK
 
 # name: (module:function in this folder, one line for `fcos dataset --help`)
 COMMANDS = {
@@ -24,7 +25,7 @@ def main(argv: list[str]) -> int:
         print(f"usage: fcos dataset COMMAND [options]\n\n{rows}\n\n"
               "`fcos dataset COMMAND --help` has the options.\n"
               "example: fcos dataset download --dry-run")  # fmt: skip
-        return 0 if argv else 2
+        return OK if argv else BAD_INPUT
     if argv[0] not in COMMANDS:
         raise UserError(f"no command {argv[0]!r} in dataset; choose from {', '.join(COMMANDS)}")
     module, function = COMMANDS[argv[0]][0].split(":")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fcos_recipe import exit_codes
 from fcos_recipe.commands.dataset.shared import add_source, find_sources
 from fcos_recipe.commands.options import listed, parser
 from fcos_recipe.datasets.fpn_levels import SIZES
@@ -21,15 +22,14 @@ below 32 x 32, below 96 x 96, and above.
 padding, the boxes after all that, and the locations that are trained to find each, one colour per
 FPN level. Without --ids, --classes or --size they are the first batches of the epoch, as one card
 gets them.
-exit codes: 0 written; 2 wrong arguments, data that can't be read, or nothing to show
 """
+_CODES = {exit_codes.BAD_INPUT: "wrong arguments, data that can't be read, or nothing to show"}
 
 
 def main(argv: list[str]) -> int:
     """See `fcos dataset browse --help`."""
-    ask = parser(
-        "dataset browse", "Draw boxes on images, as one page or contact sheet to look at.", _HELP
-    )
+    text = "Draw boxes on images, as one page or contact sheet to look at."
+    ask = parser("dataset browse", text, _HELP, _CODES)
     add_source(ask)
     add = ask.add_argument
     add("--output", type=Path, default=Path("output", "browse.html"), metavar="FILE",

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fcos_recipe import exit_codes
 from fcos_recipe.commands.dataset.shared import add_force, add_output, tell_content
 from fcos_recipe.commands.options import listed, parser
 from fcos_recipe.config.load import display
@@ -24,13 +25,14 @@ Images are not copied; sizes come from their headers, turned as their EXIF tag s
 can't be converted is named with its file and number, and nothing is written unless --skip-bad
 leaves such lines out. VOC's difficult objects become iscrowd 1. --from coco fills in what is
 missing: whole ids, sizes, boxes of polygons, area, iscrowd; other fields stay.
-exit codes: 0 written; 2 wrong arguments, or something that can't be read or converted
 """
+_CODES = {exit_codes.BAD_INPUT: "wrong arguments, or something that can't be read or converted"}
 
 
 def main(argv: list[str]) -> int:
     """See `fcos dataset convert --help`."""
-    ask = parser("dataset convert", "Write annotations of another format as a COCO file.", _HELP)
+    text = "Write annotations of another format as a COCO file."
+    ask = parser("dataset convert", text, _HELP, _CODES)
     add = ask.add_argument
     add("source", type=Path, metavar="DIR|FILE", help="voc: folder; yolo: folder or data.yaml; "
         "coco: JSON")  # fmt: skip

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from fcos_recipe import exit_codes
 from fcos_recipe.commands.options import parser
 from fcos_recipe.datasets import coco2017
 from fcos_recipe.errors import UserError
@@ -16,15 +17,21 @@ examples:
   python datasets/download_coco.py --from-zips /mnt/usb   # a machine without network
 An interrupted download goes on where it was when the same command is given again; files of yours
 are never changed or removed.
-exit codes: 0 complete and counted; 1 not completed, call again to go on; 2 wrong arguments, or a
-directory that can't be written; 3 checksums or counts don't match; 4 the disk is too small;
-130 interrupted
 """
+_CODES = {
+    exit_codes.OK: "complete and counted",
+    exit_codes.FAILED: "not completed, call again to continue",
+    exit_codes.BAD_INPUT: "wrong arguments, or a directory that can't be written",
+    exit_codes.DAMAGED: "checksums or counts don't match",
+    exit_codes.DISK_FULL: "the disk is too small",
+    exit_codes.INTERRUPTED: "interrupted",
+}
 
 
 def main(argv: list[str]) -> int:
     """See `fcos dataset download --help`."""
-    ask = parser("dataset download", "Fetch COCO 2017, check it, unpack it and count it.", _HELP)
+    text = "Fetch COCO 2017, check it, unpack it and count it."
+    ask = parser("dataset download", text, _HELP, _CODES)
     add = ask.add_argument
     add("--dir", type=Path, default=ROOT / "datasets" / "coco",
         help="gets train2017/ val2017/ annotations/ (default: %(default)s)")  # fmt: skip

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from fcos_recipe import exit_codes
 from fcos_recipe.commands.dataset.shared import add_force, add_output, tell_content
 from fcos_recipe.commands.options import listed, parser
 from fcos_recipe.datasets.locate import LOOK_AT, image_folder
@@ -19,7 +20,7 @@ _SUBSET = """examples:
 
 Each class keeps its share of images, and at least one image as long as there is room. Entries
 keep their ids and all their fields. Images are not copied: file names stay relative to the same
-folder. exit codes: 0 written; 2 wrong arguments, or a file that can't be read or written
+folder.
 """
 _SPLIT = """examples:
   fcos dataset split my.json -o annotations                  # instances_train.json, _val.json
@@ -30,7 +31,6 @@ Each class is split in the same proportion; one with a single image goes to the 
 image file never goes to two parts, nor do images of one --group-by: frames of one video, tiles of
 one slide. Entries keep their ids and all their fields; images are not moved. Copies of an image
 under other names are told by `fcos dataset verify`, not here.
-exit codes: 0 written; 2 wrong arguments, or a file that can't be read or written
 """
 _MERGE = """examples:
   fcos dataset merge part1.json part2.json -o all.json
@@ -40,8 +40,8 @@ Classes of one name become one. Ids stay unless another file has them already, a
 is said. Images that several files have become one image with the annotations of all. Where the
 images lie in several folders, file names in the result start at the folder above them all, which
 is said: it is the image_dir (or --images) from then on.
-exit codes: 0 written; 2 wrong arguments, or a file that can't be read or written
 """
+_CODES = {exit_codes.BAD_INPUT: "wrong arguments, or a file that can't be read or written"}
 
 
 def _add_dealing(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +65,8 @@ def _write(path: Path, part: Part) -> None:
 
 def subset(argv: list[str]) -> int:
     """`fcos dataset subset`."""
-    ask = parser("dataset subset", "Choose some of the images, each class in proportion.", _SUBSET)
+    text = "Choose some of the images, each class in proportion."
+    ask = parser("dataset subset", text, _SUBSET, _CODES)
     ask.add_argument("file", type=Path, metavar="FILE.json")
     amount = ask.add_mutually_exclusive_group(required=True)
     amount.add_argument("--count", type=int, metavar="N", help="images")
@@ -83,7 +84,7 @@ def subset(argv: list[str]) -> int:
 
 def split(argv: list[str]) -> int:
     """`fcos dataset split`."""
-    ask = parser("dataset split", "Split the images into training and validation.", _SPLIT)
+    ask = parser("dataset split", "Split the images into training and validation.", _SPLIT, _CODES)
     ask.add_argument("file", type=Path, metavar="FILE.json")
     ask.add_argument("--shares", type=_shares, default=[0.8, 0.2], metavar="A,B",
                      help="of the images (default: 0.8,0.2)")  # fmt: skip
@@ -113,7 +114,7 @@ def _shares(text: str) -> list[float]:
 
 def merge(argv: list[str]) -> int:
     """`fcos dataset merge`."""
-    ask = parser("dataset merge", "Put annotation files together.", _MERGE)
+    ask = parser("dataset merge", "Put annotation files together.", _MERGE, _CODES)
     ask.add_argument("files", type=Path, nargs="+", metavar="FILE.json")
     add_output(ask)
     ask.add_argument("--images", type=Path, nargs="+", metavar="DIR",

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fcos_recipe import exit_codes
 from fcos_recipe.commands.dataset.shared import add_source, find_sources
 from fcos_recipe.commands.options import add_json, parser, write
 from fcos_recipe.config.load import display
@@ -30,16 +31,14 @@ What the JSON has for each split ("splits" -> name):
                    training's, or the evaluation's where training draws them at random. No images
                    are opened but those whose size the annotations do not tell
   classes          id, name and the counts of the table
-exit codes: 0 told; 2 wrong arguments, or annotations that can't be read
 """
+_CODES = {exit_codes.BAD_INPUT: "wrong arguments, or annotations that can't be read"}
 
 
 def main(argv: list[str]) -> int:
     """See `fcos dataset stats --help`."""
-    ask = parser(
-        "dataset stats",
-        "Count a data set: classes, sizes, and the FPN levels that FCOS trains it on.", _HELP,
-    )  # fmt: skip
+    text = "Count a data set: classes, sizes, and the FPN levels that FCOS trains it on."
+    ask = parser("dataset stats", text, _HELP, _CODES)
     add_source(ask)
     add_json(ask, "all figures")
     ask.add_argument("--output", type=Path, metavar="DIR",

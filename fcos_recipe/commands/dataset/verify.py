@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fcos_recipe import api
+from fcos_recipe import api, exit_codes
 from fcos_recipe.commands.dataset.shared import add_source
 from fcos_recipe.commands.options import add_json, parser, write
 from fcos_recipe.config.load import display
@@ -34,14 +34,18 @@ that differ from the image's, stay and are told.
 The JSON report has for each split ("splits" -> name) totals and findings: kind -> severity,
 meaning, count and all items with the entry's id, the image's file, its place in the annotation
 file and a text; "between" has those between splits and against the config.
-exit codes: 0 no error (there may be warnings); 1 errors; 2 wrong arguments, or files that can't
-be opened
 """
+_CODES = {
+    exit_codes.OK: "no error (there may be warnings)",
+    exit_codes.FAILED: "errors",
+    exit_codes.BAD_INPUT: "wrong arguments, or files that can't be opened",
+}
 
 
 def main(argv: list[str]) -> int:
     """See `fcos dataset verify --help`."""
-    ask = parser("dataset verify", "Check annotations and images before training.", _epilog())
+    text = "Check annotations and images before training."
+    ask = parser("dataset verify", text, _epilog(), _CODES)
     add_source(ask)
     add = ask.add_argument
     add("--no-images", action="store_true", help="annotations only; images are not opened")
@@ -62,7 +66,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{args.json}: {error.strerror}") from None
     for line in lines(report, args.no_images):
         print(line)
-    return 1 if found.errors else 0
+    return exit_codes.FAILED if found.errors else exit_codes.OK
 
 
 def _epilog() -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from fcos_recipe.commands import options
 from fcos_recipe.errors import UserError
 from fcos_recipe.lab.benchmark import tasks
 from fcos_recipe.places import ROOT
@@ -49,31 +50,26 @@ TASKS = {
 
 def main(argv: list[str]) -> int:
     """Run one comparison; see `fcos benchmark --help`."""
-    parser = argparse.ArgumentParser(
-        prog="fcos benchmark",
-        description="Measure this recipe and stock paddledet side by side.",
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
+    text = "Measure this recipe and stock paddledet side by side."
+    ask = options.parser("benchmark", text, _EXAMPLE, {})
+    add = ask.add_argument
     add("task", choices=list(TASKS))
     others = sorted({name for names in TASKS.values() for name in names})
     add("--against", choices=others, help="default: stock, for eval pycocotools")
-    add("--json", metavar="FILE", type=Path, help="also write everything measured here")
+    options.add_json(ask, "also write everything measured here")
     add("--data", metavar="DIR", type=Path,
         help="data set with train2017/ and annotations/; default: drawn like COCO")  # fmt: skip
     add("--profile", action="store_true",
         help="train: one step more under Paddle's profiler")  # fmt: skip
-    add("-c", "--config", default=str(ROOT / "configs/fcos/fcos_r50_fpn_1x_coco_fast.yml"),
-        help="ours (default: the fast config)")  # fmt: skip
+    fast = str(ROOT / "configs/fcos/fcos_r50_fpn_1x_coco_fast.yml")
+    options.add_config(ask, "ours (default: the fast config)", default=fast)
     add(
         "--stock-config",
         metavar="FILE",
         help="PaddleDetection's (default: its FCOS-R50 1x)",
         default=str(ROOT / "tests/fixtures/paddledet_tree/configs/fcos/fcos_r50_fpn_1x_coco.yml"),
     )
-    add("-o", "--opt", nargs="*", action="extend", default=[], metavar="KEY=VALUE",
-        help="config values of both sides, e.g. TrainReader.batch_size=1")  # fmt: skip
+    options.add_overrides(ask, "config values of both sides, e.g. TrainReader.batch_size=1")
     add("--rounds", type=int, default=8, help="turns of each side (default: %(default)s)")
     add("--batch-size", type=int, default=8, metavar="N",
         help="infer: images at once (default: %(default)s)")  # fmt: skip
@@ -82,20 +78,20 @@ def main(argv: list[str]) -> int:
     add("--device", choices=DEVICES[1:], default="cpu")
     add("--to-static", action="store_true", help="train: compile our model")
     add("--torch-python", metavar="PYTHON", help="interpreter that has torchvision")
-    args = parser.parse_args(argv)
+    args = ask.parse_args(argv)
     args.against = args.against or TASKS[args.task][0]
     if args.against not in TASKS[args.task]:
         allowed = ", ".join(TASKS[args.task])
-        parser.error(f"{args.task} is measured against {allowed}, not {args.against}")
+        ask.error(f"{args.task} is measured against {allowed}, not {args.against}")
     if min(args.rounds, args.batch_size) < 1:
-        parser.error("--rounds and --batch-size must be at least 1")
+        ask.error("--rounds and --batch-size must be at least 1")
     annotations = "annotations/instances_train2017.json"
     if args.data and not (args.data / annotations).is_file():
         raise UserError(f"--data {args.data}: {annotations} not found in it")
     if args.against == "torchvision" and (reason := _no_torchvision(args.torch_python)):
         print(f"skipped: {reason}")
         return 0
-    options = tasks.Options(
+    asked = tasks.Options(
         config=args.config,
         stock_config=args.stock_config,
         overrides=[_override(text) for text in args.opt],
@@ -109,13 +105,12 @@ def main(argv: list[str]) -> int:
         **({"torch_python": args.torch_python} if args.torch_python else {}),
     )
     task = tasks.train_torchvision if args.against == "torchvision" else getattr(tasks, args.task)
-    with tasks.Bench(options) as bench:
+    with tasks.Bench(asked) as bench:
         found = task(bench)
     result = {"task": args.task, **found, "settings": _settings(args), "machine": machine()}
     report(result)
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        options.write(args.json, json.dumps(result, indent=1) + "\n")
     return 0
 
 

@@ -444,7 +444,7 @@ def infer(bench: Bench) -> dict:
     for kind, target in list(exports.items()):
         if kind == "onnx" and not (find_spec("onnxruntime") and find_spec("paddle2onnx")):
             del exports[kind]
-            print("onnx left out: pip install -r requirements-onnx.txt", file=sys.stderr)
+            print("onnx left out: pip install -r requirements/onnx.txt", file=sys.stderr)
             continue
         child = bench.start(OURS, "export", "plain", target=target, format=kind, **setup)
         child.receive()

@@ -7,7 +7,6 @@ bit with one process, within 1e-6 with two; the same records in metrics.jsonl; n
 shared memory left behind.
 """
 
-import argparse
 import os
 import re
 import shutil
@@ -23,6 +22,8 @@ import numpy as np
 import psutil
 
 from fcos_recipe import exit_codes
+from fcos_recipe.commands import options
+from fcos_recipe.console import run_program
 from fcos_recipe.datasets.drawn_shapes import make_shapes
 from fcos_recipe.errors import UserError
 from fcos_recipe.lab.faults.tools import (
@@ -409,11 +410,11 @@ class Faults:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line; exit code 1 if a fault was not survived."""
-    parser = argparse.ArgumentParser(
-        prog="bash scripts/fault_test.sh", description=__doc__.split("\n")[0],
-        epilog="example: bash scripts/fault_test.sh --quick",
+    ask = options.parser(
+        "", __doc__.split("\n")[0], "example: bash scripts/fault_test.sh --quick\n",
+        {exit_codes.FAILED: "a fault was not survived"}, prog="bash scripts/fault_test.sh",
     )  # fmt: skip
-    add = parser.add_argument
+    add = ask.add_argument
     add("--quick", action="store_true", help="a selection, at most 5 minutes on two cores")
     add("--seed", type=int, default=0, help="of moments and places; default %(default)s")
     add("--only", choices=COUNTS, help="one kind of fault")
@@ -424,7 +425,7 @@ def main(argv: list[str] | None = None) -> int:
         help="instead: the demo with random kills; memory and the like into DIR/soak.csv, soak.png",
     )
     add("--keep", type=Path, metavar="DIR", help="work in DIR and leave everything there")
-    args = parser.parse_args(argv)
+    args = ask.parse_args(argv)
     if args.only:
         for kind in set(COUNTS) - {args.only}:
             COUNTS[kind] = (0, 0)
@@ -446,8 +447,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(exit_codes.BAD_INPUT)
+    run_program(main)
