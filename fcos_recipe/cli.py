@@ -61,8 +61,12 @@ def run(name: str, argv: list[str] | None = None) -> int:
     def call() -> int:
         return getattr(import_module(module), function)(sys.argv[1:] if argv is None else argv)
 
+    def announce(error: Exception) -> None:
+        if rank():  # Paddle's launcher shows the log of rank 0 alone
+            announce_failure(rank(), error)
+
     try:
-        return exit_code(call)
+        return exit_code(call, announce)
     except Exception as error:
         if "PADDLE_TRAINER_ID" in os.environ:  # one of several: say which one, then as usual
             announce_failure(rank(), error)

@@ -1,7 +1,7 @@
 """The one place that patches paddledet 2.6.0 and bridges Paddle versions.
 
-Every entry names the defect it mends. Nothing here imports Paddle before it is asked to, so that
-commands without a model stay quick.
+Every entry names the defect that it corrects. Importing this module does not import Paddle, so that
+commands without a model start quickly.
 """
 
 import contextlib
@@ -21,79 +21,79 @@ from fcos_recipe.errors import UserError
 PADDLEDET = "2.6.0"
 
 # Third-party modules that paddledet imports for tracking, key points, rotated boxes and other
-# models, never on FCOS's path. While ppdet is imported an inert stand-in takes their place, so
-# that they need not be installed (it declares sklearn==0.0, an empty package) and cost no time.
+# models; FCOS uses none of them. While ppdet is imported, empty stand-ins replace them, so that
+# they need not be installed (paddledet requires sklearn==0.0, an empty package) and take no time.
 _STAND_INS = (
     "lap matplotlib motmetrics mpl_toolkits pandas pkg_resources "
     "pyclipper requests scipy shapely skimage sklearn terminaltables"
 ).split()
-# These are optional there, behind `except`: absent is what they are for FCOS.
+# paddledet imports these inside `try` and works without them, so they are reported as missing.
 _ABSENT = "numba paddleslim typeguard visualdl wandb".split()
 
-# Names of paddledet's registry that mean our class instead: stock's, as "module:why".
+# Class in paddledet's registry -> (our module that replaces it, the defect of paddledet's class).
 REPLACED = {
-    "FCOS": ("model.fcos", "takes normalised float32 images, four times the bytes"),
-    "FCOSHead": ("model.head", "width was fixed to 256 channels; no top-k before NMS"),
-    "FCOSLoss": ("model.loss", "NaN without positives; alpha, gamma and reg_weights ignored"),
-    "COCODataSet": ("data.dataset", "parsed in every rank; KeyError on missing fields"),
-    "TrainReader": ("data.reader", "workers see a stale epoch; normalises on the CPU"),
+    "FCOS": ("model.fcos", "needs normalised float32 images, four times the size of uint8"),
+    "FCOSHead": ("model.head", "has a fixed width of 256 channels and no top-k before NMS"),
+    "FCOSLoss": ("model.loss", "is NaN without positives; ignores alpha, gamma, reg_weights"),
+    "COCODataSet": ("data.dataset", "parses the file in every rank; KeyError on missing fields"),
+    "TrainReader": ("data.reader", "gives workers an old epoch number; normalises on the CPU"),
     "EvalReader": ("data.reader", "normalises on the CPU"),
     "TestReader": ("data.reader", "normalises on the CPU"),
 }
-MOST_PIXELS = 1 << 27  # of an image: 11585 x 11585, 400 MB when decoded
+MOST_PIXELS = 1 << 27  # largest accepted image: 11585 x 11585, 400 MB when decoded
 _stock: dict = {}
 _pristine: dict = {}
 
 
 def before_paddle() -> None:
-    """What has to precede the first `import paddle`.
+    """Prepare the process for its first `import paddle`.
 
-    Paddle 2.6.2 brings a zlib of its own: Python's, loaded after it, crashes in inflateReset2.
-    Paddle 3.x warns on import that ccache, which only C++ extensions use, is missing.
+    Paddle 2.6.2 contains its own zlib; Python's zlib crashes in inflateReset2 if it is loaded after
+    Paddle. Paddle 3.x warns on import that ccache is missing, which only C++ extensions use.
     """
     import zlib  # noqa: F401
 
-    # OpenCV allocates what a header promises, up to 3 GB by default; it reads this when imported
+    # OpenCV allocates the size that an image's header states, up to 3 GB by default. It reads this
+    # limit when it is imported.
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MOST_PIXELS))
-    # Paddle's C++ side reports each socket it opens; warnings stay
+    # hides a message for each socket that Paddle opens; warnings are still shown
     os.environ.setdefault("GLOG_minloglevel", "1")
     warnings.filterwarnings("ignore", message="No ccache found")
-    # Paddle's own modules, not the user's: nothing the user could do about them.
+    # caused by Paddle's own modules: the user could not act on them
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="paddle")
     warnings.filterwarnings("ignore", message=".*pkg_resources.*")
-    # what every BatchNorm does; Paddle says so once a run
+    # describes what every BatchNorm does
     warnings.filterwarnings("ignore", message="When training, we now always track global mean")
 
 
 def import_paddle():
-    """Import Paddle without its advice to keep OMP_NUM_THREADS at 1, where MKL runs at half speed.
+    """Import Paddle and return the module.
 
-    Returns:
-        the module.
+    Hides its advice to set OMP_NUM_THREADS to 1, with which MKL runs at half speed.
     """
-    with contextlib.redirect_stderr(io.StringIO()):  # errors are exceptions
+    with contextlib.redirect_stderr(io.StringIO()):  # hides no error: errors are exceptions
         import paddle
     return paddle
 
 
 def autocasts(dtype: str) -> bool:
-    """Whether auto_cast takes effect on the device that this process is bound to.
+    """Whether auto_cast takes effect on this process's device.
 
-    It decides by lists of devices of its own. `paddle.amp.is_bfloat16_supported` says something
-    else: Paddle 3.0.0 raises for a plugin's device, and 3.3.1 asks the plugin instead.
+    auto_cast decides this from its own lists of devices. `paddle.amp.is_bfloat16_supported` uses
+    another rule: Paddle 3.0.0 raises an error for a plugin's device, 3.3.1 asks the plugin.
 
     Args:
         dtype: float16 or bfloat16.
     """
     paddle = import_paddle()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it has no effect
+        warnings.simplefilter("ignore")  # the warning that auto_cast has no effect
         with paddle.amp.auto_cast(dtype=dtype):
             return paddle.framework._dygraph_tracer()._amp_dtype == dtype
 
 
 def registered_kernels() -> dict[str, set[tuple[str, str]]]:
-    """Operator -> (backend, dtype) of each kernel that this Paddle and its plugin have.
+    """Operator -> (backend, dtype) of each kernel in the installed Paddle and its device plugin.
 
     Backends are CPU, GPU, GPUDNN and the plugin's name.
     """
@@ -105,7 +105,7 @@ def registered_kernels() -> dict[str, set[tuple[str, str]]]:
 
 
 class _StandIn(types.ModuleType):
-    """A module whose every attribute is a class that cannot be made: import works, use does not."""
+    """An empty module: anything can be imported from it, but using it raises ImportError."""
 
     __path__: list = []
 
@@ -120,7 +120,7 @@ class _StandIn(types.ModuleType):
 
 
 class _StandInFinder:
-    """Import hook that serves `_STAND_INS` and hides `_ABSENT`."""
+    """Import hook that replaces `_STAND_INS` and reports `_ABSENT` as missing."""
 
     def find_spec(self, name, path=None, target=None):
         root = name.partition(".")[0]
@@ -128,7 +128,7 @@ class _StandInFinder:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         if root not in _STAND_INS:
             return None
-        # of a loader Python asks only for the two methods below
+        # the two methods below are all that Python needs of a loader
         return ModuleSpec(name, self, is_package=True)  # type: ignore[arg-type]
 
     def create_module(self, spec):
@@ -139,13 +139,15 @@ class _StandInFinder:
 
 
 def import_ppdet():
-    """Import paddledet without what FCOS does not need and without its prints; put ours in place.
+    """Import paddledet and register our classes in place of its own (`REPLACED`).
+
+    Modules that FCOS does not need are not imported, and what paddledet prints is hidden.
 
     Returns:
         the package `ppdet`.
 
     Raises:
-        UserError: paddledet is missing, or of another version than the patches are made for.
+        UserError: paddledet is missing, or is not the version that these patches are for.
     """
     if _pristine:
         return sys.modules["ppdet"]
@@ -159,10 +161,10 @@ def import_ppdet():
             f"run: pip install --no-deps paddledet=={PADDLEDET}"
         )
     before_paddle()
-    import_paddle()  # before the stand-ins: its setuptools needs the real pkg_resources
+    import_paddle()  # before the stand-ins: Paddle's setuptools needs the real pkg_resources
 
     finder, before = _StandInFinder(), {m for m in sys.modules if _root(m) in _STAND_INS}
-    # already imported by somebody else: leave it, an import finds it in sys.modules
+    # modules imported before (`before`) stay: Python finds them in sys.modules
     sys.meta_path.insert(0, finder)
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -182,14 +184,14 @@ def import_ppdet():
         registry[name] = extract_schema(
             getattr(importlib.import_module(f"fcos_recipe.{module}"), name)
         )
-    # TrainDataset and EvalDataset look their class up here, not in the registry
+    # TrainDataset and EvalDataset look for their class here, not in the registry
     ppdet.data.source.COCODataSet = registry["COCODataSet"].pymodule.COCODataSet
     _pristine.update(_copied(registry))
     return ppdet
 
 
 def _copied(registry: dict) -> dict:
-    """Entries hold modules, which deepcopy refuses: copy each entry and its values one by one."""
+    """Copy the registry's entries one by one: they hold modules, which deepcopy cannot copy."""
     entries = {name: copy.copy(entry) for name, entry in registry.items()}
     for entry in entries.values():
         entry.update({key: copy.deepcopy(value) for key, value in entry.items()})
@@ -197,7 +199,7 @@ def _copied(registry: dict) -> dict:
 
 
 def create(name: str, **arguments):
-    """Build a component of the registry by its name, as `ppdet.core.workspace.create`."""
+    """Build a component of paddledet's registry, as `ppdet.core.workspace.create` does."""
     import_ppdet()
     from ppdet.core import workspace
 
@@ -209,7 +211,7 @@ def _root(module: str) -> str:
 
 
 def stock(name: str) -> type:
-    """Stock's own class or transform of that name, also where ours has taken its place.
+    """Return paddledet's own class or transform, even where this recipe replaces it.
 
     Args:
         name: e.g. "FCOSLoss" or "Gt2FCOSTarget".
@@ -228,7 +230,8 @@ def stock(name: str) -> type:
 def workspace(data: dict):
     """Fill paddledet's global registry with one config and nothing of an earlier one.
 
-    Stock's registry is process-wide and merges: a second config inherits the first one's values.
+    paddledet merges each config into the same registry, so that a second config in one process
+    would inherit values of the first.
 
     Args:
         data: a resolved config without this recipe's nested keys (`Config.stock_data()`).
@@ -246,11 +249,11 @@ def workspace(data: dict):
 
 
 def set_lr_scheduler(optimizer, scheduler) -> None:
-    """Give an optimizer another LR schedule: Paddle 2.5 has no method for it, newer ones do."""
+    """Replace an optimizer's LR schedule; Paddle 2.5 has no method for it."""
     if hasattr(optimizer, "set_lr_scheduler"):
         optimizer.set_lr_scheduler(scheduler)
     else:
-        optimizer._learning_rate = scheduler  # what the method of 2.6 does
+        optimizer._learning_rate = scheduler  # as the method of Paddle 2.6 does
 
 
 def stop_loading(iterator) -> None:
@@ -275,20 +278,20 @@ def stop_loading(iterator) -> None:
 
 
 class _LastResort(_StandInFinder):
-    """The stand-ins for what nobody else finds."""
+    """Stand-ins only for modules that are not installed."""
 
     def find_spec(self, name, path=None, target=None):
         root = sys.modules.get(_root(name))
         if root is not None and not isinstance(root, _StandIn):
-            return None  # installed: a part that it lacks is its own affair
+            return None  # the package is installed, only this part of it is missing
         return super().find_spec(name, path, target)
 
 
 @contextlib.contextmanager
 def missing_stand_ins():
-    """Import stock as it is installed; a stand-in only for what the machine lacks.
+    """Let paddledet be imported as installed, with stand-ins only for missing modules.
 
-    For the benchmark, whose stock side must not depend on anything else here.
+    The benchmark measures unpatched paddledet in this way.
     """
     finder = _LastResort()
     sys.meta_path.append(finder)
@@ -300,11 +303,11 @@ def missing_stand_ins():
 
 @contextlib.contextmanager
 def doubling_without_interpolate():
-    """Let FPN double its maps by repetition while a program is traced: the pixels are the same.
+    """Inside this context, FPN enlarges its maps by repeating pixels; the values are the same.
 
-    Paddle 3.1 and newer save the scale of nearest_interp as doubles, which its own oneDNN
-    instructions ("not support ArrayAttribute<DoubleAttribute>") and paddle2onnx 2.1 ("MUST be
-    ir::FloatAttribute") refuse.
+    Used for export: Paddle 3.1 and newer save the scale of nearest_interp as doubles, which their
+    oneDNN instructions ("not support ArrayAttribute<DoubleAttribute>") and paddle2onnx 2.1 ("MUST
+    be ir::FloatAttribute") do not accept.
     """
     import paddle
     from ppdet.modeling.necks import fpn
@@ -312,7 +315,7 @@ def doubling_without_interpolate():
     stock_functional = fpn.F
 
     def interpolate(x, scale_factor, mode):
-        assert scale_factor == 2.0 and mode == "nearest", "FPN asks for another interpolation"
+        assert scale_factor == 2.0 and mode == "nearest", "FPN uses another interpolation"
         n, _, h, w = paddle.shape(x).unbind()
         rows = x.unsqueeze([3, 5]).tile([1, 1, 1, 2, 1, 2])
         return rows.reshape([n, x.shape[1], h * 2, w * 2])
@@ -325,10 +328,14 @@ def doubling_without_interpolate():
 
 
 def grad_scaler(enable: bool, init_loss_scaling: float):
-    """Paddle's GradScaler, which can skip a step under any NumPy.
+    """Build a `paddle.amp.GradScaler` that also works with NumPy 2.4 and newer.
 
-    When it lowers the loss scale, Paddle prints float(scale) of a tensor with one dimension, which
-    NumPy 2.4 and newer refuse: the first step that overflowed ended the run with a TypeError.
+    When Paddle lowers the loss scale, it prints float(scale) of a tensor with one dimension. NumPy
+    2.4 refuses this conversion, so that the first overflow ended the run with a TypeError.
+
+    Args:
+        enable: False: the scaler does nothing.
+        init_loss_scaling: the first loss scale.
     """
     import paddle
 

@@ -1,4 +1,4 @@
-"""The package's logger, and its plain messages on the console."""
+"""The package's logger and its output on the console."""
 
 import logging
 import os
@@ -14,17 +14,17 @@ log = logging.getLogger("fcos")
 
 
 class Plain(logging.Formatter):
-    """Escapes control characters, which names of files and classes may contain."""
+    """Escapes control characters, which file and class names may contain."""
 
     def format(self, record):
         return printable(super().format(record))
 
 
 def to_console(rank: int) -> None:
-    """Plain messages of this package's logger on standard output, from rank 0 only."""
+    """Print this package's log messages to standard output, on rank 0 only."""
     log.setLevel(logging.DEBUG if rank == 0 else logging.ERROR)
     log.propagate = False
-    log.handlers.clear()  # an earlier run of this process, its log file included
+    log.handlers.clear()  # of an earlier run in this process, including its log file
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(Plain("%(message)s"))
     handler.setLevel(logging.INFO)
@@ -79,11 +79,14 @@ def messages(target: "logging.Logger | Callable[[str], None] | None" = None) -> 
         log.setLevel(before[0])  # also clears the cache of enabled levels
 
 
-def exit_code(call: Callable[[], int]) -> int:
+def exit_code(
+    call: Callable[[], int], announce: Callable[[Exception], None] = lambda error: None
+) -> int:
     """Call a command and turn its expected errors into a message and an exit code.
 
     Args:
         call: returns an exit code of its own.
+        announce: also called with a `UserError` or `RunFailure`.
 
     Raises:
         Exception: anything that is not expected.
@@ -92,6 +95,7 @@ def exit_code(call: Callable[[], int]) -> int:
         return call()
     except (UserError, RunFailure) as error:
         tell(error)
+        announce(error)
         return BAD_INPUT if isinstance(error, UserError) else FAILED
     except Stopped as error:
         print(error, file=sys.stderr)
@@ -105,5 +109,5 @@ def exit_code(call: Callable[[], int]) -> int:
 
 
 def run_program(main: Callable[[], int]) -> NoReturn:
-    """End the process with the exit code of a `python -m` program."""
+    """Run `main`, report expected errors in one line, and end the process with the exit code."""
     sys.exit(exit_code(main))

@@ -1,4 +1,4 @@
-"""Boxes with class names, drawn so that they can be read on any image."""
+"""Draw boxes with class names that stay readable on any image."""
 
 import colorsys
 from functools import lru_cache
@@ -6,8 +6,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# Where Pillow's own font has no glyph (Chinese, say), the first of these that is installed and has
-# them all is taken; Pillow looks through the system's font directories.
+# Used in this order where Pillow's own font lacks a character, for example a Chinese one. Pillow
+# searches the system's font directories.
 _FONTS = (
     "DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "wqy-zenhei.ttc",
     "DroidSansFallbackFull.ttf", "Arial Unicode.ttf", "msyh.ttc", "simhei.ttf",
@@ -17,7 +17,7 @@ Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 def color(label: int) -> tuple[int, int, int]:
-    """RGB of a class; neighbours differ in hue by the golden angle, every third in lightness."""
+    """RGB colour (0-255) of a class; successive labels differ clearly in hue and lightness."""
     value, saturation = ((1.0, 0.85), (0.75, 1.0), (1.0, 0.5))[label % 3]
     red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, saturation, value)
     return round(255 * red), round(255 * green), round(255 * blue)
@@ -34,18 +34,18 @@ def draw(
 ) -> np.ndarray:
     """Draw detections or ground truth on a copy of an image.
 
-    Line width and text grow with the image; the best detection, or the smallest box of the ground
-    truth, is drawn last and so on top. A name for which no installed font has the characters is
-    drawn as "class 3".
+    Line width and text size grow with the image. The best detection, or the smallest ground truth
+    box, is drawn on top. If no installed font has the characters of a class name, "class 3" is
+    drawn instead.
 
     Args:
         image: uint8 [H, W, 3], RGB.
         boxes: float [n, 4], x1, y1, x2, y2 in pixels.
-        scores: float [n]; None for ground truth, all of which is drawn.
-        labels: integers [n], rows of `names`.
-        names: of the classes.
-        threshold: detections that score less are left out.
-        dashed: bool [n], boxes whose outline is dashed.
+        scores: float [n]; None for ground truth, which is drawn completely.
+        labels: int [n], indices into `names`.
+        names: class names.
+        threshold: detections with a lower score are not drawn.
+        dashed: bool [n], which boxes get a dashed outline; None: none.
 
     Returns:
         uint8 [H, W, 3], RGB.
@@ -61,7 +61,7 @@ def draw(
     for k in shown:
         dash = dashed is not None and bool(dashed[k])
         outline(pen, boxes[k], color(int(labels[k])), width, dash)
-    for k in shown:  # after all boxes, so that no line crosses a label
+    for k in shown:  # after all boxes, so that no outline crosses a label
         label = int(labels[k])
         name, font = readable(names[label], label, size)
         text = name if scores is None else f"{name} {scores[k]:.2f}"
@@ -70,7 +70,7 @@ def draw(
 
 
 def pen_sizes(image: np.ndarray) -> tuple[int, int]:
-    """Width of lines and height of text for an image [H, W, 3], pixels."""
+    """Line width and text height in pixels for an image [H, W, 3]."""
     short = min(image.shape[:2])
     return max(1, round(short / 250)), max(10, round(short / 35))
 
@@ -78,7 +78,7 @@ def pen_sizes(image: np.ndarray) -> tuple[int, int]:
 def outline(
     pen: ImageDraw.ImageDraw, box: np.ndarray, fill: tuple, width: int, dashed: bool = False
 ) -> None:
-    """The four sides of a box (x1, y1, x2, y2), pixels."""
+    """Draw the outline of a box (x1, y1, x2, y2 in pixels)."""
     x1, y1, x2, y2 = (float(v) for v in box)
     x2, y2 = max(x1, x2), max(y1, y2)
     if not dashed:
@@ -94,7 +94,7 @@ def outline(
 
 
 def tag(pen: ImageDraw.ImageDraw, box: np.ndarray, text: str, fill: tuple, font: Font) -> None:
-    """A label on the upper left corner of a box, moved so that it stays on the picture."""
+    """Draw a label at the upper left corner of a box, moved where needed to stay in the image."""
     picture = pen.im.size
     _, top, right, bottom = font.getbbox(text)
     high = bottom - top + 4
@@ -108,7 +108,7 @@ def tag(pen: ImageDraw.ImageDraw, box: np.ndarray, text: str, fill: tuple, font:
 
 @lru_cache(maxsize=4096)
 def readable(name: str, label: int, size: int) -> tuple[str, Font]:
-    """A class name and a font that has its characters, else "class LABEL"."""
+    """Return a class name with a font that has its characters, or "class LABEL" and a font."""
     default = ImageFont.load_default(size)
     if _has_glyphs(default, name):
         return name, default
@@ -123,6 +123,6 @@ def readable(name: str, label: int, size: int) -> tuple[str, Font]:
 
 
 def _has_glyphs(font: Font, text: str) -> bool:
-    """A missing character looks like one that no font has (the last of the private area)."""
+    """Whether the font has all characters: a missing one looks like U+10FFFD, which none has."""
     absent = bytes(font.getmask("\U0010fffd"))
     return all(c.isspace() or bytes(font.getmask(c)) != absent for c in set(text))

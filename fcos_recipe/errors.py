@@ -1,9 +1,9 @@
-"""What goes wrong by the user's input, told in words instead of a traceback."""
+"""Exceptions that the commands report in one line instead of a traceback."""
 
 import re
 import sys
 
-# All but tab and line feed, and what turns the direction of writing.
+# Control characters except tab and line feed, and the marks that reverse the direction of text.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _SECRET = re.compile(
     r"(://)[^/@\s]+(?=@)|([?&][\w.-]*(?:token|key|sign|secret|passw|credential)[\w.-]*=)[^&\s\"']+",
@@ -12,21 +12,21 @@ _SECRET = re.compile(
 
 
 def printable(text: str) -> str:
-    """Text as it may be shown and kept, whoever chose the names in it.
+    """Make text from an untrusted source safe to print and to log.
 
-    Control characters, with which a class or file name could take over a terminal, are shown as
-    escapes. Passwords and keys in URLs become stars.
+    Control characters, with which a class or file name could manipulate a terminal, become escape
+    sequences. Passwords and keys in URLs become `***`.
     """
     return without_secrets(_CONTROL.sub(lambda found: repr(found[0])[1:-1], text))
 
 
 def without_secrets(text: str) -> str:
-    """Text whose URLs have stars for passwords, tokens and keys."""
+    """Replace passwords, tokens and keys in URLs by `***`."""
     return _SECRET.sub(lambda found: (found[1] or found[2]) + "***", text)
 
 
 def tell(error: Exception) -> None:
-    """An error on the console, each of its lines as `error: ...`."""
+    """Print an error to standard error, each of its lines as `error: ...`."""
     for line in str(error).split("\n"):
         print(f"error: {printable(line)}", file=sys.stderr)
 
@@ -36,10 +36,10 @@ class UserError(Exception):
 
 
 class UserErrors(UserError):
-    """Several findings of one check, told together: one line each.
+    """Several errors found by one check, reported together.
 
     Args:
-        messages: the lines, in the order in which they are to be read.
+        messages: one line per error, in the order of printing.
     """
 
     def __init__(self, messages: list[str]):
@@ -48,8 +48,8 @@ class UserErrors(UserError):
 
 
 class RunFailure(Exception):
-    """A run that can't go on for a reason other than its input. One line; exit code 1."""
+    """A run cannot continue for a reason other than bad input. One line; exit code 1."""
 
 
 class Stopped(Exception):
-    """SIGTERM asked for the end and a checkpoint was saved first. Exit code 75."""
+    """The run ended because of SIGTERM, after it saved a checkpoint. Exit code 75."""

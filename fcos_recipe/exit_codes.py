@@ -13,10 +13,10 @@ INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 MEANINGS = {
     OK: "done",
     FAILED: "failed: the log ends with the error",
-    BAD_INPUT: "bad input: one line says what and how to mend it",
+    BAD_INPUT: "bad input: one line says what is wrong and how to correct it",
     DAMAGED: "a file is not the expected one: checksum, length or contents differ",
-    DISK_FULL: "the disk is full, or would become so",
-    SAVED: "SIGTERM: a checkpoint was saved first; `--resume auto` continues from it",
+    DISK_FULL: "the disk is full or has too little space",
+    SAVED: "SIGTERM, after a checkpoint was saved; `--resume auto` continues from it",
     HUNG: "hung: the watchdog ended the process; the log has the stacks of all threads",
     INTERRUPTED: "Ctrl-C",
     TERMINATED: "SIGTERM",
@@ -25,10 +25,10 @@ MEANINGS = {
 
 
 def help_text(meanings: Mapping[int, str]) -> str:
-    """The last lines of a command's `--help`.
+    """Write the exit codes for the end of a command's `--help`.
 
     Args:
-        meanings: code -> what it means for this command. 0 and 2 are there without being named.
+        meanings: code -> its meaning for this command; 0 and 2 are included by default.
     """
     known = {OK: "done", BAD_INPUT: "bad input", **meanings}
     text = "exit codes: " + "; ".join(f"{code} {known[code]}" for code in sorted(known))
@@ -36,7 +36,7 @@ def help_text(meanings: Mapping[int, str]) -> str:
 
 
 def describe(code: int) -> str:
-    """Words for the end of a process; negative codes are signals, as `subprocess` reports them."""
+    """Describe an exit code in words; a negative code is a signal, as in `subprocess`."""
     if code < 0:
         code = 128 - code
     if code > 128 and code - 128 in map(int, signal.Signals):

@@ -1,5 +1,5 @@
-"""Where this project's own files lie."""
+"""Path of this project's checkout."""
 
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]  #: the checkout: configs/, datasets/, tools/
+ROOT = Path(__file__).resolve().parents[1]  #: the folder with configs/, datasets/ and tools/

@@ -1,4 +1,4 @@
-"""What to run: configs, their schema, and the learning rate's arithmetic. Imports no Paddle."""
+"""Load, check and scale configs. Imports no Paddle."""
 
 from fcos_recipe.config.load import Config, load_config
 

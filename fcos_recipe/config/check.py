@@ -1,4 +1,4 @@
-"""Check a config's tree against the schema: keys at any depth, types, names of classes."""
+"""Check a config against the schema: keys at any depth, types, class names."""
 
 import re
 from difflib import get_close_matches
@@ -8,17 +8,17 @@ from fcos_recipe.config import schema
 from fcos_recipe.config.schema import RECIPE, REQUIRED, Key, Signature
 
 SCHEDULERS = (("PiecewiseDecay", "CosineDecay"), ("LinearWarmup", "ExpWarmup"))
-# Sections whose `name` says which data set class takes the rest.
+# Sections whose `name` is a data set class; the other keys are its arguments.
 DATASETS = ("TrainDataset", "EvalDataset", "TestDataset")
 
 
 def check(tree, loose: set[str]) -> tuple[list[str], list[str]]:
-    """Find everything that is wrong.
+    """Find all errors in a config.
 
     Args:
         tree: the merged nodes.
-        loose: "file", "command line" or both: what stock would silently ignore there is a warning,
-            elsewhere an error.
+        loose: "file", "command line" or both: a key there that PaddleDetection would silently
+            ignore is a warning; elsewhere it is an error.
 
     Returns:
         errors, warnings: one line each, "file:line: key: what is wrong".
@@ -29,7 +29,7 @@ def check(tree, loose: set[str]) -> tuple[list[str], list[str]]:
 
 
 def nearest(name: str, known) -> str:
-    """A hint at the most similar of the known names; '' where none is similar."""
+    """Suggest the most similar of the known names; '' if none is similar."""
     near = get_close_matches(name, sorted(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -41,7 +41,7 @@ def _place(finding: str) -> tuple[str, int]:
 
 
 def describe(kind: Any) -> str:
-    """The words for a `Key.kind`."""
+    """Describe a `Key.kind` in words."""
     if isinstance(kind, type):
         return {str: "text", bool: "true or false", int: "a whole number", float: "a number"}.get(
             kind, "null" if kind is type(None) else f"a {kind.__name__}"
@@ -63,7 +63,7 @@ class _Checker:
         self.errors.append(f"{node.where}: {key}: {text}")
 
     def unknown(self, node, key: str, known, ignored: bool = True, what: str = "unknown key"):
-        """Report a key nobody knows; `ignored`: stock would pass over it in silence."""
+        """Report an unknown key; `ignored`: PaddleDetection would silently ignore it."""
         hint = nearest(key.rsplit(".", 1)[-1], known)
         place = "command line" if node.where == "command line" else "file"
         if ignored and place in self.loose:
@@ -72,7 +72,7 @@ class _Checker:
             self.error(node, key, what + hint)
 
     def is_class(self, node, key: str) -> bool:
-        """Whether the value is the name of a registered class; reports where it is not."""
+        """Whether the value is the name of a registered class; if not, report an error."""
         if node.value in self.components:
             return True
         hint = nearest(str(node.value), self.components)
@@ -90,7 +90,7 @@ class _Checker:
             elif name not in self.components:
                 self.unknown(node, name, known)
             elif node.value is None and name == "EvalDataset":
-                continue  # no data to judge on: --eval says so
+                continue  # no validation data: an error only with --eval
             elif not isinstance(node.value, dict):
                 self.error(node, name, f"expected a mapping of arguments, found {node.plain()!r}")
             elif name in DATASETS:
@@ -121,10 +121,10 @@ class _Checker:
         if "name" in node.value:
             self.injection(section, node)
         else:
-            self.error(node, section, "names no class; add `name: COCODataSet`")
+            self.error(node, section, "no class named; add `name: COCODataSet`")
 
     def injection(self, key: str, node) -> None:
-        """A mapping whose `name` says which class takes the rest."""
+        """Check a mapping whose `name` is a class and whose other keys are its arguments."""
         name = node.value["name"]
         if self.is_class(name, f"{key}.name"):
             self.arguments(name.value, node, key, skip="name")
@@ -143,7 +143,7 @@ class _Checker:
                 self.value(path, child, found.args[arg], arg)
 
     def value(self, key: str, node, default: Any, arg: str) -> None:
-        """One argument against its default, which shows the type."""
+        """Check one argument; the type of its default is the type expected."""
         value = node.value
         if re.search(r"transforms\d?$|_aug$", arg) and isinstance(value, list):
             self.transforms(key, node)
@@ -158,7 +158,7 @@ class _Checker:
             self.injection(key, node)
         elif isinstance(default, str) and default in self.components and value is not None:
             if isinstance(value, dict):
-                self.error(node, key, f"names no class; add `name: {default}`")
+                self.error(node, key, f"no class named; add `name: {default}`")
             else:
                 self.is_class(node, key)
         elif isinstance(default, Key):
@@ -181,16 +181,17 @@ class _Checker:
                     self.arguments(name, args, path)
                     known = schema.signature(name).args
                     missing = [a for a, d in known.items() if d is REQUIRED and a not in args.value]
-                    if missing and set(args.value) <= set(known):  # else a typo says it already
-                        self.error(args, path, f"without {', '.join(missing)}")
+                    # with an unknown argument, a typo, only that is reported
+                    if missing and set(args.value) <= set(known):
+                        self.error(args, path, f"missing argument {', '.join(missing)}")
 
     def schedulers(self, key: str, node) -> None:
-        """A decay, then a warm-up: stock reads them by position."""
+        """Check that a decay comes first and a warm-up second: they are read by position."""
         for i, item in enumerate(node.value):
             name = item.value.get("name") if isinstance(item.value, dict) else None
             allowed = SCHEDULERS[i] if i < len(SCHEDULERS) else ()
             if name is None or name.value not in allowed:
-                what = f"expected !{' or !'.join(allowed)}" if allowed else "a third scheduler"
+                what = f"expected !{' or !'.join(allowed)}" if allowed else "one scheduler too many"
                 self.error(item, f"{key}.{i}", f"{what}; a decay comes first, a warm-up second")
                 continue
             self.arguments(name.value, item, f"{key}.{i}", skip="name")
@@ -222,7 +223,7 @@ def _matches(value: Any, kind: Any) -> bool:
 
 
 def _expected(value: Any, default: Any) -> str:
-    """What a value should have been, judged by the argument's default; '' when it may be."""
+    """Describe the expected type, that of the argument's default; '' if the value has it."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if isinstance(default, bool):
         return "" if isinstance(value, bool) or value in (0, 1) else "true or false"

@@ -1,8 +1,8 @@
-"""In which keys two configs differ, and what each key affects.
+"""Find the keys in which two configs differ, and what each key affects.
 
-`--resume` asks whether a run may continue with another value; `fcos verify_result`, the report and
-the loss band ask whether two runs, or two evaluations of weights, are the same experiment. All of
-them ask `TABLE`.
+`--resume` needs to know whether a run may continue with another value; `fcos verify_result`, the
+report and the loss band need to know whether two runs, or two evaluations of weights, are
+comparable. All of them use `TABLE`.
 """
 
 from collections.abc import Iterator
@@ -14,57 +14,56 @@ from fcos_recipe.config.schema import RECIPE, UNSET, keys
 
 
 class Effect(NamedTuple):
-    """What a change of some keys does."""
+    """What changing a key affects."""
 
-    about: str  #: what they affect, and where needed why they are treated in this way
+    about: str  #: what it affects and, where needed, why it is treated in this way
     resumable: bool = True  #: a run may continue from its checkpoint with another value
-    run: bool = False  #: runs that differ in it are different experiments: no AP is compared
-    weights: bool = False  #: the same for evaluations of weights
+    run: bool = False  #: the AP of runs with different values is not comparable
+    weights: bool = False  #: the same for evaluations of given weights
 
 
 STEPS = Effect("the training steps and the figures", resumable=False, run=True, weights=True)
-# The first row with a pattern that matches decides. A key that no row names affects STEPS: so do
-# EvalDataset and EvalReader, because the AP history and best_model of a run need one measure.
+# The first row with a matching pattern applies. A key without a row affects STEPS; this includes
+# EvalDataset and EvalReader, because all evaluations of a run must be comparable.
 TABLE: dict[Effect, str] = {
-    # The model takes its mean and standard deviation from here, for training as well.
+    # The model reads the mean and standard deviation from here, also for training.
     STEPS: "TestReader.sample_transforms.*NormalizeImage*",
-    Effect("nothing that is computed: where files lie, what is written and shown, prediction"): """
+    Effect("no result of a run: paths, what is written and printed, prediction, export"): """
         *.dataset_dir save_dir output_eval weights log_iter loggers logger_images use_vdl
         vdl_log_dir classwise print_* snapshot_* keep_checkpoints max_failed_saves eval_interval
         TestReader.* TestDataset.* export.*""",
-    Effect("only what happens after a fault, which the log reports"):
+    Effect("only what happens after a fault, which is reported in the log"):
         "bad_numbers.* max_bad_images watchdog.*",
     Effect("speed and memory"): """
         device use_gpu use_xpu use_mlu use_npu worker_num to_static autotune.* comm_buffer_mb
         find_unused_parameters TrainReader.use_shared_memory TrainReader.collate_batch
         EvalReader.use_shared_memory EvalReader.collate_batch""",
-    Effect("the size of a run: a resumed run is converted to it, and comparisons look at epochs "
-           "and images per step instead"): "launch.* accumulate TrainReader.batch_size epoch",
-    Effect("random draws: a resumed run would not continue the same ones, and the tolerance of a "
-           "published figure covers them", resumable=False): "seed",
+    Effect("the size of a run: --resume converts the run to it, and comparisons use epochs and "
+           "images per step instead"): "launch.* accumulate TrainReader.batch_size epoch",
+    Effect("random numbers: a resumed run could not continue the same sequence; the tolerance of a "
+           "published figure includes different seeds", resumable=False): "seed",
     Effect("how a run starts, and whether it ends early", run=True):
         "pretrain_weights early_stop.*",
-    Effect("the figures of an evaluation, so little (GroupNorm sees other padding) or so evidently "
-           "(there are none) that a run may continue", run=True, weights=True):
-        "EvalReader.batch_size save_prediction_only",
-    Effect("the training steps alone: an evaluation of weights does not read it",
-           resumable=False, run=True): """
+    Effect("the figures of an evaluation, but a run may continue: the batch size changes them very "
+           "little (GroupNorm sees other padding), and without AP there are none to compare",
+           run=True, weights=True): "EvalReader.batch_size save_prediction_only",
+    Effect("only the training steps, not an evaluation of weights", resumable=False, run=True): """
         TrainReader.* TrainDataset.* LearningRate.* OptimizerBuilder.* use_ema ema_* cycle_epoch
         scale_lr init_loss_scaling""",
 }  # fmt: skip
 
 
 def effect(key: str) -> Effect:
-    """What a change of a dotted key affects."""
+    """Return what a change of a dotted key affects."""
     matching = (row for row, patterns in TABLE.items()
                 if any(fnmatchcase(key, pattern) for pattern in patterns.split()))  # fmt: skip
     return next(matching, STEPS)
 
 
 def differences(a: dict, b: dict) -> list[tuple[str, str, str]]:
-    """(key, value in a, value in b) for every key in which two resolved configs' data differ.
+    """List (key, value in a, value in b) for each key in which two configs' data differ.
 
-    Keys are dotted, values are YAML; "-" where a key is absent.
+    Keys are dotted; values are YAML text, "-" where the key is absent.
     """
     left, right = dict(_leaves(a)), dict(_leaves(b))
     rows = [(key, left.get(key, "-"), right.get(key, "-")) for key in {**left, **right}]
@@ -72,9 +71,9 @@ def differences(a: dict, b: dict) -> list[tuple[str, str, str]]:
 
 
 def changes(saved: dict, now: dict) -> list[tuple[str, str, str]]:
-    """`differences` of an earlier run's config and a present one.
+    """List the `differences` between an earlier run's config and a present one.
 
-    Without keys that the version of the earlier run did not know and that have their default now.
+    A key that the earlier version did not have and that has its default now is no difference.
     """
     defaults = ((name, key.default) for name, key in keys(RECIPE) if key.default is not UNSET)
     new = {(name, "-", yaml_text(default)) for name, default in defaults}
@@ -82,7 +81,7 @@ def changes(saved: dict, now: dict) -> list[tuple[str, str, str]]:
 
 
 def is_block(value: Any) -> bool:
-    """Whether a value takes lines of its own in YAML: a dict, or a list of dicts, with content."""
+    """Whether YAML writes a value on its own lines: a non-empty dict or list of dicts."""
     if isinstance(value, dict):
         return bool(value)
     return isinstance(value, list) and bool(value) and all(v and isinstance(v, dict) for v in value)

@@ -1,9 +1,8 @@
-"""Load a config: safe YAML, `_BASE_`, overrides, and the place where each value was written.
+"""Load a config: safe YAML, `_BASE_`, overrides, and the origin of each value.
 
-A config is first a tree of `Node`, which keeps file and line beside every value; `check` reads
-that tree, so that every finding can say where. PaddleDetection's merge rules hold: dicts are merged
-to any depth, everything else is replaced, later bases win over earlier ones and the file over its
-bases.
+A config is read as a tree of `Node`, which keeps file and line beside every value, so that `check`
+can report where an error is. PaddleDetection's merge rules apply: dicts are merged to any depth,
+everything else is replaced; later bases override earlier ones, and a file overrides its bases.
 """
 
 import copy
@@ -23,8 +22,8 @@ from fcos_recipe.places import ROOT
 
 COMMAND_LINE = "command line"
 DEFAULT = "default"
-MAX_NODES = 100_000  # a config has hundreds; nested aliases can ask for billions
-# YAML 1.2's 1e-3, which PyYAML (1.1) takes for text.
+MAX_NODES = 100_000  # a config has hundreds; nested YAML aliases can expand to billions
+# Numbers such as 1e-3 of YAML 1.2, which PyYAML (YAML 1.1) reads as text.
 EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 TAG = "tag:yaml.org,2002:"
 FILE_KEYS = ("TrainDataset", "EvalDataset", "TestDataset", "pretrain_weights")
@@ -32,11 +31,11 @@ PLAIN_TAGS = "str int float bool null timestamp map seq merge value".split()
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes; only scalars of plain types are ever constructed."""
+    """Composes nodes; constructs only scalars of plain types."""
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads: text that looks like a number is quoted."""
+    """Writes YAML that `_Loader` reads back: text that looks like a number is quoted."""
 
 
 for _class in (_Loader, Dumper):
@@ -44,7 +43,7 @@ for _class in (_Loader, Dumper):
 
 
 def yaml_text(value: Any) -> str:
-    """A value as YAML in one line."""
+    """Write a value as one line of YAML."""
     style = '"' if isinstance(value, str) and "\n" in value else None
     text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, default_style=style, width=1e9)
     return text.removesuffix("\n").removesuffix("\n...").strip()
@@ -52,7 +51,7 @@ def yaml_text(value: Any) -> str:
 
 @dataclass
 class Node:
-    """A value of the config, with the place where it was written.
+    """A value of the config with its origin.
 
     Args:
         value: a scalar, a list of nodes, or a dict of nodes.
@@ -63,7 +62,7 @@ class Node:
     where: str
 
     def plain(self) -> Any:
-        """The value without its places."""
+        """Return the value without the origins."""
         if isinstance(self.value, dict):
             return {key: node.plain() for key, node in self.value.items()}
         if isinstance(self.value, list):
@@ -77,9 +76,9 @@ class Config:
 
     Args:
         path: the file it was loaded from.
-        tree: values with their places.
-        warnings: lines to show at start.
-        base: what the files that it builds on say without it; None where it builds on none.
+        tree: values with their origins.
+        warnings: lines to print at start.
+        base: the data of its bases without this file; None if it has no bases.
         data: the plain values; schedulers are dicts `{"name": "PiecewiseDecay", ...}`.
     """
 
@@ -98,7 +97,7 @@ class Config:
         return self.path.stem
 
     def node(self, key: str) -> Node | None:
-        """The node at a dotted key, list positions as numbers; None where nothing stands."""
+        """Return the node at a dotted key (list positions are numbers); None if it is absent."""
         node = self.tree
         for part in key.split("."):
             try:
@@ -108,12 +107,12 @@ class Config:
         return node
 
     def origin(self, key: str) -> str:
-        """Where the value at a dotted key was written: "file:line", "command line" or "default"."""
+        """Return the origin of a dotted key: "file:line", "command line" or "default"."""
         node = self.node(key)
         return node.where if node else DEFAULT
 
     def stock_data(self) -> dict[str, Any]:
-        """A copy of `data` without the keys that stock's classes would refuse."""
+        """Copy `data` without the keys that PaddleDetection's classes do not accept."""
         data = copy.deepcopy(self.data)
         for section, keys in ONLY_OURS.items():
             for key in keys:
@@ -121,7 +120,7 @@ class Config:
         return data
 
     def missing_files(self, *sections: str) -> list[str]:
-        """Findings, one line each, about files that these sections name and that do not exist.
+        """List an error, one line each, for every file of these sections that does not exist.
 
         Args:
             sections: of TrainDataset, EvalDataset, TestDataset, pretrain_weights; default: all.
@@ -131,8 +130,8 @@ class Config:
             section = self.data.get(name)
             if sections and section is None and name.endswith("Dataset"):
                 found.append(
-                    f"{self.origin(name)}: {name}: null, no data to evaluate on; leave --eval out, "
-                    f"or give {name} an image_dir and an anno_path"
+                    f"{self.origin(name)}: {name}: null, no data to evaluate on; omit --eval, "
+                    f"or set image_dir and anno_path of {name}"
                 )
             if isinstance(section, dict):
                 named = [
@@ -145,9 +144,9 @@ class Config:
                 named = [(name, Path(section).expanduser())] if section and local else []
             for key, path in named:
                 if not path.exists() and not path.with_name(path.name + ".pdparams").exists():
-                    remedy = f"set {name}.dataset_dir to your data's folder"
+                    remedy = f"set {name}.dataset_dir to the folder of your data"
                     if "2017" in path.name:
-                        remedy = f"fetch COCO: python datasets/download_coco.py, or {remedy}"
+                        remedy = f"download COCO: python datasets/download_coco.py, or {remedy}"
                     elif not isinstance(section, dict):
                         remedy = "name a file or a URL; '' trains from scratch"
                     found.append(f"{self.origin(key)}: {key}: {path} does not exist; {remedy}")
@@ -155,24 +154,24 @@ class Config:
 
 
 def project_configs() -> list[Path]:
-    """Every config of the project, and every part that configs are made of."""
+    """List all configs of the project, including those that serve only as bases."""
     return sorted(path for path in (ROOT / "configs").rglob("*.yml") if path != RESULTS)
 
 
 def load_config(
     path: str | os.PathLike, overrides: Sequence[str] = (), strict: bool | None = None
 ) -> Config:
-    """Load a YAML file with everything it builds on, apply overrides, check every key.
+    """Load a YAML file with its bases, apply overrides, check every key.
 
     Args:
         path: the file.
-        overrides: `"a.b.c=1e-3"`, typed as in YAML; later ones win.
-        strict: what stock silently ignores is an error (True), a warning (False), or (None) an
-            error in a tree that is ours and on the command line, a warning in a foreign one. A tree
-            is ours when the file or one that it builds on lies in the project's configs/.
+        overrides: such as `"a.b.c=1e-3"`; values are YAML, later ones win.
+        strict: whether a key that PaddleDetection silently ignores is an error (True) or a warning
+            (False). None: an error on the command line, and in files if this file or one of its
+            bases lies in the project's configs/; otherwise a warning.
 
     Raises:
-        UserErrors: all findings at once, "file:line: key: what is wrong".
+        UserErrors: all errors together, "file:line: key: what is wrong".
     """
     path = Path(path).expanduser()
     reader = _Reader()
@@ -196,14 +195,14 @@ def load_config(
 
 
 def plain_values(text: str, file: str) -> dict[str, Any]:
-    """What a resolved config's text says, neither checked nor looked up on the disk.
+    """Read the values of a resolved config without checking keys or files.
 
     Args:
         text: as `config.resolved.resolved` writes it.
         file: its name in error messages.
 
     Raises:
-        UserErrors: it is not such YAML.
+        UserErrors: the text is not a YAML mapping.
     """
     reader = _Reader()
     tree = reader.parse(text, file)
@@ -213,14 +212,14 @@ def plain_values(text: str, file: str) -> dict[str, Any]:
 
 
 def data_paths(section: dict[str, Any], key: str) -> list[str]:
-    """Paths below `dataset_dir` that `image_dir` or `anno_path` names: one, a list, or none."""
+    """List the paths in `image_dir` or `anno_path` (a path, a list or none), with `dataset_dir`."""
     given = section.get(key) or []
     root = section.get("dataset_dir") or ""
     return [os.path.join(root, path) for path in (given if isinstance(given, list) else [given])]
 
 
 def merge(base: Node, top: Node) -> None:
-    """Merge `top` into `base`: dicts to any depth, everything else replaced."""
+    """Merge `top` into `base`: dicts to any depth; everything else is replaced."""
     for key, node in top.value.items():
         below = base.value.get(key)
         if below and isinstance(below.value, dict) and isinstance(node.value, dict):
@@ -230,13 +229,13 @@ def merge(base: Node, top: Node) -> None:
 
 
 def display(path: str | os.PathLike) -> str:
-    """A path as the user would type it: relative to where they stand when below that."""
+    """Show a path relative to the working directory if it lies below it, else absolute."""
     path = Path(os.path.abspath(path))
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 class _Reader:
-    """Reads the files of one config and collects what is wrong with them."""
+    """Reads the files of one config and collects their errors."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
@@ -248,9 +247,9 @@ class _Reader:
         real, prefix = Path(os.path.realpath(path)), f"{where}: _BASE_: " if where else ""
         empty = Node({}, display(path))
         if real in parents:
-            self.errors.append(f"{prefix}{display(path)} builds on itself")
+            self.errors.append(f"{prefix}{display(path)} includes itself through _BASE_")
             return empty
-        if path.exists() and not path.is_file():  # a device or pipe would be read for ever
+        if path.exists() and not path.is_file():  # reading a device or pipe might never end
             self.errors.append(f"{prefix}{display(path)}: not a file")
             return empty
         try:
@@ -315,7 +314,7 @@ class _Reader:
     def build(self, node: yaml.Node, file: str) -> Node:
         self.count += 1
         if self.count > MAX_NODES:
-            bomb = f"{file}: more than {MAX_NODES} values: aliases or bases that multiply?"
+            bomb = f"{file}: more than {MAX_NODES} values; check its YAML aliases and _BASE_"
             raise UserErrors([*self.errors, bomb])
         where = self.place(node.start_mark, file)
         name = node.tag[1:] if node.tag[1:] in sum(SCHEDULERS, ()) else None
@@ -366,7 +365,7 @@ class _Reader:
 
 
 def _fill(tree: Node, table: dict[str, Any]) -> None:
-    """Write the recipe's defaults where nothing else stands."""
+    """Add the recipe's defaults for keys that are not set."""
     for name, key in table.items():
         if isinstance(key, dict):
             _fill(tree.value.setdefault(name, Node({}, DEFAULT)), key)
@@ -375,9 +374,10 @@ def _fill(tree: Node, table: dict[str, Any]) -> None:
 
 
 def _keep_pair(tree: Node) -> list[str]:
-    """Drop a base_batch that another place wrote than base_lr: it says nothing about that LR.
+    """Remove a base_batch from another file than base_lr: it does not belong to that LR.
 
-    Dropped here, not ignored later, so that the resolved config means the same when loaded again.
+    It is removed, not ignored later, so that the resolved config has the same meaning when loaded
+    again.
     """
     rate = tree.value.get("LearningRate", Node({}, DEFAULT)).value
     if not {"base_lr", "base_batch"} <= set(rate):
@@ -390,10 +390,10 @@ def _keep_pair(tree: Node) -> list[str]:
 
 
 def _find_data(tree: Node) -> list[str]:
-    """Point each relative `dataset_dir` to where the data are; returns lines that say so.
+    """Replace each relative `dataset_dir` by the folder found; return lines that report this.
 
-    Looked for below the working directory, then below the project; `dataset/x`, upstream's place,
-    also as `datasets/x`. A directory that is nowhere stays as written.
+    Folders are searched below the working directory, then below the project; PaddleDetection's
+    `dataset/x` also as `datasets/x`. A folder that does not exist stays as written.
     """
     found: dict[str, str] = {}
     for section in tree.value.values():
@@ -410,5 +410,5 @@ def _find_data(tree: Node) -> list[str]:
             node.value = display(place)
             if name != written:
                 line = f"{node.where}: {written} not found, using {node.value}"
-                found.setdefault(written, line)  # said once, not per section
+                found.setdefault(written, line)  # reported once, not for each section
     return list(found.values())

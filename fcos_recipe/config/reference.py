@@ -1,7 +1,7 @@
-"""The configuration reference: the recipe's keys and the arguments of its classes.
+"""Write the configuration reference: the recipe's keys and the arguments of its classes.
 
-Both are read where they are defined, the schema's table and the docstrings; docs/configuration.md
-is `fcos config keys --markdown`.
+They are taken from the schema and the docstrings. `fcos config keys --markdown` writes
+docs/configuration.md.
 """
 
 import ast
@@ -20,15 +20,16 @@ _HEAD = """\
 
 <!-- generated: python tools/config.py keys --markdown > docs/configuration.md -->
 
-Configs are YAML under PaddleDetection 2.6's names. `_BASE_` lists files to build on, relative to
-the file that names them; `-o a.b=value` overrides from the command line; `python tools/config.py
-print CONFIG` shows each value with the file and line that it comes from, `validate` checks keys at
-any depth. Sections without a table here (`ResNet`, `FPN`, `OptimizerBuilder`, transforms such as
-`RandomFlip`) are PaddleDetection's own, with the arguments of the class of that name.
+Configs are YAML files with the key names of PaddleDetection 2.6. `_BASE_` lists the files that a
+config extends, relative to that config; `-o a.b=value` overrides a value on the command line.
+`python tools/config.py print CONFIG` shows each value with its file and line; `validate` checks
+keys at any depth. Sections without a table here (`ResNet`, `FPN`, `OptimizerBuilder`, transforms
+such as `RandomFlip`) are PaddleDetection's own and take the arguments of the class of that name.
 
 ## Top-level keys
 
-"PD" marks keys that PaddleDetection has as well. A default of `-` means: absent unless set.
+"PD" marks keys that PaddleDetection also has. A default of `-` means that the key is absent unless
+it is set.
 
 | key | values | default | PD | meaning |
 |---|---|---|---|---|
@@ -36,19 +37,19 @@ any depth. Sections without a table here (`ResNet`, `FPN`, `OptimizerBuilder`, t
 _CLASSES = """
 ## Classes of this recipe
 
-They take the place of PaddleDetection's classes of the same name and accept its arguments.
+They replace PaddleDetection's classes of the same name and accept the same arguments.
 """
 
 
 def lines() -> Iterator[str]:
-    """The recipe's keys for a terminal: key, values, default, meaning; * for PaddleDetection's."""
+    """List the recipe's keys for a terminal; * marks keys that PaddleDetection also has."""
     for name, key in schema.keys(schema.RECIPE):
         mark = "*" if key.stock else " "
         yield f"{mark} {name:<24}{describe(key.kind):<36}{_default(key):<12}{key.doc}"
 
 
 def markdown() -> str:
-    """The whole reference."""
+    """Write the whole reference."""
     rows = [
         f"| `{name}` | {describe(key.kind)} | `{_default(key)}` | {'yes' * key.stock} | {key.doc} |"
         for name, key in schema.keys(schema.RECIPE)
@@ -61,7 +62,7 @@ def markdown() -> str:
 
 
 def _component(name: str, source: schema.Source, why: str) -> str:
-    """One class: the first paragraph of its docstring and a table of its arguments."""
+    """Describe a class: the first paragraph of its docstring and a table of its arguments."""
     node = schema.class_node(source, name)
     head, _, rest = (ast.get_docstring(node) or "").partition("\nArgs:\n")
     parent = getattr(node.bases[0], "id", "") if node.bases else ""
@@ -74,15 +75,15 @@ def _component(name: str, source: schema.Source, why: str) -> str:
     rows = [
         f"| {', '.join(f'`{one}`' for one in names)} | {_defaults(names, arguments)} | {said} |"
         for names, said in _arguments(rest)
-        if arguments.keys() >= set(names)  # a base class has more than some of its children
+        if arguments.keys() >= set(names)  # a subclass may not have all arguments of its base
     ]
     table = ["", "| argument | default | meaning |", "|---|---|---|", *rows] if rows else []
-    told = f"{about} Stock's: {why}. (`{where}`)"
-    return "\n".join([f"### {name}", "", told, *table, ""])
+    text = f"{about} PaddleDetection's class {why}. (`{where}`)"
+    return "\n".join([f"### {name}", "", text, *table, ""])
 
 
 def _arguments(text: str) -> Iterator[tuple[list[str], str]]:
-    """(names, meaning) of a docstring's Args section."""
+    """Read (names, meaning) of each entry in a docstring's Args section."""
     match = re.match(r"(?:[ \t]+\S.*\n?|\n)*", text)
     block = match[0] if match else ""
     for entry in re.split(r"\n(?=    \S)", block.rstrip()):

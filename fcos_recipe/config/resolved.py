@@ -1,4 +1,4 @@
-"""A resolved config as text."""
+"""Write a resolved config as text."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from fcos_recipe.config.load import Config, Node, yaml_text
 
 
 def resolved(config: Config) -> str:
-    """The config as YAML that loads to the same values, each with its origin as a comment."""
+    """Write YAML that loads to the same values, each with its origin in a comment."""
     return "".join(line + "\n" for line in _lines(config.tree))
 
 

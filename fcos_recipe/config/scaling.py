@@ -1,7 +1,7 @@
-"""The arithmetic between a config and a run: total batch, learning rate, warm-up, steps.
+"""Compute a run's total batch, learning rate, warm-up and steps from its config.
 
-LR follows the linear scaling rule (Goyal et al. 2017, arXiv 1706.02677): it grows with the images
-per step; warm-up keeps its number of images; milestones are epochs and stay.
+The LR follows the linear scaling rule (Goyal et al. 2017, arXiv 1706.02677): it is proportional to
+the images per step. Warm-up keeps its number of images. Milestones are epochs and do not change.
 """
 
 import math
@@ -14,23 +14,23 @@ from fcos_recipe.errors import UserError
 
 @dataclass(frozen=True)
 class ScalePlan:
-    """What a run on this many cards and images does.
+    """Schedule of a run with a given number of cards and images.
 
     Args:
-        cards: processes.
+        cards: world size.
         batch: images per card and forward pass.
         accumulate: forward passes per step.
         total_batch: images per step = cards x batch x accumulate.
-        base_batch: images per step that the config's LR belongs to; None where it names none.
+        base_batch: images per step for which the config's LR was tuned; None if it is not given.
         lr: the peak LR.
-        scaled: whether LR and warm-up follow the total batch (also true where nothing changes).
-        warmup_steps: steps until the peak; 0 without warm-up.
-        steps_per_epoch: optimizer steps; passes that do not fill a step at an epoch's end are left
-            out, as `drop_last` leaves out images that do not fill a batch.
-        max_steps: of the whole run.
-        learning_rate: arguments for stock's LearningRate; called with `steps_per_epoch`.
-        lines: the block to print at start.
-        warnings: what looks wrong or was mended.
+        scaled: whether LR and warm-up are scaled with the total batch, also by a factor of 1.
+        warmup_steps: steps until the peak LR; 0 without warm-up.
+        steps_per_epoch: optimizer steps; batches at an epoch's end that do not fill a step are
+            dropped, as `drop_last` drops images that do not fill a batch.
+        max_steps: steps of the whole run.
+        learning_rate: arguments of PaddleDetection's LearningRate.
+        lines: text to print at start.
+        warnings: what looks wrong or was corrected.
     """
 
     cards: int
@@ -49,15 +49,15 @@ class ScalePlan:
 
 
 def plan(cfg: Config, cards: int, images: int) -> ScalePlan:
-    """Work out a run's steps and learning rate.
+    """Compute a run's steps and learning rate.
 
     Args:
         cfg: the config.
-        cards: processes that train together.
-        images: images of the training set, after filtering.
+        cards: world size.
+        images: images of the training set after filtering.
 
     Raises:
-        UserError: a number that must be positive is not, or the images do not fill one step.
+        UserError: a value that must be positive is not, or the images do not fill one step.
     """
     reader, rate = cfg.data.get("TrainReader", {}), cfg.data.get("LearningRate", {})
     batch, accumulate = reader.get("batch_size", 1), cfg.data["accumulate"]
@@ -85,18 +85,19 @@ def plan(cfg: Config, cards: int, images: int) -> ScalePlan:
     warnings = []
     if why_not and base_batch and total != base_batch:
         warnings.append(
-            f"LR {lr:g} is used as written with {total} images per step, made for {base_batch}"
+            f"LR {lr:g} is not scaled: it was tuned for {base_batch} images per step, this run has "
+            f"{total}"
         )
 
     written = _warmup_steps(warmup, steps) if decay.get("use_warmup", True) else 0
-    # `epochs` already counts images, so only `steps` is scaled.
+    # A warm-up in epochs already keeps its number of images, so only `steps` is scaled.
     warm = written if warmup.get("epochs") is not None else max(1, round(written / factor))
     warm = warm if written else 0
     scaled_from = ""
     limit, until = _plateau_end(decay, steps, max_steps)
     if warm >= limit and written:
         warnings.append(
-            f"warm-up of {warm} steps would outlast {until} (step {limit}): shortened to "
+            f"warm-up of {warm} steps would last beyond {until} (step {limit}); shortened to "
             f"{limit // 2}"
         )
         warm = limit // 2
@@ -126,8 +127,8 @@ def plan(cfg: Config, cards: int, images: int) -> ScalePlan:
 def decay_factors(decay: dict[str, Any]) -> list[float]:
     """Factors on the peak LR after each milestone.
 
-    A list `gamma` is taken as written. A single number g means g, g/10, g/100, ...: what stock's
-    PiecewiseDecay does with it, and equal to g**i only for g = 0.1.
+    A list `gamma` is used as it is. A single number g means g, g/10, g/100, ..., as in
+    PaddleDetection's PiecewiseDecay; this equals g**i only for g = 0.1.
     """
     gamma, milestones = decay.get("gamma", [0.1, 0.01]), decay.get("milestones", [8, 11])
     if isinstance(gamma, list):
@@ -136,7 +137,7 @@ def decay_factors(decay: dict[str, Any]) -> list[float]:
 
 
 def _schedulers(rate: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Decay and warm-up, as stock reads them: first and second; its defaults where none stand."""
+    """Return decay and warm-up, the first and second scheduler, or PaddleDetection's defaults."""
     given = rate.get("schedulers", [{"name": "PiecewiseDecay"}, {"name": "LinearWarmup"}])
     return given[0], given[1] if len(given) > 1 else {}
 
@@ -145,14 +146,14 @@ def _why_not_scaled(cfg: Config, decay: dict[str, Any]) -> str:
     if not cfg.data["scale_lr"]:
         return "scale_lr is false"
     if decay.get("values") is not None:
-        return "PiecewiseDecay.values gives the LRs themselves"
+        return "PiecewiseDecay.values gives absolute LRs"
     if "base_batch" not in cfg.data.get("LearningRate", {}):
-        return "no LearningRate.base_batch beside base_lr"
+        return "no LearningRate.base_batch next to base_lr"
     return ""
 
 
 def _warmup_steps(warmup: dict[str, Any], steps_per_epoch: int) -> int:
-    """Steps as stock counts them: `epochs` before `steps`, at least one; 0 without a warm-up."""
+    """Warm-up steps as in PaddleDetection: `epochs` overrides `steps`; 0 without a warm-up."""
     if not warmup:
         return 0
     if warmup.get("epochs") is not None:
@@ -161,7 +162,7 @@ def _warmup_steps(warmup: dict[str, Any], steps_per_epoch: int) -> int:
 
 
 def _plateau_end(decay: dict[str, Any], steps_per_epoch: int, max_steps: int) -> tuple[int, str]:
-    """The step by which the warm-up must have ended, and what comes there."""
+    """Return the step before which the warm-up must end, and what happens at that step."""
     if decay["name"] == "PiecewiseDecay":
         first = min(decay.get("milestones", [8, 11]), default=math.inf) * steps_per_epoch
         if first <= max_steps:
@@ -172,9 +173,10 @@ def _plateau_end(decay: dict[str, Any], steps_per_epoch: int, max_steps: int) ->
 def _schedule_warnings(decay: dict[str, Any], epochs: int) -> list[str]:
     if decay["name"] == "CosineDecay":
         end = decay.get("max_epochs", 1000)
-        return [f"CosineDecay ends at epoch {end}, the run at {epochs}"] if end != epochs else []
+        text = f"CosineDecay ends at epoch {end}, but the run has {epochs} epochs"
+        return [text] if end != epochs else []
     late = [m for m in decay.get("milestones", [8, 11]) if m >= epochs]
-    return [f"milestones {late} lie beyond the run's {epochs} epochs"] if late else []
+    return [f"milestones {late} are never reached: the run has {epochs} epochs"] if late else []
 
 
 def _decay_words(decay: dict[str, Any], lr: float) -> str:

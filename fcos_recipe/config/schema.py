@@ -1,5 +1,7 @@
-"""What a config may say: the recipe's own keys (`RECIPE`) and the arguments of the classes that
-YAML can name, read from the source of the installed ppdet and of this package, importing neither.
+"""Keys that a config may contain: the recipe's own (`RECIPE`) and the arguments of classes.
+
+Arguments are read from the source code of the installed ppdet and of this package; neither is
+imported.
 """
 
 import ast
@@ -14,7 +16,7 @@ from typing import Any
 from fcos_recipe.errors import UserError
 from fcos_recipe.places import ROOT
 
-RESULTS = ROOT / "configs" / "results.yml"  # figures, no config
+RESULTS = ROOT / "configs" / "results.yml"  # published figures, not a config
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,12 @@ class Key:
     """One recipe key.
 
     Args:
-        kind: a type, a tuple of types, or a tuple of the words that are allowed.
-        default: its value where no file sets it; UNSET: then the key is absent, too.
+        kind: a type, a tuple of types, or a tuple of the allowed words.
+        default: its value if no file sets it; UNSET: the key is then absent.
         doc: one line for the reference.
-        stock: PaddleDetection has this key too.
+        stock: whether PaddleDetection also has this key.
         least: the smallest number allowed.
-        items: the words of which a list may consist; (): any.
+        items: allowed elements of a list; (): any.
     """
 
     kind: Any
@@ -43,56 +45,58 @@ LOGGERS = ("visualdl", "tensorboard", "wandb", "csv")
 NUMBER = (int, float)
 WATCH = "seconds without progress before a run counts as hung; 0: "
 
-# Top-level keys; a dict is a table of its own. Written once: nothing else repeats a default.
+# Top-level keys; a dict is a section with its own keys. No other module repeats a default.
 RECIPE: dict[str, Any] = {
     "architecture": Key(str, "FCOS", "registered class of the model", True),
     "device": Key(("auto", "cpu", "gpu", "iluvatar_gpu"), "auto", "where to run"),
     "use_gpu": Key(bool, True, "false: device: cpu; true on the command line: never the CPU", True),
-    "use_xpu": Key(bool, False, "true is refused: not this project's hardware", True),
-    "use_mlu": Key(bool, False, "true is refused: not this project's hardware", True),
-    "use_npu": Key(bool, False, "true is refused: not this project's hardware", True),
+    "use_xpu": Key(bool, False, "true is an error: this hardware is not supported", True),
+    "use_mlu": Key(bool, False, "true is an error: this hardware is not supported", True),
+    "use_npu": Key(bool, False, "true is an error: this hardware is not supported", True),
     "launch": {"cards": Key(int, 0, "processes of one run, one card each; 0: all", least=0)},
-    "seed": Key(int, 0, "seed of weights, order and augmentation, on all ranks", least=0),
-    "metric": Key(("COCO",), "COCO", "how a model is judged", True),
-    "num_classes": Key(int, 80, "classes of the data set", True, least=1),
-    "norm_type": Key((str, type(None)), UNSET, "norm of classes that name none", True),
+    "seed": Key(int, 0, "seed of weights, image order and augmentation on all ranks", least=0),
+    "metric": Key(("COCO",), "COCO", "evaluation metric", True),
+    "num_classes": Key(int, 80, "number of classes in the data set", True, least=1),
+    "norm_type": Key((str, type(None)), UNSET, "norm_type of sections that do not set it", True),
     "epoch": Key(int, 12, "epochs of the whole run", True, least=1),
     "accumulate": Key(int, 1, "batches whose gradients are averaged into one step", least=1),
     "scale_lr": Key(bool, True, "scale LR and warm-up when the total batch is not base_batch"),
     "amp": Key(bool, False, "automatic mixed precision", True),
     "amp_level": Key(("O1", "O2"), "O1", "O1: listed operators, O2: nearly all", True),
-    "amp_dtype": Key(("float16", "bfloat16"), "float16", "the lower precision"),
+    "amp_dtype": Key(("float16", "bfloat16"), "float16", "data type of the lower precision"),
     "custom_white_list": Key((list, type(None)), None, "operators always in low precision", True),
     "custom_black_list": Key((list, type(None)), None, "operators never in low precision", True),
     "init_loss_scaling": Key(NUMBER, 1024, "first loss scale of float16", True),
-    "to_static": Key(bool, False, "train the compiled graph", True),
-    "find_unused_parameters": Key(bool, False, "let ranks leave parameters unused", True),
-    "comm_buffer_mb": Key(int, 25, "MiB of gradients that ranks average in one message", least=1),
+    "to_static": Key(bool, False, "compile the model to a static graph for training", True),
+    "find_unused_parameters": Key(bool, False, "allow parameters without a gradient", True),
+    "comm_buffer_mb": Key(int, 25, "MiB of gradients averaged over ranks per message", least=1),
     "autotune": {
         "kernel": Key(bool, False, "time convolution algorithms in the first steps; cards only"),
         "layout": Key(bool, False, "channels-last where it helps low precision; cards only"),
     },
     "use_ema": Key(bool, False, "evaluate an exponential moving average of the weights", True),
     "ema_decay": Key(NUMBER, 0.9998, "decay of the average", True),
-    "ema_decay_type": Key(("threshold", "normal", "exponential"), "threshold", "its ramp", True),
-    "cycle_epoch": Key(int, -1, "epochs after which the average starts anew; -1: never", True),
+    "ema_decay_type": Key(
+        ("threshold", "normal", "exponential"), "threshold", "how the decay grows at start", True
+    ),
+    "cycle_epoch": Key(int, -1, "epochs after which the average restarts; -1: never", True),
     "ema_black_list": Key((list, type(None)), None, "parameters left out of the average", True),
     "ema_filter_no_grad": Key(bool, False, "leave frozen parameters out of the average", True),
     "eval_interval": Key(int, 1, "epochs between two evaluations with --eval", least=1),
     "snapshot_epoch": Key(int, 1, "epochs between two checkpoints", True, least=1),
     "snapshot_steps": Key(int, 0, "steps between two checkpoints inside an epoch; 0: off", least=0),
     "snapshot_minutes": Key(NUMBER, 15, "minutes between two checkpoints; 0: off", least=0),
-    "keep_checkpoints": Key(int, 5, "newest checkpoints to keep; the best weights stay", least=1),
-    "max_failed_saves": Key(int, 3, "saves in a row that may fail before a run stops", least=1),
+    "keep_checkpoints": Key(int, 5, "newest checkpoints to keep; best_model is kept too", least=1),
+    "max_failed_saves": Key(int, 3, "failed saves in a row after which a run stops", least=1),
     "bad_numbers": {
-        "policy": Key(("stop", "skip", "rollback"), "stop", "at a loss or gradient of NaN or Inf"),
+        "policy": Key(("stop", "skip", "rollback"), "stop", "on a NaN or Inf loss or gradient"),
         "max_skips": Key(int, 10, "steps skipped or rolled back before a run stops", least=0),
-        "lr_factor": Key(NUMBER, 0.5, "LR after a rollback over the LR before it"),
-        "diverged": Key(NUMBER, 5, "warn of a loss over so many running medians; 0: no", least=0),
+        "lr_factor": Key(NUMBER, 0.5, "factor on the LR at each rollback"),
+        "diverged": Key(NUMBER, 5, "warn above this multiple of the median loss; 0: off", least=0),
     },
     "early_stop": {
         "patience": Key(int, 0, "evaluations without a better AP before the run ends; 0: off"),
-        "min_delta": Key(NUMBER, 0.0, "AP (0-1) that counts as better"),
+        "min_delta": Key(NUMBER, 0.0, "smallest gain in AP (0-1) that counts as better"),
     },
     "watchdog": {
         "startup": Key(NUMBER, 0, WATCH + "automatic"),
@@ -102,30 +106,30 @@ RECIPE: dict[str, Any] = {
     },
     "worker_num": Key((int, "auto"), "auto", "reader processes per card", True),
     "max_bad_images": Key(int, 10, "unreadable images that each card skips before the run stops"),
-    "pretrain_weights": Key((str, type(None)), "", "file or URL to start from; '': scratch", True),
-    "weights": Key((str, type(None)), "", "file that eval and infer take by default", True),
-    "save_dir": Key(str, "output", "where run directories are made", True),
+    "pretrain_weights": Key((str, type(None)), "", "initial weights, file or URL; '': none", True),
+    "weights": Key((str, type(None)), "", "default weights file of eval and infer", True),
+    "save_dir": Key(str, "output", "folder in which run directories are created", True),
     "log_iter": Key(int, 20, "steps between two lines of the log", True, least=1),
     "classwise": Key(bool, False, "print AP per class", True),
     "loggers": Key(list, [], f"also write metrics for {', '.join(LOGGERS)}", items=LOGGERS),
-    "logger_images": Key(int, 4, "evaluation images that loggers get with boxes", least=0),
+    "logger_images": Key(int, 4, "evaluation images with boxes that loggers receive", least=0),
     "use_vdl": Key(bool, False, "write VisualDL logs", True),
-    "vdl_log_dir": Key(str, UNSET, "where to", True),
-    "output_eval": Key((str, type(None)), None, "directory for the COCO results file", True),
-    "save_prediction_only": Key(bool, False, "write results, compute no AP", True),
-    "print_flops": Key(bool, False, "PaddleDetection's switch, not used here", True),
-    "print_params": Key(bool, False, "PaddleDetection's switch, not used here", True),
+    "vdl_log_dir": Key(str, UNSET, "folder for VisualDL logs", True),
+    "output_eval": Key((str, type(None)), None, "folder for the COCO results file", True),
+    "save_prediction_only": Key(bool, False, "write detections, compute no AP", True),
+    "print_flops": Key(bool, False, "accepted for PaddleDetection, no effect", True),
+    "print_params": Key(bool, False, "accepted for PaddleDetection, no effect", True),
     "export": {
-        "post_process": Key(bool, True, "put decoding into the exported model", True),
-        "nms": Key(bool, True, "put NMS into the exported model", True),
-        "benchmark": Key(bool, False, "export neither", True),
+        "post_process": Key(bool, True, "include decoding in the exported model", True),
+        "nms": Key(bool, True, "include NMS in the exported model", True),
+        "benchmark": Key(bool, False, "include neither", True),
         "fuse_conv_bn": Key(bool, False, "fold BatchNorm into convolutions", True),
     },
 }
 
 
 def keys(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Key]]:
-    """(dotted name, key) of every key of `RECIPE`."""
+    """Yield (dotted name, key) of every key in `RECIPE`."""
     for name, key in table.items():
         if isinstance(key, dict):
             yield from keys(key, f"{prefix}{name}.")
@@ -133,7 +137,7 @@ def keys(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Key]]:
             yield prefix + name, key
 
 
-# Arguments that this recipe, or a part of ppdet outside the class itself, reads from a section.
+# Arguments of a section that its class does not take, but this recipe or another part of ppdet.
 ONLY_OURS = {"LearningRate": {"base_batch": Key(int, UNSET, "images per step of base_lr")}}
 READ_ELSEWHERE: dict[str, dict[str, Any]] = {
     "TestReader": {"fuse_normalize": False, "inputs_def": {}},
@@ -142,24 +146,24 @@ READ_ELSEWHERE: dict[str, dict[str, Any]] = {
         for name in ("BaseDataLoader", "BaseSemiDataLoader")
     },
 }
-# What OptimizerBuilder passes to Paddle's optimizer itself, so that YAML must not.
+# Arguments that OptimizerBuilder sets itself, so that YAML must not.
 BUILDER_SETS = {"learning_rate", "parameters", "grad_clip"}
 
-ANY = object()  # the default is an expression: nothing to check a value against
+ANY = object()  # the default is an expression: a value's type cannot be checked
 REQUIRED = object()
 
 
 @dataclass
 class Signature:
-    """The constructor of a class: argument -> default (a literal, ANY or REQUIRED)."""
+    """Arguments of a class's constructor, each with its default (a literal, ANY or REQUIRED)."""
 
     args: dict[str, Any] = field(default_factory=dict)
-    swallows: bool = False  # **kwargs that end nowhere: stock ignores what it does not know
+    swallows: bool = False  # unknown arguments go into unused **kwargs: they are silently ignored
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a class stands."""
+    """Where a class is defined."""
 
     path: Path
     text: str
@@ -175,7 +179,7 @@ CLASS = re.compile(r"^((?:@[^\n]*\n)*)class[ \t]+(\w+)", re.M)
 
 @lru_cache
 def classes() -> dict[str, list[Source]]:
-    """Class name -> where it is defined: in ppdet's data, modeling and optimizer, and in ours.
+    """Class name -> its definitions in ppdet's data, modeling and optimizer and in this package.
 
     Raises:
         UserError: ppdet is not installed.
@@ -200,33 +204,33 @@ def classes() -> dict[str, list[Source]]:
 
 @lru_cache
 def shared_keys() -> set[str]:
-    """Top-level keys that classes of ppdet take over (`__shared__`), such as data_format."""
+    """Top-level keys that ppdet's classes read as arguments (`__shared__`), such as data_format."""
     texts = {source.path: source.text for found in classes().values() for source in found}
     lists = [m[1] for text in texts.values() for m in SHARED.finditer(text)]
     return {key for names in lists for key in re.findall(r"['\"](\w+)['\"]", names)}
 
 
 def components() -> list[str]:
-    """Names that can be sections of a config."""
+    """Class names that can be sections of a config."""
     return [n for n, s in classes().items() if any(x.registered and not x.op for x in s)]
 
 
 def operators() -> list[str]:
-    """Names that can stand in a list of transforms."""
+    """Class names that can be used in a list of transforms."""
     return [name for name, sources in classes().items() if any(x.op for x in sources)]
 
 
 @lru_cache
 def signature(name: str) -> Signature:
-    """What the class `name` accepts: stock's arguments and, where we replace it, ours too."""
+    """Arguments of the class `name`: ppdet's and, if this package replaces the class, ours."""
     sources = sorted(classes().get(name, []), key=lambda s: (s.own, s.registered))
     chosen = [s for s in sources if s.own] + [s for s in sources if not s.own][-1:]
     result = Signature()
     for source in chosen:
         one = _read(source, name)
-        # An own default of None says nothing about the type: stock's stands.
+        # a default of None in our class does not tell the type: keep ppdet's default
         result.args = {**one.args, **{k: v for k, v in result.args.items() if v is not None}}
-        result.swallows = one.swallows  # stock's, which comes last, where it has the class
+        result.swallows = one.swallows  # the last one is ppdet's, if it has the class
     result.args.update(ONLY_OURS.get(name, {}))
     result.args.update(READ_ELSEWHERE.get(name, {}))
     return result
@@ -234,7 +238,7 @@ def signature(name: str) -> Signature:
 
 @lru_cache
 def optimizer_signature(kind: str) -> Signature | None:
-    """Arguments of `paddle.optimizer.<kind>`, from Paddle's source; None where it has none such."""
+    """Arguments of `paddle.optimizer.<kind>`, from Paddle's source; None if it does not exist."""
     spec = find_spec("paddle")
     places = spec.submodule_search_locations if spec else None
     folder = Path(places[0]) / "optimizer" if places else None
@@ -259,7 +263,7 @@ def _read(source: Source, name: str) -> Signature:
         a = init.args
         names = [arg.arg for arg in a.posonlyargs + a.args][1:]
         names += [arg.arg for arg in a.kwonlyargs]
-        given = a.defaults + a.kw_defaults  # aligned with the last of the names
+        given = a.defaults + a.kw_defaults  # defaults of the last names
         given = [None] * (len(names) - len(given)) + given
         values = [REQUIRED if node is None else _literal(node) for node in given]
         result.args = dict(zip(names, values, strict=True))
@@ -274,7 +278,7 @@ def _read(source: Source, name: str) -> Signature:
     ):
         result.swallows = True
     elif init is None or rest:
-        # Arguments go on to the bases: what the last of them leaves over is ignored by stock.
+        # **kwargs are passed to the base classes
         bases = [b.id if isinstance(b, ast.Name) else getattr(b, "attr", "") for b in node.bases]
         known = [(b, s) for b in bases if b != name and (s := base(b, source))]
         result.swallows = init is not None and not known
@@ -286,16 +290,16 @@ def _read(source: Source, name: str) -> Signature:
 
 
 def base(name: str, near: Source) -> Source | None:
-    """Where a base class stands that the source `near` names."""
+    """Find the definition of a base class that the source `near` uses."""
     found = classes().get(name, [])
     return next((s for s in found if s.path == near.path), found[-1] if found else None)
 
 
 def class_node(source: Source, name: str) -> ast.ClassDef:
-    """Parse one class; the whole file only where cutting the class out does not work."""
+    """Parse one class; the whole file only if the class cannot be cut out of it."""
     end = re.compile(r"^(?=[^\s#)\]}])", re.M)
     head = re.compile(rf"^class[ \t]+{name}\b", re.M).search(source.text, source.start)
-    assert head is not None, name  # `classes` has found it there
+    assert head is not None, name  # `classes` found it there
     start = head.start()
     stop = end.search(source.text, start + 1)
     try:

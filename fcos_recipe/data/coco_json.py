@@ -6,6 +6,7 @@ that a reader must not ask for what it can do without.
 
 import contextlib
 import mmap
+import operator
 import os
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -16,7 +17,7 @@ import numpy as np
 
 from fcos_recipe.errors import UserError
 
-Id = int | str  # exports of some tools have ids as text
+Id = int | float | str  # exports of some tools have ids as text, pandas' as 1.0
 Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 
 
@@ -70,7 +71,7 @@ class Detection(msgspec.Struct, gc=False):
     """An entry of a results file."""
 
     image_id: Id
-    category_id: int
+    category_id: Id
     bbox: Box
     score: float
 
@@ -102,14 +103,38 @@ def mapped(path: str | os.PathLike) -> mmap.mmap | bytes:
         raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def is_id(value: Id) -> bool:
-    with contextlib.suppress(ValueError):
-        return -(2**63) <= int(value) < 2**63
+def number(value: Id) -> int:
+    """The id that a value stands for: the one rule for images, categories and annotations.
+
+    Args:
+        value: a whole number from -2^63 to 2^63 - 1, text of its digits ("000000000139"), or a
+            whole float of at most 2^53, up to which floats are exact.
+
+    Raises:
+        ValueError: it stands for none.
+    """
+    if isinstance(value, float) and not (value.is_integer() and abs(value) <= 2**53):
+        raise ValueError(value)
+    if not -(2**63) <= (whole := int(value)) < 2**63:
+        raise ValueError(value)
+    return whole
+
+
+def is_id(value: Id | None) -> bool:
+    with contextlib.suppress(ValueError, TypeError):
+        return number(value) is not None  # type: ignore[arg-type]
     return False
 
 
+def numbers(values: Sequence[Id]) -> np.ndarray:
+    """int64 [N] of ids, see `number`."""
+    with contextlib.suppress(TypeError, OverflowError):  # fast where all are whole numbers
+        return np.fromiter(map(operator.index, values), np.int64, len(values))  # type: ignore[arg-type]
+    return np.fromiter(map(number, values), np.int64, len(values))
+
+
 def ids(path: Any, section: str, entries: Sequence[Any], field: str = "id") -> np.ndarray:
-    """A field of the entries as int64; strings of digits ("000000000139") count as numbers.
+    """A field of the entries as int64, see `number`.
 
     Args:
         path, section: where they are from, for the message.
@@ -121,12 +146,12 @@ def ids(path: Any, section: str, entries: Sequence[Any], field: str = "id") -> n
     """
     values = [getattr(entry, field) for entry in entries]
     try:
-        return np.fromiter(map(int, values), np.int64, len(values))
-    except (ValueError, OverflowError):
+        return numbers(values)
+    except ValueError:
         position = next(i for i, value in enumerate(values) if not is_id(value))
         raise UserError(
             f"{path}: {section}[{position}].{field}: {values[position]!r} is not a whole number "
-            "below 2**63; COCO numbers its images and categories"
+            "below 2**63 (as a float, below 2**53); COCO numbers its images and categories"
         ) from None
 
 

@@ -6,7 +6,9 @@ of Tian et al., "FCOS: Fully Convolutional One-Stage Object Detection" (ICCV 201
 with centre sampling as in the authors' later code.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,7 +23,26 @@ class Targets(NamedTuple):
     centerness: np.ndarray  #: float32 [P]
 
 
-def grid_shapes(height: int, width: int, strides: list[int]) -> list[tuple[int, int]]:
+@dataclass(frozen=True)
+class Assignment:
+    """The rules by which locations belong to boxes.
+
+    Args:
+        strides: of the levels, finest first.
+        ranges: per level, exclusive bounds of the largest distance, pixels.
+        radius: of centre sampling, in strides; <= 0 means the whole box.
+        num_shift: offset of a location inside its cell, in strides.
+        norm_by_stride: divide the distances by the level's stride.
+    """
+
+    strides: Sequence[int]
+    ranges: Sequence[tuple[float, float]]
+    radius: float
+    num_shift: float = 0.5
+    norm_by_stride: bool = True
+
+
+def grid_shapes(height: int, width: int, strides: Sequence[int]) -> list[tuple[int, int]]:
     """(H_l, W_l) of every level of a padded image."""
     return [(-(-height // s), -(-width // s)) for s in strides]
 
@@ -31,12 +52,7 @@ def assign(
     gt_class: np.ndarray,
     height: int,
     width: int,
-    *,
-    strides: list[int],
-    ranges: list[tuple[float, float]],
-    radius: float,
-    num_shift: float = 0.5,
-    norm_by_stride: bool = True,
+    rules: Assignment,
     image: np.ndarray | None = None,
 ) -> Targets:
     """Assign boxes to locations.
@@ -53,11 +69,7 @@ def assign(
         gt_class: integers [G] or [G, 1], 0-based.
         height: of the padded image, pixels.
         width: of the padded image, pixels.
-        strides: of the levels, finest first.
-        ranges: per level, exclusive bounds of the largest distance, pixels.
-        radius: of centre sampling, in strides; <= 0 means the whole box.
-        num_shift: offset of a location inside its cell, in strides.
-        norm_by_stride: divide the distances by the level's stride.
+        rules: strides, ranges, `radius` and the unit of the distances.
         image: integers [G], the image of each box, to assign those of many images at once; boxes
             of different images never meet, and `cell` goes on from one image to the next.
     """
@@ -65,12 +77,13 @@ def assign(
     x1, y1, x2, y2 = (gt_bbox[:, i] for i in range(4))
     area = (x2 - x1) * (y2 - y1)
     center_x, center_y = (x1 + x2) / 2, (y1 + y2) / 2
+    strides, radius, shift = rules.strides, rules.radius, rules.num_shift
     levels = []
     for stride, (low, high), (grid_h, grid_w) in zip(
-        strides, ranges, grid_shapes(height, width, strides), strict=True
+        strides, rules.ranges, grid_shapes(height, width, strides), strict=True
     ):
-        xs = np.arange(0, grid_w * stride, stride).astype(np.float32) + stride * num_shift
-        ys = np.arange(0, grid_h * stride, stride).astype(np.float32) + stride * num_shift
+        xs = np.arange(0, grid_w * stride, stride).astype(np.float32) + stride * shift
+        ys = np.arange(0, grid_h * stride, stride).astype(np.float32) + stride * shift
         if radius > 0:
             reach = radius * stride
             first_x = _first_above(xs, np.maximum(x1, center_x - reach))
@@ -117,7 +130,7 @@ def assign(
         (horizontal.min(axis=1) / horizontal.max(axis=1))
         * (vertical.min(axis=1) / vertical.max(axis=1))
     )
-    if norm_by_stride:
+    if rules.norm_by_stride:
         reg = reg / np.asarray(strides, reg.dtype)[level, None]
     return Targets(
         level,
@@ -191,13 +204,10 @@ class Gt2FCOSTarget:
                 f"{len(downsample_ratios) - 1} object_sizes_boundary, not {len(bounds) - 2}"
             )
         self.strides = list(downsample_ratios)
-        self.rules: dict[str, Any] = {
-            "strides": self.strides,
-            "ranges": list(zip(bounds[:-1], bounds[1:], strict=True)),
-            "radius": center_sampling_radius,
-            "num_shift": num_shift,
-            "norm_by_stride": norm_reg_targets and not multiply_strides_reg_targets,
-        }
+        self.rules = Assignment(
+            self.strides, list(zip(bounds[:-1], bounds[1:], strict=True)), center_sampling_radius,
+            num_shift, norm_reg_targets and not multiply_strides_reg_targets,
+        )  # fmt: skip
 
     def __call__(
         self, boxes: list[np.ndarray], classes: list[np.ndarray], height: int, width: int
@@ -211,7 +221,7 @@ class Gt2FCOSTarget:
             width: of the padded batch, pixels.
         """
         targets = [
-            assign(box, label, height, width, **self.rules)
+            assign(box, label, height, width, self.rules)
             for box, label in zip(boxes, classes, strict=True)
         ]
         return collate(targets, grid_shapes(height, width, self.strides))

@@ -4,13 +4,13 @@ The locations are those of `targets.assign`, the function that training calls; h
 thousands of images at once. The padding of a batch does not matter: boxes end at their image.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from fcos_recipe.config.load import Config, display
-from fcos_recipe.data.targets import Gt2FCOSTarget, assign
+from fcos_recipe.data.targets import Assignment, Gt2FCOSTarget, assign
 from fcos_recipe.data.transforms import UsualChain, named
 from fcos_recipe.errors import UserError
 
@@ -34,7 +34,7 @@ class Rules:
         text: the two in one line, with what the line leaves out.
     """
 
-    targets: dict[str, Any]
+    targets: Assignment
     resize: dict[str, Any] | None
     text: str
 
@@ -98,7 +98,7 @@ class Rules:
 
 
 def positives(
-    rules: dict[str, Any], box: np.ndarray, size: np.ndarray, image: np.ndarray
+    rules: Assignment, box: np.ndarray, size: np.ndarray, image: np.ndarray
 ) -> np.ndarray:
     """Locations that each box owns.
 
@@ -111,7 +111,7 @@ def positives(
     Returns:
         int64 [M, levels].
     """
-    levels, radius = len(rules["strides"]), rules["radius"]
+    levels, radius = len(rules.strides), rules.radius
     counts = np.zeros((len(box), levels), np.int64)
     if not len(box):
         return counts
@@ -119,7 +119,7 @@ def positives(
         rows = np.full(len(box), (2 * radius + 1) ** 2)
     else:
         rows = (box[:, 2:] - box[:, :2] + 1).prod(axis=1, dtype=np.float64)
-        rows = rows / min(rules["strides"]) ** 2 + 1
+        rows = rows / min(rules.strides) ** 2 + 1
     begins = np.flatnonzero(np.diff(image, prepend=image[0] - 1))
     part = np.cumsum(rows)[begins] // ROWS
     cuts = [*begins[np.flatnonzero(np.diff(part, prepend=-1))], len(box)]
@@ -128,16 +128,14 @@ def positives(
         height, width = np.ceil(size[use].max(axis=0)).astype(int)
         found = assign(
             box[use], np.arange(last - first), height, width,
-            image=image[use] - image[first], **rules,
+            rules, image[use] - image[first],
         )  # fmt: skip
         cell = found.label * levels + found.level
         counts[use] = np.bincount(cell, minlength=(last - first) * levels).reshape(-1, levels)
     return counts
 
 
-def reasons(
-    rules: dict[str, Any], box: np.ndarray, size: np.ndarray, counts: np.ndarray
-) -> np.ndarray:
+def reasons(rules: Assignment, box: np.ndarray, size: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Why boxes own no location.
 
     Args:
@@ -152,7 +150,7 @@ def reasons(
     why = np.full(len(box), -1)
     lost = np.flatnonzero(counts.sum(axis=1) == 0)
     why[lost] = REASONS.index("small")
-    anywhere = {**rules, "ranges": [(-1, np.inf)] * len(rules["ranges"])}
+    anywhere = replace(rules, ranges=[(-1, np.inf)] * len(rules.ranges))
     for name, rule in (("range", anywhere), ("covered", rules)):
         alone = positives(rule, box[lost], size[lost], np.arange(len(lost)))
         why[lost[alone.any(axis=1)]] = REASONS.index(name)

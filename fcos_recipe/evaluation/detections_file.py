@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from fcos_recipe.errors import UserError
-from fcos_recipe.evaluation.metric import CocoMetric
+from fcos_recipe.evaluation.metric import CocoMetric, match
 from fcos_recipe.files.atomic import replace_file
 
 JUDGED = "detections.npz"
@@ -36,8 +36,9 @@ def save(metric: CocoMetric, path: Path) -> None:
     for part, table in (("truth", _TRUTH), ("found", _FOUND)):
         for name, dtype in table.items():
             column = judged[part][name]
-            wide = dtype is np.int32 and len(column) and np.abs(column).max() >= 2**31
-            arrays[f"{part}_{name}"] = column if wide else column.astype(dtype)
+            short = column.astype(dtype)
+            wide = dtype is np.int32 and not np.array_equal(short, column)
+            arrays[f"{part}_{name}"] = column if wide else short
     replace_file(path, lambda file: np.savez_compressed(file, **arrays))
 
 
@@ -86,13 +87,11 @@ def same_truth(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> str:
 
 
 def judge(arrays: dict[str, np.ndarray]):
-    """hotcoco's COCOeval of `read`'s arrays, matched and accumulated.
+    """hotcoco's COCOeval of `read`'s arrays, matched and accumulated, see `metric.match`.
 
     Raises:
         ImportError: hotcoco is missing.
     """
-    from fcos_recipe.evaluation.metric import _hotcoco
-
     images = [
         {"id": i, "width": w, "height": h}
         for i, (w, h) in zip(arrays["images"].tolist(), arrays["sizes"].tolist())
@@ -106,4 +105,4 @@ def judge(arrays: dict[str, np.ndarray]):
         {name: arrays[f"{part}_{name}"].astype(wide[dtype]) for name, dtype in table.items()}
         for part, table in (("truth", _TRUTH), ("found", _FOUND))
     )
-    return _hotcoco(images, categories, truth, found, arrays["limits"].tolist())[2]
+    return match("hotcoco", images, categories, truth, found, arrays["limits"].tolist())[2]

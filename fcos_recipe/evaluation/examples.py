@@ -35,13 +35,13 @@ def outcomes(metric: CocoMetric, threshold: float) -> dict[int, dict]:
     }
     strong = found["score"] >= threshold
     images = found["image_id"].tolist()
-    for number, status in diagnostics["dt_status"].items():
+    for number, status in sorted(diagnostics["dt_status"].items()):  # its order is random
         if strong[number - 1] and status in ("tp", "fp"):
             kind = "right" if status == "tp" else "false"
             result[images[number - 1]][kind].append(number - 1)
     matched = diagnostics["gt_match"]
     images = truth["image_id"].tolist()
-    for number, status in diagnostics["gt_status"].items():
+    for number, status in sorted(diagnostics["gt_status"].items()):
         if truth["iscrowd"][number - 1]:
             continue
         hit = status == "matched" and strong[matched[number] - 1]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from fcos_recipe.data.coco_json import rows_of
 from fcos_recipe.errors import UserError
 from fcos_recipe.evaluation.results_file import COLUMNS, read_annotations, read_results
 
@@ -196,7 +197,7 @@ class CocoMetric:
         images = [self.images[i] for i in chosen.tolist()]
         categories = [{"id": i, "name": self.categories[i]} for i in ids]
 
-        tables = _ENGINES[self.engine](images, categories, truth, known, self.limits)
+        tables = match(self.engine, images, categories, truth, known, self.limits)
         precision, recall, self.judge = tables
         self.judged = {"image_id": chosen, "truth": truth, "found": known}
         stats = []
@@ -268,7 +269,7 @@ class CocoMetric:
             {k: one.get(k, np.asarray)(v) for k, v in table.items()} for table in (truth, found)
         )
         any_class = [{"id": 1, "name": "any"}]
-        _, recall, _ = _ENGINES[self.engine](images, any_class, truth, found_any, self.limits)
+        _, recall, _ = match(self.engine, images, any_class, truth, found_any, self.limits)
         if _mean(recall[:1, :, 0, 2]) > 0:
             return (
                 f"class ids disagree: of {len(found['score'])} detections ({scores}) some lie on "
@@ -375,8 +376,43 @@ def _engine() -> str:
     return "hotcoco"
 
 
+def match(
+    engine: str,
+    images: list[dict],
+    categories: list[dict],
+    truth: dict[str, np.ndarray],
+    found: dict[str, np.ndarray],
+    limits: list[int],
+) -> tuple[np.ndarray, np.ndarray, Any]:
+    """Match detections with annotations by an engine.
+
+    The engine is given positions in the lists, counted from 1, instead of ids: hotcoco keeps ids
+    as float64, which is exact to 2^53, and takes none below 0; pycocotools takes 0 for none.
+
+    Args:
+        engine: hotcoco or pycocotools.
+        images: dicts with `id`, in the order in which equal scores are to be ranked.
+        categories: dicts with `id` and `name`.
+        truth, found: columns of annotations and detections, all of listed images and categories.
+        limits: three limits on detections per image.
+
+    Returns:
+        precision [10 IoU, 101 recall, K, 4 areas, 3 limits]; recall [10, K, 4, 3]; hotcoco's
+        COCOeval, None of pycocotools. Annotations and detections have their rows, counted from 1,
+        as their ids.
+    """
+    lists = {"image_id": images, "category_id": categories}
+    ids = {key: np.array([x["id"] for x in entries], np.int64) for key, entries in lists.items()}
+    tables = [
+        {**table, **{key: rows_of(ids[key], table[key]) + 1 for key in ids}}
+        for table in (truth, found)
+    ]
+    numbered = [[{**x, "id": k} for k, x in enumerate(entries, 1)] for entries in lists.values()]
+    return _ENGINES[engine](numbered[0], numbered[1], tables[0], tables[1], limits)
+
+
 def _hotcoco(images: list, categories: list, truth: dict, found: dict, limits: list[int]):
-    """Precision [10 IoU, 101 recall, K, 4 areas, 3 limits], recall [10, K, 4, 3], COCOeval."""
+    """See `match`."""
     import hotcoco
 
     annotations = hotcoco.COCO.from_arrays(
@@ -388,7 +424,6 @@ def _hotcoco(images: list, categories: list, truth: dict, found: dict, limits: l
         area=truth["area"],
         iscrowd=truth["iscrowd"],
     )
-    # ids pass through float64 in this form: exact below 2**53
     results = annotations.load_res(
         np.column_stack([found[n] for n in ("image_id", "bbox", "score", "category_id")])
     )
@@ -400,7 +435,7 @@ def _hotcoco(images: list, categories: list, truth: dict, found: dict, limits: l
 
 
 def _pycocotools(images: list, categories: list, truth: dict, found: dict, limits: list[int]):
-    """The same tables by pycocotools."""
+    """See `match`."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -412,7 +447,7 @@ def _pycocotools(images: list, categories: list, truth: dict, found: dict, limit
             rows = zip(*(column.tolist() for column in columns.values()), strict=True)
             annotations = [
                 {"id": k, **dict(zip(columns, row, strict=True))}
-                for k, row in enumerate(rows, start=1)  # its matching takes id 0 for "none"
+                for k, row in enumerate(rows, start=1)
             ]
             tables.append(COCO())
             tables[-1].dataset = dict(images=images, categories=categories, annotations=annotations)

@@ -26,8 +26,8 @@ def read_annotations(
 ) -> tuple[dict[int, dict], dict[int, str], dict[str, np.ndarray]]:
     """A COCO annotation file, or several as one, for judging.
 
-    `area` and `iscrowd` may be missing: width x height and 0 stand in. Ids written as text of
-    digits are numbers. Annotations of images that are not listed are left out, as pycocotools does.
+    `area` and `iscrowd` may be missing: width x height and 0 stand in. Ids are read as by
+    `coco_json.number`. Annotations of images that are not listed are left out, as pycocotools does.
 
     Args:
         source: the file, or its content, or a list of files: their classes are matched by name and
@@ -124,7 +124,7 @@ def read_results(path: str | Path) -> tuple[dict[str, np.ndarray], list[str]]:
     notes = [f"{path}: {len(texts)} image ids written as text were read as numbers"]
     columns = {
         "image_id": coco_json.ids(path, "", rows, "image_id"),
-        "category_id": np.fromiter((row.category_id for row in rows), np.int64, len(rows)),
+        "category_id": coco_json.ids(path, "", rows, "category_id"),
         "bbox": coco_json.boxes(rows),
         "score": np.fromiter((row.score for row in rows), np.float64, len(rows)),
     }

@@ -35,6 +35,7 @@ class Failure(msgspec.Struct):
         code: exit code of the rank, signals negative.
         why: a reason in words.
         waited: it hung in a collective operation, so it may only have waited for another.
+        step: where `waited`, the training steps that it had done.
         order: of arrival at the host of rank 0; 0: not there yet.
     """
 
@@ -42,11 +43,12 @@ class Failure(msgspec.Struct):
     code: int
     why: str
     waited: bool = False
+    step: int = 0
     order: int = 0
 
     def key(self) -> tuple:
-        """Sorts causes before consequences: a lost host, then what came first."""
-        return self.rank >= 0, self.waited, self.order or float("inf")
+        """Sorts causes before consequences: a lost host, the rank behind, then what came first."""
+        return self.rank >= 0, self.waited, self.step, self.order or float("inf")
 
 
 class Beat(msgspec.Struct):

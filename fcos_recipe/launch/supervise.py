@@ -34,6 +34,7 @@ from fcos_recipe.launch.peers import SHORT_SILENCE, Cluster, Failure, Peers, clu
 from fcos_recipe.launch.ranks import Ranks
 from fcos_recipe.places import ROOT
 from fcos_recipe.system import compute, cpu_math, device
+from fcos_recipe.system.watchdog import WAITS
 
 HEADLINE = "configs/fcos/fcos_r50_fpn_1x_coco.yml"
 TRAIN = ROOT / "tools" / "train.py"
@@ -44,6 +45,10 @@ _LIBC = ctypes.CDLL(None)
 # Files in which Paddle's launcher writes down the whole environment, secrets included.
 ENVIRONMENTS = ("envlog.*", "backup_env.*.json", "default.*.log")
 TAIL = 20  # lines of a failed rank's log on the console
+ALL_WAIT = (
+    "all ranks that hung were in a collective operation at the same step; their logs do not tell "
+    "which of them caused it. If it happens again, check the cards with tools/doctor.py"
+)
 
 
 @dataclass
@@ -301,7 +306,7 @@ def _failure(run: Plan, ranks: Ranks, failed: Mapping[int, int]) -> Failure:
     order, failed, waited = _order(run, failed)
     rank = order[0]
     why = _reason(_lines(run.log_dir / f"workerlog.{rank}"), failed[rank])
-    return Failure(ranks.name(rank), failed[rank], why, rank in waited)
+    return Failure(ranks.name(rank), failed[rank], why, rank in waited, waited.get(rank, 0))
 
 
 def _alone(run: Plan) -> int:
@@ -333,9 +338,14 @@ def _report_peers(run: Plan, ranks: Ranks, failed: Mapping[int, int]) -> int | N
             return None
     if not found:
         return None
+    own = run.peers.own_failure() if failed else None
+    told = [failure for _, failure in found] + [own] * (own is not None)
+    unknown = found[0][1].waited and len({failure.step for failure in told if failure}) == 1
+    if unknown:
+        print(f"launch: {ALL_WAIT}", file=sys.stderr)
     for number, (beat, failure) in enumerate(found):
         what = f"rank {failure.rank} on host " if failure.rank >= 0 else "all of host "
-        when = "then too" if number else "failed first"
+        when = "then too" if number or unknown else "failed first"
         print(f"launch: {what}{beat.host} {when}: {failure.why}", file=sys.stderr)
     for rank, code in failed.items():
         reason = _reason(_lines(run.log_dir / f"workerlog.{rank}"), code)
@@ -345,30 +355,39 @@ def _report_peers(run: Plan, ranks: Ranks, failed: Mapping[int, int]) -> int | N
     return 128 - code if code < 0 else code
 
 
-def _order(run: Plan, failed: Mapping[int, int]) -> tuple[list[int], dict[int, int], list[int]]:
+def _order(
+    run: Plan, failed: Mapping[int, int]
+) -> tuple[list[int], dict[int, int], dict[int, int]]:
     """Failed ranks of this host, causes first; their codes; those that may only have waited.
+
+    Of ranks that all waited, those with fewer steps done than another are the cause. The third
+    value maps each of the others to its number of steps.
 
     Args:
         failed: rank -> exit code (signals negative), in the order of death.
     """
     ended = (-signal.SIGTERM, -signal.SIGKILL)
     hung: list[int] = []
-    waited: list[int] = []
+    waited: dict[int, int] = {}
     silent: list[int] = []
     for rank, code in failed.items():
         own = _own_word(_lines(run.log_dir / f"workerlog.{rank}"))
         if code == exit_codes.HUNG or (code in ended and own.startswith("hung")):
-            # inside a collective operation, such as backward's, it may only have waited for another
-            (waited if re.search("/paddle/distributed/| in backward ", own) else hung).append(rank)
+            step = re.search(r" at step (\d+) ", own)
+            if step and own.endswith(WAITS):
+                waited[rank] = int(step[1])
+            else:
+                hung.append(rank)
         elif not own and code < 0:
             silent.append(rank)
     order = list(failed)
     if order[0] in waited:
         # native code that holds the interpreter's lock stops the watchdog, too: a rank that left
         # no word while the others waited is the one that they waited for
-        hung = hung or silent
-        order = [*hung, *waited, *(rank for rank in order if rank not in hung + waited)]
-    return order, {**failed, **dict.fromkeys(hung + waited, exit_codes.HUNG)}, waited
+        hung = hung or silent or [r for r, step in waited.items() if step < max(waited.values())]
+        order = list(dict.fromkeys([*hung, *waited, *order]))
+    failed = {**failed, **dict.fromkeys([*hung, *waited], exit_codes.HUNG)}
+    return order, failed, {r: step for r, step in waited.items() if r not in hung}
 
 
 def _report(run: Plan, ranks: Ranks, failed: Mapping[int, int]) -> int:
@@ -377,8 +396,10 @@ def _report(run: Plan, ranks: Ranks, failed: Mapping[int, int]) -> int:
     Args:
         failed: rank -> exit code (signals negative), in the order of death.
     """
-    order, failed, _ = _order(run, failed)
+    order, failed, waited = _order(run, failed)
     rank, code = order[0], failed[order[0]]
+    peers = run.peers.failures() if run.peers else []
+    unknown = rank in waited and not any(found.step > waited[rank] for _, found in peers)
     log = run.log_dir / f"workerlog.{rank}"
     said = _lines(log)
     if code == exit_codes.BAD_INPUT:
@@ -387,12 +408,15 @@ def _report(run: Plan, ranks: Ranks, failed: Mapping[int, int]) -> int:
             if line.startswith("error: ") and line not in streamed:
                 print(line, file=sys.stderr)
         return code
-    if rank:
+    if unknown:
+        print(f"launch: {ALL_WAIT}", file=sys.stderr)
+    elif rank:
         print(f"launch: the last lines of rank {ranks.name(rank)}:", file=sys.stderr)
         print("\n".join(f"  {line}" for line in said[-TAIL:]), file=sys.stderr)
     where = f"on host {run.cluster.name}" if run.cluster else f"of {run.ranks}"
     print(
-        f"launch: rank {ranks.name(rank)} {where} failed first: {_reason(said, code)}",
+        f"launch: rank {ranks.name(rank)} {where}{' failed first' * (not unknown)}: "
+        f"{_reason(said, code)}",
         file=sys.stderr,
     )
     for other in order[1:]:
@@ -400,7 +424,8 @@ def _report(run: Plan, ranks: Ranks, failed: Mapping[int, int]) -> int:
         if other_code in (-signal.SIGTERM, -signal.SIGKILL):  # because of the first
             continue
         reason = _reason(_lines(run.log_dir / f"workerlog.{other}"), other_code)
-        print(f"launch: then rank {ranks.name(other)}: {reason}", file=sys.stderr)
+        then = "" if unknown else "then "
+        print(f"launch: {then}rank {ranks.name(other)}: {reason}", file=sys.stderr)
     print(f"launch: the other ranks were ended; whole log: {log}", file=sys.stderr)
     return 128 - code if code < 0 else code
 

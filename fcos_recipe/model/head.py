@@ -1,6 +1,7 @@
 """FCOS head: two towers shared by all levels, with stock's parameter names."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import paddle
@@ -11,7 +12,7 @@ from ppdet.modeling.heads.fcos_head import ScaleReg
 
 from fcos_recipe.model.constants import constant
 from fcos_recipe.model.loss import as_float32
-from fcos_recipe.model.postprocess import candidates, level_size, postprocess
+from fcos_recipe.model.postprocess import Decoding, candidates, level_size, postprocess
 from fcos_recipe.model.towers import predict, run_towers
 
 
@@ -158,32 +159,30 @@ class FCOSHead(nn.Layer):
         losses["loss"] = paddle.add_n(list(losses.values()))
         return losses
 
-    def _decoding(self) -> tuple:
-        """Decoders and strides of the levels."""
-
+    def _decoding(self) -> Decoding:
         def decoder(stride: int, layer: ScaleReg):
             unit = stride if self.norm_reg_targets else 1
             return lambda raw: self.distances(raw, layer.scale_reg) * unit
 
         pairs = zip(self.fpn_stride, self.scales_regs, strict=True)
-        return [decoder(*pair) for pair in pairs], self.fpn_stride
+        return Decoding(
+            [decoder(*pair) for pair in pairs], self.fpn_stride, self.nms, self.nms_pre,
+            self.num_shift, self.sqrt_score, self.clip,
+        )  # fmt: skip
 
     @paddle.jit.not_to_static
     def post_process(
         self, outputs: tuple[Tensor, Tensor, list], im_shape: Tensor, scale_factor: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Detections of `forward`'s outputs, see `postprocess`."""
-        return postprocess(
-            *outputs, *self._decoding(), im_shape, scale_factor,
-            self.nms, self.nms_pre, self.num_shift, self.sqrt_score, self.clip,
-        )  # fmt: skip
+        return postprocess(outputs, im_shape, scale_factor, self._decoding())
 
     @paddle.jit.not_to_static
     def candidates(
         self, outputs: tuple[Tensor, Tensor, list], scale_factor: Tensor, nms_pre: int | None = None
     ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         """What NMS starts with, see `postprocess.candidates`; `nms_pre` defaults to the head's."""
+        decoding = self._decoding()
         return candidates(
-            *outputs, *self._decoding(), scale_factor, self.nms.score_threshold,
-            nms_pre or self.nms_pre, self.num_shift, self.sqrt_score,
-        )  # fmt: skip
+            outputs, scale_factor, replace(decoding, nms_pre=nms_pre or decoding.nms_pre)
+        )

@@ -8,7 +8,8 @@ detection to be kept, the selection is widened, so detections are those of NMS o
 upwards).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import paddle
@@ -16,6 +17,29 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from fcos_recipe.model.loss import as_float32
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a head's outputs become detections.
+
+    Args:
+        decoders: for each level, raw l, t, r, b to distances in pixels of the network's input.
+        strides: of each level, in pixels.
+        nms: thresholds and limits, a ppdet `MultiClassNMS`.
+        nms_pre: candidates, pairs of location and class, per level and image.
+        num_shift: a location's place in its cell, in strides.
+        sqrt_score: score is the square root of class score times quality.
+        clip: cut boxes to the original image, after NMS: selection and scores are not affected.
+    """
+
+    decoders: Sequence[Callable[[Tensor], Tensor]]
+    strides: Sequence[int]
+    nms: Any
+    nms_pre: int = 1000
+    num_shift: float = 0.5
+    sqrt_score: bool = False
+    clip: bool = True
 
 
 @paddle.jit.not_to_static
@@ -29,94 +53,71 @@ def level_size(feat: Tensor) -> tuple:
 
 @paddle.jit.not_to_static  # its branches are Python's, also in a graph
 def postprocess(
-    logits: Tensor,
-    regression: Tensor,
-    sizes: list[tuple],
-    decoders: list[Callable[[Tensor], Tensor]],
-    strides: list[int],
+    outputs: tuple[Tensor, Tensor, list[tuple]],
     im_shape: Tensor,
     scale_factor: Tensor,
-    nms: Any,
-    nms_pre: int = 1000,
-    num_shift: float = 0.5,
-    sqrt_score: bool = False,
-    clip: bool = True,
+    decoding: Decoding,
 ) -> tuple[Tensor, Tensor]:
     """Detections of a batch.
 
     Args:
-        logits, regression, sizes, decoders, strides, scale_factor, num_shift, sqrt_score: see
-            `candidates`.
+        outputs, scale_factor: see `candidates`.
         im_shape: [N, 2], height and width of the resized image.
-        nms: thresholds and limits, a ppdet `MultiClassNMS`.
-        nms_pre: candidates, pairs of location and class, per level and image.
-        clip: cut boxes to the original image, after NMS: selection and scores are not affected.
+        decoding: how the outputs are meant.
 
     Returns:
         float32 [M, 6]: class, score, x1, y1, x2, y2 in pixels of the original image, by image,
         then class, then score; int32 [N]: rows of each image.
     """
+    nms, clip = decoding.nms, decoding.clip
     while True:
-        boxes, scores, cuts = candidates(
-            logits, regression, sizes, decoders, strides, scale_factor,
-            nms.score_threshold, nms_pre, num_shift, sqrt_score,
-        )  # fmt: skip
+        boxes, scores, cuts = candidates(outputs, scale_factor, decoding)
         bbox, bbox_num = _nms(nms, boxes, scores)
         if not paddle.in_dynamic_mode() or _complete(bbox, bbox_num, cuts, nms):
             break
-        nms_pre *= 8
+        decoding = replace(decoding, nms_pre=8 * decoding.nms_pre)
     return (_clip(bbox, bbox_num, im_shape, scale_factor) if clip else bbox), bbox_num
 
 
 @paddle.jit.not_to_static  # its branches are Python's, also in a graph
 def candidates(
-    logits: Tensor,
-    regression: Tensor,
-    sizes: list[tuple],
-    decoders: list[Callable[[Tensor], Tensor]],
-    strides: list[int],
-    scale_factor: Tensor,
-    score_threshold: float,
-    nms_pre: int = 1000,
-    num_shift: float = 0.5,
-    sqrt_score: bool = False,
+    outputs: tuple[Tensor, Tensor, list[tuple]], scale_factor: Tensor, decoding: Decoding
 ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
     """What NMS starts with: the best `nms_pre` pairs of location and class of each level.
 
     Args:
-        logits: [N, num_classes, S], class logits of the S locations of all levels.
-        regression: [N, 5, S], raw l, t, r, b and quality logit.
-        sizes: (H_l, W_l) of each level, in the order of the locations.
-        decoders: for each level, raw l, t, r, b to distances in pixels of the network's input.
-        strides: of each level, in pixels.
+        outputs: the head's: class logits [N, num_classes, S] of the S locations of all levels;
+            [N, 5, S], raw l, t, r, b and quality logit; (H_l, W_l) of each level, in the order of
+            the locations.
         scale_factor: [N, 2], resized over original, y then x.
-        score_threshold: locations that score no more may be left out.
-        nms_pre: pairs per level and image.
-        num_shift: a location's place in its cell, in strides.
-        sqrt_score: score is the square root of class score times quality.
+        decoding: how the outputs are meant. Locations that score no more than its NMS's threshold
+            may be left out.
 
     Returns:
         boxes, float32 [N, K, 4]: x1, y1, x2, y2 in pixels of the original image, of K locations;
         scores, float32 [N, num_classes, K], -1 for pairs beyond the best; and the lowest score
         that each level kept, [N, 1, 1], None where it kept all.
     """
-    logits, regression = as_float32(logits), as_float32(regression)
+    logits, regression = map(as_float32, outputs[:2])
+    nms_pre, sqrt_score = decoding.nms_pre, decoding.sqrt_score
     distance, quality = regression[:, :4], F.sigmoid(regression[:, 4:])
     best = F.sigmoid(logits.max(axis=1)) * quality.squeeze(1)
     best = best.sqrt() if sqrt_score else best
     scale_y, scale_x = as_float32(scale_factor).split(2, axis=1)
     scale = paddle.concat([scale_x, scale_y, scale_x, scale_y], axis=1).unsqueeze(1)
     levels, begin = [], 0
-    for (height, width), decode, stride in zip(sizes, decoders, strides, strict=True):
+    for (height, width), decode, stride in zip(
+        outputs[2], decoding.decoders, decoding.strides, strict=True
+    ):
         end = begin + height * width
         score = best[:, begin:end]
         count = height * width
         if paddle.in_dynamic_mode():  # no more than can pass
-            count = max(1, int((score > score_threshold).sum(axis=1).max()))
+            count = max(1, int((score > decoding.nms.score_threshold).sum(axis=1).max()))
         _, index = paddle.topk(score, _at_most(nms_pre, count), axis=1)
         index = index.sort(axis=1)  # stock's order decides between equal scores
         center = paddle.stack([index % width, index // width], axis=2).astype("float32")
-        center = (center + num_shift) * stride
+        center = (center + decoding.num_shift) * stride
 
         at = (index + begin).unsqueeze(1)
         scores = F.sigmoid(_take(logits, at)) * _take(quality, at)

@@ -6,6 +6,7 @@ Under scripts/train*.sh the supervisor reads these messages in the rank's log. U
 
 import faulthandler
 import os
+import re
 import statistics
 import sys
 import threading
@@ -20,6 +21,10 @@ from fcos_recipe.errors import printable
 
 # Seconds without a beat, per phase, where the config says 0. `step` is the least: see `limit`.
 DEFAULTS = {"startup": 1800.0, "step": 120.0, "eval": 1800.0, "save": 600.0}
+
+# Ends the message of a rank whose main thread stands where it may wait for others.
+WAITS = ", where it may wait for other ranks"
+_COLLECTIVES = r"/paddle/distributed/|/evaluation/collectives\.py$"
 
 
 def rank() -> int:
@@ -145,11 +150,20 @@ class Watchdog:
         os._exit(exit_codes.HUNG)
 
     def _where(self) -> str:
-        frame = sys._current_frames().get(self._main)
-        if frame is None:
+        """The main thread's innermost function, and whether it may wait for other ranks there.
+
+        That is the case in collective operations, and in backward, which averages gradients.
+        """
+        innermost = frame = sys._current_frames().get(self._main)
+        if innermost is None:
             return "no Python code"
-        code = frame.f_code
-        return f"{code.co_name} ({code.co_filename}:{frame.f_lineno})"
+        said = f"{innermost.f_code.co_name} ({innermost.f_code.co_filename}:{innermost.f_lineno})"
+        while frame is not None:
+            code = frame.f_code
+            if code.co_name == "backward" or re.search(_COLLECTIVES, code.co_filename):
+                return said + WAITS
+            frame = frame.f_back
+        return said
 
 
 def announce_failure(rank: int, error: BaseException) -> None:

@@ -22,8 +22,8 @@ from fcos_recipe.training.ema import Average
 class Setup:
     """Data, model, optimizer and schedule of a training run.
 
-    Stock's Trainer is not used: it also builds for tracking, pruning and other models, and it
-    fixes the LR before the number of cards is known.
+    PaddleDetection's own Trainer also builds for tracking, pruning and other models, and fixes the
+    LR before the number of cards is known.
 
     Args:
         config: from `load_config`.

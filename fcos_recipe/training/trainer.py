@@ -76,7 +76,8 @@ class Trainer(Setup):
                     self.loader.close()
                     self.saver.close()
         if self._nranks > 1:
-            dist.barrier()  # nobody leaves while rank 0 still writes
+            with self.watchdog.phase("eval"):  # rank 0 may still judge and write, nobody leaves
+                dist.barrier()
 
     def _run_epochs(self, model) -> None:
         last = self.config.data["epoch"]
@@ -379,10 +380,10 @@ class Trainer(Setup):
         """Start to write a checkpoint; every rank must call it, unless `ranks` is given."""
         at, run = self.progress, self.run
         self._saved_at, self._saved_time = (at.epoch, at.step), time.monotonic()
+        ranks = ranks or resume.of_ranks(self.loader)  # writes nothing: under the limit of a step
+        if not run.writer:
+            return
         with self.watchdog.phase("save"):
-            ranks = ranks or resume.of_ranks(self.loader)
-            if not run.writer:
-                return
             before = time.perf_counter()
             self.saver.wait()
             objects, state = resume.collect(self, ranks, window)

@@ -136,7 +136,7 @@ EvalReader:
         "FPN.spatial_scales: expected a list", "TrainReader.batch_size: expected a whole number",
         "sample_transforms.0: expected `Name: {arguments}`", "LearningRate.base_lr: expected a num",
         "LearningRate.base_batch: expected a whole number", ":12: FCOSHead: expected a mapping",
-        "Resize: without target_size, keep_ratio", "Permute: expected a mapping of arguments; w",
+        "Resize: missing argument target_size, keep_ratio", "Permute: expected a mapping of",
     ):  # fmt: skip
         assert part in text, part
     assert len(text.splitlines()) == 16

@@ -70,7 +70,7 @@ def test_a_base_lr_set_alone_is_used_as_written(root, tmp_path):
 def test_scaling_can_be_switched_off(root):
     p = make(root, "scale_lr=false", cards=1)
     assert (p.lr, p.scaled, p.warmup_steps) == (0.01, False, 500)
-    assert "scale_lr is false" in p.lines[1] and "made for 16" in p.warnings[0]
+    assert "scale_lr is false" in p.lines[1] and "tuned for 16" in p.warnings[0]
 
 
 def test_a_foreign_tree_is_used_as_written(root):
@@ -84,7 +84,7 @@ def test_a_warmup_that_outlasts_the_plateau_is_shortened_and_said(root):
     assert "warm-up of 2000 steps" in p.warnings[0] and "first milestone" in p.warnings[0]
     p = make(root, "epoch=2", cards=1, images=600)
     assert p.warmup_steps == 300 and "the run (step 600)" in p.warnings[0]
-    assert "milestones [8, 11] lie beyond the run's 2 epochs" in p.warnings[1]
+    assert "milestones [8, 11] are never reached: the run has 2 epochs" in p.warnings[1]
     p = make(root, "epoch=1", cards=1, images=2)  # a single step: no room for any warm-up
     assert p.warmup_steps == 0
     assert p.learning_rate["schedulers"] == [
@@ -101,7 +101,7 @@ def test_warmup_in_epochs_counts_images_already(root, tmp_path):
     p = plan(load_config(mine), 1, 2000)
     assert p.warmup_steps == 1000 and p.lr == pytest.approx(0.00125)
     assert p.learning_rate["schedulers"][1] == {"name": "ExpWarmup", "steps": 1000}
-    assert p.warnings == ["CosineDecay ends at epoch 12, the run at 10"]
+    assert p.warnings == ["CosineDecay ends at epoch 12, but the run has 10 epochs"]
 
 
 def test_a_single_gamma_means_what_stock_makes_of_it():

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from fcos_recipe.data.targets import Gt2FCOSTarget, assign, collate, grid_shapes
+from fcos_recipe.data.targets import Assignment, Gt2FCOSTarget, assign, collate, grid_shapes
 
 STRIDES = [8, 16, 32, 64, 128]
 BOUNDARY = [64, 128, 256, 512]
@@ -131,9 +131,7 @@ def test_range_bounds_are_exclusive():
     """The largest distance of the location at (100, 100) is exactly the first bound."""
     box = np.array([[36, 36, 164, 164]], np.float32)
     for bound, owned in ((64, []), (65, [12 * 25 + 12])):
-        targets = assign(
-            box, np.array([5]), 200, 200, strides=[8], ranges=[(-1, bound)], radius=0.25
-        )
+        targets = assign(box, np.array([5]), 200, 200, Assignment([8], [(-1, bound)], radius=0.25))
         assert targets.cell.tolist() == owned
 
 
@@ -160,7 +158,7 @@ def test_dtypes_and_positions():
     assert grids == [(13, 17), (7, 9)]
     box = np.array([[0, 0, 130, 100]], np.float32)
     targets = assign(
-        box, np.array([1]), 100, 130, strides=[8, 16], ranges=[(-1, 64), (64, np.inf)], radius=0
+        box, np.array([1]), 100, 130, Assignment([8, 16], [(-1, 64), (64, np.inf)], radius=0)
     )
     batch = collate([targets], grids)
     assert [batch[k].dtype for k in ("pos_reg", "pos_centerness")] == [np.float32] * 2
@@ -178,15 +176,15 @@ def test_wrong_number_of_levels_is_told():
 
 def test_images_at_once_are_the_images_one_by_one():
     rng = np.random.default_rng(7)
-    rules = dict(strides=[8, 16], ranges=[(-1, 64), (64, np.inf)], radius=1.5)
+    rules = Assignment([8, 16], [(-1, 64), (64, np.inf)], radius=1.5)
     start = rng.uniform(0, 150, (60, 2))
     boxes = np.concatenate([start, start + rng.uniform(2, 160, (60, 2))], 1).astype(np.float32)
     image = np.sort(rng.integers(0, 5, 60))
-    together = assign(boxes, np.arange(60), 320, 320, image=image, **rules)
-    cells = np.array([h * w for h, w in grid_shapes(320, 320, rules["strides"])])[together.level]
+    together = assign(boxes, np.arange(60), 320, 320, rules, image)
+    cells = np.array([h * w for h, w in grid_shapes(320, 320, rules.strides)])[together.level]
     for i in range(5):
         own = np.flatnonzero(image == i)
-        alone = assign(boxes[own], own, 320, 320, **rules)
+        alone = assign(boxes[own], own, 320, 320, rules)
         mine = together.cell // cells == i
         assert len(alone.level) == mine.sum() > 0
         np.testing.assert_array_equal(together.cell[mine] % cells[mine], alone.cell)

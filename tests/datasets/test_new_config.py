@@ -169,7 +169,7 @@ def test_negatives_names_and_numbers(tmp_path, capsys):
     capsys.readouterr()
     assert run("train", ["-c", str(tmp_path / "my.yml"), "--eval"]) == 2
     error = capsys.readouterr().err
-    assert "EvalDataset: null, no data to evaluate on; leave --eval out" in error
+    assert "EvalDataset: null, no data to evaluate on; omit --eval" in error
     assert len(error.splitlines()) == 1
 
 

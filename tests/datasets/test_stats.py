@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -148,7 +149,7 @@ def read(config, folder, image_dir, anno_path):
             n, cell = divmod(index[row] - start[lvl], height * width)
             y, x = divmod(cell, width)
             point = np.array([x, y, x, y]) * strides[lvl] + strides[lvl] * 0.5
-            scale = strides[lvl] if rules["norm_by_stride"] else 1
+            scale = strides[lvl] if rules.norm_by_stride else 1
             box = point + batch["pos_reg"][row] * scale * [-1, -1, 1, 1]
             sample = items[n][0]
             # the first of equals, as there; another class with the same box is another object
@@ -188,7 +189,7 @@ def test_parts_do_not_change_the_result(monkeypatch):
     box = np.concatenate([start, start + rng.uniform(4, 100, (500, 2))], 1).astype(np.float32)
     size, image = np.full((500, 2), 400.0), np.sort(rng.integers(0, 60, 500))
     for radius in (1.5, 0):
-        rules = {**BASE, "radius": radius}
+        rules = replace(BASE, radius=radius)
         whole = positives(rules, box, size, image)
         monkeypatch.setattr("fcos_recipe.datasets.fpn_levels.ROWS", 50)
         np.testing.assert_array_equal(positives(rules, box, size, image), whole)

@@ -54,11 +54,25 @@ def test_two_ranks_train_and_every_number_of_ranks_evaluates_alike(tiny, tmp_pat
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows if r["kind"] == "train"] == list(range(1, 7))  # 24 / (2 x 4)
+    # the same annotations under ids of every kind, in the order of the old ones
+    folder = tiny.parent / "annotations"
+    content = json.loads((folder / "instances_val.json").read_text())
+    for section, field, new in (
+        ("images", "image_id", [-(2**63), -5, 0, 3.0, "7", 2**53 + 1, 17 * 10**17 + 1, 2**63 - 1]),
+        ("categories", "category_id", [-3, 0, "0005", 2**63 - 1]),
+    ):
+        ids = dict(zip(sorted(entry["id"] for entry in content[section]), new, strict=True))
+        for entry in content[section]:
+            entry["id"] = ids[entry["id"]]
+        for annotation in content["annotations"]:
+            annotation[field] = ids[annotation[field]]
+    (folder / "ids.json").write_text(json.dumps(content))
     stats = []
     for ranks in (1, 2, 3, 8):
         out = tmp_path / f"{ranks}.json"
         done = run_tool("eval", "-c", tiny, "--weights", tmp_path / "run" / "model_final",
-                        "--json", out, cwd=tmp_path, launch=ranks * (ranks > 1),
+                        "--json", out, "-o", "EvalDataset.anno_path=annotations/ids.json",
+                        cwd=tmp_path, launch=ranks * (ranks > 1),
                         env={"OMP_NUM_THREADS": "1"})  # fmt: skip
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         stats.append(json.loads(out.read_text())["stats"])

@@ -8,7 +8,10 @@ import json
 import numpy as np
 import pytest
 
+from fcos_recipe.data.index import open_index
 from fcos_recipe.errors import UserError
+from fcos_recipe.evaluation import detections_file
+from fcos_recipe.evaluation.examples import outcomes
 from fcos_recipe.evaluation.metric import NAMES, CocoMetric, table
 
 ENGINES = ["hotcoco", "pycocotools"]
@@ -137,6 +140,88 @@ def test_equals_pycocotools(seed, engine, tmp_path):
     np.testing.assert_allclose(again.result()["stats"], metric.result()["stats"], atol=5e-3)
     written = json.loads((tmp_path / "bbox.json").read_text())
     assert {entry["category_id"] for entry in written} == {3, 41, 90}
+
+
+#: the k-th of 30 ids, in rising order, as tools write them
+IDS = {
+    "from 0": lambda k: k,
+    "negative": lambda k: k - 15,
+    "above 2^53": lambda k: 2**53 + 1 + k,
+    "nanoseconds": lambda k: 1_700_000_000_000_000_001 + 7 * k,
+    "to 2^63 - 1": lambda k: 2**63 - 30 + k,
+    "from -2^63": lambda k: -(2**63) + k,
+    "text": lambda k: f"{k:012d}",
+    "pandas": lambda k: float(k),
+    "mixed": lambda k: [str(k - 2), float(k), 2**60 + k][k // 10],
+}
+
+
+@pytest.mark.parametrize("kind", IDS)
+def test_ids_are_names(kind, engine, tmp_path):
+    """Other ids in the same order: the same figures, by file, over ranks and in a comparison."""
+    content, boxes = synthetic(11)
+    plain = feed(CocoMetric(content, engine=engine), content, boxes, range(30))
+    expected = plain.result()["stats"]
+    images = dict(zip(sorted(x["id"] for x in content["images"]), map(IDS[kind], range(30))))
+    classes = dict(zip(sorted(x["id"] for x in content["categories"]), map(IDS[kind], (0, 7, 29))))
+    named = {
+        "images": [{**x, "id": images[x["id"]], "file_name": f"{k}.jpg"}
+                   for k, x in enumerate(content["images"])],
+        "categories": [{**x, "id": classes[x["id"]]} for x in content["categories"]],
+        "annotations": [{**x, "id": IDS[kind](k % 30), "image_id": images[x["image_id"]],
+                         "category_id": classes[x["category_id"]]}
+                        for k, x in enumerate(content["annotations"])],
+    }  # fmt: skip
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(named))
+    index = open_index(path)  # what training and prediction call the images
+    assert index.image_id.tolist() == [int(i) for i in images.values()]
+    metric = CocoMetric(path, engine=engine)
+    assert sorted(metric.images) == index.image_id.tolist()
+    assert list(metric.categories) == index.category_id.tolist()
+    results = [
+        {"image_id": images[content["images"][int(k)]["id"]],
+         "category_id": classes[content["categories"][int(label)]["id"]],
+         "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
+        for k, label, score, x1, y1, x2, y2 in boxes.astype(float).tolist()
+    ]  # fmt: skip
+    (tmp_path / "r.json").write_text(json.dumps(results))
+    metric.load_result_json(tmp_path / "r.json")
+    result = metric.result()
+    assert result["stats"] == expected
+    assert {row["id"] for row in result["per_class"]} == {int(i) for i in classes.values()}
+    metric.write_predictions(tmp_path / "again.json")
+    written = json.loads((tmp_path / "again.json").read_text())
+    assert {row["image_id"] for row in written} <= {int(i) for i in images.values()}
+
+    read = {**named, "images": [{"id": int(x["id"])} for x in named["images"]]}
+    for ranks in (1, 2, 3, 8):
+        parts = [feed(CocoMetric(path, engine=engine), read, boxes, range(r, 30, ranks))
+                 for r in range(ranks)]  # fmt: skip
+        parts[0].merge([part.state() for part in reversed(parts)])
+        assert parts[0].result()["stats"] == expected
+    if engine == "hotcoco":
+        detections_file.save(metric, tmp_path / "d.npz")
+        judge = detections_file.judge(detections_file.read(tmp_path / "d.npz"))
+        table = judge.eval["precision"][..., 0, 2]
+        assert table[table > -1].mean() == pytest.approx(expected[0], abs=1e-4)
+        images_of = outcomes(metric, 0.4)
+        was = outcomes(plain, 0.4)
+        assert images_of == {int(images[i]): rows for i, rows in was.items()}
+
+
+def test_what_is_no_id(tmp_path):
+    """A float that may have lost digits, a fraction, and numbers beyond 64 bits are refused."""
+    for section, field in (("images", "id"), ("categories", "id"), ("annotations", "image_id"),
+                           ("annotations", "category_id")):  # fmt: skip
+        for value in (0.5, 2.0**53 + 2, 2**63, -(2**63) - 1, 1e300, "1.5", "x", ""):
+            content, _ = synthetic(5)
+            content["images"] = [{**x, "file_name": "a.jpg"} for x in content["images"]]
+            content[section][0][field] = value
+            (tmp_path / "a.json").write_text(json.dumps(content))
+            for reader in (CocoMetric, open_index):
+                with pytest.raises(UserError, match=rf"{section}\[0\]\.{field}: .* not a whole"):
+                    reader(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8, 40])

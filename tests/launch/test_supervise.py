@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from fcos_recipe import exit_codes
 from fcos_recipe.errors import UserError
 from fcos_recipe.launch import supervise
+from fcos_recipe.system.watchdog import WAITS
 from tests.helpers.ranks import RANK_1_HANGS
 
 START = "import os, sys, time, signal\nrank = int(os.environ['PADDLE_TRAINER_ID'])\n"
@@ -113,6 +115,45 @@ def test_a_hung_rank_is_named_not_the_one_that_waited_for_it(tmp_path, capfd):
     assert not leftovers(tmp_path)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize(
+    "states, blamed",
+    [
+        (((5, WAITS), (5, WAITS)), None),
+        (((6, WAITS), (5, WAITS)), 1),
+        (((5, WAITS), (5, "")), 1),
+        (((6, WAITS), (6, WAITS), (5, WAITS)), 2),
+        (((4, WAITS), (9, WAITS), (9, "")), 2),
+        (((5, WAITS), None), 1),
+    ],
+    ids=["same", "behind", "elsewhere", "one of three", "elsewhere, not behind", "silent"],
+)
+def test_the_rank_that_hangs_is_named_where_the_evidence_tells(
+    states, blamed, first, tmp_path, capfd
+):
+    """Whoever speaks first. A state: steps done, and whether the rank may wait; None: no word."""
+    run = supervise.plan("cpu", [str(i) for i in range(len(states))], [], [], tmp_path)
+    failed = {}
+    for rank in range(len(states))[:: -1 if first else 1]:
+        state, text = states[rank], ""
+        if state:
+            text = (
+                f"rank {rank} hung: nothing done for 9 s in phase step at step {state[0]} "
+                f"(limit 8 s, `watchdog.step`); main thread in work (w.py:{rank}){state[1]}"
+            )
+            failed[rank] = exit_codes.HUNG
+        (tmp_path / f"workerlog.{rank}").write_text(text)
+    failed |= {r: -signal.SIGKILL for r, state in enumerate(states) if state is None}
+    assert supervise._report(run, SimpleNamespace(name=int), failed) == exit_codes.HUNG
+    err = capfd.readouterr().err
+    if blamed is None:
+        assert supervise.ALL_WAIT in err and "failed first" not in err
+        assert all(f"rank {rank}" in err for rank in range(len(states)))
+    else:
+        assert f"launch: rank {blamed} of {len(states)} failed first: " in err
+        assert supervise.ALL_WAIT not in err
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_the_run(tmp_path, number):
     program = f"""
@@ -127,17 +168,20 @@ sys.exit(run_ranks(Path({str(tmp_path)!r}), "print('up', flush=True)\\ntime.slee
     assert not leftovers(tmp_path)
 
 
-def test_a_bare_launcher_shows_the_failing_rank_on_its_console(tmp_path):
+@pytest.mark.parametrize("kind", ["RunFailure", "UserError"])
+def test_a_bare_launcher_shows_the_failing_rank_on_its_console(kind, tmp_path):
     script = tmp_path / "rank.py"
     script.write_text(
         START
         + """
-from fcos_recipe.system.watchdog import announce_failure
+from fcos_recipe import cli, errors
+def fail(argv):
+    raise getattr(errors, argv[0])("no such picture")
+cli.COMMANDS["fail"] = (f"{__name__}:fail", "")
 if rank == 1:
-    announce_failure(rank, ValueError("no such picture"))
-    sys.exit(1)
+    sys.exit(cli.run("fail", [KIND]))
 time.sleep(300)
-"""
+""".replace("KIND", repr(kind))
     )
     command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2"]
     done = subprocess.run(
@@ -147,7 +191,7 @@ time.sleep(300)
         timeout=60,
     )
     assert done.returncode != 0
-    assert "rank 1 failed: ValueError: no such picture" in done.stderr.splitlines()
+    assert f"rank 1 failed: {kind}: no such picture" in done.stderr.splitlines()
     assert not leftovers(tmp_path)
 
 

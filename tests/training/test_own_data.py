@@ -190,7 +190,7 @@ def test_training_on_a_part_of_coco_asks_no_network(tiny, tmp_path, root, monkey
             ("TrainDataset", "EvalDataset")]  # fmt: skip
     assert train(root / "configs/fcos/fcos_r50_fpn_1x_coco.yml", tmp_path / "run", *here) == 2
     error = capfd.readouterr().err.splitlines()
-    assert all("fetch COCO: python datasets/download_coco.py" in line for line in error)
+    assert all("download COCO: python datasets/download_coco.py" in line for line in error)
     assert [line.split("coco/")[1].split(" does")[0] for line in error if "coco/" in line] == [
         "train2017", "val2017", "annotations/instances_val2017.json",
     ]  # fmt: skip

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ import pytest
 from fcos_recipe.checkpoint import storage, weights
 from fcos_recipe.cli import run
 from fcos_recipe.config import load_config
+from fcos_recipe.system.watchdog import Watchdog
+from fcos_recipe.training import resume
 
 pytestmark = pytest.mark.e2e
 
@@ -248,7 +251,21 @@ def test_other_class_order_or_normalisation_is_refused(shapes, tiny, tmp_path, c
 
 def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(tiny, tmp_path, monkeypatch,
                                                                   capfd):  # fmt: skip
-    write, calls = storage.save, []
+    """For each save ranks exchange their states under the limit of a step, not of a save."""
+    write, calls, phases = storage.save, [], []
+    enter, exchange = Watchdog.phase, resume.of_ranks
+
+    @contextmanager
+    def phase(self, name):
+        with enter(self, name):
+            phases.append(name)
+            yield
+        phases.append("step")
+
+    def of_ranks(loader):
+        assert not phases or phases[-1] == "step"
+        phases.append("exchange")
+        return exchange(loader)
 
     def full(*args):
         calls.append(args)
@@ -257,7 +274,10 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(tiny, tmp_path
         return write(*args)
 
     monkeypatch.setattr(storage, "save", full)
+    monkeypatch.setattr(Watchdog, "phase", phase)
+    monkeypatch.setattr(resume, "of_ranks", of_ranks)
     assert train(tiny, tmp_path / "full", "-o", "epoch=3") == 0
+    assert phases.count("exchange") == 3
     assert "0002 was not saved: the disk is full" in capfd.readouterr().out
     names = sorted(p.name for p in (tmp_path / "full" / "checkpoints").iterdir())
     assert names == ["0001", "0003"]

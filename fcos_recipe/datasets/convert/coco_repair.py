@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from fcos_recipe.data.coco_json import is_id, number
 from fcos_recipe.datasets.convert.common import Bad, Converted, as_number
 from fcos_recipe.datasets.locate import LOOK_AT, image_folder
 from fcos_recipe.datasets.look.stats import header_size
@@ -35,13 +36,13 @@ def from_coco(source: Path, images: Path | None) -> Converted:
     names = [str(image.get("file_name")) for image in data["images"]]
     root = images or Path(image_folder(str(source), names[:LOOK_AT]) or source.parent)
     found = Converted(root, [str(c.get("name")) for c in data["categories"]])
-    number = {key: _renumber(data[key], key, found) for key in sections}
+    ids = {key: _renumber(data[key], key, found) for key in sections}
     by_id = {}
     for n, image in enumerate(data["images"]):
-        if str(image.get("id")) in by_id:
+        if _key(image.get("id")) in by_id:
             found.bad.append(f"{source}: images[{n}].id: {image.get('id')!r} occurs twice")
             continue
-        entry = {**image, "id": number["images"][n]}
+        entry = {**image, "id": ids["images"][n]}
         if not isinstance(image.get("file_name"), str):
             found.bad.append(f"{source}: images[{n}].file_name: missing")
             continue
@@ -53,9 +54,9 @@ def from_coco(source: Path, images: Path | None) -> Converted:
                 continue
             entry |= {"height": size[0], "width": size[1]}
             found.said["sizes of images were missing: read from the files"] += 1
-        by_id[str(image.get("id"))] = entry
+        by_id[_key(image.get("id"))] = entry
         found.images.append(entry)
-    classes = {str(c.get("id")): k for c, k in zip(data["categories"], number["categories"])}
+    classes = {_key(c.get("id")): k for c, k in zip(data["categories"], ids["categories"])}
     if len(classes) < len(data["categories"]):
         raise UserError(f"{source}: categories: an id occurs twice; give each class its own")
     for n, annotation in enumerate(data["annotations"]):
@@ -64,18 +65,22 @@ def from_coco(source: Path, images: Path | None) -> Converted:
         except Bad as error:
             found.bad.append(f"{source}: annotations[{n}]: {error}")
             continue
-        found.annotations.append({**entry, "id": number["annotations"][n]})
-    categories = [{**c, "id": k} for c, k in zip(data["categories"], number["categories"])]
+        found.annotations.append({**entry, "id": ids["annotations"][n]})
+    categories = [{**c, "id": k} for c, k in zip(data["categories"], ids["categories"])]
     found.other = {**data, "categories": categories}
     return found
 
 
+def _key(value: Any) -> Any:
+    """What an id is known by: its number, or its text where it has none."""
+    return number(value) if is_id(value) else str(value)
+
+
 def _renumber(entries: list[dict[str, Any]], section: str, found: Converted) -> list[int]:
     """Ids of a section if they are whole and differ, else 1, 2, ..."""
-    ids = [e["id"] if isinstance(e.get("id"), int) else str(e.get("id")) for e in entries]
-    whole = [int(i) if isinstance(i, int) or i.isdigit() else -1 for i in ids]
-    if all(0 <= i < 2**63 for i in whole) and len(set(whole)) == len(whole):
-        return whole
+    ids = [_key(entry.get("id")) for entry in entries]
+    if all(isinstance(i, int) for i in ids) and len(set(ids)) == len(ids):
+        return ids
     found.said[f"ids of {section} were missing, not whole, or not unique: now from 1"] += len(ids)
     return list(range(1, len(entries) + 1))
 
@@ -83,10 +88,10 @@ def _renumber(entries: list[dict[str, Any]], section: str, found: Converted) -> 
 def _box(
     annotation: dict[str, Any], images: dict[str, dict], classes: dict[str, int], found: Converted
 ) -> dict[str, Any]:
-    image = images.get(str(annotation.get("image_id")))
+    image = images.get(_key(annotation.get("image_id")))
     if image is None:
         raise Bad(f"image_id {annotation.get('image_id')!r}: no such image")
-    if (label := classes.get(str(annotation.get("category_id")))) is None:
+    if (label := classes.get(_key(annotation.get("category_id")))) is None:
         raise Bad(f"category_id {annotation.get('category_id')!r}: no such category")
     box = annotation.get("bbox")
     polygons = annotation.get("segmentation")

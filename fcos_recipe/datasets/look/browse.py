@@ -15,9 +15,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from fcos_recipe.config.load import Config, display
-from fcos_recipe.data.coco_json import Detection
+from fcos_recipe.data.coco_json import Detection, is_id, number
 from fcos_recipe.data.images import BadImage, read_image
 from fcos_recipe.data.index import Index
+from fcos_recipe.data.targets import Assignment
 from fcos_recipe.datasets.fpn_levels import REASONS, SIZES, WHY, Rules
 from fcos_recipe.datasets.locate import Source
 from fcos_recipe.datasets.look.contact_sheet import (
@@ -110,7 +111,6 @@ class Detections:
 
 
 class _Detection(Detection, gc=False):
-    image_id: int  # as text it would be from another tool: nothing here would be found by it
     file_name: str | None = None
 
 
@@ -134,26 +134,25 @@ def read_detections(path: Path, index: Index, threshold: float) -> Detections:
     images = {int(image): row for row, image in enumerate(index.image_id)}
     classes = {int(category): k for k, category in enumerate(index.category_id)}
 
-    def is_known(d: _Detection) -> bool:
-        if d.image_id not in images or d.category_id not in classes:
-            return False
-        name = index.file_name(images[d.image_id])
-        return d.file_name is None or os.path.basename(d.file_name) == os.path.basename(name)
-
-    known = [d for d in found if is_known(d)]
+    known = []
+    for d in found:
+        row = images.get(number(d.image_id)) if is_id(d.image_id) else None
+        label = classes.get(number(d.category_id)) if is_id(d.category_id) else None
+        if row is None or label is None:
+            continue
+        name = os.path.basename(index.file_name(row))
+        if d.file_name is None or os.path.basename(d.file_name) == name:
+            known.append((row, label, d.bbox, d.score))
     if found and not known:
         raise UserError(f"{path}: no image and class of {index.path} in it; from other data?")
     if len(known) < len(found):
         _say(f"{path}: {len(found) - len(known)} of {len(found)} detections are of images or "
              "classes that the annotations do not have; left out")  # fmt: skip
-    known = [d for d in known if d.score >= threshold]
-    box = np.array([d.bbox for d in known], np.float64).reshape(-1, 4)
+    rows, labels, boxes, scores = list(zip(*(k for k in known if k[3] >= threshold))) or [()] * 4
+    box = np.array(boxes, np.float64).reshape(-1, 4)
     box[:, 2:] += box[:, :2]
     return Detections(
-        np.array([images[d.image_id] for d in known], np.int64),
-        np.array([classes[d.category_id] for d in known], np.int64),
-        box,
-        np.array([d.score for d in known], np.float64),
+        np.array(rows, np.int64), np.array(labels, np.int64), box, np.array(scores, np.float64)
     )
 
 
@@ -260,7 +259,7 @@ def _batches(network: NetworkInput, choice: Choice, epoch: int) -> Iterator[list
         yield places[first : first + size]
 
 
-def _tile(seen: Seen, names: list[str], source: Source, rules: dict, most: int) -> Tile:
+def _tile(seen: Seen, names: list[str], source: Source, rules: Assignment, most: int) -> Tile:
     picture, factor = scaled(seen.pixels, most)
     image = Image.fromarray(picture)
     pen = ImageDraw.Draw(image)
@@ -271,7 +270,7 @@ def _tile(seen: Seen, names: list[str], source: Source, rules: dict, most: int) 
             outline(pen, box + (width - thick) / 2 * np.array([1, 1, -1, -1]), fill, thick)
     for box in seen.box[lost] * factor:
         outline(pen, box, LOST, width + 1, dashed=True)
-    for level in range(len(rules["strides"])):
+    for level in range(len(rules.strides)):
         color, r = LEVEL_COLORS[level % len(LEVEL_COLORS)], _radius(level, rules, factor)
         for x, y in seen.point[seen.level == level] * factor:
             pen.ellipse([x - r, y - r, x + r, y + r], color, "black")
@@ -287,7 +286,7 @@ def _tile(seen: Seen, names: list[str], source: Source, rules: dict, most: int) 
     ]
     counts = seen.positives.sum(axis=0).tolist()
     if any(counts):
-        of_stride = (f"{n} of stride {s}" for s, n in zip(rules["strides"], counts) if n)
+        of_stride = (f"{n} of stride {s}" for s, n in zip(rules.strides, counts) if n)
         notes.append("positives: " + ", ".join(of_stride))
     for reason, text in enumerate(WHY.values()):
         if missed := int((seen.why == reason).sum()):
@@ -297,12 +296,12 @@ def _tile(seen: Seen, names: list[str], source: Source, rules: dict, most: int) 
     return Tile(file, notes, [("", np.asarray(image))], on_it, bool(lost.any()))
 
 
-def _radius(level: int, rules: dict, factor: float) -> float:
+def _radius(level: int, rules: Assignment, factor: float) -> float:
     """Of a level's discs: neighbours on the finest level stay apart."""
-    return min(3 + 1.5 * level, max(1.5, rules["strides"][level] * factor * 0.3))
+    return min(3 + 1.5 * level, max(1.5, rules.strides[level] * factor * 0.3))
 
 
-def level_keys(rules: dict, counts: np.ndarray) -> list[Key]:
+def level_keys(rules: Assignment, counts: np.ndarray) -> list[Key]:
     """The legend of positives.
 
     Args:
@@ -310,7 +309,7 @@ def level_keys(rules: dict, counts: np.ndarray) -> list[Key]:
         counts: int [levels], positives that are shown.
     """
     keys = []
-    for level, (stride, (low, high)) in enumerate(zip(rules["strides"], rules["ranges"])):
+    for level, (stride, (low, high)) in enumerate(zip(rules.strides, rules.ranges)):
         span = f"{max(low, 0):g} to {high:g} px" if np.isfinite(high) else f"over {low:g} px"
         keys.append(
             Key(f"stride {stride}, {span}: {counts[level]} positives",

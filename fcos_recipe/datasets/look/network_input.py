@@ -120,7 +120,7 @@ class NetworkInput:
     def _images(self, arrays: dict[str, Any], files: list[str]) -> Iterator[Seen]:
         size = self.reader.chain.size(arrays["image"])
         rules = self.reader.target.rules
-        owner, level, point = located(arrays, size, rules["strides"], rules["num_shift"])
+        owner, level, point = located(arrays, size, rules.strides, rules.num_shift)
         for n, file in enumerate(files):
             box = self.boxes.boxes[n]
             shape = np.tile(size, (len(box), 1))

@@ -135,13 +135,11 @@ def _levels(
             "locations": int(locations[i]),
             "locations_share": _share(locations[i], locations.sum()),
         }
-        for i, (stride, (low, high)) in enumerate(
-            zip(rules.targets["strides"], rules.targets["ranges"])
-        )
+        for i, (stride, (low, high)) in enumerate(zip(rules.targets.strides, rules.targets.ranges))
     ]
     return {
         "rule": rules.text,
-        "center_sampling_radius": rules.targets["radius"],
+        "center_sampling_radius": rules.targets.radius,
         "objects": len(seen),
         "levels": rows,
         "on_several_levels": int(((counts > 0).sum(axis=1) > 1).sum()),

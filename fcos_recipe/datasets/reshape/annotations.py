@@ -82,7 +82,9 @@ class Annotations:
         )
         return cls(
             name, top, raw["images"], raw["annotations"], raw["categories"], image_id,
-            [i.file_name for i in images], [a.id for a in annotations], of_image, of_class,
+            [i.file_name for i in images],
+            [coco_json.number(a.id) if coco_json.is_id(a.id) else a.id for a in annotations],
+            of_image, of_class,
             category_id, coco_json.class_names(categories, category_id),
         )  # fmt: skip
 

@@ -171,8 +171,8 @@ def _entries(name: str, raws: list, found: Findings) -> Entries:
                 _wrong_type(name, i, raw, error, found)
     fields = ("image_id", "category_id") if name == "annotations" else ("id",)
     try:
-        ids = [_numbers([getattr(row, key) for row in rows]) for key in fields]
-    except (ValueError, OverflowError):
+        ids = [coco_json.numbers([getattr(row, key) for row in rows]) for key in fields]
+    except ValueError:
         good = []
         for place, row in zip(at, rows):
             values = {key: getattr(row, key) for key in fields}
@@ -182,12 +182,8 @@ def _entries(name: str, raws: list, found: Findings) -> Entries:
                 file = getattr(row, "file_name", None)
                 found.add("id_not_number", row.id, file, (name, place), text)
         at, rows = list(compress(at, good)), list(compress(rows, good))
-        ids = [_numbers([getattr(row, key) for row in rows]) for key in fields]
+        ids = [coco_json.numbers([getattr(row, key) for row in rows]) for key in fields]
     return Entries(at, rows, *ids)
-
-
-def _numbers(values: list) -> np.ndarray:
-    return np.fromiter(map(int, values), np.int64, len(values))
 
 
 def loose(raw: msgspec.Raw) -> Any:

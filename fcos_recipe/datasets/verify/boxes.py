@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fcos_recipe.data.coco_json import is_id
+from fcos_recipe.data.coco_json import is_id, number
 from fcos_recipe.data.index import EPSILON, HUGE
 from fcos_recipe.datasets.verify.findings import Findings, by
 
@@ -36,7 +36,7 @@ def check_annotation_ids(rows: Columns, files) -> None:
     """Ids that are missing or occur twice; "7" and 7 are the same."""
     missing = np.fromiter((i is None for i in rows.id), bool, len(rows.id))
     files("annotation_id_missing", missing, lambda i: "")
-    ids = [int(i) if isinstance(i, str) and is_id(i) else i for i in rows.id]
+    ids = [number(i) if is_id(i) else i for i in rows.id]
     if len(set(ids)) == len(ids):
         return
     first: dict[Any, int] = {}

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from fcos_recipe.data.coco_json import is_id, number
 from fcos_recipe.datasets.verify.annotations import SECTIONS, Content, check, decode, loose
 from fcos_recipe.datasets.verify.findings import KINDS, Findings
 from fcos_recipe.files.atomic import replace_file
@@ -85,7 +86,7 @@ def _edits(
     """Section -> place -> the new entry, None: removed; None where there is nothing to do."""
     edits: dict[str, dict[int, bytes | None]] = {name: {} for name in SECTIONS}
     numbers = content.entries["annotations"].rows
-    new_id = max([row.id for row in numbers if isinstance(row.id, int)], default=0)
+    new_id = max((number(row.id) for row in numbers if is_id(row.id)), default=0)
 
     def put(section: str, i: int, entry: dict | None, item: dict, kind: str, text: str) -> None:
         if i in edits[section]:
