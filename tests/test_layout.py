@@ -20,7 +20,6 @@ ROOMS = """
 ALLOWED: set[tuple[str, str]] = set()
 # Parse a command line though they are in other rooms: to be moved to commands/, none to be added.
 ARGUMENTS = {
-    "fcos_recipe.launch.supervise",
     "fcos_recipe.runs.published_results",
 }
 

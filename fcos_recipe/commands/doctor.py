@@ -216,15 +216,16 @@ def _communication(seconds: float = 120) -> Finding:
     """Two real processes that sum over Gloo on the CPU, through Paddle's launcher."""
     name = "communication"
     try:
-        from fcos_recipe.launch import supervise
+        from fcos_recipe.launch.plan import plan_launch
+        from fcos_recipe.launch.supervise import no_process_left, start_process
     except ImportError as error:
         return Finding(RED, name, f"{error}: several ranks cannot be supervised", INSTALL)
     script = ROOT / "fcos_recipe" / "system" / "comm_check.py"
-    with tempfile.TemporaryDirectory() as folder, supervise.no_process_left():
+    with tempfile.TemporaryDirectory() as folder, no_process_left():
         log = Path(folder)
-        run = supervise.plan("cpu", ["0", "1"], [], [], log, script)
+        run = plan_launch("cpu", ["0", "1"], [], [], log, script)
         try:
-            code = supervise.start(run, log / "launcher.log").wait(seconds)
+            code = start_process(run, log / "launcher.log").wait(seconds)
         except subprocess.TimeoutExpired:
             return Finding(
                 RED, name, f"2 CPU processes did not meet in {seconds:.0f} s",

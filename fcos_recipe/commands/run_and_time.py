@@ -104,12 +104,12 @@ def main(argv: list[str] | None = None) -> int:
     config = load_config(args.config, args.opt)
     folder = args.output or Path(config.data["save_dir"]) / config.name
     prepare(config)
-    command = [sys.executable, "-m", "fcos_recipe.launch.supervise", args.config, "--eval", *rest]
+    command = [sys.executable, "-m", "fcos_recipe.commands.launch", args.config, "--eval", *rest]
     command += ["--output", str(folder), *(["-o", *args.opt] if args.opt else [])]
     started = time.time()
     code = subprocess.run(command, env={**os.environ, **device.child_environment()}).returncode
     if code:
-        return code if code > 0 else 128 - code
+        return exit_codes.of_shell(code)
     run = read_run(folder)
     verdict = judge(found_in(run))
     found = result(run, verdict, started)

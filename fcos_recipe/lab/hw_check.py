@@ -353,7 +353,7 @@ def check_all(check: Check, kind: str, cards: list[int], steps: int, size: tuple
             options = [f"TrainDataset.sample_num={2 * count * steps}", f"device={kind}"]
             command = [
                 "-m",
-                "fcos_recipe.launch.supervise",
+                "fcos_recipe.commands.launch",
                 "-c",
                 str(config),
                 "--gpus",
