@@ -25,7 +25,7 @@ from fcos_recipe.console import log, messages
 from fcos_recipe.errors import UserError, UserErrors
 from fcos_recipe.evaluation.options import COCO, Evaluation, Options
 from fcos_recipe.system import compute
-from fcos_recipe.system.session import session
+from fcos_recipe.system.session import same_environment, session
 
 if TYPE_CHECKING:
     import numpy as np
@@ -361,18 +361,19 @@ def export(
     """
     if format not in ("paddle", "onnx"):
         raise UserError(f"format: {format!r} is unknown; choose paddle or onnx")
+    from fcos_recipe.predict.onnx_graph import converter
     from fcos_recipe.predict.predictor import config_of
 
+    if format == "onnx":
+        with same_environment():
+            converter()  # raises before any work is done
     known = config_of(str(weights), config)
     advice = "the export's check does not fit; end other processes on the card, or -o device=cpu"
     with _work(known, device, log_to) as found:
         from fcos_recipe.predict import export as exporting
-        from fcos_recipe.predict.onnx_graph import converter
         from fcos_recipe.predict.predictor import Predictor
         from fcos_recipe.system import out_of_memory
 
-        if format == "onnx":
-            converter()  # raises before any work is done
         try:
             with out_of_memory.explained(found, advice):
                 predictor = Predictor(weights, known, found)

@@ -11,6 +11,18 @@ from fcos_recipe.system.compute import Compute
 
 
 @contextmanager
+def same_environment() -> Iterator[None]:
+    """Restore the environment variables of this process after the block."""
+    environment = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
+
+
+@contextmanager
 def session(requested: str) -> Iterator[Compute]:
     """Decide on a device and use it while the block lasts.
 
@@ -28,21 +40,15 @@ def session(requested: str) -> Iterator[Compute]:
     Raises:
         UserError: see `compute.decide`.
     """
-    environment = dict(os.environ)
-    try:
-        with warnings.catch_warnings():
-            compat.before_paddle()
-            found = compute.prepare(requested)
-            paddle = compat.import_paddle()
-            before, state = paddle.get_device(), paddle.get_rng_state()
-            with paddle.utils.unique_name.guard():
-                try:
-                    device.set_device(found.device)
-                    yield found
-                finally:
-                    paddle.set_device(before)
-                    paddle.set_rng_state(state)
-    finally:
-        for name in os.environ.keys() - environment.keys():
-            del os.environ[name]
-        os.environ.update(environment)
+    with same_environment(), warnings.catch_warnings():
+        compat.before_paddle()
+        found = compute.prepare(requested)
+        paddle = compat.import_paddle()
+        before, state = paddle.get_device(), paddle.get_rng_state()
+        with paddle.utils.unique_name.guard():
+            try:
+                device.set_device(found.device)
+                yield found
+            finally:
+                paddle.set_device(before)
+                paddle.set_rng_state(state)
