@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fcos_recipe.console import Progress, amount, say
 from fcos_recipe.errors import UserError
 from fcos_recipe.files import archives, download
 from fcos_recipe.files.atomic import remove_drafts, write_json
-from fcos_recipe.files.download import Damaged, NoSpace, Progress, amount, say
+from fcos_recipe.files.download import Damaged, NoSpace
 
 OURS = ".download"  # folder beside the data: archives in transit, and what is known to be complete
 

@@ -8,15 +8,9 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
+from fcos_recipe.console import Progress, amount
 from fcos_recipe.files.atomic import draft
-from fcos_recipe.files.download import (
-    Damaged,
-    NoSpace,
-    Progress,
-    amount,
-    free_bytes,
-    local_failure,
-)
+from fcos_recipe.files.download import Damaged, NoSpace, free_bytes, local_failure
 
 RATIO = 100  # unpacked : packed size above which an archive counts as a bomb; JSON packs 1 : 5
 _BLOCK = 1 << 20

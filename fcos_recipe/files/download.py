@@ -19,7 +19,6 @@ import queue
 import random
 import re
 import shutil
-import sys
 import threading
 import time
 import urllib.error
@@ -30,7 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from fcos_recipe import __version__, exit_codes
-from fcos_recipe.errors import RunFailure, UserError, printable
+from fcos_recipe.console import Progress, amount, say
+from fcos_recipe.errors import RunFailure, UserError
 from fcos_recipe.files.atomic import remove_drafts, write_json
 
 TIMEOUT = 30.0  # seconds without a byte until a connection counts as dead
@@ -193,70 +193,6 @@ def local_failure(error: OSError, path: Path) -> DownloadError:
     """What to raise for a failed write."""
     kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else DownloadError
     return kind(f"{path}: {error.strerror}; what is there is kept for the next call")
-
-
-def amount(size: float) -> str:
-    """Bytes in decimal units, as disks and networks count."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.2f} GB"
-
-
-def say(line: str) -> None:
-    """A line for the person who waits; never for a program, which reads stdout."""
-    print(printable(line), file=sys.stderr, flush=True)
-
-
-class Progress:
-    """Amount done, speed, time left: a bar on a terminal, else a line each ten seconds.
-
-    Args:
-        label: what is going on; nothing is shown without one.
-        total: bytes, or None when not known.
-        done: bytes done before.
-    """
-
-    EVERY = 10.0  # seconds
-
-    def __init__(self, label: str, total: int | None, done: int = 0):
-        self.label, self.total, self.done = label, total, done
-        self.began = self.told = time.monotonic()
-        self.before = done
-        self.bar = None
-        if label and sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self.bar = tqdm(desc=label, total=total, initial=done, unit="B", unit_scale=True)
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *_exception) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def add(self, count: int) -> None:
-        """`count` more bytes."""
-        self.done += count
-        if self.bar is not None:
-            self.bar.update(count)
-        elif self.label and time.monotonic() - self.told >= self.EVERY:
-            self.told = time.monotonic()
-            say(self.line())
-
-    def line(self) -> str:
-        """The present state in words."""
-        speed = (self.done - self.before) / max(time.monotonic() - self.began, 1e-3)
-        text = f"{self.label}: {amount(self.done)}"
-        if self.total:
-            text += f" of {amount(self.total)} ({100 * self.done // self.total}%)"
-        text += f", {amount(speed)}/s"
-        if self.total and speed:
-            left = round((self.total - self.done) / speed)
-            text += f", {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
-        return text
 
 
 @dataclass

@@ -3,9 +3,7 @@
 AP is COCO's box AP in percent (39.7, not 0.397) everywhere in this module.
 """
 
-import argparse
 import datetime
-import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -14,20 +12,12 @@ import msgspec
 import yaml
 
 from fcos_recipe.config.schema import RESULTS
-from fcos_recipe.console import run_program
 from fcos_recipe.errors import UserError
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 WINDOW = 50  #: steps over which a loss is averaged before it is compared with a `Band`
-_EXAMPLE = """\
-examples:
-  python -m fcos_recipe.runs.published_results                      # the table
-  python -m fcos_recipe.runs.published_results --write README.md README_zh.md
-  python -m fcos_recipe.runs.published_results --check README.md
-exit codes: 0 done, 1 --check found another table, 2 bad input
-"""
 # Column titles and the words of the table. Files whose name ends in _zh are Chinese.
-_WORDS: dict[str, dict[Any, Any]] = {
+WORDS: dict[str, dict[Any, Any]] = {
     "en": {
         "titles": ("config", "cards", "box AP", "images/s", "source", "reproduced here"),
         True: "yes", False: "no: needs the cards",
@@ -182,14 +172,14 @@ def table(language: str = "en") -> str:
     Args:
         language: "en" or "zh".
     """
-    titles = _WORDS[language]["titles"]
+    titles = WORDS[language]["titles"]
     lines = [titles, ["---"] * len(titles), *(_cells(row, language) for row in load().rows)]
     return "".join(f"|{'|'.join(cells)}|\n" if cells[0] == "---" else f"| {' | '.join(cells)} |\n"
                    for cells in lines)  # fmt: skip
 
 
 def _cells(row: Row, language: str) -> list[str]:
-    words = _WORDS[language]
+    words = WORDS[language]
 
     def say(text: Text | None) -> str:
         if text is None:
@@ -244,32 +234,3 @@ def insert(path: Path) -> str:
     if not (begin and end) or text.count(BEGIN) + text.count(END) != 2:
         raise UserError(f"{path}: want {BEGIN} and, below it, {END}, each once on its own line")
     return f"{before}{begin}\n{table('zh' if path.stem.endswith('_zh') else 'en')}\n{end}{after}"
-
-
-def main(argv: list[str] | None = None) -> int:
-    """`python -m fcos_recipe.runs.published_results`: see `--help`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fcos_recipe.runs.published_results",
-        description="The table of results, from configs/results.yml.", epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    add = parser.add_argument
-    add("--language", choices=_WORDS, default="en", help="of the printed table")
-    add("--write", nargs="+", type=Path, default=[], metavar="FILE",
-        help=f"put the table between {BEGIN} and {END}")  # fmt: skip
-    add("--check", nargs="+", type=Path, default=[], metavar="FILE",
-        help="exit 1 if a file has another table")  # fmt: skip
-    args = parser.parse_args(argv)
-    for path in args.write:
-        text = insert(path)
-        path.write_text(text, encoding="utf-8")
-    if stale := [str(path) for path in args.check if insert(path) != path.read_text("utf-8")]:
-        print(f"{', '.join(stale)}: not the table of {RESULTS.name}; --write it", file=sys.stderr)
-        return 1
-    if not args.write and not args.check:
-        print(table(args.language), end="")
-    return 0
-
-
-if __name__ == "__main__":
-    run_program(main)

@@ -5,9 +5,13 @@ first step, with an error that names neither the config's key nor a remedy. What
 float32 needs no check here: tests/operators compares all of it with what cards have.
 """
 
+import sys
+
 from fcos_recipe import compat
+from fcos_recipe.config import load_config
+from fcos_recipe.console import run_program
 from fcos_recipe.errors import UserError
-from fcos_recipe.system.device import PLUGIN, amp_supported
+from fcos_recipe.system.device import PLUGIN, amp_supported, set_device
 
 # Where the plugin has no kernel, Paddle uses its own for the CPU.
 _BACKENDS = {"gpu": {"GPU", "GPUDNN"}, PLUGIN: {PLUGIN, "CPU"}}
@@ -62,3 +66,14 @@ def _needs(data: dict, ranks: int, train: bool) -> list[tuple[list[str], str, st
         needs.append((["sync_batch_norm", "sync_batch_norm_grad"], "norm_type: sync_bn",
                       "norm_type: bn, or the other amp_dtype"))  # fmt: skip
     return needs
+
+
+def main(kind: str, ranks: str, path: str, *overrides: str) -> int:
+    """A process of its own for the doctor: it binds itself to the device and checks a config."""
+    set_device(kind)
+    check(load_config(path, list(overrides)).data, kind, int(ranks), train=True)
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(lambda: main(*sys.argv[1:]))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from fcos_recipe import cli
+from fcos_recipe import cli, console
 from fcos_recipe.datasets import coco2017
 from fcos_recipe.errors import RunFailure, UserError
 from fcos_recipe.files import archives, download
@@ -222,8 +222,8 @@ def test_full_disk_before_and_during(server, tmp_path, monkeypatch):
 
 
 def test_progress_without_a_terminal_is_lines_with_speed_and_time_left(capfd, monkeypatch):
-    monkeypatch.setattr(download.Progress, "EVERY", 0.0)
-    with download.Progress("x.zip", 20_000_000_000, done=10_000_000_000) as progress:
+    monkeypatch.setattr(console.Progress, "EVERY", 0.0)
+    with console.Progress("x.zip", 20_000_000_000, done=10_000_000_000) as progress:
         progress.began -= 100
         progress.add(1_000_000_000)
     (line,) = capfd.readouterr().err.splitlines()

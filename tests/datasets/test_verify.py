@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -531,7 +532,7 @@ def test_script_in_a_pipe(world, root):
 def test_ctrl_c_ends_it_at_once(world, root):
     """Not after the images that are still to come, and without a traceback."""
     code = ("import sys, fcos_recipe.datasets.verify.images as m; from fcos_recipe.cli import run\n"
-            "m.EVERY = 0\n"
+            "m.Progress.EVERY = 0\n"
             "m.inspect_all = lambda paths, f=m.inspect_all: f(paths * 20_000)\n"
             "sys.exit(run('dataset'))")  # fmt: skip
     child = subprocess.Popen(
@@ -547,7 +548,9 @@ def test_ctrl_c_ends_it_at_once(world, root):
 
 
 def test_progress_in_a_pipe_is_lines(world, monkeypatch, capsys):
-    monkeypatch.setattr(image_checks, "EVERY", 0)
+    monkeypatch.setattr(image_checks.Progress, "EVERY", 0)
     image_checks.inspect_all([str(world[0] / "train" / "train_0.jpg")] * 70, 1)
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3 and lines[-1] == "images: 70 of 70 read, 0 s left"
+    assert len(lines) == 3 and re.fullmatch(
+        r"images: 70 of 70 \(100%\), \d+/s, 0:00:00 left", lines[-1]
+    )

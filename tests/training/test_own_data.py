@@ -151,7 +151,7 @@ def test_fine_tuning_onto_two_classes(shapes, tiny, tmp_path, capfd):
 
     assert train(tiny, tmp_path / "two", f"pretrain_weights={start}", *here) == 0
     said = capfd.readouterr().out
-    assert f"{len(source) - 2} loaded; 2 of another shape, kept as initialised " \
+    assert f"{len(source) - 2} loaded; 2 with another shape, not loaded " \
         "(fcos_head.fcos_head_cls.bias, fcos_head.fcos_head_cls.weight)" in said  # fmt: skip
     assert "trained on 4 (circle, square, triangle, star); this data set has 2 (triangle, star): " \
         "the classifier starts anew" in said  # fmt: skip

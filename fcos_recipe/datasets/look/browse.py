@@ -5,7 +5,6 @@ hotcoco's COCO.browse() needs Gradio and a server; this writes one file.
 
 import difflib
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from fcos_recipe.config.load import Config, display
+from fcos_recipe.console import say
 from fcos_recipe.data.coco_json import Detection, is_id, number
 from fcos_recipe.data.images import BadImage, read_image
 from fcos_recipe.data.index import Index
@@ -32,7 +32,7 @@ from fcos_recipe.datasets.look.contact_sheet import (
 from fcos_recipe.datasets.look.network_input import NetworkInput, Seen
 from fcos_recipe.datasets.look.stats import size_class
 from fcos_recipe.drawing import draw, outline, pen_sizes, readable, tag
-from fcos_recipe.errors import UserError, printable
+from fcos_recipe.errors import UserError
 
 ENDINGS = (".html", ".png", ".jpg", ".jpeg")
 # Okabe and Ito's colours, which colour-blind readers can tell apart; discs also grow with the level
@@ -146,8 +146,10 @@ def read_detections(path: Path, index: Index, threshold: float) -> Detections:
     if found and not known:
         raise UserError(f"{path}: no image and class of {index.path} in it; from other data?")
     if len(known) < len(found):
-        _say(f"{path}: {len(found) - len(known)} of {len(found)} detections are of images or "
-             "classes that the annotations do not have; left out")  # fmt: skip
+        say(
+            f"warning: {path}: {len(found) - len(known)} of {len(found)} detections belong to "
+            "images or classes that the annotations do not have; they are left out"
+        )
     rows, labels, boxes, scores = list(zip(*(k for k in known if k[3] >= threshold))) or [()] * 4
     box = np.array(boxes, np.float64).reshape(-1, 4)
     box[:, 2:] += box[:, :2]
@@ -188,7 +190,7 @@ def annotated(
         try:
             image = read_image(os.path.join(source.images or "", file))
         except BadImage as error:
-            _say(f"image {index.image_id[row]}: {error}; skipped")
+            say(f"warning: image {index.image_id[row]}: {error}; skipped")
             continue
         shown += 1
         pick = slice(*index.box_start[row : row + 2].tolist())
@@ -231,7 +233,7 @@ def seen_by_network(
     for batch in _batches(network, choice, epoch):
         arrays, images = network.batch(epoch, batch)
         for message in arrays["bad"]:
-            _say(f"{message}; skipped (training takes the next image)")
+            say(f"warning: {message}; skipped (training takes the next image)")
         for seen in images:
             if shown == choice.limit:
                 return
@@ -252,7 +254,10 @@ def _batches(network: NetworkInput, choice: Choice, epoch: int) -> Iterator[list
     places = network.positions(rows)
     if choice.ids is not None:
         for row in rows[places < 0]:
-            _say(f"image {index.image_id[row]}: not trained on (no box, or its file is missing)")
+            say(
+                f"warning: image {index.image_id[row]}: not in the training data (it has no box, "
+                "or its file is missing)"
+            )
     places = places[places >= 0].tolist()
     size = network.reader.batch_size
     for first in range(0, len(places), size):
@@ -323,10 +328,6 @@ def level_keys(rules: Assignment, counts: np.ndarray) -> list[Key]:
 
 def _boxes(count: int) -> str:
     return f"{count} box" + ("" if count == 1 else "es")
-
-
-def _say(text: str) -> None:
-    print(printable(f"warning: {text}"), file=sys.stderr)
 
 
 @dataclass

@@ -18,6 +18,7 @@ from fcos_recipe.drawing import Font, readable
 from fcos_recipe.errors import UserError, printable
 
 PAGE_WIDTH, SHEET_WIDTH, LEAST_WIDTH = 1000, 520, 480  # long side of a picture, pixels
+HERE = Path(__file__).parent
 ACROSS = 2200  # of a sheet, pixels
 MOST_SIDE = 65_000  # what JPEG can hold
 
@@ -165,7 +166,7 @@ def page(tiles: list[Tile], legend: list[Key], title: str) -> str:
     """HTML with pictures, style and script inside; it asks no server for anything."""
     names = sorted({name for tile in tiles for name in tile.classes})
     options = "".join(f'<option value="{i}">{_safe(name)}</option>' for i, name in enumerate(names))
-    script = _SCRIPT.strip()
+    script = (HERE / "page.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     rows = "".join(
         f"<li>{_disc(key)}{_safe(key.text)}</li>" if key.color else f"<li>{_safe(key.text)}</li>"
@@ -175,10 +176,9 @@ def page(tiles: list[Tile], legend: list[Key], title: str) -> str:
     missed = ""
     if any(tile.missed for tile in tiles):
         missed = "<label><input type=checkbox id=missed> only with a box on no location</label>"
-    return _PAGE.substitute(
+    return Template((HERE / "page.html").read_text()).substitute(
         title=_safe(title),
         digest=digest,
-        style=Template(_STYLE.strip()).substitute(width=width),
         width=width,
         legend=f'<ul class="legend" aria-label="Legend">{rows}</ul>' if legend else "",
         options=options,
@@ -223,81 +223,3 @@ def _jpeg(picture: np.ndarray) -> str:
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "JPEG", quality=88)
     return base64.b64encode(file.getvalue()).decode()
-
-
-_PAGE = Template("""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; \
-style-src 'unsafe-inline'; script-src 'sha256-$digest'">
-<title>$title</title>
-<style>
-$style
-</style>
-</head>
-<body>
-<header>
-<h1>$title</h1>
-$legend
-<form hidden>
-<label>class <select id="class"><option value="">all</option>$options</select></label>
-<label>width <input type="range" id="width" min="200" max="1400" value="$width" step="20"></label>
-$missed
-<output>$count of $count images</output>
-</form>
-</header>
-<main>
-$tiles
-</main>
-<script>$script</script>
-</body>
-</html>
-""")
-
-_STYLE = """
-:root { color-scheme: light dark; --width: ${width}px; --line: #8886; }
-* { box-sizing: border-box; }
-body { margin: 0; font: 15px/1.4 system-ui, sans-serif; background: Canvas; color: CanvasText; }
-header { padding: 12px 16px; border-bottom: 1px solid var(--line); }
-h1 { font-size: 1.15rem; margin: 0 0 8px; overflow-wrap: anywhere; }
-ul { list-style: none; margin: 0; padding: 0; }
-.legend { display: flex; flex-wrap: wrap; gap: 2px 18px; margin-bottom: 8px; }
-.legend svg { vertical-align: middle; margin-right: 6px; }
-form { display: flex; flex-wrap: wrap; gap: 6px 20px; align-items: center; }
-form[hidden] { display: none; }
-select, input { font: inherit; max-width: 60vw; vertical-align: middle; }
-main { display: grid; gap: 16px; padding: 16px; align-items: start;
-  grid-template-columns: repeat(auto-fill, minmax(min(var(--width), 100%), 1fr)); }
-figure { margin: 0; border: 1px solid var(--line); border-radius: 6px; overflow: hidden;
-  min-width: 0; }
-figure[hidden] { display: none; }
-.pictures { display: flex; gap: 2px; }
-.pictures > div { flex: 1 1 0; min-width: 0; }
-.pictures p { margin: 4px 8px; font-size: 0.85rem; }
-img { display: block; width: 100%; height: auto; }
-figcaption { padding: 8px 10px; overflow-wrap: anywhere; }
-figcaption ul { font-size: 0.85rem; opacity: 0.85; }
-@media (max-width: 600px) { main { padding: 8px; } .pictures { flex-direction: column; } }
-"""
-
-_SCRIPT = """
-const form = document.querySelector("form"), figures = [...document.querySelectorAll("figure")];
-const missed = document.getElementById("missed"), chosen = document.getElementById("class");
-form.hidden = false;
-form.addEventListener("submit", (event) => event.preventDefault());
-form.addEventListener("input", () => {
-  document.documentElement.style.setProperty("--width",
-    document.getElementById("width").value + "px");
-  let shown = 0;
-  for (const figure of figures) {
-    const classes = figure.dataset.classes.split(" ");
-    figure.hidden = (chosen.value !== "" && !classes.includes(chosen.value)) ||
-      (missed !== null && missed.checked && !("missed" in figure.dataset));
-    shown += !figure.hidden;
-  }
-  form.querySelector("output").value = `${shown} of ${figures.length} images`;
-});
-"""

@@ -14,8 +14,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 import unicodedata
 import warnings
 from collections import deque
@@ -24,11 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fcos_recipe.console import Progress
 from fcos_recipe.datasets.verify.findings import Findings, by
 from fcos_recipe.system.device import child_environment
 
 CHUNK = 32  # images that a process is given at once
-EVERY = 10.0  # seconds between two lines where no bar can be drawn
 # Pillow's format: extensions
 EXTENSIONS = {
     "JPEG": ("jpg", "jpeg", "jpe", "jfif"), "MPO": ("jpg", "jpeg", "mpo"), "PNG": ("png", "apng"),
@@ -204,7 +202,7 @@ def inspect_all(paths: list[str], processes: int | None = None) -> list[Verdict]
     chunks = deque(range(i, min(i + CHUNK, len(paths))) for i in range(0, len(paths), CHUNK))
     verdicts = [Verdict() for _ in paths]
 
-    def work(progress: _Progress) -> None:
+    def work(progress: Progress) -> None:
         """A thread with a process of its own, and with a new one after each that crashed."""
         while chunks:
             reader = _Reader()
@@ -228,7 +226,10 @@ def inspect_all(paths: list[str], processes: int | None = None) -> list[Verdict]
             finally:
                 reader.close()
 
-    with _Progress(len(paths)) as progress, ThreadPoolExecutor(processes) as threads:
+    with (
+        Progress("images", len(paths), unit="image") as progress,
+        ThreadPoolExecutor(processes) as threads,
+    ):
         jobs = [threads.submit(work, progress) for _ in range(min(processes, len(chunks)))]
         try:
             for job in jobs:
@@ -237,39 +238,6 @@ def inspect_all(paths: list[str], processes: int | None = None) -> list[Verdict]
             chunks.clear()
             raise
     return verdicts
-
-
-class _Progress:
-    """A bar on a terminal, a line now and then elsewhere."""
-
-    def __init__(self, total: int):
-        self.total, self.done = total, 0
-        self.last = self.start = time.monotonic()
-        self.bar, self.lock = None, threading.Lock()
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=total, unit="image", desc="images")
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *_exception) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def add(self, count: int) -> None:
-        """`count` more images; from any thread."""
-        with self.lock:
-            self.done += count
-            now = time.monotonic()
-            if self.bar is not None:
-                self.bar.update(count)
-            elif now - self.last > EVERY:
-                self.last = now
-                left = (now - self.start) / self.done * (self.total - self.done)
-                print(f"images: {self.done} of {self.total} read, {left:.0f} s left",
-                      file=sys.stderr, flush=True)  # fmt: skip
 
 
 def report(
