@@ -116,12 +116,12 @@ def run_program(main: Callable[[], int]) -> NoReturn:
 
 
 def say(line: str) -> None:
-    """Print a line on standard error, which leaves standard output to programs that read it."""
+    """Print a message to standard error; standard output is for results."""
     print(printable(line), file=sys.stderr, flush=True)
 
 
 def amount(size: float, unit: str = "B") -> str:
-    """A plain count, or bytes in decimal units, as disks and networks count them."""
+    """Format a count or, with unit B, a number of bytes in decimal units."""
     if unit != "B":
         return f"{size:.0f}"
     for unit in ("B", "kB", "MB"):
@@ -171,7 +171,7 @@ class Progress:
                 say(self.line())
 
     def line(self) -> str:
-        """The present state in words."""
+        """Describe the current state."""
         speed = (self.done - self.before) / max(time.monotonic() - self.began, 1e-3)
         text = f"{self.label}: {amount(self.done, self.unit)}"
         if self.total:

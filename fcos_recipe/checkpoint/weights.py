@@ -208,7 +208,7 @@ def fit(model: paddle.nn.Layer, state: dict, path: Path, exact: bool = False) ->
 
 
 def listed(names: list[str], most: int = 20) -> str:
-    """Class names for a line of the log: how many, and the first of them."""
+    """Number of class names and the first of them, for a log line."""
     return f"{len(names)} ({', '.join(names[:most])}{', ...' * (len(names) > most)})"
 
 
@@ -222,9 +222,9 @@ def compare_classes(trained_on: list[str] | None, names: list[str]) -> None:
     if not trained_on or trained_on == names:
         return
     if len(trained_on) != len(names):
-        then = "the classifier starts anew"
+        then = "the classifier is trained from scratch"
     else:
-        then = "classes are matched by number, not by name"
+        then = "classes are matched by index, not by name"
     log.warning("weights: trained on %s; this data set has %s: %s",
                 listed(trained_on), listed(names), then)  # fmt: skip
 

@@ -21,21 +21,21 @@ def main(argv: list[str] | None = None) -> int:
     """`python -m fcos_recipe.commands.published_results`: see `--help`."""
     ask = parser(
         "", "The table of results, from configs/results.yml.", _EXAMPLE,
-        {FAILED: "--check found another table"},
+        {FAILED: "--check found an outdated table"},
         prog="python -m fcos_recipe.commands.published_results",
     )  # fmt: skip
     add = ask.add_argument
-    add("--language", choices=WORDS, default="en", help="of the printed table")
+    add("--language", choices=WORDS, default="en", help="language of the printed table")
     add("--write", nargs="+", type=Path, default=[], metavar="FILE",
-        help=f"put the table between {BEGIN} and {END}")  # fmt: skip
+        help=f"write the table between {BEGIN} and {END}")  # fmt: skip
     add("--check", nargs="+", type=Path, default=[], metavar="FILE",
-        help="exit 1 if a file has another table")  # fmt: skip
+        help="exit with code 1 if a file has another table")  # fmt: skip
     args = ask.parse_args(argv)
     for path in args.write:
         text = insert(path)
         path.write_text(text, encoding="utf-8")
     if stale := [str(path) for path in args.check if insert(path) != path.read_text("utf-8")]:
-        print(f"{', '.join(stale)}: not the table of {RESULTS.name}; --write it", file=sys.stderr)
+        print(f"{', '.join(stale)}: differs from {RESULTS.name}; run --write", file=sys.stderr)
         return FAILED
     if not args.write and not args.check:
         print(table(args.language), end="")

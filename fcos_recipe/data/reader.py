@@ -124,10 +124,10 @@ class Reader:
         shuffle: new order in every epoch; TrainReader's default is True.
         drop_last: leave out an incomplete batch; TrainReader's default is True.
         num_classes: must equal the number of classes in the annotations.
-        collate_batch: accepted for PaddleDetection, no effect.
+        collate_batch: accepted for compatibility with PaddleDetection; no effect.
         use_shared_memory: send batches from workers through /dev/shm if they fit.
-        inputs_def: accepted for PaddleDetection, no effect.
-        fuse_normalize: accepted for PaddleDetection, no effect.
+        inputs_def: accepted for compatibility with PaddleDetection; no effect.
+        fuse_normalize: accepted for compatibility with PaddleDetection; no effect.
         group_by_aspect: put images of similar aspect ratio into one batch (training only).
         seed: of order and augmentation.
         max_bad_images: unreadable images that are skipped before the run stops.

@@ -1,4 +1,4 @@
-"""Files that are replaced in one step: whoever reads one sees the old content or the new one."""
+"""Replace files atomically: readers see either the old or the new content."""
 
 import contextlib
 import glob
@@ -12,14 +12,14 @@ from typing import Any, BinaryIO
 
 @contextlib.contextmanager
 def draft(path: Path, durable: bool = False, ending: str = "") -> Iterator[Path]:
-    """A new, empty file beside `path`, which replaces it when the `with` block ends.
+    """Create an empty file next to `path`, which replaces it when the `with` block ends.
 
-    If the block or the replacement fails, the new file is removed and `path` stays as it was.
+    If the block or the replacement fails, the new file is removed and `path` is not changed.
 
     Args:
-        path: the file to replace or make; its folder must exist.
-        durable: the new content is on the disk before it replaces the old, so that a power cut
-            leaves one of the two.
+        path: the file to replace or create; its folder must exist.
+        durable: flush the new content to disk before it replaces the old, so that a power cut
+            cannot lose both.
         ending: of the new file's name.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}{ending}")
@@ -36,7 +36,7 @@ def draft(path: Path, durable: bool = False, ending: str = "") -> Iterator[Path]
 
 
 def remove_drafts(path: Path) -> None:
-    """Remove what killed processes left of their drafts of `path`; nobody else may write to it."""
+    """Remove drafts of `path` left by killed processes; no other process may be writing it."""
     for part in path.parent.glob(f".{glob.escape(path.name)}.*"):
         part.unlink(missing_ok=True)
 
@@ -44,7 +44,7 @@ def remove_drafts(path: Path) -> None:
 def replace_file(
     path: Path, content: str | bytes | Callable[[BinaryIO], object], durable: bool = False
 ) -> None:
-    """Write a file in one step.
+    """Write a file atomically.
 
     Args:
         path, durable: see `draft`.
@@ -58,7 +58,7 @@ def replace_file(
 
 
 def write_json(path: Path, value: Any, compact: bool = False) -> None:
-    """Replace a JSON file, durably: a line per value, or `compact`: all in one line."""
+    """Replace a JSON file atomically and durably; `compact`: without line breaks."""
     if compact:
         text = json.dumps(value, separators=(",", ":"))
     else:
@@ -67,7 +67,7 @@ def write_json(path: Path, value: Any, compact: bool = False) -> None:
 
 
 def flush(path: Path) -> None:
-    """Make a file or folder survive a power cut."""
+    """Write a file or folder to disk, so that it survives a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

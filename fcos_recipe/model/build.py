@@ -47,7 +47,7 @@ def prepare(config: Config, device: str, ranks: int, train: bool):
         paddle.incubate.autotune.set_config(
             {kind: {"enable": on} for kind, on in data["autotune"].items()}
         )
-    # Optimizer states are stored by parameter names, which Paddle numbers per process.
+    # optimizer states are stored by parameter name: restart Paddle's numbering of names
     paddle.utils.unique_name.switch()
     return cfg
 
@@ -75,7 +75,7 @@ def autocast(data: dict, device: str) -> tuple[bool, Callable[[], AbstractContex
     """
     on = data["amp"] and amp_supported(device, data["amp_dtype"])
     if data["amp"] and not on:
-        log.warning("amp: off, Paddle has no automatic mixed precision in %s on %s",
+        log.warning("amp: off, Paddle does not support automatic mixed precision with %s on %s",
                     data["amp_dtype"], device)  # fmt: skip
     return on, functools.partial(
         paddle.amp.auto_cast,

@@ -1,4 +1,4 @@
-"""What a training run is made of: PaddleDetection's builders, called in an order that works."""
+"""Build the parts of a training run with PaddleDetection's builders."""
 
 import json
 from pathlib import Path
@@ -20,19 +20,19 @@ from fcos_recipe.training.ema import Average
 
 
 class Setup:
-    """Data, model, optimizer and schedule of a training run.
+    """Model, data, optimizer and LR schedule of a run.
 
-    PaddleDetection's own Trainer also builds for tracking, pruning and other models, and fixes the
-    LR before the number of cards is known.
+    It replaces the set-up of PaddleDetection's Trainer, which computes the LR before the number of
+    cards is known and also supports tracking, pruning and other models.
 
     Args:
         config: from `load_config`.
         device: cpu, gpu or iluvatar_gpu; Paddle is already set to it.
-        watchdog: told of the progress. None: the process is not the run's own, as in a notebook:
-            nothing ends it, and no progress bar is drawn.
+        watchdog: to report progress to. None: the process has other work than this run, as a
+            notebook has: it is never ended, and no progress bar is drawn.
 
     Raises:
-        UserError: data, weights and config that do not go together.
+        UserError: data, weights and config do not match.
     """
 
     def __init__(self, config: Config, device: str, watchdog: Watchdog | None = None):
@@ -52,7 +52,7 @@ class Setup:
         self._check_normalization()
         self.model = build.build_model(self.cfg)
         self.use_amp, self.autocast = build.autocast(data, device)
-        # bfloat16 has float32's range: nothing to scale
+        # bfloat16 has the range of float32 and needs no loss scaling
         self.scaler = compat.grad_scaler(
             enable=self.use_amp and data["amp_dtype"] == "float16",
             init_loss_scaling=data["init_loss_scaling"],
@@ -63,7 +63,7 @@ class Setup:
         self._init_schedule()
 
     def _check_normalization(self) -> None:
-        """The model normalises, with one mean and deviation for training and prediction."""
+        """Check that training and prediction use the same mean and standard deviation."""
         usual = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "is_scale": True}
         found = [
             next(({**usual, **(t["NormalizeImage"] or {})}
@@ -83,7 +83,7 @@ class Setup:
         self.steps_per_epoch = len(self.loader) // self.accumulate
         if not self.steps_per_epoch:
             raise UserError(
-                f"accumulate: {self.accumulate} steps are more than the {len(self.loader)} of an "
+                f"accumulate: {self.accumulate} is more than the {len(self.loader)} batches of an "
                 "epoch; lower it"
             )
         self.plan = scaling.plan(self.config, self._nranks, len(self.dataset))
@@ -91,11 +91,11 @@ class Setup:
         self.set_schedule(1.0)
         kind = self.cfg["OptimizerBuilder"]["optimizer"]
         if kind["type"] == "Momentum" and "param_groups" not in kind:
-            kind.setdefault("use_multi_tensor", True)  # one operator for all weights, same bits
+            kind.setdefault("use_multi_tensor", True)  # one operator for all weights, same result
         self.optimizer = create("OptimizerBuilder")(self.lr, self.model)
         if data.get("norm_type") == "sync_bn" and self._nranks > 1:
             if self.device == "cpu":
-                log.warning("norm_type: sync_bn is plain bn here, Paddle has none on the CPU")
+                log.warning("norm_type: bn is used, Paddle does not support sync_bn on the CPU")
             else:
                 self.model = paddle.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         if self.use_amp and data["amp_level"] == "O2":
@@ -105,7 +105,7 @@ class Setup:
         self.ema = Average(self.model, data) if data["use_ema"] else None
 
     def set_schedule(self, factor: float) -> None:
-        """Start the LR schedule anew, with all of its LRs times a factor."""
+        """Create a new LR schedule with all LRs multiplied by a factor."""
         self.cfg = build.registry(self.config)
         self._schedule = json.loads(json.dumps(self.plan.learning_rate))
         self._schedule["base_lr"] *= factor
@@ -118,23 +118,23 @@ class Setup:
             compat.set_lr_scheduler(self.optimizer, self.lr)
 
     def schedule(self) -> dict:
-        """What the LR of every step follows from; JSON."""
+        """Return the values that determine the LR of every step; JSON."""
         return {"steps_per_epoch": self.steps_per_epoch, **self._schedule}
 
     @property
     def rank(self) -> int:
-        """This process's number, 0 for the one that writes."""
+        """This process's rank; rank 0 writes the run directory."""
         return self._local_rank
 
     def compile(self) -> None:
-        """Let Paddle compile backbone and neck into one static graph each."""
+        """Compile backbone and neck to one static graph each."""
         for part in ("backbone", "neck"):
             setattr(self.model, part, paddle.jit.to_static(getattr(self.model, part)))
 
     # ---- weights ---------------------------------------------------------------------------
 
     def load_weights(self, source: str) -> None:
-        """Load weights by name and log what became of them.
+        """Load weights by name and log which entries were loaded.
 
         Args:
             source: path or URL.
@@ -144,14 +144,14 @@ class Setup:
         weights.compare_classes(trained_on, self.dataset.class_names)
 
     def resume_weights(self, source: str, force: bool = False) -> None:
-        """Go on from a checkpoint of this recipe or from PaddleDetection's .pdparams/.pdopt.
+        """Continue from a checkpoint of this recipe or from PaddleDetection's .pdparams/.pdopt.
 
         Args:
             source: checkpoint folder, run directory, or a file's path with or without its ending.
-            force: also with a config that changes what the steps compute.
+            force: continue even if the config changes what the steps compute.
 
         Raises:
-            UserError: nothing to go on from, damaged, or of another config.
+            UserError: there is no checkpoint, it is damaged, or it belongs to another config.
         """
         path, state = resume.find(source)
         if "settings" in state:
@@ -159,8 +159,8 @@ class Setup:
                 log.warning("%s", line)
         before, now = state.get("threads"), resume.threads(self.device)
         if before and now and before != now:
-            log.warning("resume: %d math threads became %d: the last bits of sums will differ",
-                        before, now)  # fmt: skip
+            log.warning("resume: the number of math threads changed from %d to %d: results will "
+                        "differ in the last bits", before, now)  # fmt: skip
         resume.restore(self, path, state)
         self._resumed_from, self._cut_window = path, state.get("window")
         at = self.progress
@@ -168,9 +168,9 @@ class Setup:
                  at.best["AP"])  # fmt: skip
 
     def steps_in(self, epoch: int) -> int:
-        """Optimizer steps of an epoch; grouped batches: may differ by one."""
+        """Optimizer steps of an epoch; with `group_by_aspect` epochs may differ by one step."""
         return self.loader.sampler.steps(epoch) // self.accumulate
 
     def steps_before(self, epoch: int) -> int:
-        """Optimizer steps of the epochs before this one."""
+        """Optimizer steps of all earlier epochs."""
         return sum(self.steps_in(k) for k in range(epoch))

@@ -1,4 +1,4 @@
-"""The training run: one readable loop."""
+"""The training loop with its evaluations and checkpoints."""
 
 import contextlib
 import json
@@ -36,24 +36,24 @@ from fcos_recipe.training.window import Window, hms, memory_mib, timed
 
 
 class Trainer(Setup):
-    """PaddleDetection's Trainer: the loop, its evaluations and its saves."""
+    """Trains and evaluates; used in place of PaddleDetection's Trainer."""
 
     @property
     def metric(self):
-        """The last evaluation's `CocoMetric`, whole on rank 0."""
+        """The last evaluation's `CocoMetric`; only rank 0 has all detections."""
         return self._evaluation_set.metric
 
     def train(self, run: RunDir, validate: bool = False) -> None:
         """Train to the config's last epoch.
 
         Args:
-            run: where results go.
+            run: the run directory for the results.
             validate: evaluate every `eval_interval` epochs and after the last.
 
         Raises:
-            RunFailure: numbers that are not finite, or saves that fail, beyond the config's limits.
-            Stopped: SIGTERM came; a checkpoint is saved.
-            KeyboardInterrupt: Ctrl-C came; likewise.
+            RunFailure: NaN or Inf, or failed saves, beyond the limits in the config.
+            Stopped: SIGTERM was received; a checkpoint is saved.
+            KeyboardInterrupt: Ctrl-C was received; a checkpoint is saved.
         """
         data, self.run, self.validating = self.config.data, run, validate
         self._begin()
@@ -76,7 +76,7 @@ class Trainer(Setup):
                     self.loader.close()
                     self.saver.close()
         if self._nranks > 1:
-            with self.watchdog.phase("eval"):  # rank 0 may still judge and write, nobody leaves
+            with self.watchdog.phase("eval"):  # rank 0 may still evaluate and write: wait for it
                 dist.barrier()
 
     def _run_epochs(self, model) -> None:
@@ -90,14 +90,14 @@ class Trainer(Setup):
                 self._end_epoch()
 
     def _had_enough(self) -> bool:
-        """Early stopping: whether the last evaluations brought nothing."""
+        """Early stopping: whether AP has not improved in the last `patience` evaluations."""
         at, patience = self.progress, self.config.data["early_stop"]["patience"]
         since = [row for row in at.history if row["epoch"] > at.best["epoch"]]
         if not (self.validating and 0 < patience <= len(since)):
             return False
         if self._saved_at != (at.epoch, 0):
             self._save()
-        log.info("early stop: no gain over AP %.4f of epoch %d in %d evaluations",
+        log.info("early stop: AP %.4f of epoch %d was not exceeded in %d evaluations",
                  at.best["AP"], at.best["epoch"], patience)  # fmt: skip
         return True
 
@@ -118,7 +118,7 @@ class Trainer(Setup):
             self.saver.submit(path.name, lambda: storage.save_weights(path, final, self.facts()))
             self.saver.wait()
             if self.saver.failures:
-                raise RunFailure(f"{path}: the final weights are not saved; see above")
+                raise RunFailure(f"{path}: the final weights were not saved; see above")
         if self._evaluated:
             with self.watchdog.phase("eval"):
                 for line in finish_evaluation(self.metric, run.path):
@@ -160,19 +160,20 @@ class Trainer(Setup):
                  len(self.dataset))  # fmt: skip
 
     def _check_classes(self, names: list[str]) -> None:
-        """Classes are numbered by each file's order of categories: the orders must agree."""
+        """Check that both annotation files have the same categories in the same order."""
         if names != self.dataset.class_names:
             pair = next(
                 ((a, b) for a, b in zip(self.dataset.class_names, names) if a != b),
                 (f"{len(self.dataset.class_names)} classes", f"{len(names)}"),
             )
             raise UserError(
-                f"{self.metric.source}: categories: not those of {self.dataset.get_anno()} in the "
-                f"same order ({pair[0]} there, {pair[1]} here); make both lists equal"
+                f"{self.metric.source}: categories: not the same, in the same order, as in "
+                f"{self.dataset.get_anno()} ({pair[0]} there, {pair[1]} here); make both lists "
+                "equal"
             )
 
     def _train_epoch(self, model) -> bool:
-        """Train to the end of the present epoch; False: it was rolled back instead."""
+        """Train to the end of the current epoch; return False if the trainer was rolled back."""
         at, data = self.progress, self.config.data
         model.train()
         if self.ema and not at.step:
@@ -185,7 +186,7 @@ class Trainer(Setup):
         batches = 0
         for data_time, batch in timed(self.loader):
             if at.step == steps:
-                break  # an incomplete accumulation would be a step of another size
+                break  # the last batches do not fill a step
             if not batches:
                 self._seed_step()
                 self.guard.before_step()
@@ -205,7 +206,7 @@ class Trainer(Setup):
             if good:
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
-                self.optimizer.clear_grad(set_to_zero=False)  # freed, not filled with zeros
+                self.optimizer.clear_grad(set_to_zero=False)  # frees the gradients
                 if self.ema:
                     self.ema.update()
             window.end_step(good)
@@ -224,24 +225,24 @@ class Trainer(Setup):
             ):  # fmt: skip
                 before = time.perf_counter()
                 self._save(window=window)
-                window.start += time.perf_counter() - before  # throughput is of training alone
+                window.start += time.perf_counter() - before  # saving does not count as training
                 if self._stopping:
                     self._leave()
         bar.close()
         return True
 
     def _seed_step(self) -> None:
-        """Dropout and the like of a step depend on nothing but the run, the rank and the step."""
+        """Seed Paddle's random generators for the next step from seed, rank and step number."""
         key = (self.config.data["seed"], self.rank, self.progress.steps_done)
         paddle.seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
     def _save_is_due(self) -> bool:
-        """Whether this rank, the first, wants a checkpoint because of the time."""
+        """Whether `snapshot_minutes` have passed since the last checkpoint; only rank 0 decides."""
         minutes = self.config.data["snapshot_minutes"]
         return self.rank == 0 and 0 < minutes * 60 < time.monotonic() - self._saved_time
 
     def _end_epoch(self) -> None:
-        """Save; the evaluation, if one is due, comes after, and is added to what was saved."""
+        """Save a checkpoint if due; a later evaluation is then added to it."""
         at, data = self.progress, self.config.data
         at.epoch, at.step = at.epoch + 1, 0
         last = at.epoch == data["epoch"]
@@ -249,12 +250,12 @@ class Trainer(Setup):
         if last or self._stopping or at.epoch % data["snapshot_epoch"] == 0:
             self._save()
         elif at.pending_eval:
-            self._ranks = resume.of_ranks(self.loader)  # the evaluation may be cut short
+            self._ranks = resume.of_ranks(self.loader)  # needed if the evaluation is interrupted
         if self._stopping:
             self._leave()
 
     def _bar(self, epoch: int, steps: int) -> tqdm:
-        """Progress of an epoch; shown on a terminal only, where it takes the lines' place."""
+        """Progress bar of an epoch; on a terminal it replaces the log lines."""
         return tqdm(
             total=steps,
             desc=f"epoch {epoch + 1}/{self.config.data['epoch']}",
@@ -265,7 +266,7 @@ class Trainer(Setup):
         )
 
     def _backward(self, model, batch: dict, synchronise: bool) -> dict:
-        """Forward and backward of one batch; gradients are averaged over ranks on the last."""
+        """Forward and backward pass of a batch; `synchronise`: average gradients over ranks."""
         parallel = isinstance(model, paddle.DataParallel)
         local = model.no_sync() if parallel and not synchronise else contextlib.nullcontext()
         with local:
@@ -316,7 +317,7 @@ class Trainer(Setup):
             raise _CutShort
 
     def _evaluate_epoch(self) -> None:
-        """Evaluate; on a request to stop leave with the evaluation still to come."""
+        """Evaluate; if asked to stop, end the run with this evaluation pending."""
         at = self.progress
         try:
             self._validate()
@@ -330,7 +331,7 @@ class Trainer(Setup):
             done = {"progress": {**json.loads(json.dumps(vars(at)))}}
 
             def amend():
-                if path.is_dir():  # else it could not be saved, which was told
+                if path.is_dir():  # else saving failed, which was logged
                     storage.amend(path, **done)
 
             self.saver.submit(f"{path} with its evaluation", amend)
@@ -373,14 +374,15 @@ class Trainer(Setup):
     # ---- saving ----------------------------------------------------------------------------
 
     def _averaged(self):
-        """The weights to judge and to keep are in the model for as long as the block lasts."""
+        """Use the weights to evaluate and save (the average with EMA) inside this context."""
         return self.ema.applied() if self.ema else contextlib.nullcontext()
 
     def _save(self, ranks: list[dict] | None = None, window: Window | None = None) -> None:
-        """Start to write a checkpoint; every rank must call it, unless `ranks` is given."""
+        """Start writing a checkpoint; every rank must call this, unless `ranks` is given."""
         at, run = self.progress, self.run
         self._saved_at, self._saved_time = (at.epoch, at.step), time.monotonic()
-        ranks = ranks or resume.of_ranks(self.loader)  # writes nothing: under the limit of a step
+        # gathered before phase "save", under the watchdog's time limit for a step
+        ranks = ranks or resume.of_ranks(self.loader)
         if not run.writer:
             return
         with self.watchdog.phase("save"):
@@ -400,7 +402,7 @@ class Trainer(Setup):
         """End the run after a request to stop.
 
         Args:
-            together: all ranks are here; else each comes by itself, and the first needs time.
+            together: all ranks call this at the same step; else they do not wait for each other.
         """
         with self.watchdog.phase("save"):
             self.saver.wait()
@@ -412,22 +414,22 @@ class Trainer(Setup):
         if self.saver.failures:
             raise RunFailure("asked to stop, but the checkpoint could not be saved; see above")
         where = self.run.checkpoints / storage.name(at.epoch, at.step)
-        said = (
+        message = (
             f"stopped after epoch {at.epoch} and {at.step} steps; saved {where}: "
-            "`--resume auto` goes on"
+            "`--resume auto` continues"
         )
         if self.stop.signal == signal.SIGINT:
-            raise KeyboardInterrupt(said)
-        raise Stopped(said)
+            raise KeyboardInterrupt(message)
+        raise Stopped(message)
 
     def roll_back(self, factor: float) -> None:
-        """Go back to the newest intact checkpoint of this run; every rank must call it.
+        """Return to the newest intact checkpoint of this run; every rank must call this.
 
         Args:
-            factor: on the LR of all that follows.
+            factor: on the LR of all following steps.
 
         Raises:
-            RunFailure: there is none.
+            RunFailure: there is no checkpoint.
         """
         bad, lowered = self.progress.bad_steps + 1, self.progress.lr_factor * factor
         with self.watchdog.phase("save"):
@@ -443,7 +445,7 @@ class Trainer(Setup):
             state["progress"].update(bad_steps=bad, lr_factor=lowered)
             resume.restore(self, path, state)
             at = self.progress
-            if self.run.writer:  # a kill from here on must not bring the higher LR back
+            if self.run.writer:  # so that a run killed after this resumes with the lower LR
                 done = {"progress": state["progress"]}
                 self.saver.submit(f"{path} with its LR", lambda: storage.amend(path, **done))
                 self.saver.wait()
@@ -458,10 +460,10 @@ class Trainer(Setup):
             storage.set_aside_newer(folder / path.name)
 
     def facts(self, ap: float | None = None) -> dict:
-        """What a weights file must not lose: where it came from and what its classes mean."""
+        """Description to store with weights: config, class names and, if known, AP."""
         facts = {"config": self.config.name, "class_names": self.dataset.class_names}
         return facts if ap is None else {**facts, "AP": ap}
 
 
 class _CutShort(Exception):
-    """An evaluation that is left because the run is asked to stop."""
+    """The evaluation was interrupted because the run was asked to stop."""

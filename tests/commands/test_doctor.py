@@ -147,7 +147,7 @@ def test_a_planned_run(examine, tmp_path, root):
     few = examine(CUDA, cards, config=config, overrides=data)["launch.cards"]
     assert few.level == RED and few.remedy == "--gpus 2, or launch.cards: 2"
     on_cpu = examine(CPU, "exit 1", config=config, overrides=[*data, "amp=true", "device=gpu"])
-    assert on_cpu["device"].level == RED and "offers cpu" in on_cpu["device"].text
+    assert on_cpu["device"].level == RED and "supports cpu" in on_cpu["device"].text
 
 
 def test_the_command_on_this_machine(root, tmp_path):
