@@ -379,7 +379,7 @@ def _written(path: Path, text: str, cards: int, images: int) -> scaling.ScalePla
             config = load_config(part)
             if missing := config.missing_files():
                 raise UserErrors(missing)
-            scaling.plan(config, cards, images)
+            scaling.plan_scaling(config, cards, images)
     except UserError as error:
         raise UserError(str(error).replace(display(part), display(path))) from None
-    return scaling.plan(load_config(path), cards, images)
+    return scaling.plan_scaling(load_config(path), cards, images)

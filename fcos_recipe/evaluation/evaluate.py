@@ -10,7 +10,7 @@ from fcos_recipe.config.load import data_paths
 from fcos_recipe.console import log
 from fcos_recipe.data.index import open_index
 from fcos_recipe.errors import UserError
-from fcos_recipe.evaluation.collectives import start
+from fcos_recipe.evaluation.collectives import join_ranks
 from fcos_recipe.evaluation.loop import REFERENCE_BATCHES, build_evaluation_set, evaluate
 from fcos_recipe.evaluation.metric import CocoMetric
 from fcos_recipe.evaluation.options import COCO, Evaluation, Options
@@ -39,7 +39,7 @@ def evaluate_weights(
     Raises:
         UserError: data, weights, config or options do not fit together.
     """
-    rank, ranks = start()
+    rank, ranks = join_ranks()
     watchdog = watchdog or Watchdog()
     views: dict[str, Any] = {}
     if options.sizes or options.flip:

@@ -5,6 +5,7 @@ import glob
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -55,6 +56,19 @@ def replace_file(
             content(file)
         else:
             file.write(content.encode() if isinstance(content, str) else content)
+
+
+def replace_folder(part: Path, final: Path) -> None:
+    """Rename a finished folder to `final`, in place of the folder of that name, if there is one.
+
+    A reader may find neither for a moment, but never a mixture of the two.
+    """
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    part.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any, compact: bool = False) -> None:

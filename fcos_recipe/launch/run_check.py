@@ -166,7 +166,7 @@ def _hours(config: Config, cards: int, driver: device.Driver | None) -> Iterator
     indexes = [open_index(path) for path in data_paths(data, "anno_path")]
     boxes = sum(int((i.box_start[1:] > i.box_start[:-1]).sum()) for i in indexes)
     images = sum(map(len, indexes)) if data.get("allow_empty") else boxes
-    plan = scaling.plan(config, cards, images)
+    plan = scaling.plan_scaling(config, cards, images)
     yield from (Finding(YELLOW, "schedule", line) for line in plan.warnings)
     total_images = images * config.data["epoch"]
     text = f"{images} images x {config.data['epoch']} epochs = {plan.max_steps} steps on {cards}; "

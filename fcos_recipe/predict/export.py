@@ -23,7 +23,7 @@ def export(predictor, target: Path, kind: str, nms: bool = True):
         nms: whether NMS is inside.
 
     Returns:
-        the gate's `Verdict`.
+        the gate's `Agreement`.
 
     Raises:
         RunFailure: the export differs; it is kept beside the target as NAME.rejected.

@@ -12,7 +12,7 @@ from fcos_recipe.compat import create
 from fcos_recipe.config import Config, scaling
 from fcos_recipe.console import log
 from fcos_recipe.errors import UserError
-from fcos_recipe.evaluation.collectives import start
+from fcos_recipe.evaluation.collectives import join_ranks
 from fcos_recipe.model import build
 from fcos_recipe.system.watchdog import Watchdog
 from fcos_recipe.training import resume
@@ -37,7 +37,7 @@ class Setup:
 
     def __init__(self, config: Config, device: str, watchdog: Watchdog | None = None):
         self.config, self.device = config, device
-        self._local_rank, self._nranks = start()
+        self._local_rank, self._nranks = join_ranks()
         data = config.data
         self.own_process, self.watchdog = watchdog is not None, watchdog or Watchdog()
         self.cfg = build.prepare(config, device, self._nranks, train=True)
@@ -86,7 +86,7 @@ class Setup:
                 f"accumulate: {self.accumulate} is more than the {len(self.loader)} batches of an "
                 "epoch; lower it"
             )
-        self.plan = scaling.plan(self.config, self._nranks, len(self.dataset))
+        self.plan = scaling.plan_scaling(self.config, self._nranks, len(self.dataset))
         self.optimizer: Any = None
         self.set_schedule(1.0)
         kind = self.cfg["OptimizerBuilder"]["optimizer"]

@@ -15,7 +15,7 @@ class Steps:
     """Takes the watchdog's place, which is told of every step."""
 
     def __init__(self, trainer):
-        from fcos_recipe.lab.benchmark.probe import TRACE, requests
+        from fcos_recipe.lab.benchmark.measured_step import TRACE, requests
 
         self.path, self.requests = TRACE, requests
         self.begin, self.batches = os.path.getsize(TRACE), []

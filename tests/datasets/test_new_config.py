@@ -109,7 +109,7 @@ def test_schedules_add_up_for_every_size(tmp_path, base, scratch, cards):
         args = Request(tmp_path, out, cards=cards, from_scratch=scratch)
         out.write_text(module._text(args, tmp_path, base, fake(images), fake(8)))
         config = load_config(out, strict=True)
-        plan = scaling.plan(config, cards, images)
+        plan = scaling.plan_scaling(config, cards, images)
         assert plan.warnings == [] and plan.scaled and config.warnings == []
         assert plan.lr == pytest.approx(base.data["LearningRate"]["base_lr"] * plan.total_batch
                                         / base.data["LearningRate"]["base_batch"])  # fmt: skip
