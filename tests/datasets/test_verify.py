@@ -20,6 +20,7 @@ from fcos_recipe.datasets.verify import images as image_checks
 from fcos_recipe.datasets.verify.findings import KINDS
 from fcos_recipe.datasets.verify.run import examine
 from fcos_recipe.evaluation.results_file import read_annotations
+from tests.conftest import ROOT
 from tests.helpers.coco_folders import coco
 
 
@@ -189,7 +190,9 @@ PLANTED = {
 @pytest.mark.parametrize("name", PLANTED)
 def test_planted_in_the_annotations(name, world, capsys, monkeypatch):
     """Exactly these kinds, at the right entry; a fix leaves only what cannot be mended."""
-    monkeypatch.setattr(image_checks, "inspect_all", image_checks._inspect_all)  # in this process
+    monkeypatch.setattr(  # in this process
+        image_checks, "inspect_all", lambda paths: [image_checks.inspect(path) for path in paths]
+    )
     root, splits = world
     change, wanted, id, place = PLANTED[name]
     change(splits["train"])
@@ -367,15 +370,20 @@ def test_one_image_folder_for_both_splits(world):
             ] == ["val_1.jpg"]  # fmt: skip
 
 
-def _crash_on_one(paths):
-    if any("train_1" in path for path in paths):
-        os.kill(os.getpid(), signal.SIGSEGV)
-    return [image_checks.inspect(path) for path in paths]
+CRASH = """
+import os
+import signal
+from fcos_recipe.datasets.verify import images
+read = images.inspect
+crash = lambda: os.kill(os.getpid(), signal.SIGSEGV)
+images.inspect = lambda path: crash() if "train_1" in path else read(path)
+"""
 
 
-def test_a_decoder_that_crashes_costs_one_image(world, monkeypatch):
+def test_a_decoder_that_crashes_costs_one_image(world, tmp_path, monkeypatch):
     root, _ = world
-    monkeypatch.setattr(image_checks, "_inspect_all", _crash_on_one)
+    (tmp_path / "sitecustomize.py").write_text(CRASH)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
     paths = [str(root / split / f"{split}_{i}.jpg") for split in ("train", "val") for i in range(3)]
     verdicts = image_checks.inspect_all(paths)
     crashed = [path for path, v in zip(paths, verdicts) if v.size is None]

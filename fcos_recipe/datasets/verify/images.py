@@ -8,22 +8,23 @@ and the image is reported.
 import contextlib
 import hashlib
 import io
-import multiprocessing
 import os
+import pickle
 import signal
+import subprocess
 import sys
 import tempfile
 import unicodedata
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fcos_recipe.console import Progress
 from fcos_recipe.datasets.verify.findings import Findings, by
+from fcos_recipe.system.device import child_environment
 
 CHUNK = 32  # images that a process gets at once
 # Pillow's format: extensions
@@ -144,15 +145,50 @@ def _native_stderr() -> Iterator[Callable[[], list[str]]]:
             lines += file.read(4096).decode(errors="replace").strip().splitlines()
 
 
-def _start() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it, also during the import
+class _Reader:
+    """A process that inspects images, so that a decoder that crashes ends only this process.
+
+    It is a program of its own: a process of `multiprocessing` would import the caller's script.
+    """
+
+    def __init__(self) -> None:
+        program = f"from {__name__} import serve; serve()"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env=child_environment(),
+        )  # fmt: skip
+
+    def inspect(self, paths: list[str]) -> list[Verdict] | None:
+        """`inspect` of every path; None: the process crashed on one of them."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        try:
+            pickle.dump(paths, stdin)
+            stdin.flush()
+            return pickle.load(stdout)
+        except (EOFError, BrokenPipeError):
+            return None
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def serve() -> None:
+    """The program of `_Reader`: lists of paths on standard input, verdicts on standard output."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a decoder prints must not come between the answers
     import cv2
 
     cv2.setNumThreads(1)
-
-
-def _inspect_all(paths: list[str]) -> list[Verdict]:
-    return [inspect(path) for path in paths]
+    while True:
+        try:
+            paths = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        pickle.dump([inspect(path) for path in paths], answers)
+        answers.flush()
 
 
 def inspect_all(paths: list[str], processes: int | None = None) -> list[Verdict]:
@@ -165,21 +201,20 @@ def inspect_all(paths: list[str], processes: int | None = None) -> list[Verdict]
     processes = processes or len(os.sched_getaffinity(0))
     chunks = deque(range(i, min(i + CHUNK, len(paths))) for i in range(0, len(paths), CHUNK))
     verdicts = [Verdict() for _ in paths]
-    context = multiprocessing.get_context("forkserver")  # not fork: hotcoco's threads may run here
 
     def work(progress: Progress) -> None:
-        """Body of a thread: run chunks in a process, and start a new one if it died."""
+        """A thread with a process of its own, and with a new one after each that crashed."""
         while chunks:
-            with ProcessPoolExecutor(1, context, _start) as pool:
+            reader = _Reader()
+            try:
                 while chunks:
                     try:
                         chunk = chunks.popleft()
                     except IndexError:  # another thread was quicker
                         return
-                    try:
-                        seen = pool.submit(_inspect_all, [paths[i] for i in chunk]).result()
-                    except BrokenProcessPool:
-                        if len(chunk) > 1:  # try its images one by one
+                    seen = reader.inspect([paths[i] for i in chunk])
+                    if seen is None:
+                        if len(chunk) > 1:  # which one was it?
                             chunks.extendleft(range(i, i + 1) for i in reversed(chunk))
                         else:
                             _bad(verdicts[chunk[0]], "image_crashes")
@@ -188,6 +223,8 @@ def inspect_all(paths: list[str], processes: int | None = None) -> list[Verdict]
                     for i, verdict in zip(chunk, seen):
                         verdicts[i] = verdict
                     progress.add(len(chunk))
+            finally:
+                reader.close()
 
     with (
         Progress("images", len(paths), unit="image") as progress,
