@@ -168,12 +168,13 @@ def _report(
             folder = Path(output)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "eval.json").write_text(content + "\n")
-            for line in finish_evaluation(metric, folder, pictures=not args.no_plots):
-                print(line)
         if args.json:
             write(args.json, content + "\n")
         if args.save_predictions:
             metric.write_predictions(args.save_predictions)
+        if output:  # last: the figures are safe by now
+            for line in finish_evaluation(metric, folder, pictures=not args.no_plots):
+                print(line)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be written: {error.strerror}") from None
     if "tta" in result:

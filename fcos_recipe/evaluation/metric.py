@@ -283,20 +283,12 @@ class CocoMetric:
     def write_predictions(self, path: str | Path) -> None:
         """Write all detections as a COCO results file (a list of one dict per box).
 
-        Boxes keep 3 decimals of a pixel; scores keep the 9 digits that tell float32 apart, so
-        that no ties arise.
+        Numbers are written so that they read back exactly: judged again, the file gives the same
+        figures.
         """
         columns = self.detections()
-        rows = [
-            {"image_id": i, "category_id": c, "bbox": b, "score": float(f"{s:.9g}")}
-            for i, c, b, s in zip(
-                columns["image_id"].tolist(),
-                columns["category_id"].tolist(),
-                columns["bbox"].round(3).tolist(),
-                columns["score"].tolist(),
-                strict=True,
-            )
-        ]
+        values = zip(*(columns[name].tolist() for name in COLUMNS), strict=True)
+        rows = [dict(zip(COLUMNS, row, strict=True)) for row in values]
         Path(path).write_text(json.dumps(rows), encoding="utf-8")
 
     def load_result_json(self, path: str | Path) -> None:
@@ -476,7 +468,8 @@ def _unknown_note(category_ids: np.ndarray, known: list[int]) -> list[str]:
     if not len(category_ids):
         return []
     listed = ", ".join(map(str, np.unique(category_ids)[:5]))
+    theirs = f"theirs are {known[0]} to {known[-1]}" if known else "they have none"
     return [
         f"{len(category_ids)} detections of categories that the annotations do not have "
-        f"({listed}) were left out; theirs are {known[0]} to {known[-1]}"
+        f"({listed}) were left out; {theirs}"
     ]

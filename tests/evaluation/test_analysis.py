@@ -7,9 +7,11 @@ import sys
 import numpy as np
 import pytest
 
+from fcos_recipe.cli import run
 from fcos_recipe.evaluation.analysis import ERRORS, analyse, finish_evaluation, lines
 from fcos_recipe.evaluation.metric import CocoMetric
 from tests.conftest import ROOT
+from tests.helpers.drawn_sets import reference
 
 pytest.importorskip("hotcoco")
 CATEGORIES = [{"id": 4, "name": "cat"}, {"id": 9, "name": "dog"}]
@@ -109,6 +111,76 @@ def test_nothing_to_analyse_is_no_failure(tmp_path):
     metric = metric_of([(1, 4, [10, 10, 30, 30])], [])
     assert analyse(metric) is None and finish_evaluation(metric, tmp_path) == []
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("score", [95.0, -0.5, 1e300])
+def test_a_score_outside_0_to_1_costs_the_calibration_alone(tmp_path, caplog, score):
+    """The figures are pycocotools' (0.8126 on this set); all files are written, exit code 0."""
+    boxes = [(1, 1, [10, 10, 20, 20]), (2, 3, [10, 10, 40, 40]), (2, 1, [50, 50, 20, 20])]
+    content = {
+        "images": [{"id": i, "width": 100, "height": 100} for i in (1, 2)],
+        "categories": [{"id": i, "name": n} for i, n in ((1, "a"), (3, "b"))],
+        "annotations": [{"id": k, "image_id": i, "category_id": c, "bbox": box, "area": box[2] ** 2,
+                         "iscrowd": 0} for k, (i, c, box) in enumerate(boxes, 1)],
+    }  # fmt: skip
+    found = [(1, 1, [10, 10, 20, 19], score), (2, 3, [10, 10, 41, 40], 0.8),
+             (2, 1, [51, 50, 20, 20], 0.7)]  # fmt: skip
+    rows = [{"image_id": i, "category_id": c, "bbox": b, "score": s} for i, c, b, s in found]
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    (tmp_path / "dt.json").write_text(json.dumps(rows))
+    argv = ["--predictions", tmp_path / "dt.json", "--annotations", tmp_path / "gt.json",
+            "--output", tmp_path / "out", "--json", tmp_path / "out.json", "--save-predictions",
+            tmp_path / "p.json"]  # fmt: skip
+    assert run("eval", list(map(str, argv))) == 0
+    (line,) = caplog.messages
+    assert line.startswith("analysis: calibration: not made: calibration(): requires scores")
+    analysis = json.loads((tmp_path / "out" / "analysis.json").read_text())
+    assert "calibration" not in analysis and "scores in [0, 1]" in analysis["absent"]["calibration"]
+    assert {"pr", "per_class", "confusion", "errors", "worst_images"} <= set(analysis)
+    assert {p.stem for p in (tmp_path / "out" / "plots").iterdir()} == {
+        "pr_curve", "errors", "ap_per_class", "scores", "confusion"}  # fmt: skip
+    assert json.loads((tmp_path / "p.json").read_text()) == rows
+    result = json.loads((tmp_path / "out.json").read_text())
+    wanted = reference(content, rows)
+    assert result["stats"] == pytest.approx(wanted.stats.tolist(), abs=1e-12)
+
+
+@pytest.mark.parametrize("part", ["eval", "confusion_matrix", "tide_errors", "calibration",
+                                  "image_diagnostics"])  # fmt: skip
+def test_each_part_of_the_analysis_stands_alone(tmp_path, caplog, part):
+    metric = metric_of([(1, 4, [10, 10, 30, 30])], [(1, 4, [10, 10, 30, 30], 0.9)])
+    real = metric.judge
+
+    class Broken:
+        def __getattr__(self, name):
+            if name == part:
+                raise RuntimeError("out of order")
+            return getattr(real, name)
+
+    whole = analyse(metric)
+    metric.judge = Broken()
+    with caplog.at_level("WARNING", logger="fcos"):
+        assert finish_evaluation(metric, tmp_path)
+    analysis = json.loads((tmp_path / "analysis.json").read_text())
+    lost = set(analysis["absent"])
+    assert 1 <= len(lost) <= 2 and set(analysis) == set(whole) - lost
+    assert caplog.text.count("not made: out of order") == len(lost)
+
+
+def test_an_evaluation_without_classes_or_matches_ends_well(tmp_path, capfd):
+    for categories, rows in (([], [[7, 0.5]]), ([], []), ([[4, "cat"]], [])):
+        content = {"images": [{"id": 1}], "annotations": [],
+                   "categories": [{"id": i, "name": n} for i, n in categories]}  # fmt: skip
+        found = [{"image_id": 1, "category_id": c, "bbox": [1, 1, 5, 5], "score": s}
+                 for c, s in rows]  # fmt: skip
+        (tmp_path / "gt.json").write_text(json.dumps(content))
+        (tmp_path / "dt.json").write_text(json.dumps(found))
+        argv = ["--predictions", tmp_path / "dt.json", "--annotations", tmp_path / "gt.json",
+                "--output", tmp_path / "out"]  # fmt: skip
+        assert run("eval", list(map(str, argv))) == 0
+        shown = capfd.readouterr()
+        assert "no annotation on the 1 images" in shown.out and not shown.err
+        assert ("they have none" in shown.out) == bool(rows)
 
 
 def test_a_picture_that_fails_costs_one_line(tmp_path, monkeypatch, caplog):
