@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from fcos_recipe.commands.options import add_json, write
+from fcos_recipe.commands.options import add_json, finite, write
 from fcos_recipe.commands.train import common_parser, load
 from fcos_recipe.config.load import data_paths
 from fcos_recipe.errors import UserError, UserErrors, printable
@@ -34,7 +34,7 @@ def evaluate(argv: list[str]) -> int:
     add_json(parser)
     add("--save-predictions", metavar="FILE", help="write all detections as COCO results")
     add("--classwise", action="store_true", help="more figures for each class")
-    add("--score-threshold", type=float, default=0.0, metavar="S",
+    add("--score-threshold", type=finite, default=0.0, metavar="S",
         help="leave out detections that score less; figures are then not COCO's")  # fmt: skip
     add("--max-dets", type=int, default=MAX_DETS, metavar="N",
         help="detections judged per image; other than %(default)s is not COCO's")  # fmt: skip
@@ -55,14 +55,19 @@ def evaluate(argv: list[str]) -> int:
     if not any(tta.values()):
         tta = {}
     if args.predictions:
-        if tta or args.padding_effect:
-            parser.error("--tta-* and --padding-effect need a model, not --predictions")
+        given = {"-c": args.config, "-o": args.opt, "--weights": args.weights, "--tta-*": tta,
+                 "--padding-effect": args.padding_effect, "--amp": args.amp,
+                 "--precision": args.precision != "fp32"}  # fmt: skip
+        if needless := [name for name, value in given.items() if value]:
+            parser.error(f"--predictions is judged without a model: leave out {needless[0]}")
         if not args.annotations:
             parser.error("--predictions needs --annotations GT.json")
         metric = CocoMetric(args.annotations, **_judging(args))
         metric.load_result_json(args.predictions)
         _report(args, metric, metric.result(), args.output, args.predictions)
         return 0
+    if args.annotations:
+        parser.error("--annotations belongs to --predictions; else the config names them")
     config, path = load(args, parser, ["amp=true"] if args.amp else [])
     weights = args.weights or config.data.get("weights")
     if not weights:
@@ -172,11 +177,11 @@ def _report(
             write(args.json, content + "\n")
         if args.save_predictions:
             metric.write_predictions(args.save_predictions)
-        if output:  # last: the figures are safe by now
-            for line in finish_evaluation(metric, folder, pictures=not args.no_plots):
-                print(line)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be written: {error.strerror}") from None
+    if output:  # last: the figures are safe by now
+        for line in finish_evaluation(metric, folder, pictures=not args.no_plots):
+            print(line)
     if "tta" in result:
         print(f"test-time augmentation, not to be compared with plain figures: {result['tta']}")
     if "reference_ap" in result:

@@ -69,7 +69,7 @@ class CocoMetric:
     ):
         files = annotations if isinstance(annotations, list) else [annotations]
         self.source = " + ".join("annotations" if isinstance(x, dict) else str(x) for x in files)
-        self.images, self.categories, self._truth = read_annotations(annotations)
+        self.images, self.categories, self._truth, self._remarks = read_annotations(annotations)
         self.score_threshold, self.limits = score_threshold, sorted({1, 10, max_dets})
         if len(self.limits) != 3 or max_dets < 10:
             raise UserError(f"--max-dets {max_dets}: want more than 10, as AR1 and AR10 stay")
@@ -234,7 +234,8 @@ class CocoMetric:
             "max_dets": self.limits[2],
             "score_threshold": self.score_threshold,
             "reason": reason,
-            "notes": self.notes
+            "notes": self._remarks
+            + self.notes
             + _unknown_note(detections["category_id"][unknown], ids)
             + self._deviations(),
             "engine": self.engine,

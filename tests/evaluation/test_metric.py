@@ -2,12 +2,14 @@
 
 import contextlib
 import copy
+import gzip
 import io
 import json
 
 import numpy as np
 import pytest
 
+from fcos_recipe.cli import run
 from fcos_recipe.data.index import open_index
 from fcos_recipe.errors import UserError
 from fcos_recipe.evaluation import detections_file
@@ -431,3 +433,60 @@ def test_several_files_are_judged_as_one(tmp_path, engine):
     (tmp_path / "1.json").write_text(json.dumps(other))
     with pytest.raises(UserError, match="1.json: categories: 'other' is not among those"):
         CocoMetric(files)
+
+
+@pytest.mark.parametrize(("ids", "words"), [((0, 1), "the id 0"), ((5, 5), "ids that occur twice")])
+def test_annotation_ids_by_which_pycocotools_goes_wrong(ids, words, engine):
+    """Both objects are found exactly: AP is 1, less in pycocotools; a line says so."""
+    boxes = [[10, 10, 20, 20], [60, 60, 30, 30]]
+    content = {
+        "images": [{"id": 1, "width": 100, "height": 100}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [{"id": i, "image_id": 1, "category_id": 1, "bbox": b, "area": b[2] ** 2,
+                         "iscrowd": 0} for i, b in zip(ids, boxes)],
+    }  # fmt: skip
+    found = [{"image_id": 1, "category_id": 1, "bbox": b, "score": 0.9} for b in boxes]
+    metric = CocoMetric(content, engine=engine)
+    metric.add(np.ones(2), np.ones(2), np.array(boxes, float), np.full(2, 0.9))
+    result = metric.result()
+    assert result["stats"][0] == 1 > reference(content, found)[0]
+    assert words in result["notes"][0] and "pycocotools' figures may differ" in result["notes"][0]
+    assert table(result).count("may differ") == 1
+
+
+def test_a_command_line_that_cannot_be_meant_is_refused(tmp_path, capsys):
+    content, boxes = synthetic(5)
+    files = {name: tmp_path / name for name in ("gt.json", "dt.json", "mask.json", "dt.json.gz")}
+    files["gt.json"].write_text(json.dumps(content))
+    row = {"image_id": content["images"][0]["id"], "category_id": 3, "score": 0.5}
+    files["dt.json"].write_text(json.dumps([{**row, "bbox": [1, 2, 3, 4]}]))
+    files["mask.json"].write_text(json.dumps([{**row, "segmentation": {"size": [1, 1]}}]))
+    files["dt.json.gz"].write_bytes(gzip.compress(files["dt.json"].read_bytes()))
+
+    def refused(*argv, found="dt.json") -> str:
+        start = ["--predictions", files[found]] if found else []
+        start += ["--annotations", files["gt.json"]]
+        try:
+            code = run("eval", [str(x) for x in (*start, *argv)])
+        except SystemExit as error:  # argparse's
+            code = error.code
+        assert code == 2
+        return capsys.readouterr().err
+
+    for option, value in (("-c", "x.yml"), ("--weights", "w"), ("-o", "epoch=1"), ("--amp",) * 2,
+                          ("--precision", "bf16"), ("--tta-flip", "--tta-flip")):  # fmt: skip
+        name = "--tta-*" if option.startswith("--tta") else option
+        assert f"without a model: leave out {name}" in refused(*{option: 0, value: 0})
+    for value in ("nan", "inf", "-inf", "high"):
+        assert f"--score-threshold: invalid finite value: '{value}'" in refused(
+            f"--score-threshold={value}"
+        )
+    assert "dt.json.gz: packed (gzip or ZIP), not JSON; unpack it first" in refused(
+        found="dt.json.gz"
+    )
+    assert "[0].bbox: missing: boxes are judged here, and results of segmentation" in refused(
+        found="mask.json"
+    )
+    assert "--annotations belongs to --predictions" in refused("-c", "x.yml", found="")
+    with pytest.raises(UserError, match="packed"):
+        open_index(files["dt.json.gz"])
