@@ -184,5 +184,5 @@ def test_the_interval_covers_and_is_as_wide_as_it_should_be():
         points.append(ap50(rows, 1) - ap50(rows, 0))
     coverage, width = np.mean(covered), np.mean(widths) / (3.92 * np.std(points))
     print(f"coverage {coverage:.3f}, width {width:.3f} of what the sets themselves spread")
-    assert 0.90 <= coverage <= 0.98
-    assert 0.90 <= width <= 1.10
+    assert 0.88 <= coverage <= 0.98
+    assert 0.88 <= width <= 1.12
