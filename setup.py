@@ -18,6 +18,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["fcos_recipe", "fcos_recipe.*"]),
-    package_data={"fcos_recipe": ["py.typed"], "fcos_recipe.report": ["style.css"]},
+    package_data={
+        "fcos_recipe": ["py.typed"],
+        "fcos_recipe.report": ["style.css"],
+        "fcos_recipe.datasets.look": ["page.html", "page.js"],
+    },
     entry_points={"console_scripts": ["fcos = fcos_recipe.cli:main"]},
 )

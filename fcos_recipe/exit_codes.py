@@ -35,10 +35,14 @@ def help_text(meanings: Mapping[int, str]) -> str:
     return textwrap.fill(text, 100, break_on_hyphens=False) + "\n"
 
 
+def of_shell(code: int) -> int:
+    """The code that a shell reports: 128 + N for signal N, which `subprocess` gives as -N."""
+    return 128 - code if code < 0 else code
+
+
 def describe(code: int) -> str:
     """Describe an exit code in words; a negative code is a signal, as in `subprocess`."""
-    if code < 0:
-        code = 128 - code
+    code = of_shell(code)
     if code > 128 and code - 128 in map(int, signal.Signals):
         name = signal.Signals(code - 128).name
         return f"killed by {name}" + (" (out of memory? see `dmesg`)" if name == "SIGKILL" else "")

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from fcos_recipe import exit_codes
+from fcos_recipe.commands.launch import HEADLINE, prepare
 from fcos_recipe.launch import supervise
 from tests.conftest import ROOT
 
@@ -138,7 +139,7 @@ def test_slurm_leaves_time_to_save():
 
 VALUES = {
     "NAME": "fcos", "IMAGE": "registry.example/fcos:0.1", "NODES": "2", "CARDS": "8",
-    "CARD_RESOURCE": "iluvatar.com/gpu", "CONFIG": supervise.HEADLINE, "DATA_CLAIM": "coco",
+    "CARD_RESOURCE": "iluvatar.com/gpu", "CONFIG": HEADLINE, "DATA_CLAIM": "coco",
     "OUTPUT_CLAIM": "runs",
 }  # fmt: skip
 
@@ -221,7 +222,7 @@ def test_pods_run_as_they_should(name, monkeypatch):
         monkeypatch.setenv("PADDLE_NNODES", "2")
         monkeypatch.setenv("PADDLE_MASTER", "localhost:36543")
         words = [word.replace("$(NODE_RANK)", "1") for word in words]
-    run, _ = supervise.prepare(words)
+    run, _ = prepare(words)
     assert run.ranks == 8 and run.run_dir == Path("/output/fcos")
     assert "--resume=auto" in run.command and "TrainDataset.dataset_dir=/data" in run.command
     assert bool(run.cluster) == (name == "paddlejob.yaml")

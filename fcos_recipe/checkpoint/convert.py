@@ -1,4 +1,4 @@
-"""Weights for others: safetensors, which cannot hold code, and PaddleDetection's own files."""
+"""Convert weights to safetensors, which cannot contain code, or to PaddleDetection's files."""
 
 import shutil
 from pathlib import Path
@@ -8,23 +8,25 @@ from fcos_recipe.errors import UserError
 from fcos_recipe.files.atomic import draft
 
 ENDINGS = {".safetensors": "safetensors", ".pdparams": "paddledet"}
-NOTES = ("config", "class_names", "category_ids", "AP")  # of `weights.facts`, that stay true
+NOTES = ("config", "class_names", "category_ids", "AP")  # of `weights.facts`, copied to the target
 
 
 def convert(source: str, target: Path, form: str | None = None) -> list[Path]:
     """Write weights in another format.
 
     Args:
-        source: what `weights.resolve` takes. A whole checkpoint becomes PaddleDetection's files
-            with its optimizer (.pdopt) and, under EMA, the weights being trained (.pdema).
-        target: the new file; it must not be there.
-        form: safetensors or paddledet; default by the target's ending, which is added if missing.
+        source: as for `weights.resolve`. A whole checkpoint is converted to PaddleDetection's files
+            with its optimizer (.pdopt) and, with EMA, the weights being trained (.pdema).
+        target: the new file; it must not exist.
+        form: safetensors or paddledet; default: by the target's ending. The ending is added if it
+            is missing.
 
     Returns:
         the files written.
 
     Raises:
-        UserError: unreadable or damaged source, no format, or a target that is there.
+        UserError: the source is damaged or cannot be read, the format is unknown, or the target
+            exists.
     """
     form = form or ENDINGS.get(target.suffix)
     if form is None:

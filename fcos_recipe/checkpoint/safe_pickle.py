@@ -1,4 +1,4 @@
-"""Read a pickle of arrays in plain containers, and nothing else, whoever wrote it."""
+"""Read pickles from untrusted sources that contain only arrays in plain containers."""
 
 import io
 import pickle
@@ -6,20 +6,20 @@ from collections import OrderedDict
 
 import numpy as np
 
-KINDS = "biuf"  # of NumPy's types: bool, int, unsigned, float. No objects, no structures
-DEPTH = 4  # of dicts in dicts: an optimizer's master weights need two
+KINDS = "biuf"  # allowed NumPy types: bool, int, unsigned, float; no objects, no structures
+DEPTH = 4  # allowed nesting of dicts; an optimizer's master weights need two
 
 
 class Refused(pickle.UnpicklingError):
-    """A pickle that wants more than a weights file needs."""
+    """A pickle contains more than a weights file needs."""
 
 
 class _NdArray:
-    """Stands where a pickle names `numpy.ndarray`, which could be called with any size."""
+    """Replaces `numpy.ndarray` in a pickle, which could be called with any size."""
 
 
 class _Type:
-    """Stands for a `numpy.dtype`, whose own state could describe memory that is not there."""
+    """Replaces `numpy.dtype` in a pickle, whose state could refer to memory outside the data."""
 
     def __init__(self, name, *_):
         self.made = np.dtype(name)
@@ -30,13 +30,13 @@ class _Type:
         self.made = self.made.newbyteorder(state[1])
 
     def view(self, data, shape, order: str = "C") -> np.ndarray:
-        """Bytes as an array, without a copy; ValueError where the sizes disagree."""
-        data = data.encode("latin1") if isinstance(data, str) else data  # of Python 2
+        """Return bytes as an array without a copy; ValueError if the sizes differ."""
+        data = data.encode("latin1") if isinstance(data, str) else data  # written by Python 2
         return np.frombuffer(data, self.made).reshape(shape, order=order)
 
 
 class _Array:
-    """Stands for an array until its state, that is type, shape and bytes, has been read."""
+    """Replaces an array until its state (type, shape and bytes) has been read."""
 
     def __setstate__(self, state):
         _, shape, kind, fortran, data = state
@@ -44,7 +44,7 @@ class _Array:
 
 
 class _Reader(pickle.Unpickler):
-    """Calls only what is in `_known`, each with arguments in proportion to the file.
+    """Calls only the functions in `_known`; the results cannot be much larger than the file.
 
     Args:
         data: the file's bytes.
@@ -62,7 +62,7 @@ class _Reader(pickle.Unpickler):
             "collections.OrderedDict": self._ordered,
             "builtins.tuple": lambda items: tuple(self._spend(items)),
             "_codecs.encode": self._encode,
-            "__builtin__.bytes": lambda: b"",  # of an empty array, in old protocols
+            "__builtin__.bytes": lambda: b"",  # an empty array in old pickle protocols
             "numpy.dtype": _Type,
             "numpy.ndarray": _NdArray,
             **{
@@ -77,10 +77,10 @@ class _Reader(pickle.Unpickler):
         try:
             return self._known[f"{module}.{name}"]
         except KeyError:
-            raise Refused(f"names {module}.{name}, which no weights file needs") from None
+            raise Refused(f"uses {module}.{name}, which no weights file needs") from None
 
     def _spend(self, items):
-        """Copies of what a pickle holds once are made again and again by a bomb."""
+        """Limit the total size of copies: a malicious pickle can repeat one object many times."""
         self._left -= len(items)
         if self._left < 0:
             raise Refused("unpacks to far more than its size")
@@ -96,17 +96,18 @@ class _Reader(pickle.Unpickler):
 
 
 def loads(data: bytes) -> dict:
-    """The dict in a pickle.
+    """Read the dict in a pickle.
 
     Args:
-        data: as `paddle.save` writes it, or PaddleDetection's converters did with Python 2.
+        data: from `paddle.save`, or from PaddleDetection's converters under Python 2.
 
     Returns:
-        names to np.ndarray, plain values, and dicts of them. What `paddle.save` stores as (name,
-        array) is the array; its table of parameter names is left out.
+        names to np.ndarray, plain values, and dicts of them. (name, array) pairs of `paddle.save`
+        become the array; its table of parameter names is left out.
 
     Raises:
-        pickle.UnpicklingError: not a dict, or of something else; other errors if damaged.
+        pickle.UnpicklingError: not a dict, or it contains something else. Damaged data can raise
+            any exception.
     """
     state = _Reader(data).load()
     if not isinstance(state, dict):
@@ -117,7 +118,7 @@ def loads(data: bytes) -> dict:
 
 def _plain(value, depth: int):
     if not depth:
-        raise Refused("nested deeper than any weights file")
+        raise Refused("nested too deeply for a weights file")
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], _Array | np.ndarray):
         value = value[1]
     if isinstance(value, dict):

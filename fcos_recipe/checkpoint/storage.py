@@ -1,13 +1,13 @@
-"""Checkpoints: a folder that appears whole or not at all, and is checked when it is read.
+"""Checkpoints: written atomically, verified when read.
 
-RUN_DIR/checkpoints/0003/          after the third epoch; 0003-000250: and 250 steps of the fourth
-    model.pdparams   weights as PaddleDetection writes them (averaged ones under EMA)
-    model.pdopt      optimizer, LR schedule and `last_epoch`, likewise
-    model.pdema      the weights being trained, only under EMA
-    average.pdema    the average before its bias is corrected, only under EMA
+RUN_DIR/checkpoints/0003/          after epoch 3; 0003-000250: after 250 steps of epoch 4
+    model.pdparams   weights in PaddleDetection's format (the average if EMA is used)
+    model.pdopt      optimizer, LR schedule and `last_epoch` in PaddleDetection's format
+    model.pdema      only with EMA: the weights being trained
+    average.pdema    only with EMA: the average before bias correction
     ranks.json       random generators and unreadable images of each rank
     state.json       everything else, with the SHA-256 of the files above and of itself
-RUN_DIR/best_model.pdparams, RUN_DIR/model_final.pdparams   weights alone, with a .json beside them
+RUN_DIR/best_model.pdparams, RUN_DIR/model_final.pdparams   only weights, each with a .json file
 """
 
 import errno
@@ -28,36 +28,36 @@ import paddle
 from fcos_recipe.checkpoint import weights
 from fcos_recipe.console import log
 from fcos_recipe.errors import RunFailure, UserError
-from fcos_recipe.files.atomic import draft, flush, replace_file, write_json
+from fcos_recipe.files.atomic import draft, flush, replace_file, replace_folder, write_json
 
 STATE = "state.json"
-FORMAT = 2  # of state.json; 0.1.0 wrote none, and saved after whole epochs only
-MID_EPOCH = 2  # checkpoints inside of an epoch to keep: one may turn out damaged
+FORMAT = 2  # of state.json; 0.1.0 wrote no format and saved only at the end of epochs
+MID_EPOCH = 2  # mid-epoch checkpoints to keep: if one is damaged, there is another
 NAMES = "StructuredToParameterName@@"  # paddle.save's table of parameter names
 
 
 def name(epoch: int, step: int = 0) -> str:
-    """Name of the folder after so many whole epochs and steps of the next one."""
+    """Name of a checkpoint's folder from the epochs done and the steps of the next one."""
     return f"{epoch:04d}-{step:06d}" if step else f"{epoch:04d}"
 
 
 def position(path: Path) -> tuple[int, int] | None:
-    """(whole epochs, steps of the next one) by a folder's name; None for other files."""
+    """Epochs done and steps of the next one from a folder's name; None for other files."""
     match = re.fullmatch(r"(\d{4,})(?:-(\d{6,}))?", path.name)
     return match and (int(match[1]), int(match[2] or 0))
 
 
 def found(folder: Path) -> list[Path]:
-    """Checkpoints in a folder, oldest first, damaged ones included; [] where there is no folder."""
+    """List the checkpoints in a folder, oldest first, including damaged ones."""
     there = (p for p in folder.glob("*") if position(p))
     return sorted(there, key=lambda p: position(p) or (0, 0))
 
 
 def set_aside_newer(path: Path) -> None:
-    """Rename the checkpoints in a checkpoint's folder that are newer than this one.
+    """Rename the checkpoints that are newer than this one.
 
-    They are damaged, or belong to steps that a run resumed from this checkpoint is about to repeat:
-    `--resume auto` must not mistake them for checkpoints of that run.
+    They are damaged, or belong to steps that a run resumed from this checkpoint will repeat, so
+    that a later `--resume auto` must not use them.
     """
     known = found(path.parent)
     for newer in known[known.index(path) + 1 :]:
@@ -69,7 +69,7 @@ def set_aside_newer(path: Path) -> None:
 
 
 def host(values: dict) -> dict:
-    """A copy in host memory of a state dict, in the form that `paddle.save` gives it on disk.
+    """Copy a state dict to host memory, in the form in which `paddle.save` writes it.
 
     Args:
         values: names to tensors, plain values, or dicts of either.
@@ -99,7 +99,7 @@ def _tensors(values: dict) -> dict:
 
 
 class _Hashed:
-    """A file that hashes what is written to it."""
+    """A file wrapper that hashes what is written."""
 
     def __init__(self, file):
         self.file, self.hash = file, hashlib.sha256()
@@ -110,7 +110,7 @@ class _Hashed:
 
 
 def _write(path: Path, value: dict) -> str:
-    """Write JSON or, as `paddle.save` would, a pickle; returns its SHA-256."""
+    """Write JSON, or a pickle as `paddle.save` does; return its SHA-256."""
     with open(path, "wb") as file:
         hashed = _Hashed(file)
         if path.suffix == ".json":
@@ -123,34 +123,29 @@ def _write(path: Path, value: dict) -> str:
 
 
 def save(folder: Path, name: str, objects: dict[str, dict], state: dict) -> Path:
-    """Write one checkpoint as a unit.
+    """Write one checkpoint atomically.
 
     Args:
         folder: RUN_DIR/checkpoints; must exist.
         name: of the new folder in it; an older one of that name is replaced.
-        objects: file name -> state dict, or JSON for a name that ends so.
-        state: JSON; `files` is added: name -> SHA-256.
+        objects: file name -> state dict, or JSON value if the name ends in .json.
+        state: JSON object; `files` (name -> SHA-256) is added.
 
     Returns:
         the checkpoint's path.
 
     Raises:
-        OSError: not written; nothing is left of it, and what was there is untouched.
+        OSError: the checkpoint was not written; existing files are unchanged.
     """
     part, final = folder / f".{name}.{os.getpid()}", folder / name
     shutil.rmtree(part, ignore_errors=True)
     try:
-        part.mkdir()  # without parents: a mount that has gone must not turn into a local folder
+        part.mkdir()  # without parents: do not write to a local folder if a mount has vanished
         hashes = {file: _write(part / file, value) for file, value in objects.items()}
         sealed = _sealed({"format": FORMAT, **state, "files": hashes})
         replace_file(part / STATE, sealed, durable=True)
         flush(part)
-        if final.exists():  # only after a resume that repeats steps
-            final.rename(old := folder / f".{name}.old")
-            os.replace(part, final)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(part, final)
+        replace_folder(part, final)  # it exists only after a resume that repeats steps
         flush(folder)
     except OSError:
         shutil.rmtree(part, ignore_errors=True)
@@ -159,10 +154,10 @@ def save(folder: Path, name: str, objects: dict[str, dict], state: dict) -> Path
 
 
 def amend(path: Path, **changes) -> None:
-    """Replace entries of a checkpoint's state, in one step.
+    """Atomically replace entries of a checkpoint's state.
 
     Raises:
-        OSError: not written, or the checkpoint is not there.
+        OSError: not written, or the checkpoint does not exist.
     """
     state = json.loads((path / STATE).read_text(encoding="utf-8"))
     state.pop("sha256")
@@ -170,23 +165,25 @@ def amend(path: Path, **changes) -> None:
 
 
 def _sealed(state: dict) -> str:
-    """The text of state.json: with a hash over all of it but the hash."""
+    """Text of state.json, with a hash of everything else in it."""
     digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()
     return json.dumps({**state, "sha256": digest}, indent=1) + "\n"
 
 
 def save_weights(path: Path, state_dict: dict, facts: dict) -> None:
-    """Write weights alone, with a JSON file beside them, each replaced in one step.
+    """Write only weights and a JSON file, replacing each atomically.
 
     Args:
         path: .../NAME.pdparams; NAME.json gets `facts` and the SHA-256.
-        state_dict: names to tensors, or from `host`.
+        state_dict: names to tensors, or the result of `host`.
+        facts: JSON object that describes the weights.
 
     Raises:
-        OSError: not written; what was there is untouched.
+        OSError: not written; existing files are unchanged.
     """
     with draft(path) as part:
-        # the note comes first and knows both files: a kill between the two spoils neither
+        # the JSON file is written first and accepts both the old and the new weights, so that it is
+        # valid if the process is killed in between
         old = {"replaces": weights.sha256(path)} if path.is_file() else {}
         note = {**facts, "ending": path.suffix, "sha256": _write(part, state_dict), **old}
         write_json(path.with_suffix(".json"), note)
@@ -194,12 +191,12 @@ def save_weights(path: Path, state_dict: dict, facts: dict) -> None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove old checkpoints and what killed saves left behind.
+    """Remove old checkpoints and incomplete files of killed processes.
 
     Args:
         folder: RUN_DIR/checkpoints.
-        keep: how many of the newest at the end of an epoch stay (0 or less: all); besides them
-            stay the newest `MID_EPOCH` of those inside of an epoch.
+        keep: number of newest end-of-epoch checkpoints to keep (0 or less: all); the newest
+            `MID_EPOCH` mid-epoch checkpoints are kept as well.
     """
     ends = [p for p in found(folder) if (position(p) or (0, 0))[1] == 0]
     inside = [p for p in found(folder) if (position(p) or (0, 0))[1]]
@@ -208,12 +205,12 @@ def prune(folder: Path, keep: int) -> None:
 
 
 class Saver:
-    """Writes in a thread, one thing at a time, and counts failures in a row.
+    """Writes files in a background thread, one job at a time, and counts failures in a row.
 
-    What is written must be in host memory already: training goes on meanwhile.
+    The data must already be in host memory, because training continues meanwhile.
 
     Args:
-        limit: failures in a row that are borne.
+        limit: number of failures in a row that ends the run.
     """
 
     def __init__(self, limit: int):
@@ -223,12 +220,12 @@ class Saver:
         self._reason = ""
 
     def submit(self, what: str, write: Callable[[], object], copied: float = 0.0) -> None:
-        """Call `write` in the background, once everything submitted before is done.
+        """Wait for the previous job, then call `write` in the background.
 
         Args:
-            what: its name, for the log.
+            what: what is saved, for the log.
             write: may raise OSError.
-            copied: seconds that training stood still for it, for the log.
+            copied: seconds that training was paused to copy the data, for the log.
 
         Raises:
             RunFailure: see `wait`.
@@ -239,19 +236,28 @@ class Saver:
         self._job = self._pool.submit(self._run, what, write, copied)
 
     def wait(self) -> None:
-        """Return when nothing is being written.
+        """Wait until nothing is being written.
 
         Raises:
-            RunFailure: too many failures in a row.
+            RunFailure: `limit` saves in a row failed.
         """
         if self._job is not None:
             job, self._job = self._job, None
             job.result()
         if self.failures >= self.limit:
             raise RunFailure(
-                f"{self.failures} saves in a row failed (max_failed_saves), the last because "
+                f"{self.failures} saves in a row failed (max_failed_saves); reason of the last: "
                 f"{self._reason}"
             )
+
+    def close(self) -> None:
+        """Wait, and end the thread.
+
+        Raises:
+            RunFailure: see `wait`.
+        """
+        self._pool.shutdown()
+        self.wait()
 
     def _run(self, what: str, write: Callable[[], object], copied: float) -> None:
         start = time.perf_counter()
@@ -261,24 +267,24 @@ class Saver:
             self.failures += 1
             self._reason = reason(error)
             log.error(
-                "%s was not saved: %s; what was saved before is intact, training goes on "
+                "%s was not saved: %s; earlier files are intact and training continues "
                 "(%d of %d failures in a row)",
                 what, self._reason, self.failures, self.limit,
             )  # fmt: skip
             return
         self.failures = 0
-        log.info("saved %s (%.2f s of training, %.2f s beside it)", what, copied,
+        log.info("saved %s (training paused %.2f s, written in %.2f s)", what, copied,
                  time.perf_counter() - start)  # fmt: skip
 
 
 def reason(error: OSError) -> str:
-    """An error of the file system in words."""
+    """Describe a file system error in words."""
     words = {
         errno.ENOSPC: "the disk is full",
         errno.EDQUOT: "the disk quota is used up",
         errno.EROFS: "the file system is read-only",
-        errno.ENOENT: "the folder has gone (unmounted?)",
-        errno.ESTALE: "the network file system has lost it",
+        errno.ENOENT: "the folder no longer exists (unmounted?)",
+        errno.ESTALE: "the network file system no longer knows the file",
     }
     where = f" ({error.filename})" if error.filename else ""
     return words.get(error.errno or 0, error.strerror or str(error)) + where
@@ -288,16 +294,16 @@ def reason(error: OSError) -> str:
 
 
 def read_state(path: Path) -> dict:
-    """State of a checkpoint whose files are all as they were written.
+    """Verify all files of a checkpoint and return its state.
 
     Raises:
-        UserError: incomplete or damaged, and which file.
+        UserError: the checkpoint is incomplete or damaged; the message names the file.
     """
     try:
         text = (path / STATE).read_text(encoding="utf-8")
         state = json.loads(text)
         hashes = dict(state["files"])
-        if "format" in state or "sha256" in state:  # 0.1.0 had neither
+        if "format" in state or "sha256" in state:  # 0.1.0 wrote neither
             del state["sha256"]
             if _sealed(state) != text:
                 raise ValueError
@@ -318,7 +324,7 @@ def read_state(path: Path) -> dict:
 
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest intact checkpoint and why newer ones were rejected.
+    """Return the newest intact checkpoint, or None, and why newer ones were rejected.
 
     Args:
         folder: RUN_DIR/checkpoints; need not exist.
@@ -334,13 +340,13 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def class_names(path: str | Path) -> list[str] | None:
-    """Names of the classes that a weights file or checkpoint was trained on, in class order.
+    """Names of the classes for which a weights file or checkpoint was trained, in class order.
 
     Args:
         path: as given to `--weights`.
 
     Returns:
-        None where the file says nothing of it, as PaddleDetection's zoo files.
+        None if they are not recorded, as for files of PaddleDetection's model zoo.
     """
     if "://" in str(path):
         return None

@@ -1,4 +1,4 @@
-"""Weights files: find, read, and load them into a model with a report of what fitted."""
+"""Find and read weights files, load them into a model, and report which entries matched."""
 
 import hashlib
 import json
@@ -11,25 +11,26 @@ import paddle
 
 from fcos_recipe.checkpoint.safe_pickle import loads
 from fcos_recipe.checkpoint.zoo import cached
+from fcos_recipe.console import log
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.download import digest
 
-MOST_BYTES = 16 << 30  # of a weights file; the largest known detector has a tenth
+MOST_BYTES = 16 << 30  # largest accepted file, ten times the largest known detector
 
 
 def read(path: str | Path, sha256: str | None = None) -> dict:
-    """Read a .pdparams, .pdopt or .safetensors file without running code that it may hold.
+    """Read a .pdparams, .pdopt or .safetensors file without executing code in it.
 
     Args:
         path: the file.
-        sha256: what its bytes must hash to; by default what `facts` says, if anything.
+        sha256: expected hash of the file; default: the one in `facts`, if any.
 
     Returns:
         names to np.ndarray (or plain values), as `paddle.save` wrote them. bfloat16, which NumPy
-        lacks, is uint16.
+        does not have, is returned as uint16.
 
     Raises:
-        UserError: missing, damaged, or something else than arrays in plain containers.
+        UserError: missing, damaged, or it contains something other than arrays in plain containers.
     """
     path = Path(path)
     try:
@@ -46,22 +47,22 @@ def read(path: str | Path, sha256: str | None = None) -> dict:
     wanted = [note[key] for key in ("sha256", "replaces") if key in note]
     if wanted and hashlib.sha256(data).hexdigest() not in wanted:
         raise UserError(
-            f"{path}: damaged, its SHA-256 is not the one recorded beside it; take another file, "
-            f"or, if you put it there yourself, delete {path.with_suffix('.json')}"
+            f"{path}: damaged, its SHA-256 differs from the recorded one; use another file or, if "
+            f"you replaced it yourself, delete {path.with_suffix('.json')}"
         )
     try:
         return (_safetensors(path).load if path.suffix == ".safetensors" else loads)(data)
     except UserError:
         raise
-    except Exception as error:  # a damaged pickle raises almost anything
+    except Exception as error:  # a damaged pickle can raise any exception
         why = str(error) or type(error).__name__
         raise UserError(
-            f"{path}: not a readable weights file ({why}); truncated? fetch it again"
+            f"{path}: not a readable weights file ({why}); truncated? download it again"
         ) from None
 
 
 def _safetensors(path: Path):
-    """The part of the package safetensors that yields NumPy arrays.
+    """Import safetensors' NumPy interface.
 
     Raises:
         UserError: it is not installed.
@@ -76,19 +77,20 @@ def _safetensors(path: Path):
 
 
 def facts(path: Path) -> dict:
-    """What stands beside or in a weights file about it: `class_names`, `config`, `sha256`, ...
+    """Read the description of a weights file: `class_names`, `config`, `sha256`, ...
 
     Args:
-        path: the file; it is described by NAME.json or, in a checkpoint, by state.json.
+        path: the file. Its description is in NAME.json, in a checkpoint in state.json, and for
+            safetensors in the file itself.
 
     Returns:
-        {} where nothing is known, as for PaddleDetection's zoo files.
+        {} if there is none, as for files of PaddleDetection's model zoo.
     """
     for note in (path.with_suffix(".json"), path.with_name("state.json")):
         try:
             found = json.loads(note.read_text(encoding="utf-8"))
             if note.stem == path.stem:
-                if found.get("ending", path.suffix) == path.suffix:  # or a sister's
+                if found.get("ending", path.suffix) == path.suffix:  # else of another format's file
                     return dict(found)
                 continue
             return {**found, "sha256": found["files"][path.name]}
@@ -99,7 +101,7 @@ def facts(path: Path) -> dict:
             with _safetensors(path).safe_open(path, framework="np") as file:
                 stored = file.metadata() or {}
             return {key: json.loads(value) for key, value in stored.items()}
-        except Exception:  # the package's own class; `read` tells what is wrong with the file
+        except Exception:  # safetensors' own class; `read` reports what is wrong with the file
             return {}
     return {}
 
@@ -110,7 +112,7 @@ def write_safetensors(path: Path, state: dict, notes: dict) -> None:
     Args:
         path: the new file.
         state: names to np.ndarray; other values are left out.
-        notes: JSON values, stored as the file's metadata and found again by `facts`.
+        notes: JSON values, stored as the file's metadata, which `facts` reads.
     """
     arrays = {k: np.ascontiguousarray(v) for k, v in state.items() if isinstance(v, np.ndarray)}
     kept = {key: json.dumps(value) for key, value in notes.items()}
@@ -118,13 +120,12 @@ def write_safetensors(path: Path, state: dict, notes: dict) -> None:
 
 
 def resolve(source: str) -> Path:
-    """Local file of a path or URL; a path may lack its ending as PaddleDetection's do.
+    """Return the local file for a path or URL.
 
-    A URL is fetched once into the cache and found there afterwards without a network call. Its
-    SHA-256 is written beside it at the first download and compared at every later use.
+    A path may omit its ending, as in PaddleDetection. A URL is downloaded once, see `zoo.cached`.
 
     Raises:
-        UserError: no such file, or the download failed.
+        UserError: the file does not exist, or the download failed.
     """
     if re.match(r"https?://|ppdet://", source):
         return cached(source.replace("ppdet://", "https://paddledet.bj.bcebos.com/"))
@@ -134,18 +135,18 @@ def resolve(source: str) -> Path:
         if path.is_file():
             return path
     raise UserError(
-        f"{source}: no such weights file (looked for it, for {given.name}.pdparams and for "
-        "model.pdparams inside it)"
+        f"{source}: no such weights file (nor {given.name}.pdparams, nor a folder with "
+        "model.pdparams)"
     )
 
 
 def sha256(path: str | Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Return the SHA-256 of a file in hexadecimal."""
     return digest(path, "sha256")
 
 
 class LoadReport(NamedTuple):
-    """What became of a weights file's entries. All names are the model's, but for `unused`."""
+    """Which entries of a weights file matched; names are the model's, in `unused` the file's."""
 
     loaded: list[str]
     missing: list[str]
@@ -156,7 +157,7 @@ class LoadReport(NamedTuple):
         text = f"{len(self.loaded)} loaded"
         for label, names in (
             ("not in the file", self.missing),
-            ("of another shape, kept as initialised", self.reshaped),
+            ("with another shape, not loaded", self.reshaped),
             ("in the file but not in the model", self.unused),
         ):
             if names:
@@ -166,27 +167,28 @@ class LoadReport(NamedTuple):
 
 
 def load(model: paddle.nn.Layer, source: str, exact: bool = False) -> LoadReport:
-    """Load a weights file into a model, by name, as PaddleDetection matches names.
+    """Load a weights file into a model; names are matched as in PaddleDetection.
 
-    A backbone's file fits too: `conv.weight` in the file serves `backbone.conv.weight`.
+    A backbone's weights can be loaded as well: `conv.weight` in the file matches
+    `backbone.conv.weight`.
 
     Args:
         model: receives the weights.
         source: path or URL.
-        exact: refuse a file that leaves a parameter of the model unset.
+        exact: require that the file sets every parameter of the model.
 
     Returns:
-        what loaded and what did not.
+        which entries were loaded.
 
     Raises:
-        UserError: unreadable, nothing fits, or (`exact`) not everything fits.
+        UserError: the file cannot be read, nothing matches, or (`exact`) not everything matches.
     """
     path = resolve(source)
     return fit(model, read(path), path, exact)
 
 
 def fit(model: paddle.nn.Layer, state: dict, path: Path, exact: bool = False) -> LoadReport:
-    """As `load`, of arrays that were read from `path`."""
+    """As `load`, for arrays that were read from `path`."""
     own = model.state_dict()
     names = _match(list(own), [k for k, v in state.items() if isinstance(v, np.ndarray)])
     fits = {m: w for m, w in names.items() if list(state[w].shape) == list(own[m].shape)}
@@ -197,30 +199,52 @@ def fit(model: paddle.nn.Layer, state: dict, path: Path, exact: bool = False) ->
         unused=sorted(set(state) - set(names.values())),
     )
     if not fits:
-        raise UserError(f"{path}: none of its {len(state)} entries fits the model")
+        raise UserError(f"{path}: none of its {len(state)} entries matches the model")
     if exact and (report.missing or report.reshaped):
-        raise UserError(f"{path}: does not fit the model: {report}")
+        raise UserError(f"{path}: does not match the model: {report}")
     for name, source_name in fits.items():
         own[name].set_value(tensor(state[source_name], own[name].dtype))
     return report
 
 
-def tensor(array: np.ndarray, dtype=None) -> paddle.Tensor:
-    """A tensor of an array that `read` gave.
+def listed(names: list[str], most: int = 20) -> str:
+    """Number of class names and the first of them, for a log line."""
+    return f"{len(names)} ({', '.join(names[:most])}{', ...' * (len(names) > most)})"
+
+
+def compare_classes(trained_on: list[str] | None, names: list[str]) -> None:
+    """Warn where loaded weights were trained on other classes than those of the data.
 
     Args:
-        array: uint16 holds the bits of bfloat16, of which no weights file has another use.
-        dtype: of the tensor; default the array's own.
+        trained_on: class names that are stored with the weights; None: unknown.
+        names: class names of the data.
+    """
+    if not trained_on or trained_on == names:
+        return
+    if len(trained_on) != len(names):
+        then = "the classifier is trained from scratch"
+    else:
+        then = "classes are matched by index, not by name"
+    log.warning("weights: trained on %s; this data set has %s: %s",
+                listed(trained_on), listed(names), then)  # fmt: skip
+
+
+def tensor(array: np.ndarray, dtype=None) -> paddle.Tensor:
+    """Convert an array from `read` to a tensor.
+
+    Args:
+        array: uint16 is taken as the bits of bfloat16, its only use in weights files.
+        dtype: of the tensor; default: that of the array.
     """
     if array.dtype != np.uint16:
         made = paddle.to_tensor(array)
         return made if dtype is None else made.astype(dtype)
-    wide = (array.astype(np.uint32) << 16).view(np.float32)  # bfloat16 is float32 cut short
+    wide = (array.astype(np.uint32) << 16).view(np.float32)  # upper half of a float32
     return paddle.to_tensor(wide).astype(dtype or "bfloat16")
 
 
 def _match(model_names: list[str], file_names: list[str]) -> dict[str, str]:
-    """Model name -> the file's longest name that equals it or ends it after a dot."""
+    """Model name -> the longest name in the file that equals it or its end after a dot."""
     known = set(file_names)
     matches = {}
     for name in model_names:

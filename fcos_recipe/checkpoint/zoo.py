@@ -1,4 +1,4 @@
-"""Published weights: where they are, fetched once, then used from the cache without network."""
+"""Published weights: their URLs, and a download cache that is used without network access."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from fcos_recipe.checkpoint.safe_pickle import loads
+from fcos_recipe.console import say
 from fcos_recipe.errors import RunFailure, UserError
 from fcos_recipe.files import download
 from fcos_recipe.files.atomic import replace_file
@@ -27,12 +28,12 @@ class Entry(NamedTuple):
         return f"{BASE}/{self.path}.pdparams"
 
 
-# AP on val2017 by PaddleDetection's table.
+# AP on val2017 as in PaddleDetection's model zoo.
 ZOO = {
     path.rsplit("/", 1)[-1]: Entry(path, text)
     for path, text in (
-        ("pretrained/ResNet50_cos_pretrained", "backbone on ImageNet, start of all R50 configs"),
-        ("pretrained/ResNet50_vd_ssld_v2_pretrained", "distilled backbone on ImageNet"),
+        ("pretrained/ResNet50_cos_pretrained", "ImageNet backbone, used by all R50 configs"),
+        ("pretrained/ResNet50_vd_ssld_v2_pretrained", "distilled ImageNet backbone"),
         ("fcos_r50_fpn_1x_coco", "FCOS, AP 39.6"),
         ("fcos_r50_fpn_iou_1x_coco", "FCOS with IoU branch, AP 40.0"),
         ("fcos_dcn_r50_fpn_1x_coco", "FCOS with deformable convolutions, AP 44.3"),
@@ -43,12 +44,12 @@ ZOO = {
 
 
 def cache_dir() -> Path:
-    """Where downloaded weights are kept: FCOS_CACHE, else ~/.cache/fcos_recipe."""
+    """Folder of downloaded weights: in FCOS_CACHE, else in ~/.cache/fcos_recipe."""
     return Path(os.environ.get("FCOS_CACHE", "~/.cache/fcos_recipe")).expanduser() / "weights"
 
 
 def place(url: str) -> Path:
-    """Where the cache keeps the file of a URL: by its name for the zoo, else by the whole URL."""
+    """Path of a URL's file in the cache; URLs outside the zoo get a hash in the name."""
     name = urlsplit(url).path.rsplit("/", 1)[-1]
     if url != (ZOO[stem].url if (stem := name.removesuffix(".pdparams")) in ZOO else None):
         key = hashlib.sha256(url.encode()).hexdigest()[:16]
@@ -57,15 +58,16 @@ def place(url: str) -> Path:
 
 
 def cached(url: str) -> Path:
-    """The local copy of a weights file, fetched if it isn't in the cache.
+    """Return the local copy of a weights file; download it if it is not in the cache.
 
-    Its SHA-256 is written beside it at the first download and compared at every later use, without
-    any network call. PaddleDetection's own cache serves its own URLs as well. Several processes may
-    ask at once. What turns out to be no weights file, such as a page to log in, is not kept.
+    Its SHA-256 is recorded at the first download and checked at every later use without network
+    access. Files in PaddleDetection's own cache are used for PaddleDetection's URLs. Several
+    processes may call this at the same time. A download that is not a weights file, such as a login
+    page, is not kept.
 
     Raises:
-        UserError: it can't be fetched, is no weights file, or no longer is the file that was
-            recorded.
+        UserError: the download failed, the file is not a weights file, or it does not match its
+            recorded SHA-256.
     """
     path = place(url)
     if found := _recorded(path):
@@ -75,9 +77,9 @@ def cached(url: str) -> Path:
     try:
         download.prepare(path.parent)
         with download.locked(path.with_name(path.name + ".lock")):
-            if found := _recorded(path):  # by another process, in the meantime
+            if found := _recorded(path):  # downloaded by another process meanwhile
                 return found
-            if path.is_file():  # brought by hand
+            if path.is_file():  # copied there by the user
                 _check(path, str(path))
             else:
                 fresh = path.with_name(f"new-{path.name}")
@@ -91,27 +93,27 @@ def cached(url: str) -> Path:
             replace_file(note(path), found + "\n")  # other processes may be reading it
     except (RunFailure, UserError, OSError) as error:
         raise UserError(
-            f"pretrain_weights: {error}; fetch the file elsewhere and put it at {path}, or set "
+            f"pretrain_weights: {error}; download the file elsewhere and copy it to {path}, or set "
             "pretrain_weights to a local path ('' trains from scratch)"
         ) from error
-    download.say(f"{url} -> {path} (SHA-256 {found}, recorded, not pinned)")
+    say(f"{url} -> {path} (SHA-256 {found}, recorded, not pinned)")
     return path
 
 
 def _check(path: Path, source: str) -> None:
-    """Raise UserError if a file is no weights file: neither a pickle of arrays nor safetensors."""
+    """Raise UserError if a file is neither a pickle of arrays nor safetensors."""
     data = path.read_bytes()
     try:
         if path.suffix == ".safetensors":
             json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         else:
             loads(data)
-    except Exception:  # a damaged pickle raises almost anything
+    except Exception:  # a damaged pickle can raise any exception
         raise UserError(f"{source}: not a weights file, it begins with {data[:20]!r}") from None
 
 
 def note(path: Path) -> Path:
-    """Where the SHA-256 of a cached file is recorded."""
+    """Path of the file with a cached file's SHA-256."""
     return path.with_name(path.name + ".sha256")
 
 
@@ -120,10 +122,10 @@ def _recorded(path: Path) -> Path | None:
         return None
     if download.digest(path, "sha256") == note(path).read_text().strip():
         return path
-    raise UserError(f"{path}: does not match its recorded SHA-256; delete it to fetch it again")
+    raise UserError(f"{path}: does not match its recorded SHA-256; delete it to download it again")
 
 
 def of_paddle(name: str) -> Path | None:
-    """A weights file of this name in PaddleDetection's own cache."""
+    """Return the file of this name in PaddleDetection's own cache, or None."""
     path = Path("~/.cache/paddle/weights").expanduser() / name
     return path if path.is_file() else None

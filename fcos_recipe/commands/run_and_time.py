@@ -18,6 +18,7 @@ from fcos_recipe.commands.verify_result import lines_of
 from fcos_recipe.config import Config, load_config
 from fcos_recipe.console import run_program
 from fcos_recipe.errors import UserErrors, printable
+from fcos_recipe.files.atomic import write_json
 from fcos_recipe.runs.contents import Run, read_run
 from fcos_recipe.runs.judgement import OUTSIDE, Verdict, found_in, judge
 from fcos_recipe.system import device
@@ -104,16 +105,16 @@ def main(argv: list[str] | None = None) -> int:
     config = load_config(args.config, args.opt)
     folder = args.output or Path(config.data["save_dir"]) / config.name
     prepare(config)
-    command = [sys.executable, "-m", "fcos_recipe.launch.supervise", args.config, "--eval", *rest]
+    command = [sys.executable, "-m", "fcos_recipe.commands.launch", args.config, "--eval", *rest]
     command += ["--output", str(folder), *(["-o", *args.opt] if args.opt else [])]
     started = time.time()
     code = subprocess.run(command, env={**os.environ, **device.child_environment()}).returncode
     if code:
-        return code if code > 0 else 128 - code
+        return exit_codes.of_shell(code)
     run = read_run(folder)
     verdict = judge(found_in(run))
     found = result(run, verdict, started)
-    (folder / RESULT).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / RESULT, found)
     if verdict.rows:
         print("\n".join(map(printable, lines_of(verdict))))
     shown = {k: v for k, v in found.items() if k not in ("environment", "differences")}

@@ -7,6 +7,7 @@ from pathlib import Path
 from fcos_recipe import exit_codes
 from fcos_recipe.checkpoint import zoo
 from fcos_recipe.commands.options import parser
+from fcos_recipe.console import amount
 from fcos_recipe.errors import UserError
 from fcos_recipe.files import download
 
@@ -61,9 +62,9 @@ def _list() -> int:
         state = "not fetched, hash not known"
         if path.is_file():
             known = f"SHA-256 {note.read_text().strip()}" if note.is_file() else "no hash recorded"
-            state = f"{download.amount(path.stat().st_size)}, {known}"
+            state = f"{amount(path.stat().st_size)}, {known}"
         elif found := zoo.of_paddle(path.name):
-            state = f"{download.amount(found.stat().st_size)} in PaddleDetection's cache"
+            state = f"{amount(found.stat().st_size)} in PaddleDetection's cache"
         print(f"{name}: {entry.text}\n  {entry.url}\n  {state}")
     print(f"cache: {zoo.cache_dir()}")
     return 0

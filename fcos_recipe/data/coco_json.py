@@ -1,7 +1,7 @@
-"""COCO's JSON as typed structs, decoded by msgspec, and the columns that every reader takes of it.
+"""Typed structs for COCO's JSON, decoded by msgspec, and their fields as arrays.
 
-A struct declares only the fields that its reader uses: a field of the wrong type is an error, so
-that a reader must not ask for what it can do without.
+A field of the wrong type is an error, so each struct declares only the fields that its reader
+needs.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import numpy as np
 
 from fcos_recipe.errors import UserError
 
-Id = int | float | str  # exports of some tools have ids as text, pandas' as 1.0
+Id = int | float | str  # some tools export ids as text, pandas as 1.0
 Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 
 
@@ -43,7 +43,7 @@ class Category(msgspec.Struct, gc=False):
 
 
 class Labels(msgspec.Struct, gc=False):
-    """What an annotation belongs to."""
+    """The image and category of an annotation."""
 
     image_id: Id
     category_id: Id
@@ -58,7 +58,7 @@ class Annotation(Labels, gc=False):
 
 
 class GroundTruth(msgspec.Struct, gc=False):
-    """An annotation as evaluation uses it: not without a box."""
+    """An annotation for evaluation: the box is required."""
 
     image_id: Id
     category_id: Id
@@ -79,13 +79,13 @@ class Detection(msgspec.Struct, gc=False):
 
 @contextlib.contextmanager
 def explained(path: Any) -> Iterator[None]:
-    """Turn what msgspec raises about an annotation file into a `UserError`."""
+    """Convert msgspec's errors about an annotation file to `UserError`."""
     try:
         yield
     except msgspec.ValidationError as error:
         raise UserError(f"{path}: {error}; expected COCO's instances format") from None
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
-        raise UserError(f"{path}: not a complete JSON file ({error}); get it again") from None
+        raise UserError(f"{path}: not a complete JSON file ({error}); copy it again") from None
     except RecursionError:
         raise UserError(f"{path}: not COCO's instances format: nested too deeply") from None
 
@@ -97,10 +97,10 @@ def refuse_packed(path: Any, start: bytes) -> None:
 
 
 def mapped(path: str | os.PathLike) -> mmap.mmap | bytes:
-    """The bytes of a file, without a copy: `msgspec.Raw` values keep referring to it.
+    """Map a file into memory, so that `msgspec.Raw` values need no copy of its bytes.
 
     Raises:
-        UserError: it cannot be read, or mapped, or is packed.
+        UserError: the file cannot be read or mapped, or is packed.
     """
     try:
         with open(path, "rb") as file:
@@ -114,14 +114,14 @@ def mapped(path: str | os.PathLike) -> mmap.mmap | bytes:
 
 
 def number(value: Id) -> int:
-    """The id that a value stands for: the one rule for images, categories and annotations.
+    """Convert an id of an image, category or annotation to an integer.
 
     Args:
-        value: a whole number from -2^63 to 2^63 - 1, text of its digits ("000000000139"), or a
-            whole float of at most 2^53, up to which floats are exact.
+        value: a whole number from -2^63 to 2^63 - 1, text such as "000000000139", or a float of a
+            whole number up to 2^53, up to which floats are exact.
 
     Raises:
-        ValueError: it stands for none.
+        ValueError: the value is something else.
     """
     if isinstance(value, float) and not (value.is_integer() and abs(value) <= 2**53):
         raise ValueError(value)
@@ -137,22 +137,22 @@ def is_id(value: Id | None) -> bool:
 
 
 def numbers(values: Sequence[Id]) -> np.ndarray:
-    """int64 [N] of ids, see `number`."""
-    with contextlib.suppress(TypeError, OverflowError):  # fast where all are whole numbers
+    """Convert ids to int64 [N], see `number`."""
+    with contextlib.suppress(TypeError, OverflowError):  # faster if all are whole numbers
         return np.fromiter(map(operator.index, values), np.int64, len(values))  # type: ignore[arg-type]
     return np.fromiter(map(number, values), np.int64, len(values))
 
 
 def ids(path: Any, section: str, entries: Sequence[Any], field: str = "id") -> np.ndarray:
-    """A field of the entries as int64, see `number`.
+    """Return a field of the entries, int64 [M], see `number`.
 
     Args:
-        path, section: where they are from, for the message.
+        path, section: origin of the entries, for the error message.
         entries: structs.
         field: `id`, `image_id` or `category_id`.
 
     Raises:
-        UserError: one is no whole number.
+        UserError: a value is not a whole number.
     """
     values = [getattr(entry, field) for entry in entries]
     try:
@@ -161,35 +161,35 @@ def ids(path: Any, section: str, entries: Sequence[Any], field: str = "id") -> n
         position = next(i for i, value in enumerate(values) if not is_id(value))
         raise UserError(
             f"{path}: {section}[{position}].{field}: {values[position]!r} is not a whole number "
-            "below 2**63 (as a float, below 2**53); COCO numbers its images and categories"
+            "below 2**63 (as a float, below 2**53); COCO needs numbers for images and categories"
         ) from None
 
 
 def class_names(categories: Sequence[Category], numbers: np.ndarray) -> list[str]:
-    """Names of categories, `class_ID` for one without a name."""
+    """Names of the categories; `class_ID` for a category without a name."""
     pairs = zip(categories, numbers.tolist(), strict=True)
     return [f"class_{i}" if c.name is None else str(c.name) for c, i in pairs]
 
 
 def boxes(rows: Sequence[Any], missing: float = 0.0) -> np.ndarray:
-    """float64 [M, 4], x, y, width, height in pixels; four times `missing` where there is no box."""
+    """float64 [M, 4], x, y, width, height in pixels; each is `missing` if there is no box."""
     nothing = (missing,) * 4
     flat = chain.from_iterable(nothing if row.bbox is None else row.bbox for row in rows)
     return np.fromiter(flat, np.float64, 4 * len(rows)).reshape(-1, 4)
 
 
 def areas(rows: Sequence[Any]) -> np.ndarray:
-    """float64 [M], NaN where the file gives none."""
+    """float64 [M], square pixels; NaN where the file has no area."""
     return np.array([row.area for row in rows], np.float64)
 
 
 def flags(rows: Sequence[Any], field: str, dtype: type = bool) -> np.ndarray:
-    """`iscrowd` or `ignore` [M], 0 or 1; 0 where the file gives none."""
+    """`iscrowd` or `ignore` [M], 0 or 1; 0 where the file does not have it."""
     return np.fromiter((bool(getattr(row, field)) for row in rows), dtype, len(rows))
 
 
 def rows_of(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """int64 [W]: the first row in `known` of each wanted value, -1 where it is absent."""
+    """int64 [W]: index in `known` of each wanted value's first occurrence; -1 if it is absent."""
     if not len(known):
         return np.full(len(wanted), -1)
     order = np.argsort(known, kind="stable")

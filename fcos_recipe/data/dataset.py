@@ -1,4 +1,4 @@
-"""COCO data set over the memory-mapped index: no image is opened and no box copied before use."""
+"""COCO data set on the memory-mapped index: images and boxes are read only when used."""
 
 import logging
 import os
@@ -17,23 +17,24 @@ logger = logging.getLogger("fcos.data")
 
 
 class COCODataSet:
-    """Images and boxes of COCO annotation files, in the order of stock's COCODataSet.
+    """Images and boxes of COCO annotation files, in the order of PaddleDetection's COCODataSet.
 
-    Images are sorted by id, file after file; classes keep the order of the first file's categories;
-    crowds are left out unless `load_crowd`; images without a box come last, and only with
-    `allow_empty`. Nothing is ever downloaded.
+    Files are read one after another, with each file's images sorted by id. Classes have the order
+    of the first file's categories. Crowd boxes are left out unless `load_crowd` is set; images
+    without a box are left out unless `allow_empty` is set, and then come last. Nothing is
+    downloaded.
 
     Args:
-        dataset_dir: root that `image_dir` and `anno_path` are relative to.
-        image_dir: directory of the images; a list has one for each file.
-        anno_path: COCO annotation file, or a list of them, whose classes must have the same names.
-        data_fields: what a sample carries beside the image: gt_bbox, gt_class, is_crowd.
-        sample_num: use only the first so many images; -1 means all.
+        dataset_dir: folder that `image_dir` and `anno_path` are relative to.
+        image_dir: folder of the images, or a list with one folder for each annotation file.
+        anno_path: COCO annotation file, or a list of files, whose classes must have the same names.
+        data_fields: contents of a sample besides the image: gt_bbox, gt_class, is_crowd.
+        sample_num: number of images to use, from the first; -1: all.
         load_crowd: keep boxes marked `iscrowd`.
         allow_empty: keep images without a box.
-        empty_ratio: largest share of images without a box, in [0, 1); anything else means all.
-        repeat: how many times an epoch passes over the images.
-        seed: draws the images without a box that `empty_ratio` keeps.
+        empty_ratio: largest share of images without a box, in [0, 1); other values: no limit.
+        repeat: how many times an epoch uses each image.
+        seed: for the random choice of images without a box that `empty_ratio` keeps.
     """
 
     def __init__(
@@ -68,13 +69,13 @@ class COCODataSet:
         self.rows = np.zeros(0, np.int64)  # image rows of the index, in this data set's order
 
     def __call__(self) -> "COCODataSet":
-        return self  # stock makes a data set from a config by calling it
+        return self  # PaddleDetection calls the configured object to get the data set
 
     def __len__(self) -> int:
         return len(self.rows) * self.repeat
 
     def get_anno(self) -> str | list[str] | None:
-        """Path of the annotation file; a list of them where there are several."""
+        """Path of the annotation file, or a list of paths if there are several."""
         return (self.files if len(self.files) > 1 else self.files[0]) if self.files else None
 
     @property
@@ -82,17 +83,17 @@ class COCODataSet:
         return " + ".join(self.files)
 
     def check_or_download_dataset(self) -> None:
-        """Check that annotations and images are there.
+        """Check that the annotation files and image folders exist.
 
         Raises:
-            UserError: something is missing; the message has the remedy.
+            UserError: something is missing; the message says how to correct it.
         """
         if not self.anno_path:
             raise UserError("COCODataSet: anno_path is not set")
         if len(self.folders) != len(self.files):
             raise UserError(
                 f"COCODataSet: image_dir has {len(self.folders)} entries, anno_path has "
-                f"{len(self.files)}; name one directory for all files, or one for each"
+                f"{len(self.files)}; give one directory for all files, or one for each"
             )
         for kind, path, there in (
             *(("annotation file", path, os.path.isfile) for path in self.files),
@@ -104,7 +105,7 @@ class COCODataSet:
     def _remedy(self, path: str) -> str:
         if "2017" in path:
             return "for COCO run: python datasets/download_coco.py"
-        return "set dataset_dir, image_dir and anno_path to where your data is"
+        return "set dataset_dir, image_dir and anno_path to the location of your data"
 
     def parse_dataset(self) -> None:
         """Open the index and choose the images; does nothing the second time.
@@ -120,7 +121,7 @@ class COCODataSet:
         if missing:
             folders = ", ".join(dict.fromkeys(self.folders))
             logger.warning(
-                "%s: %d of %d images are not in %s; they are left out%s",
+                "%s: %d of %d image files do not exist in %s; these images are left out%s",
                 self._source,
                 missing,
                 len(index),
@@ -136,8 +137,8 @@ class COCODataSet:
             rows = rows[: self.sample_num]
         if not len(rows):
             raise UserError(
-                f"{self._source}: no image to use: {len(index)} listed, {missing} of them "
-                f"missing, the others without a usable box"
+                f"{self._source}: no usable images: of {len(index)} listed images, {missing} are "
+                "missing and the others have no usable box"
             )
         self.index, self.rows = index, rows
         logger.info("%s: %d of %d images in use", self._source, len(rows), len(index))
@@ -150,13 +151,13 @@ class COCODataSet:
         return concatenated([open_index(path) for path in self.files], self.folders)
 
     def _present(self, index: Index) -> np.ndarray:
-        """bool [N]: the image file exists. One listing per directory, not one look-up per image."""
+        """bool [N], whether the image file exists; lists each directory once, which is faster."""
         names = index.file_names()
         listings: dict[str, set[str]] = {}
         for folder in {os.path.dirname(name) for name in names}:
             try:
                 listings[folder] = set(os.listdir(os.path.join(self._root, folder) or "."))
-            except (OSError, ValueError):  # a null character in the name
+            except (OSError, ValueError):  # ValueError: the name contains a null character
                 listings[folder] = set()
         flat = listings.get("", set())
         return np.fromiter(
@@ -191,24 +192,24 @@ class COCODataSet:
 
     @cached_property
     def catid2clsid(self) -> dict[int, int]:
-        """Category id of the file -> class."""
+        """Category id in the file -> class index."""
         return {category: i for i, category in enumerate(self.index.category_id.tolist())}
 
     @cached_property
     def cname2cid(self) -> dict[str, int]:
-        """Class name -> class."""
+        """Class name -> class index."""
         return {name: i for i, name in enumerate(self.class_names)}
 
     @property
     def roidbs(self) -> "COCODataSet":
-        return self  # stock's trainer takes its length only
+        return self  # PaddleDetection's trainer only uses its length
 
     def image_sizes(self) -> np.ndarray:
-        """int32 [len(self), 2]: height and width by the file, 0 where it does not say."""
+        """int32 [len(self), 2]: height and width in the annotation file, pixels; 0 if missing."""
         return np.tile(self.index.size[self.rows], (self.repeat, 1))
 
     def image_info(self, i: int) -> dict[str, Any]:
-        """One image: `im_id` int, `im_file` path, `h` and `w`, pixels by the file (0: unknown)."""
+        """Return `im_id` (int), `im_file` (path), `h` and `w` (pixels; 0: not in the file)."""
         row = int(self.rows[i % len(self.rows)])
         height, width = self.index.size[row].tolist()
         name = self.index.file_name(row)
@@ -220,11 +221,11 @@ class COCODataSet:
         }
 
     def record(self, i: int) -> dict[str, Any]:
-        """A fresh sample as stock's transforms expect it, before decoding.
+        """Return a new sample in the form that PaddleDetection's transforms expect.
 
         Returns:
-            `im_file`, `im_id` int64 [1], and of `data_fields`: `gt_bbox` float32 [G, 4] x1, y1, x2,
-            y2 in pixels, `gt_class` int32 [G, 1], `is_crowd` int32 [G, 1].
+            `im_file`, `im_id` int64 [1], and those of `data_fields`: `gt_bbox` float32 [G, 4] x1,
+            y1, x2, y2 in pixels, `gt_class` int32 [G, 1], `is_crowd` int32 [G, 1].
         """
         info = self.image_info(i)
         record = {"im_file": info["im_file"], "im_id": np.array([info["im_id"]], np.int64)}

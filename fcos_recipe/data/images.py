@@ -1,4 +1,4 @@
-"""One image and its boxes: decoded, resized, clipped, mirrored, with stock's arithmetic."""
+"""Decode, resize, clip and flip one image with its boxes, as PaddleDetection computes it."""
 
 import os
 from typing import Any
@@ -14,24 +14,24 @@ DECODE_RGB = getattr(cv2, "IMREAD_COLOR_RGB", None)
 
 
 class BadImage(Exception):
-    """An image that cannot be read: path and reason."""
+    """An image cannot be read; the message has its path and the reason."""
 
 
 def read_image(path: str) -> np.ndarray:
-    """Decode an image, turned as its EXIF tag says.
+    """Decode an image and rotate it as its EXIF tag says.
 
     Returns:
         uint8 [H, W, 3], RGB.
 
     Raises:
-        BadImage: missing, empty, undecodable, or of more pixels than OPENCV_IO_MAX_IMAGE_PIXELS
-            in the environment (`compat.MOST_PIXELS`), which the header alone tells.
+        BadImage: the file is missing, empty or cannot be decoded, or its header states more pixels
+            than the environment variable OPENCV_IO_MAX_IMAGE_PIXELS (`compat.MOST_PIXELS`).
     """
     if os.path.exists(path) and not os.path.isfile(path):
-        raise BadImage(f"{path}: not a file")  # a pipe or a device would be read for ever
+        raise BadImage(f"{path}: not a file")  # reading a pipe or device might never end
     try:
         data = np.fromfile(path, np.uint8)
-    except (OSError, ValueError) as error:  # a name with a null character is a ValueError
+    except (OSError, ValueError) as error:  # ValueError: the name contains a null character
         raise BadImage(f"{path}: {getattr(error, 'strerror', error)}") from None
     if not len(data):
         raise BadImage(f"{path}: empty file")
@@ -45,7 +45,7 @@ def read_image(path: str) -> np.ndarray:
         why = error.err
         if "MAX_IMAGE" in why:
             key = "OPENCV_IO_MAX_IMAGE_PIXELS"
-            why = f"more than {os.environ[key]} pixels ({key} in the environment is the limit)"
+            why = f"more than {os.environ[key]} pixels (the limit in the variable {key})"
         raise BadImage(f"{path}: {why}") from None
     if image is None:
         raise BadImage(f"{path}: not an image that OpenCV can decode")
@@ -53,7 +53,7 @@ def read_image(path: str) -> np.ndarray:
 
 
 def decode(record: Sample) -> Sample:
-    """Replace `im_file` by its pixels, unless `image` already has them; adds the size.
+    """Replace `im_file` by the decoded `image`, unless that exists, and add the size in pixels.
 
     Raises:
         BadImage: see `read_image`.
@@ -70,20 +70,21 @@ def decode(record: Sample) -> Sample:
 def resize(
     sample: Sample, target_size: int | list[int], keep_ratio: bool = True, interp: int = 1
 ) -> None:
-    """Resize image and boxes with stock's arithmetic, clipping the boxes to the image.
+    """Resize image and boxes as PaddleDetection's Resize does, and clip the boxes to the image.
 
     Args:
-        sample: `image` uint8 [H, W, 3], `gt_bbox` float32 [G, 4]; gets `im_shape` and
-            `scale_factor`, float32 [2] (y, x).
-        target_size: [short, long] side with `keep_ratio`, else [height, width]; pixels.
-        keep_ratio: scale until one of the two bounds is met.
+        sample: `image` uint8 [H, W, 3] and, optionally, `gt_bbox` float32 [G, 4]; `im_shape` and
+            `scale_factor`, float32 [2] (y, x), are added.
+        target_size: with `keep_ratio` the largest short and long side, else [height, width];
+            pixels.
+        keep_ratio: use one scale for both sides, the largest with which both limits hold.
         interp: OpenCV's interpolation flag.
     """
     image = sample["image"]
     height, width = image.shape[:2]
     target = [target_size] * 2 if isinstance(target_size, int) else target_size
     if keep_ratio:
-        # A float64 scalar, not a Python float: with NumPy 2 boxes are scaled in that precision.
+        # np.float64 and not a Python float, so that NumPy 2 scales the boxes in double precision
         scale_x = scale_y = np.float64(
             min(min(target) / min(height, width), max(target) / max(height, width))
         )
@@ -92,7 +93,7 @@ def resize(
         new_height, new_width = target
         scale_x, scale_y = new_width / width, new_height / height
     image = cv2.resize(image, None, None, fx=scale_x, fy=scale_y, interpolation=interp)
-    # OpenCV rounds the size: never claim a row or column that is not there.
+    # OpenCV rounds the size, so the computed one may be larger than the image
     sample["image"] = image
     sample["im_shape"] = np.minimum([new_height, new_width], image.shape[:2]).astype(np.float32)
     sample["scale_factor"] = np.asarray([scale_y, scale_x], np.float32)
@@ -104,7 +105,7 @@ def resize(
 
 
 def clip(box: np.ndarray, height: float, width: float) -> None:
-    """Clip boxes float32 [G, 4] to the image, in place."""
+    """Clip boxes, float32 [G, 4], in place to an image size in pixels."""
     box[:, 0::2] = np.clip(box[:, 0::2], 0, width)
     box[:, 1::2] = np.clip(box[:, 1::2], 0, height)
 
@@ -118,7 +119,7 @@ def random_resize(
     random_range: bool = False,
     random_size: bool = True,
 ) -> None:
-    """`resize` to one of several sizes, or to a short side drawn from a range."""
+    """`resize` to a random one of several sizes, or to a random short side from a range."""
     if random_range:
         (low, long_low), (high, long_high) = target_size
         size = [int(rng.integers(low, high + 1)), max(long_low, long_high + 1)]
@@ -128,7 +129,7 @@ def random_resize(
 
 
 def flip(sample: Sample) -> None:
-    """Mirror image and boxes left to right."""
+    """Flip image and boxes horizontally."""
     image = sample["image"]
     sample["image"] = cv2.flip(image, 1)
     if "gt_bbox" in sample:

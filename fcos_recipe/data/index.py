@@ -1,10 +1,10 @@
-"""COCO annotations as memory-mapped arrays: parsed once, by one process, shared by all.
+"""COCO annotations as memory-mapped arrays, parsed once and shared by all processes.
 
-The first process that asks for a file parses it and leaves an index beside it (in `.fcos_index/`,
-or in the user's cache directory where the data set is read-only); every later one maps that file,
-so that eight ranks and their workers share one copy in the page cache. An index is known by a
-digest of the annotation file's content; the file's size, times and inode are kept too, so that the
-content is read again only when one of them has changed.
+The first process that needs an annotation file parses it and writes an index next to it (in
+`.fcos_index/`, or in the user's cache directory if the data set is read-only). All later processes
+map this index, so that eight ranks and their workers share one copy in memory. An index stores a
+digest of the annotation file, and its size, times and inode: only if one of these has changed is
+the file's content compared with the digest again.
 """
 
 import contextlib
@@ -31,29 +31,29 @@ from fcos_recipe.errors import UserError
 from fcos_recipe.files.atomic import replace_file
 
 FORMAT = b"FCOSIDX1"
-EPSILON = 1e-5  # smallest width and height of a box that is kept, pixels (stock's)
-HUGE = 1e9  # largest coordinate of a box that is kept, pixels
+EPSILON = 1e-5  # smallest width and height of a usable box, pixels (as in PaddleDetection)
+HUGE = 1e9  # largest coordinate of a usable box, pixels
 
 
 @dataclass(frozen=True)
 class Index:
-    """One annotation file. N images in order of their id, K classes in file order, M boxes.
+    """One annotation file with N images in order of their id, K classes in file order, M boxes.
 
-    Boxes of image row i are rows `box_start[i]` to `box_start[i + 1]`, in file order.
+    The boxes of image i are rows `box_start[i]` to `box_start[i + 1]`, in file order.
     """
 
     path: str  #: of the annotation file
-    counts: dict[str, int]  #: what was left out or looked odd: kind -> how many
+    counts: dict[str, int]  #: kind of entry that was left out -> how many
     class_names: list[str]
     has_annotations: bool  #: False for a file of images only (COCO's test-dev)
     category_id: np.ndarray  #: int64 [K]
     image_id: np.ndarray  #: int64 [N]
-    size: np.ndarray  #: int32 [N, 2], height and width by the file; 0 where it does not say
-    name_start: np.ndarray  #: int64 [N + 1]
-    name_bytes: np.ndarray  #: uint8, the file names end to end, UTF-8
+    size: np.ndarray  #: int32 [N, 2], height and width in the file, pixels; 0 if missing
+    name_start: np.ndarray  #: int64 [N + 1], where each name starts in `name_bytes`
+    name_bytes: np.ndarray  #: uint8, all file names one after another, UTF-8
     box_start: np.ndarray  #: int64 [N + 1]
     box: np.ndarray  #: float32 [M, 4], x1, y1, x2, y2 in pixels, rounded to 1/1000
-    label: np.ndarray  #: int32 [M], class (row of `category_id`)
+    label: np.ndarray  #: int32 [M], class (index into `category_id`)
     crowd: np.ndarray  #: uint8 [M]
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class Index:
         return self.name_bytes[self.name_start[row] : self.name_start[row + 1]].tobytes().decode()
 
     def file_names(self) -> list[str]:
-        """All file names, as a copy."""
+        """Return a copy of all file names."""
         blob, start = self.name_bytes.tobytes(), self.name_start.tolist()
         return [blob[a:b].decode() for a, b in zip(start[:-1], start[1:], strict=True)]
 
@@ -72,13 +72,13 @@ ARRAYS = tuple(name for name, kind in Index.__annotations__.items() if kind is n
 
 
 def open_index(path: str | os.PathLike) -> Index:
-    """The index of a COCO annotation file, from its cache or freshly built.
+    """Open the index of a COCO annotation file; build it if there is no valid one.
 
     Args:
         path: the JSON file.
 
     Raises:
-        UserError: the file is missing or not COCO; the message names the entry.
+        UserError: the file is missing or is not in COCO's format; the message names the entry.
     """
     path = os.path.abspath(path)
     if not os.path.isfile(path):
@@ -98,25 +98,25 @@ def open_index(path: str | os.PathLike) -> Index:
                 if index is None:
                     index = _adopt(place, path) or _build(place, path)
                 return index
-        except OSError:  # read-only, full, or a file system without locks: the next place
+        except OSError:  # read-only or full: try the next place
             continue
     arrays, meta = parse(path)
     return _index(path, meta, arrays)
 
 
 def concatenated(indexes: list[Index], folders: list[str]) -> Index:
-    """Several files as one, file after file; classes are the first file's, matched by name.
+    """Join the indexes of several files; classes are those of the first, matched by name.
 
-    An image id may occur in several files: ids stay as they are written. The arrays are copies in
-    this process's own memory, not mapped.
+    Image ids are not changed, so that an id may occur more than once. The arrays are copies in this
+    process's memory, not mapped.
 
     Args:
         indexes: one per file.
-        folders: directory of each file's images; goes before its file names.
+        folders: image folder of each file; it is put before the file names.
 
     Raises:
-        UserError: a file's classes are not the first file's, an image is in two files, or only
-            some files have annotations.
+        UserError: the files have different classes, an image is in two files, or only some files
+            have annotations.
     """
     first = indexes[0]
     rows = [
@@ -129,13 +129,13 @@ def concatenated(indexes: list[Index], folders: list[str]) -> Index:
         own = [os.path.join(folder, name).encode() for name in index.file_names()]
         if twice := next((name for name in own if name in known), b"").decode():
             raise UserError(
-                f"{twice}: listed in {known[twice.encode()]} and in {index.path}: objects of one "
-                "file would be background in the other; list it once"
+                f"{twice}: listed in {known[twice.encode()]} and in {index.path}: objects in one "
+                "file would be background in the other; list each image in one file only"
             )
         if index.has_annotations != first.has_annotations:
             raise UserError(
-                f"{index.path} and {first.path}: one has annotations and one has none; use files "
-                "of one kind"
+                f"{index.path} and {first.path}: only one of them has annotations; use files with "
+                "annotations, or files without"
             )
         known.update(dict.fromkeys(own, index.path))
         names += own
@@ -166,38 +166,38 @@ def concatenated(indexes: list[Index], folders: list[str]) -> Index:
 
 
 def rows_by_name(path: str, names: list[str], first: str, wanted: list[str]) -> np.ndarray:
-    """Row in `wanted` of each of `names`, int64 [K]: the classes of one file as another's.
+    """Map the classes of one file to those of another: index in `wanted` of each name, int64 [K].
 
     Args:
-        path, first: the two files, for messages.
-        names, wanted: their classes. The same list fits as it is, also with a name in it twice.
+        path, first: the two files, for error messages.
+        names, wanted: their class names. Identical lists match even if they contain a name twice.
 
     Raises:
-        UserError: they are not the same names, or a name is ambiguous.
+        UserError: the names differ, or a name is ambiguous.
     """
     if names == wanted:
         return np.arange(len(names))
     for file, listed in ((path, names), (first, wanted)):
         if twice := {name for name in listed if listed.count(name) > 1}:
             raise UserError(
-                f"{file}: categories: {min(twice)!r} occurs twice: classes of several files are "
-                "matched by name; rename one"
+                f"{file}: categories: {min(twice)!r} occurs twice, but classes of several files "
+                "are matched by name; rename one"
             )
     if odd := [name for name in names if name not in wanted]:
         raise UserError(
-            f"{path}: categories: {odd[0]!r} is not among those of {first} ({len(wanted)} classes, "
-            "matched by name); give all files the same categories"
+            f"{path}: categories: {odd[0]!r} is not in {first} ({len(wanted)} classes, matched by "
+            "name); give all files the same categories"
         )
     if absent := [name for name in wanted if name not in names]:
         raise UserError(
-            f"{path}: categories: {absent[0]!r} is missing, {first} has it: objects of that class "
-            "would count as background here; label them, or, if there are none, add the category"
+            f"{path}: categories: {absent[0]!r} is missing, but {first} has it: objects of that "
+            "class would count as background; label them or, if there are none, add the category"
         )
     return np.array([wanted.index(name) for name in names], np.int64)
 
 
 def _places(path: str) -> list[Path]:
-    """Where the index of `path` may lie, best first."""
+    """List possible paths for the index of `path`, best first."""
     key = hashlib.blake2b(path.encode(), digest_size=8).hexdigest()
     name = os.path.basename(path)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -206,14 +206,14 @@ def _places(path: str) -> list[Path]:
         cache / "fcos_recipe" / "index" / f"{name}-{key}.idx",
     ]
     private = Path(tempfile.gettempdir()) / f"fcos_recipe-{os.getuid()}"
-    # Anybody may write to the temporary directory: use a directory there only if it is ours.
+    # every user may write to the temporary directory: use a folder there only if this user owns it
     if not private.exists() or private.stat().st_uid == os.getuid():
         places.append(private / f"{name}-{key}.idx")
     return places
 
 
 def _make_directory(directory: Path) -> None:
-    """Make a directory, unless the one it goes into is meant to be read only (also for root)."""
+    """Create a directory, unless its parent has no write permission (checked for root as well)."""
     above = next(p for p in (directory, *directory.parents) if p.exists())
     if not above.stat().st_mode & 0o222:
         raise PermissionError(above)
@@ -222,9 +222,9 @@ def _make_directory(directory: Path) -> None:
 
 @contextlib.contextmanager
 def _lock(place: Path) -> Iterator[None]:
-    """Hold the lock beside an index; the system releases it when the process dies."""
+    """Hold the lock file of an index; the system releases it when the process ends."""
     with open(place.with_suffix(".lock"), "w") as file:
-        # A file system without locks costs a second parse, no more: the rename is atomic.
+        # without locks two processes may parse the file; the result is correct, renaming is atomic
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -236,7 +236,7 @@ def _stat(path: str) -> list[int]:
 
 
 def _digest(path: str) -> str:
-    """Digest of the file's content."""
+    """Return a digest of the file's content."""
     digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
@@ -245,13 +245,13 @@ def _digest(path: str) -> str:
 
 
 def _read_header(place: Path) -> tuple[dict[str, Any], mmap.mmap, int] | None:
-    """Header, mapped file and where the arrays begin; None if there is no sound index."""
+    """Return header, mapped file and start of the arrays; None if there is no valid index."""
     try:
         with open(place, "rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if mapped[:8] != FORMAT:
             return None
-        # The check sum covers all that follows: 20 ms for COCO, and no half-written page is used.
+        # the checksum covers everything after it and detects partly written files; 20 ms for COCO
         check, length = (int.from_bytes(mapped[i : i + 8], "little") for i in (8, 16))
         if check != zlib.crc32(memoryview(mapped)[16:]):
             return None
@@ -263,7 +263,7 @@ def _read_header(place: Path) -> tuple[dict[str, Any], mmap.mmap, int] | None:
 
 
 def _load(place: Path, path: str) -> Index | None:
-    """The index at `place` if it was made from the file as it is now, by size, times and inode."""
+    """Open the index at `place` if the annotation file's size, times and inode are unchanged."""
     found = _read_header(place)
     if found is None or found[0].get("stat") != _stat(path):
         return None
@@ -285,7 +285,7 @@ def _index(path: str, meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> In
 
 
 def _adopt(place: Path, path: str) -> Index | None:
-    """Take over an index whose file was only touched or copied: its content is the same."""
+    """Reuse an index whose annotation file was copied or touched but has the same content."""
     found = _read_header(place)
     if found is None:
         return None
@@ -303,7 +303,7 @@ def _arrays_of(index: Index) -> dict[str, np.ndarray]:
 
 
 def _build(place: Path, path: str) -> Index:
-    stat = _stat(path)  # before reading: a change meanwhile makes the index stale, not wrong
+    stat = _stat(path)  # before reading: if the file changes meanwhile, the index counts as old
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(_digest, path)  # hashing releases the GIL
         arrays, meta = parse(path)
@@ -343,16 +343,17 @@ class _File(msgspec.Struct, gc=False):
 def parse(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read a COCO annotation file into arrays.
 
-    What stock's COCODataSet would not train on is left out and counted: boxes that are marked
-    `ignore`, missing, all zero, with an area <= 0 or a side <= 1e-5 pixels (or absurdly large), and
-    annotations of images that the file does not list. Missing areas are width x height, missing
-    `iscrowd` is 0.
+    Annotations that PaddleDetection's COCODataSet would not use are left out and counted: those
+    marked `ignore`, without a box, with an all-zero box, with an area <= 0, a side <= 1e-5 pixels
+    or a coordinate >= 1e9, and those of images that the file does not list. A missing area is
+    width x height, a missing `iscrowd` is 0.
 
     Returns:
-        the arrays of `Index` by name, and its other fields but `path`.
+        the arrays of `Index` by name, and its other fields except `path`.
 
     Raises:
-        UserError: not JSON, not COCO, an unknown category, ids that are no whole numbers.
+        UserError: the file is not JSON or not in COCO's format, a category is unknown, or an id is
+            not a whole number.
     """
     with coco_json.explained(path):
         data = msgspec.json.decode(coco_json.mapped(path), type=_File)
@@ -371,7 +372,7 @@ def parse(path: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     categories = data.categories or []
     category_id = coco_json.ids(path, "categories", categories)
     if len(np.unique(category_id)) < len(category_id):
-        raise UserError(f"{path}: categories: an id occurs twice; give each class its own")
+        raise UserError(f"{path}: categories: an id occurs twice; give each class its own id")
     class_names = coco_json.class_names(categories, category_id)
 
     annotations = data.annotations or []
@@ -407,7 +408,7 @@ def _count(counts: dict[str, int], kind: str, mask: np.ndarray) -> None:
 def _unique_images(
     path: str, image_id: np.ndarray, names: list[str], counts: dict[str, int]
 ) -> np.ndarray:
-    """Rows in order of their id, without repetitions of one entry."""
+    """Return row numbers in order of the image id, each image once."""
     order = np.argsort(image_id, kind="stable")
     again = np.zeros(len(order), bool)
     again[1:] = image_id[order[1:]] == image_id[order[:-1]]
@@ -428,7 +429,7 @@ def _boxes(
     category_id: np.ndarray,
     counts: dict[str, int],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Image row, class, box and crowd flag of every usable annotation, grouped by image."""
+    """Return image row, class, box and crowd flag of all usable annotations, sorted by image."""
     of_image = coco_json.ids(path, "annotations", annotations, "image_id")
     of_class = coco_json.ids(path, "annotations", annotations, "category_id")
     xywh, area = coco_json.boxes(annotations), coco_json.areas(annotations)
@@ -462,7 +463,7 @@ def _boxes(
 
 
 def _round3(values: np.ndarray) -> np.ndarray:
-    """Python's round(x, 3), which stock uses: unlike np.round it is right next to a half."""
+    """Round as Python's round(x, 3), which PaddleDetection uses; np.round differs near halves."""
     thousandths = values * 1000
     rounded = np.round(values, 3)
     near_half = np.abs(np.abs(thousandths - np.trunc(thousandths)) - 0.5) < 1e-3

@@ -1,7 +1,7 @@
-"""From image files to batches: TrainReader, EvalReader and TestReader under stock's YAML keys.
+"""Read images and build batches: TrainReader, EvalReader and TestReader with their YAML keys.
 
-`transforms.UsualChain` or `transforms.StockChain` transforms the images; either way
-`targets.Gt2FCOSTarget` makes the targets.
+`transforms.UsualChain` or `transforms.StockChain` transforms the images; in both cases
+`targets.Gt2FCOSTarget` computes the targets.
 """
 
 import copy
@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from fcos_recipe.compat import stop_loading
 from fcos_recipe.data.images import BadImage, Sample
 from fcos_recipe.data.sampler import TrainBatches
 from fcos_recipe.data.targets import Gt2FCOSTarget
@@ -21,24 +22,20 @@ from fcos_recipe.data.transforms import StockChain, UsualChain, named
 from fcos_recipe.errors import UserError
 
 logger = logging.getLogger("fcos.data")
-
-
-MOST_WORKERS = 8  # per card; one decodes some 200 COCO images per second
-
-
-IMAGE_BYTES = 1344 * 1344 * 3  # of a padded COCO image, to judge shared memory by
+MOST_WORKERS = 8  # per card; one worker decodes about 200 COCO images per second
+IMAGE_BYTES = 1344 * 1344 * 3  # of a padded COCO image, to estimate the shared memory needed
 
 
 class Pipeline:
-    """What a worker runs: a data set whose items are (epoch, image), and how to batch them.
+    """The data set that worker processes read; an item is addressed by (epoch, image).
 
     Args:
-        dataset: has `record(i)`, or stock's `roidbs`.
+        dataset: has `record(i)`, or `roidbs` as in PaddleDetection.
         chain: `UsualChain` or `StockChain`.
-        target: makes the targets of a batch; None without.
-        seed: of all randomness.
-        replace: take the next readable image in place of a bad one; else leave it out.
-        most_bad: give up after so many unreadable images in a row.
+        target: computes the targets of a batch; None: no targets.
+        seed: of all random transforms.
+        replace: use the next readable image instead of an unreadable one; False: leave it out.
+        most_bad: number of unreadable images in a row after which no other image is tried.
     """
 
     def __init__(self, dataset, chain, target, seed: int, replace: bool, most_bad: int):
@@ -49,7 +46,7 @@ class Pipeline:
         return len(self.dataset)
 
     def __getitem__(self, item: int | tuple[int, int]) -> tuple[Sample | None, list[str]]:
-        """The sample, or None where there is none to be had, and what was wrong on the way."""
+        """Return the sample (None if no image was readable) and the errors of unreadable images."""
         epoch, first = item if isinstance(item, tuple) else (0, item)
         bad: list[str] = []
         for offset in range(min(self.most_bad + 1, len(self)) if self.replace else 1):
@@ -82,11 +79,12 @@ class Pipeline:
 
 
 def worker_count(wanted: int | str, cards: int) -> int:
-    """Reader processes of one card.
+    """Number of reader processes per card.
 
     Args:
-        wanted: a number, or "auto": the cores of this process's share, less one for training.
-        cards: processes that share this machine.
+        wanted: a number, or "auto": the CPU cores per card minus one for training, at most
+            MOST_WORKERS.
+        cards: ranks on this machine.
     """
     if wanted != "auto":
         return int(wanted)
@@ -94,7 +92,7 @@ def worker_count(wanted: int | str, cards: int) -> int:
 
 
 def shared_memory_fits(batch_size: int, workers: int, cards: int, path: str = "/dev/shm") -> bool:
-    """Whether the batches that all cards keep ready fit into shared memory; says so if not."""
+    """Whether the prefetched batches of all cards fit into shared memory; warns if not."""
     if sys.platform != "linux" or not workers:
         return False
     needed = 2 * workers * batch_size * IMAGE_BYTES * cards
@@ -106,7 +104,7 @@ def shared_memory_fits(batch_size: int, workers: int, cards: int, path: str = "/
     if free >= needed:
         return True
     logger.warning(
-        "%s has %d MB free, %d MB are needed: batches go through pipes, which is slower "
+        "%s has %d MB free, but %d MB are needed: batches are sent through pipes, which is slower "
         "(docker: --shm-size=%dm)",
         path,
         free >> 20,
@@ -117,20 +115,20 @@ def shared_memory_fits(batch_size: int, workers: int, cards: int, path: str = "/
 
 
 class Reader:
-    """Batches of a data set. Arguments are stock's, and after them this recipe's own.
+    """Batches of a data set. Takes PaddleDetection's arguments, then this recipe's own.
 
     Args:
-        sample_transforms: per image, as {name: arguments}.
-        batch_transforms: per batch, likewise.
+        sample_transforms: transforms of each image, as {name: arguments}.
+        batch_transforms: transforms of each batch, as {name: arguments}.
         batch_size: images per batch of one card.
         shuffle: new order in every epoch; TrainReader's default is True.
         drop_last: leave out an incomplete batch; TrainReader's default is True.
-        num_classes: checked against the annotations.
-        collate_batch: accepted for stock's sake: boxes of a batch are never stacked here.
-        use_shared_memory: pass batches from workers through /dev/shm, if they fit.
-        inputs_def: read by stock's export.
-        fuse_normalize: read by stock's export.
-        group_by_aspect: images of like aspect ratio share a batch (training).
+        num_classes: must equal the number of classes in the annotations.
+        collate_batch: accepted for compatibility with PaddleDetection; no effect.
+        use_shared_memory: send batches from workers through /dev/shm if they fit.
+        inputs_def: accepted for compatibility with PaddleDetection; no effect.
+        fuse_normalize: accepted for compatibility with PaddleDetection; no effect.
+        group_by_aspect: put images of similar aspect ratio into one batch (training only).
         seed: of order and augmentation.
         max_bad_images: unreadable images that are skipped before the run stops.
     """
@@ -165,21 +163,21 @@ class Reader:
         usual = UsualChain.of(sample_transforms, batch_transforms)
         self.chain = usual or StockChain(sample_transforms, batch_transforms, num_classes)
         if usual is None:
-            logger.info("%s: transforms beyond the usual chain: stock's own are used", name)
+            logger.info("%s: PaddleDetection's transforms are used (slower)", name)
         rules = dict(named(batch_transforms)).get("Gt2FCOSTarget")
         self.target: Any = None if rules is None else Gt2FCOSTarget(**rules)
         self.bad_images: dict[str, int] = {}
 
     def __call__(self, dataset, worker_num: int | str = 0, batch_sampler=None) -> "Reader":
-        """Bind a data set.
+        """Use a data set.
 
         Args:
-            dataset: a COCODataSet, or stock's ImageFolder and the like.
-            worker_num: processes that read, or "auto".
-            batch_sampler: yields lists of image numbers; default: all images, dealt out to ranks.
+            dataset: a COCODataSet, or a data set of PaddleDetection such as ImageFolder.
+            worker_num: number of worker processes, or "auto".
+            batch_sampler: yields lists of image indices; default: all images, divided over ranks.
 
         Raises:
-            UserError: data missing, or `num_classes` disagrees with the annotations.
+            UserError: data is missing, or `num_classes` differs from the annotations.
         """
         from paddle.io import DataLoader
 
@@ -188,7 +186,7 @@ class Reader:
         self._check_classes(dataset)
         index = getattr(dataset, "index", None)
         if self.target is not None and index is not None and not index.has_annotations:
-            raise UserError(f"{dataset.get_anno()}: annotations: missing; training needs boxes")
+            raise UserError(f"{dataset.get_anno()}: no annotations; training needs boxes")
         self.dataset, self.epoch = dataset, 0
         ranks = int(os.environ.get("PADDLE_TRAINERS_NUM", 1))
         cards = int(os.environ.get("PADDLE_LOCAL_SIZE", ranks))
@@ -233,26 +231,26 @@ class Reader:
         classes = getattr(dataset, "catid2clsid", None)
         if classes is not None and len(classes) != self.num_classes:
             raise UserError(
-                f"{dataset.get_anno()}: categories: the file has {len(classes)} classes, the "
-                f"config says num_classes: {self.num_classes}; set num_classes: {len(classes)}"
+                f"{dataset.get_anno()}: categories: the file has {len(classes)} classes, but the "
+                f"config has num_classes: {self.num_classes}; set num_classes: {len(classes)}"
             )
 
     def __len__(self) -> int:
-        """Batches of this rank in the epoch."""
+        """Number of batches of this rank in the epoch."""
         return len(self.batch_sampler) if self.sampler is None else self.sampler.steps(self.epoch)
 
     def set_epoch(self, epoch: int, step: int = 0) -> None:
-        """The next pass is that of `epoch`, and starts at its batch `step`."""
+        """Let the next iteration be that of `epoch`, starting at batch `step`."""
         self.epoch, self._first_step = epoch, step
 
     def __iter__(self) -> Iterator[dict]:
-        """One pass. In training the workers run on into the next epoch: it starts at once."""
+        """Yield the batches of one epoch. In training, workers already read the next epoch."""
         if self.sampler is None or not self.training:
             yield from self._pass()
             return
         if self._stream is None or self._at != (self.epoch, self._first_step):
             self._stream = iter(self._load(_Batches(self.sampler, self.epoch, self._first_step)))
-        self._at = None  # a pass that is left early starts a new stream
+        self._at = None  # if this iteration ends early, the next one starts a new stream
         for _ in range(self._first_step, len(self)):
             yield self._checked(next(self._stream))
         self.set_epoch(self.epoch + 1)
@@ -262,16 +260,26 @@ class Reader:
         batches = self.batch_sampler
         if batches is None:
             batches = self.sampler.batches(self.epoch)
-        for batch in self._load(batches):
-            batch = self._checked(batch)
-            if "image" in batch:
-                yield batch
+        stream = iter(self._load(batches))
+        try:
+            for batch in stream:
+                batch = self._checked(batch)
+                if "image" in batch:
+                    yield batch
+        finally:
+            stop_loading(stream)
+
+    def close(self) -> None:
+        """End the threads and processes that run ahead of training."""
+        if self._stream is not None:
+            stream, self._stream = self._stream, None
+            stop_loading(stream)
 
     def _checked(self, batch: dict) -> dict:
-        """Tell of unreadable images, once each.
+        """Remove the errors of unreadable images from a batch and log each once.
 
         Raises:
-            UserError: more than `max_bad_images`, or not one readable image.
+            UserError: there are more than `max_bad_images`, or no image of the batch is readable.
         """
         for message in batch.pop("bad"):
             self.bad_images[message] = self.bad_images.get(message, 0) + 1
@@ -280,28 +288,28 @@ class Reader:
         none_left = self.training and "image" not in batch
         if len(self.bad_images) > self.max_bad_images or none_left:
             raise UserError(
-                f"{len(self.bad_images)} unreadable images, max_bad_images is "
-                f"{self.max_bad_images}: " + "; ".join(self.bad_images)
+                f"{len(self.bad_images)} unreadable images (max_bad_images: "
+                f"{self.max_bad_images}): " + "; ".join(self.bad_images)
             )
         return batch
 
 
 class TrainReader(Reader):
-    """Batches for training: shuffled, endless, bad images replaced."""
+    """Training batches: shuffled; an unreadable image is replaced by the next one."""
 
     training = True
 
 
 class EvalReader(Reader):
-    """Batches for evaluation: in order, bad images left out."""
+    """Evaluation batches: in order; unreadable images are left out."""
 
 
 class TestReader(Reader):
-    """Batches for inference: in order, bad images left out."""
+    """Inference batches: in order; unreadable images are left out."""
 
 
 class _Batches:
-    """The sampler's stream as the iterable that DataLoader wants."""
+    """`TrainBatches.stream` as the iterable that DataLoader needs."""
 
     def __init__(self, sampler: TrainBatches, epoch: int, step: int):
         self.start = (sampler, epoch, step)

@@ -1,37 +1,37 @@
-"""Which images share a batch, in which order, on which rank: a function of (seed, epoch) alone."""
+"""Distribute images over batches, steps and ranks, depending only on seed and epoch."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-# Of the aspect ratio's logarithm, so that an image meets others than its two neighbours. On COCO's
-# sizes it costs 0.1 % more padding at batch 2 and 0.3 % at batch 8; 0.1 would cost 1.7 % and 4 %.
+# Random shift of an aspect ratio's logarithm, so that an image is not always in a batch with the
+# same images. On COCO it adds 0.1 % padding at batch 2 and 0.3 % at batch 8; 0.1 would add 1.7 %
+# and 4 %.
 JITTER = 0.02
 
 
 class TrainBatches:
     """Batches of one rank.
 
-    Without groups the order is that of paddle.io.DistributedBatchSampler, and with seed 0 exactly
-    so: images are permuted, the first ones repeated until the ranks divide them evenly, each
-    step's images are dealt out in consecutive batches, and with `drop_last` an incomplete step is
-    left out.
+    Without `group_by_aspect` the order is as in paddle.io.DistributedBatchSampler, with seed 0
+    identical to it: the images are permuted, the first ones are repeated until their number is
+    divisible by the world size, each step's images are divided into consecutive batches, one per
+    rank, and with `drop_last` an incomplete step is left out.
 
-    With `group_by_aspect` images of like aspect ratio share a batch. The images of an epoch are
-    sorted by aspect ratio, cut into batches, and the batches are shuffled; ties and near ties fall
-    anew in every epoch. Images that do not fill a step open the next epoch: each is used once per
-    epoch or moved to the next one, so that after E epochs it was used E or E - 1 times. The number
-    of steps then differs between epochs, by at most one.
+    With `group_by_aspect`, a batch has images of similar aspect ratio: an epoch's images are sorted
+    by aspect ratio plus a small random shift and cut into batches, and the batches are shuffled.
+    Images that do not fill a step are used at the start of the next epoch, so that after E epochs
+    each image was used E or E - 1 times. The number of steps per epoch varies by at most one.
 
     Args:
         length: number of images.
         batch_size: images per batch of one rank.
-        shuffle: permute the images anew in every epoch.
-        drop_last: leave out an incomplete batch; always so with groups.
-        rank, ranks: which share of each step to yield.
-        seed: of the order.
-        sizes: [length, 2], height and width of the images, for `group_by_aspect`.
+        shuffle: use a new permutation in every epoch.
+        drop_last: leave out an incomplete batch; always so with `group_by_aspect`.
+        rank, ranks: rank whose batches to yield, and world size.
+        seed: of the permutations.
+        sizes: [length, 2], height and width of the images in pixels, for `group_by_aspect`.
         group_by_aspect: see above.
     """
 
@@ -51,34 +51,34 @@ class TrainBatches:
         self.length, self.batch_size = length, batch_size
         self.shuffle, self.drop_last = shuffle, drop_last
         self.rank, self.ranks, self.seed = rank, ranks, seed
-        self.log_aspect: Any = None  # float array [length] where images are grouped
+        self.log_aspect: Any = None  # float [length] with group_by_aspect
         if group_by_aspect:
-            # A size that the annotations do not tell counts as square.
+            # images of unknown size count as square
             height, width = np.maximum(np.asarray(sizes, np.float64), 0).T
             known = (height > 0) & (width > 0)
             self.log_aspect = np.log(np.where(known, width, 1) / np.where(known, height, 1))
 
     @property
     def step_size(self) -> int:
-        """Images of one step on all ranks."""
+        """Images per step on all ranks."""
         return self.batch_size * self.ranks
 
     def steps(self, epoch: int) -> int:
-        """Batches of each rank in an epoch."""
+        """Number of batches of each rank in an epoch."""
         if self.log_aspect is not None:
-            if self.length < self.step_size:  # more than an epoch would be left over
+            if self.length < self.step_size:
                 return 0
             return (self._left(epoch) + self.length) // self.step_size
         share = -(-self.length // self.ranks)
         return share // self.batch_size if self.drop_last else -(-share // self.batch_size)
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """This rank's batches of an epoch, in order."""
+        """Return this rank's batches of an epoch, in order."""
         whole = self._grouped(epoch) if self.log_aspect is not None else self._plain(epoch)
         return whole[: self.steps(epoch)]
 
     def stream(self, epoch: int, step: int = 0) -> Iterator[list[tuple[int, int]]]:
-        """Batches of (epoch, image) from a step of an epoch on, epoch after epoch, without end."""
+        """Yield batches of (epoch, image) endlessly, starting at the given epoch and step."""
         while True:
             for batch in self.batches(epoch)[step:]:
                 yield [(epoch, image) for image in batch]
@@ -90,7 +90,7 @@ class TrainBatches:
     def _plain(self, epoch: int) -> list[list[int]]:
         order = np.resize(np.arange(self.length), -(-self.length // self.ranks) * self.ranks)
         if self.shuffle:
-            # Seed 0 repeats the order of paddle's sampler, which knows no seed but the epoch.
+            # seed 0 gives the order of Paddle's sampler, which uses the epoch as its seed
             key = [self.seed, epoch] if self.seed else epoch
             np.random.RandomState(key).shuffle(order)
         full = len(order) // self.step_size * self.step_size
@@ -99,7 +99,7 @@ class TrainBatches:
         return parts + [rest] if rest else parts
 
     def _left(self, epoch: int) -> int:
-        """Images that the epochs before left over."""
+        """Number of images left over by earlier epochs."""
         return epoch * self.length % self.step_size
 
     def _permutation(self, epoch: int) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""FCOS target assignment whose cost grows with the boxes, not with locations x boxes.
+"""FCOS target assignment that visits only the locations inside boxes, not locations x boxes.
 
-Location (y, x) of a level of stride s stands for the pixel (s * x + s * num_shift,
-s * y + s * num_shift) of the padded image; rows of a level are in raster order. The rules are those
-of Tian et al., "FCOS: Fully Convolutional One-Stage Object Detection" (ICCV 2019, section 3.1-3.3),
-with centre sampling as in the authors' later code.
+Location (y, x) of a level of stride s corresponds to the pixel (s * x + s * num_shift,
+s * y + s * num_shift) of the padded image; a level's locations are numbered row by row. The rules
+are those of Tian et al., "FCOS: Fully Convolutional One-Stage Object Detection" (ICCV 2019,
+sections 3.1-3.3), with centre sampling as in the authors' later code.
 """
 
 from collections.abc import Sequence
@@ -14,23 +14,23 @@ import numpy as np
 
 
 class Targets(NamedTuple):
-    """The P positive locations of one image, ordered by level and raster position."""
+    """The P positive locations of one image, ordered by level, row and column."""
 
     level: np.ndarray  #: int64 [P], index into the strides
     cell: np.ndarray  #: int64 [P], y * W_l + x in that level's grid
     label: np.ndarray  #: int64 [P], 0-based class
-    reg: np.ndarray  #: float32 [P, 4], distances left, top, right, bottom
-    centerness: np.ndarray  #: float32 [P]
+    reg: np.ndarray  #: float32 [P, 4], distances to left, top, right, bottom; pixels or strides
+    centerness: np.ndarray  #: float32 [P], in [0, 1]
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """The rules by which locations belong to boxes.
+    """Rules that match locations to boxes.
 
     Args:
-        strides: of the levels, finest first.
+        strides: of the levels in pixels, finest first.
         ranges: per level, exclusive bounds of the largest distance, pixels.
-        radius: of centre sampling, in strides; <= 0 means the whole box.
+        radius: of centre sampling, in strides; <= 0: the whole box.
         num_shift: offset of a location inside its cell, in strides.
         norm_by_stride: divide the distances by the level's stride.
     """
@@ -43,7 +43,7 @@ class Assignment:
 
 
 def grid_shapes(height: int, width: int, strides: Sequence[int]) -> list[tuple[int, int]]:
-    """(H_l, W_l) of every level of a padded image."""
+    """(H_l, W_l) of every level for a padded image of this size in pixels."""
     return [(-(-height // s), -(-width // s)) for s in strides]
 
 
@@ -57,21 +57,22 @@ def assign(
 ) -> Targets:
     """Assign boxes to locations.
 
-    A location belongs to a box when it lies strictly inside it (and, with `radius` > 0, strictly
+    A location matches a box if it lies strictly inside the box (and, with `radius` > 0, strictly
     within `radius` strides of its centre) and its largest distance to a side lies strictly inside
-    the level's range. Of several boxes the smallest owns the location, of equal ones the first.
+    the level's range. If several boxes match, the one with the smallest area is taken; if areas are
+    equal, the first.
 
-    Every comparison is made in the type in which paddledet 2.6.0 makes it (float32 for points,
-    distances, clipped boxes and areas; float64 for the ranges), so that ties fall alike.
+    All comparisons use the types of paddledet 2.6.0 (float32 for points, distances, clipped boxes
+    and areas; float64 for the ranges), so that equal values are decided in the same way.
 
     Args:
         gt_bbox: float32 [G, 4], x1, y1, x2, y2 in pixels of the padded image.
-        gt_class: integers [G] or [G, 1], 0-based.
+        gt_class: int [G] or [G, 1], 0-based.
         height: of the padded image, pixels.
         width: of the padded image, pixels.
-        rules: strides, ranges, `radius` and the unit of the distances.
-        image: integers [G], the image of each box, to assign those of many images at once; boxes
-            of different images never meet, and `cell` goes on from one image to the next.
+        rules: see `Assignment`.
+        image: int [G], the image of each box, to assign boxes of several images in one call; `cell`
+            then counts on from one image to the next. Default: one image.
     """
     image = np.zeros(len(gt_bbox), np.int64) if image is None else image
     x1, y1, x2, y2 = (gt_bbox[:, i] for i in range(4))
@@ -93,7 +94,7 @@ def assign(
         else:
             first_x, first_y = _first_above(xs, x1), _first_above(ys, y1)
             count_x, count_y = xs.searchsorted(x2) - first_x, ys.searchsorted(y2) - first_y
-        # One row per (box, location inside it): the boxes' rectangles laid end to end.
+        # one row per (box, location inside it), box after box
         count_x = np.maximum(count_x, 0)
         count = count_x * np.maximum(count_y, 0)
         box = np.repeat(np.arange(len(gt_bbox)), count)
@@ -116,7 +117,7 @@ def assign(
         keep = np.flatnonzero((largest > low) & (largest < high))
         box = box[keep]
         cell = (image[box] * grid_h + row[keep]) * grid_w + column[keep]
-        # Smallest area first within a cell; lexsort is stable, so equal areas keep box order.
+        # smallest area first within a cell; lexsort is stable, so equal areas keep the box order
         order = np.lexsort((area[box], cell))
         cell = cell[order]
         first = np.ones(len(order), bool)
@@ -146,13 +147,13 @@ def _first_above(points: np.ndarray, bound: np.ndarray) -> np.ndarray:
 
 
 def collate(targets: list[Targets], grids: list[tuple[int, int]]) -> dict[str, np.ndarray]:
-    """Targets of the N images of a batch as the arrays that the model reads.
+    """Join the targets of a batch's N images into the arrays that the model needs.
 
     Returns:
-        `pos_index` int64 [P], position in the concatenation over levels of the raster
-        [N, H_l, W_l]; `pos_label` int64 [P]; `pos_reg` float32 [P, 4]; `pos_centerness`
-        float32 [P], where P is at least 1; `num_pos` int64 [1] tells how many rows are real, the
-        others are zero.
+        `pos_index` int64 [P], index into the levels' [N, H_l, W_l] grids, flattened and
+        concatenated; `pos_label` int64 [P]; `pos_reg` float32 [P, 4]; `pos_centerness` float32 [P];
+        `num_pos` int64 [1], the number of positives. P is at least 1: without positives, there is
+        one row of zeros and `num_pos` is 0.
     """
     cells = np.array([h * w for h, w in grids])
     start = (np.cumsum(cells) - cells) * len(targets)
@@ -175,17 +176,20 @@ def collate(targets: list[Targets], grids: list[tuple[int, int]]) -> dict[str, n
 
 
 class Gt2FCOSTarget:
-    """Batch operator: ground truth boxes of each sample -> sparse FCOS targets.
+    """Compute sparse FCOS targets from a batch's ground truth boxes.
 
-    Arguments are those of paddledet's operator of the same name.
+    The arguments are those of paddledet's operator of the same name.
 
     Args:
         object_sizes_boundary: bounds between the levels' ranges, pixels; one fewer than levels.
-        center_sampling_radius: in strides; <= 0 switches centre sampling off.
-        downsample_ratios: strides of the levels.
+        center_sampling_radius: in strides; <= 0: no centre sampling.
+        downsample_ratios: strides of the levels, pixels.
         num_shift: offset of a location inside its cell, in strides.
-        multiply_strides_reg_targets: leave distances in pixels although `norm_reg_targets` is set.
+        multiply_strides_reg_targets: keep distances in pixels even if `norm_reg_targets` is set.
         norm_reg_targets: divide distances by the stride.
+
+    Raises:
+        ValueError: the number of bounds does not match the number of levels.
     """
 
     def __init__(
@@ -212,11 +216,11 @@ class Gt2FCOSTarget:
     def __call__(
         self, boxes: list[np.ndarray], classes: list[np.ndarray], height: int, width: int
     ) -> dict[str, np.ndarray]:
-        """Targets of a batch: see `collate`.
+        """Compute the targets of a batch; see `collate`.
 
         Args:
-            boxes: per image float32 [G, 4]; G may be 0.
-            classes: per image integers [G] or [G, 1].
+            boxes: per image float32 [G, 4], pixels; G may be 0.
+            classes: per image int [G] or [G, 1].
             height: of the padded batch, pixels.
             width: of the padded batch, pixels.
         """

@@ -1,8 +1,8 @@
-"""What a reader does to each sample and each batch: `UsualChain` or `StockChain`.
+"""Transforms of samples and batches: `UsualChain` or `StockChain`.
 
 The usual transforms (Decode, Resize or RandomResize, RandomFlip, NormalizeImage, Permute; PadBatch,
-Gt2FCOSTarget) need little work here: pixels stay uint8 and the model normalises them. Any other
-list of transforms runs stock's own operators and gives float images.
+Gt2FCOSTarget) are done here: pixels stay uint8 and the model normalises them. Any other list of
+transforms uses PaddleDetection's own operators and gives float images.
 """
 
 import random
@@ -14,8 +14,8 @@ import numpy as np
 
 from fcos_recipe.data.images import Sample, clip, decode, flip, random_resize, resize
 
-# Sample and batch transforms in a row that `UsualChain` stands for. One resize only: the second
-# of two would see pixels already rounded.
+# Names of sample and batch transforms, joined, for which `UsualChain` can be used. Only one resize:
+# a second one would resize rounded pixels.
 USUAL = re.compile(
     "Decode (RandomFlip )?((Resize|RandomResize) )?(RandomFlip )?NormalizeImage (RandomFlip )?"
     "Permute PadBatch( Gt2FCOSTarget)?"
@@ -23,23 +23,23 @@ USUAL = re.compile(
 
 
 def named(transforms: Sequence[dict]) -> list[tuple[str, dict]]:
-    """YAML's list of {name: arguments} as pairs."""
+    """Convert YAML's list of {name: arguments} to (name, arguments) pairs."""
     return [(name, arguments or {}) for entry in transforms for name, arguments in entry.items()]
 
 
 @dataclass(frozen=True)
 class UsualChain:
-    """The usual chain, cut down to what changes pixels and boxes."""
+    """The usual transforms, reduced to those that change pixels and boxes."""
 
     steps: list[tuple[str, dict]]
     pad_to_stride: int
-    resizes: bool  # which clips the boxes
+    resizes: bool  # has a resize, which also clips the boxes
 
     @classmethod
     def of(
         cls, sample_transforms: Sequence[dict], batch_transforms: Sequence[dict]
     ) -> "UsualChain | None":
-        """The chain of these transforms; None where they are more, or in another order."""
+        """Build the chain for these transforms; None if they are not the usual ones."""
         steps = named(sample_transforms) + named(batch_transforms)
         options = {name: arguments for name, arguments in steps}
         if (
@@ -67,7 +67,7 @@ class UsualChain:
         return record
 
     def batch(self, samples: list[Sample]) -> dict[str, np.ndarray]:
-        """uint8 [N, H, W, 3], zero outside each image."""
+        """Return `image`, uint8 [N, H, W, 3], padded with zeros."""
         shapes = np.array([s["image"].shape[:2] for s in samples])
         height, width = padded(shapes.max(axis=0), self.pad_to_stride)
         images = np.zeros((len(samples), height, width, 3), np.uint8)
@@ -81,26 +81,26 @@ class UsualChain:
 
 
 def padded(shape: np.ndarray, stride: int) -> tuple[int, int]:
-    """Height and width rounded up to multiples of the stride (0 or less: as they are)."""
+    """Round height and width up to multiples of the stride; no change if it is 0 or less."""
     height, width = (int(x) if stride <= 0 else -(-int(x) // stride) * stride for x in shape)
     return height, width
 
 
 class StockChain:
-    """Any chain of stock's transforms, each sample seeded by itself."""
+    """Any list of PaddleDetection's transforms, with a random seed for each sample."""
 
     def __init__(
         self, sample_transforms: Sequence[dict], batch_transforms: Sequence[dict], classes: int
     ):
-        # Stock's transforms pull in ppdet, which the usual chain never needs.
+        # imported here because the usual chain does not need ppdet
         from fcos_recipe.compat import stock
 
         def build(transforms: Sequence[dict]) -> list[Callable]:
             operators = []
             for name, arguments in named(transforms):
-                if name == "Gt2FCOSTarget":  # ours comes after all others
+                if name == "Gt2FCOSTarget":  # ours runs after all others
                     continue
-                # Stock's Decode passes what it cannot decode on as bytes.
+                # PaddleDetection's Decode returns bytes for an image that it cannot decode
                 operators.append(decode if name == "Decode" else stock(name)(**arguments))
                 if hasattr(operators[-1], "num_classes"):
                     operators[-1].num_classes = classes
@@ -117,7 +117,7 @@ class StockChain:
         return record
 
     def batch(self, samples: list[Sample]) -> dict[str, np.ndarray]:
-        """float32 [N, 3, H, W] as stock's transforms leave it."""
+        """Return `image`, float32 [N, 3, H, W], after PaddleDetection's batch transforms."""
         seed_stock(np.random.default_rng([s.pop("batch_seed") for s in samples]))
         for operator in self.batch_operators:
             samples[:] = operator(samples)
@@ -129,6 +129,6 @@ class StockChain:
 
 
 def seed_stock(rng: np.random.Generator) -> None:
-    """Seed the two global generators that stock's transforms draw from."""
+    """Seed the two global random generators that PaddleDetection's transforms use."""
     np.random.seed(int(rng.integers(2**32)))
     random.seed(int(rng.integers(2**32)))

@@ -1,28 +1,28 @@
-"""What data-parallel training costs on a network, calculated.
+"""Estimate the cost of gradient all-reduce for data-parallel training.
 
 A ring all-reduce of B bytes on n ranks sends 2 (n - 1) / n x B bytes through each link, in
 2 (n - 1) rounds (Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of
 workstations", J. Parallel Distrib. Comput. 69, 2009); no all-reduce sends less. The slowest link
-counts: between hosts that is the network card, which a ring enters and leaves once, however many
-cards the host has.
+determines the time. Between hosts this is the network card, which a ring uses once in each
+direction, regardless of the number of cards in the host.
 """
 
 import math
 from dataclasses import dataclass
 
-BACKWARD = 2 / 3  # of a step's computation: two multiply-adds for each one of the forward pass
+BACKWARD = 2 / 3  # share of the backward pass in a step: twice the multiply-adds of the forward
 MOST_CARDS = 4096
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one step computes and sends.
+    """Computation and communication of one training step.
 
     Args:
-        gradient_bytes: of all trained parameters.
-        messages: in which they are sent (`comm_buffer_mb`).
-        step: seconds of a step on one card alone.
-        latency: seconds of one round of a message.
+        gradient_bytes: size of the gradients of all trained parameters.
+        messages: number of messages that carry them (`comm_buffer_mb`).
+        step: seconds of a step on one card without communication.
+        latency: seconds per round of a message.
     """
 
     gradient_bytes: int
@@ -31,30 +31,31 @@ class Load:
     latency: float
 
     def exchange(self, cards: int, bandwidth: float) -> float:
-        """Seconds of the all-reduce of a step.
+        """Seconds of one step's all-reduce.
 
         Args:
-            cards: ranks in the ring.
+            cards: world size.
             bandwidth: of the slowest link, bytes per second.
         """
         sent = 2 * (cards - 1) / cards * self.gradient_bytes
         return sent / bandwidth + 2 * (cards - 1) * self.messages * self.latency
 
     def efficiency(self, cards: int, bandwidth: float) -> tuple[float, float]:
-        """Share of the time that the cards compute: without any overlap, and with the best.
+        """Share of the time, 0-1, in which the cards compute: without overlap and with the best.
 
-        Gradients are sent while the backward pass still computes others; at best all of it hides.
+        Gradients can be sent while the backward pass computes others; at best, they are sent during
+        the whole backward pass.
         """
         exchange = self.exchange(cards, bandwidth)
         hidden = max(0.0, exchange - BACKWARD * self.step)
         return self.step / (self.step + exchange), self.step / (self.step + hidden)
 
     def most_cards(self, bandwidth: float, least: float = 0.5) -> int:
-        """The largest power of two of cards, at most `MOST_CARDS`, that is worth it; 1: none.
+        """The largest power of two, at most `MOST_CARDS`, with sufficient efficiency; else 1.
 
         Args:
             bandwidth: bytes per second.
-            least: the efficiency, without overlap, that is worth it.
+            least: the sufficient efficiency, 0-1, without overlap.
         """
         cards = 1
         while cards < MOST_CARDS and self.efficiency(2 * cards, bandwidth)[0] >= least:
@@ -62,12 +63,12 @@ class Load:
         return cards
 
     def bandwidth_for(self, efficiency: float) -> float:
-        """Bytes per second that any number of cards needs, without overlap and latency."""
+        """Bytes per second with which any number of cards has this efficiency, without overlap."""
         return 2 * self.gradient_bytes / (self.step * (1 / efficiency - 1))
 
 
 def table(load: Load, cards: list[int], networks: list[float]) -> str:
-    """Efficiency by cards and network, for a person.
+    """Table of efficiencies as text, a row per network.
 
     Args:
         cards: numbers of cards.
@@ -79,8 +80,8 @@ def table(load: Load, cards: list[int], networks: list[float]) -> str:
     rows = [
         f"{load.gradient_bytes / 1e6:.1f} MB of gradients per step, in {load.messages} messages; "
         f"{load.step * 1e3:.0f} ms per step on one card; {load.latency * 1e6:.0f} us per round",
-        f"any number of cards needs {need} (no overlap, no latency)",
-        f"{'Gbit/s':>8}" + "".join(f"{n:>6} cards" for n in cards) + "   worth it up to",
+        f"needed with any number of cards: {need} efficiency (no overlap, no latency)",
+        f"{'Gbit/s':>8}" + "".join(f"{n:>6} cards" for n in cards) + "   at least 50 % up to",
     ]
     for network in networks:
         bandwidth = network * 1e9 / 8

@@ -1,4 +1,4 @@
-"""Constant tensors, copied to the device once instead of in every step."""
+"""Constant tensors that are copied to the device once, not in every step."""
 
 import functools
 
@@ -8,19 +8,19 @@ from paddle import Tensor
 
 
 def constant(values: tuple, dtype: str) -> Tensor:
-    """A tensor of fixed values. Do not write into it: it is shared by all callers.
+    """Return a tensor of fixed values. It is shared by all callers: do not change it.
 
     Args:
         values: numbers, or tuples of numbers of equal length.
         dtype: of the tensor.
     """
-    if not paddle.in_dynamic_mode():  # a traced program has constants of its own
+    if not paddle.in_dynamic_mode():  # a static graph needs its own constants
         return paddle.to_tensor(values, dtype=dtype)
     return _constant(paddle.get_device(), values, dtype)
 
 
 def count_up(count: int, dtype: str) -> Tensor:
-    """0 .. count - 1, [count]. Do not write into it: it is a view of a shared tensor."""
+    """Return 0 .. count - 1, [count]. It is a view of a shared tensor: do not change it."""
     capacity = 1 << max(count - 1, 0).bit_length()
     numbers = _numbers(paddle.get_device(), capacity, dtype)
     return numbers if capacity == count else numbers[:count]

@@ -1,4 +1,4 @@
-"""FCOS from an image batch to losses or detections."""
+"""The FCOS model: from a batch of images to losses or detections."""
 
 from typing import Any
 
@@ -13,10 +13,10 @@ from fcos_recipe.model.postprocess import level_size
 
 
 class FCOS(nn.Layer):
-    """FCOS (https://arxiv.org/abs/1904.01355): backbone, neck and head in a row.
+    """FCOS (https://arxiv.org/abs/1904.01355): backbone, neck and head.
 
     Args:
-        backbone: a `ResNet`, which takes {"image": float32 [N, 3, H, W]}.
+        backbone: a `ResNet`; its input is {"image": float32 [N, 3, H, W]}.
         neck: an `FPN`.
         fcos_head: an `FCOSHead`.
     """
@@ -33,27 +33,28 @@ class FCOS(nn.Layer):
         self.backbone = backbone
         self.neck = neck
         self.fcos_head = fcos_head
-        # the value of padding, then that of byte b in channel c at 1 + 256 c + b
+        # index 0: padding; index 1 + 256 c + b: normalised value of byte b in channel c
         self.register_buffer("pixel_values", paddle.zeros([769]), persistable=False)
         self.load_meanstd([{"NormalizeImage": {}}])
 
     @classmethod
     def from_config(cls, cfg: dict) -> dict[str, nn.Layer]:
-        """Build the parts, each with the shapes of the one before."""
+        """Build the parts; each gets the output shapes of the part before it."""
         backbone = create(cfg["backbone"])
         neck = create(cfg["neck"], input_shape=backbone.out_shape)
         head = create(cfg["fcos_head"], input_shape=neck.out_shape)
         return {"backbone": backbone, "neck": neck, "fcos_head": head}
 
     def load_meanstd(self, transforms: list[dict]) -> None:
-        """Take the normalisation of uint8 images from a reader's `NormalizeImage`.
+        """Read the normalisation of uint8 images from a reader's `NormalizeImage`.
 
         Args:
-            transforms: sample_transforms as in YAML; ImageNet's figures where they have none.
+            transforms: sample_transforms as in YAML; the default is ImageNet's mean and standard
+                deviation.
         """
         found: Any = next((t["NormalizeImage"] for t in transforms if "NormalizeImage" in t), {})
         found = found or {}
-        # in stock's dtypes and order of operations, so that every value is stock's to the last bit
+        # PaddleDetection's dtypes and order of operations, so that all values are equal to the bit
         values = np.arange(256, dtype=np.float32).repeat(3).reshape(256, 3)
         if found.get("is_scale", True):
             values *= 1 / 255
@@ -62,13 +63,13 @@ class FCOS(nn.Layer):
             values /= np.array(found.get("std", [0.229, 0.224, 0.225]))
         self.pixel_values.set_value(np.append(np.float32(0), values.T.ravel()))
 
-    @paddle.jit.not_to_static  # its branches are Python's, also in a graph
+    @paddle.jit.not_to_static  # branches stay Python code in a static graph
     def normalize(self, image: Tensor, im_shape: Tensor) -> Tensor:
-        """Normalise pixels, zero outside the image as if it had been padded afterwards.
+        """Normalise pixels and set the padding to zero.
 
         Args:
-            image: uint8 [N, H, W, 3]; float [N, 3, H, W] is returned.
-            im_shape: [N, 2], height and width of the image inside.
+            image: uint8 [N, H, W, 3]; a float image [N, 3, H, W] is returned unchanged.
+            im_shape: [N, 2], height and width of each image without padding, pixels.
 
         Returns:
             float32 [N, 3, H, W].
@@ -76,7 +77,7 @@ class FCOS(nn.Layer):
         if image.dtype != paddle.uint8:
             return image
         h, w = im_shape.unsqueeze([1, 3]).split(2, axis=2)  # [N, 1, 1, 1]
-        if not paddle.in_dynamic_mode():  # inference engines are faster at arithmetic: 1e-6 off
+        if not paddle.in_dynamic_mode():  # arithmetic is faster in inference engines; 1e-6 error
             image = image.astype("float32").transpose([0, 3, 1, 2])
             values = self.pixel_values[1:].reshape([1, 3, 256, 1])
             slope = (values[:, :, 255:] - values[:, :, :1]) / 255.0
@@ -87,20 +88,20 @@ class FCOS(nn.Layer):
         inside = _inside(height, width, h, w).reshape([-1, height, width, 1])
         channel = constant((1, 257, 513), "int32")
         index = (image.astype("int32") + channel) * inside.astype("int32")
-        index = index.transpose([0, 3, 1, 2])  # not the image: Paddle 2.5 transposes no uint8
+        index = index.transpose([0, 3, 1, 2])  # Paddle 2.5 cannot transpose the uint8 image
         return paddle.gather(self.pixel_values, index.flatten()).reshape(index.shape)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Losses in training, detections in evaluation.
+        """Compute losses in training mode, detections in evaluation mode.
 
         Args:
             batch: `image` (see `normalize`), `im_shape` [N, 2], `scale_factor` [N, 2] (y, x), and
                 in training the sparse targets of `FCOSHead.forward`.
 
         Returns:
-            In training loss_cls, loss_box, loss_quality and their sum, loss. In evaluation
-            bbox, float32 [M, 6]: class, score, x1, y1, x2, y2 in original pixels; and
-            bbox_num, int32 [N]: rows of each image.
+            In training: loss_cls, loss_box, loss_quality and their sum, loss. In evaluation:
+            bbox, float32 [M, 6]: class, score, x1, y1, x2, y2 in pixels of the original image; and
+            bbox_num, int32 [N]: number of rows of each image.
         """
         feats = self._features(batch)
         if self.training:
@@ -111,7 +112,7 @@ class FCOS(nn.Layer):
         return {"bbox": bbox, "bbox_num": bbox_num}
 
     def candidates(self, batch: dict[str, Tensor], nms_pre: int | None = None) -> tuple:
-        """What NMS starts with, see `FCOSHead.candidates`; in evaluation mode."""
+        """Compute the input of NMS, see `FCOSHead.candidates`; needs evaluation mode."""
         outputs = self.fcos_head(self._features(batch))
         return self.fcos_head.candidates(outputs, batch["scale_factor"], nms_pre)
 
@@ -121,12 +122,12 @@ class FCOS(nn.Layer):
 
 
 def _inside(height: int | Tensor, width: int | Tensor, h: Tensor, w: Tensor) -> Tensor:
-    """Whether pixels are above h and left of w, both [N, 1, 1, 1]: bool [N, 1, height, width]."""
+    """bool [N, 1, height, width]: whether row < h and column < w, both [N, 1, 1, 1]."""
     return paddle.logical_and(_range(height).unsqueeze(1) < h, _range(width) < w)
 
 
 def _range(count: int | Tensor) -> Tensor:
-    """float32 0 .. count - 1; of a traced program `count` is a tensor."""
+    """Return 0 .. count - 1, float32; in a static graph `count` is a tensor."""
     if isinstance(count, int) and paddle.in_dynamic_mode():
         return count_up(count, "float32")
     return paddle.arange(count, dtype="float32")

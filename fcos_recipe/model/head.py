@@ -1,4 +1,4 @@
-"""FCOS head: two towers shared by all levels, with stock's parameter names."""
+"""FCOS head: two towers shared by all levels, with PaddleDetection's parameter names."""
 
 import math
 from dataclasses import replace
@@ -17,24 +17,25 @@ from fcos_recipe.model.towers import predict, run_towers
 
 
 class FCOSHead(nn.Layer):
-    """Classes, boxes and quality for every location of every level.
+    """Predict class, box and quality at every location of every level.
 
     Args:
         num_classes: number of classes, without background.
-        fcos_feat: the towers, an `FCOSFeat`; its `feat_out` is the width of the last convolutions.
+        fcos_feat: the towers, an `FCOSFeat`; its `feat_out` is the number of channels.
         fpn_stride: stride of each level in pixels.
         prior_prob: score of every class at the start of training.
-        multiply_strides_reg_targets: distances are learnt in pixels, predicted in strides.
-        norm_reg_targets: distances pass a ReLU (and are learnt in strides unless
-            multiply_strides_reg_targets); False: an exponential, learnt in pixels.
-        centerness_on_reg: quality is predicted from the box tower, not the class tower.
-        num_shift: a location's place in its cell, in strides.
-        sqrt_score: score is the square root of class score times quality.
+        multiply_strides_reg_targets: compute the loss in pixels although distances are predicted
+            in strides.
+        norm_reg_targets: predict distances in strides with a ReLU; False: in pixels with an
+            exponential function.
+        centerness_on_reg: predict quality from the box tower, not from the class tower.
+        num_shift: offset of a location inside its cell, in strides.
+        sqrt_score: use the square root of class score times quality as the score.
         fcos_loss: an `FCOSLoss`.
-        nms: a `MultiClassNMS`, read for its thresholds and limits.
-        trt: accepted for stock's configs; without effect.
-        nms_pre: candidates per level and image that NMS starts with, see `postprocess`.
-        clip: cut detections to the image.
+        nms: a `MultiClassNMS`, whose thresholds and limits are used.
+        trt: accepted for compatibility with PaddleDetection; no effect.
+        nms_pre: candidates per level and image that NMS gets, see `postprocess`.
+        clip: clip detections to the image.
     """
 
     __inject__ = ["fcos_feat", "fcos_loss", "nms"]
@@ -90,17 +91,16 @@ class FCOSHead(nn.Layer):
         ]
 
     def forward(self, fpn_feats: list[Tensor], targets: dict | None = None):
-        """Run the head.
+        """Compute losses, or raw outputs if there are no targets.
 
         Args:
             fpn_feats: one [N, C, H_l, W_l] per level.
-            targets: sparse targets of the batch (`pos_index`, `pos_label`, `pos_reg`,
-                `pos_centerness`, `num_pos`); None to predict.
+            targets: sparse targets of the batch, see `data.targets.collate`; None to predict.
 
         Returns:
             With targets: losses loss_cls, loss_box, loss_quality and their sum, loss.
             Without: logits [N, num_classes, S] of all S locations, level by level; regression
-            [N, 5, S]: l, t, r, b before scale and activation, then the quality logit; and the
+            [N, 5, S]: l, t, r, b before scale and activation, then the quality logit; and
             (H_l, W_l) of each level.
         """
         cls_feats, reg_feats = run_towers(self.fcos_feat, fpn_feats)
@@ -116,14 +116,14 @@ class FCOSHead(nn.Layer):
         return self._loss(logits, regression, sizes, targets)
 
     def distances(self, raw: Tensor, scale: Tensor) -> Tensor:
-        """Distances l, t, r, b from the last convolution's output, in the unit of training."""
+        """Distances l, t, r, b from the last convolution's output, strides or pixels."""
         raw = raw * scale
         return F.relu(raw) if self.norm_reg_targets else paddle.exp(raw)
 
     def _loss(
         self, logits: Tensor, regression: Tensor, sizes: list, targets: dict
     ) -> dict[str, Tensor]:
-        """Gather the positives where they are, without bringing channels last."""
+        """Gather the outputs at the positive locations and compute their losses."""
         areas = [height * width for height, width in sizes]
         begins = [sum(areas[:i]) for i in range(len(areas))]
         images = logits.shape[0]
@@ -136,7 +136,7 @@ class FCOSHead(nn.Layer):
         offset = index - start
         image, place = offset // area, offset % area + begin
 
-        # once for the gathers and the loss: half precision would also round the sums of gradients
+        # before gathering: in half precision, sums of gradients would be rounded
         logits, regression = as_float32(logits), as_float32(regression)
         at = paddle.stack([image, targets["pos_label"], place], axis=1)
         pos_logits = paddle.gather_nd(logits, at)
@@ -174,14 +174,14 @@ class FCOSHead(nn.Layer):
     def post_process(
         self, outputs: tuple[Tensor, Tensor, list], im_shape: Tensor, scale_factor: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Detections of `forward`'s outputs, see `postprocess`."""
+        """Compute detections from `forward`'s outputs, see `postprocess`."""
         return postprocess(outputs, im_shape, scale_factor, self._decoding())
 
     @paddle.jit.not_to_static
     def candidates(
         self, outputs: tuple[Tensor, Tensor, list], scale_factor: Tensor, nms_pre: int | None = None
     ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-        """What NMS starts with, see `postprocess.candidates`; `nms_pre` defaults to the head's."""
+        """Compute the input of NMS, see `postprocess.candidates`; default `nms_pre`: the head's."""
         decoding = self._decoding()
         return candidates(
             outputs, scale_factor, replace(decoding, nms_pre=nms_pre or decoding.nms_pre)

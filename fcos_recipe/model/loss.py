@@ -1,4 +1,4 @@
-"""FCOS loss over sparse positives."""
+"""FCOS loss, computed from the positive locations only."""
 
 import paddle
 import paddle.distributed as dist
@@ -9,22 +9,27 @@ from fcos_recipe.model.constants import constant, count_up
 
 
 def as_float32(x: Tensor) -> Tensor:
-    """`x` itself if it is float32 already: a cast to the same dtype would still be a copy."""
+    """Cast to float32; return `x` itself if it is float32, because a cast would copy it."""
     return x if x.dtype == paddle.float32 else x.astype("float32")
 
 
 class FCOSLoss(nn.Layer):
     """Focal, IoU and quality loss of FCOS (https://arxiv.org/abs/1904.01355, section 3).
 
+    Focal loss: https://arxiv.org/abs/1708.02002; GIoU: https://arxiv.org/abs/1902.09630.
+
     Args:
-        loss_alpha: weight of the positive class in the focal loss; negatives weigh 1 - loss_alpha.
+        loss_alpha: weight of positives in the focal loss; negatives have 1 - loss_alpha.
         loss_gamma: exponent of the focal loss.
         iou_loss_type: giou, linear_iou or iou (negative logarithm).
         reg_weights: factor of the box loss.
-        quality: target of the quality branch: centerness, or the iou of box and prediction.
-        reduce_positives: take the number of positives and the sum of centre-ness as means over all
-            cards, so that the gradient of N cards is that of one card with N times the batch.
-            False: each card divides by its own, as the published runs did.
+        quality: target of the quality branch: centerness, or the iou of box and ground truth.
+        reduce_positives: divide by the mean over all cards of the number of positives and the sum
+            of centre-ness, so that N cards give the same gradient as one card with N times the
+            batch. False: each card uses its own values, as in the published runs.
+
+    Raises:
+        ValueError: iou_loss_type or quality has another value.
     """
 
     def __init__(
@@ -58,21 +63,21 @@ class FCOSLoss(nn.Layer):
         centerness_targets: Tensor,
         num_pos: Tensor,
     ) -> dict[str, Tensor]:
-        """Losses of one batch, computed in float32 whatever the inputs' dtype.
+        """Compute the losses of one batch, in float32 for any dtype of the inputs.
 
         Args:
             logits: class logits of every location and class, any shape.
-            pos_logits: [P], those of `logits` at a positive location's own class.
+            pos_logits: [P], those of `logits` at each positive location for its own class.
             pos_boxes: [P, 4], predicted distances l, t, r, b at the positive locations.
             pos_quality: [P], quality logits at the positive locations.
             reg_targets: float32 [P, 4], distances in the unit of `pos_boxes`.
             centerness_targets: float32 [P].
-            num_pos: int64 [1]: rows from there on are padding and count for nothing.
+            num_pos: int64 [1], number of positives; later rows are padding and are ignored.
 
         Returns:
-            loss_cls, loss_box, loss_quality: float32, finite also without a positive.
+            loss_cls, loss_box, loss_quality: float32, finite even without positives.
         """
-        # O2 would cast the loss's own operators to half precision
+        # AMP level O2 would compute the loss in half precision
         with paddle.amp.auto_cast(enable=False):
             logits, pos_logits = as_float32(logits), as_float32(pos_logits)
             pos_boxes, pos_quality = as_float32(pos_boxes), as_float32(pos_quality)
@@ -100,22 +105,22 @@ class FCOSLoss(nn.Layer):
             }
 
     def _normalizers(self, num_pos: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Number of positives and sum of centre-ness, at least 1 and 1e-6, each float32 0-D."""
+        """Number of positives (at least 1) and sum of centre-ness (at least 1e-6), float32 []."""
         sums = paddle.stack([num_pos.astype("float32").squeeze(), weight.sum()])
         cards = dist.get_world_size() if self.reduce_positives else 1
         if cards > 1:
             dist.all_reduce(sums)
         sums = paddle.maximum(sums, constant((1.0, 1e-6), "float32"))
-        if cards > 1:  # after the limit, so that few positives on many cards keep one divisor
+        if cards > 1:  # after the limits, which apply to the sums over all cards
             sums = sums / cards
         return sums.unbind()
 
     def _focal_loss(self, logits: Tensor, pos_logits: Tensor, mask: Tensor) -> Tensor:
-        """Sum of the focal loss over all logits.
+        """Sum of the focal loss (https://arxiv.org/abs/1708.02002) over all logits.
 
-        With f(x) = p^gamma softplus(x), p = sigmoid(x), a negative costs (1 - alpha) f(x) and a
-        positive alpha f(-x). Every logit counts as a negative first, then the positives' difference
-        is added: no dense one-hot target.
+        With f(x) = p^gamma softplus(x), p = sigmoid(x), the loss of a negative is (1 - alpha) f(x)
+        and that of a positive alpha f(-x). All logits are first counted as negatives; then the
+        difference is added for the positives. This needs no dense one-hot targets.
         """
         alpha = self.loss_alpha
 
@@ -127,14 +132,14 @@ class FCOSLoss(nn.Layer):
         return f(logits).sum() * (1.0 - alpha) + difference.sum()
 
     def _box_loss(self, boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Box loss and IoU, each [P], of distances [P, 4].
+        """Box loss and IoU, each [P], of distances l, t, r, b [P, 4].
 
-        The + 1 in the IoU and the 1e-7 in the enclosing area are the published run's.
+        The + 1 in the IoU and the 1e-7 in the enclosing area are as in the published runs.
         """
         inner, outer = paddle.minimum(boxes, targets), paddle.maximum(boxes, targets)
         distances = paddle.stack([boxes, targets, inner, outer])
         width, height = distances.reshape([4, -1, 2, 2]).sum(axis=2).unbind(axis=2)
-        # not prod(), whose gradient is NaN where a side is zero
+        # the gradient of prod() would be NaN for a side of zero
         area, target_area, intersection, enclosing = (width * height).unbind()
         union = area + target_area - intersection
         iou = (intersection + 1.0) / (union + 1.0)

@@ -1,11 +1,10 @@
-"""From head outputs to detections in the original image's pixels.
+"""Convert head outputs to detections in pixels of the original image.
 
-NMS starts from the best candidates of each level instead of from every location and class. NMS
-is greedy by score, so a candidate left out can only change detections that score less than it:
-the result is complete down to the best score left out. Where that does not reach the last
-detection to be kept, the selection is widened, so detections are those of NMS over everything
-(in an exported graph, which cannot repeat itself, they are exact from the best score left out
-upwards).
+NMS gets only the best candidates of each level, not all locations and classes. Because NMS is
+greedy by score, an omitted candidate can only change detections with a lower score: the result is
+exact above the highest omitted score. If it needs detections below that score, more candidates are
+selected, so that the result always equals NMS over all candidates. An exported graph cannot repeat
+the selection; its detections are exact above the highest omitted score.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,16 +20,16 @@ from fcos_recipe.model.loss import as_float32
 
 @dataclass(frozen=True)
 class Decoding:
-    """How a head's outputs become detections.
+    """How a head's outputs are converted to detections.
 
     Args:
-        decoders: for each level, raw l, t, r, b to distances in pixels of the network's input.
+        decoders: for each level, a function from raw l, t, r, b to distances in input pixels.
         strides: of each level, in pixels.
         nms: thresholds and limits, a ppdet `MultiClassNMS`.
-        nms_pre: candidates, pairs of location and class, per level and image.
-        num_shift: a location's place in its cell, in strides.
-        sqrt_score: score is the square root of class score times quality.
-        clip: cut boxes to the original image, after NMS: selection and scores are not affected.
+        nms_pre: candidates (pairs of location and class) per level and image.
+        num_shift: offset of a location inside its cell, in strides.
+        sqrt_score: use the square root of class score times quality as the score.
+        clip: clip boxes to the original image after NMS.
     """
 
     decoders: Sequence[Callable[[Tensor], Tensor]]
@@ -44,30 +43,30 @@ class Decoding:
 
 @paddle.jit.not_to_static
 def level_size(feat: Tensor) -> tuple:
-    """Height and width of [N, C, H, W]; tensors where an export does not know them yet."""
+    """Height and width of [N, C, H, W]; tensors if they are unknown during export."""
     if paddle.in_dynamic_mode() or min(feat.shape[2:]) >= 0:
         return feat.shape[2], feat.shape[3]
     shape = paddle.shape(feat)
     return shape[2], shape[3]
 
 
-@paddle.jit.not_to_static  # its branches are Python's, also in a graph
+@paddle.jit.not_to_static  # branches stay Python code in a static graph
 def postprocess(
     outputs: tuple[Tensor, Tensor, list[tuple]],
     im_shape: Tensor,
     scale_factor: Tensor,
     decoding: Decoding,
 ) -> tuple[Tensor, Tensor]:
-    """Detections of a batch.
+    """Compute the detections of a batch.
 
     Args:
         outputs, scale_factor: see `candidates`.
-        im_shape: [N, 2], height and width of the resized image.
-        decoding: how the outputs are meant.
+        im_shape: [N, 2], height and width of the resized image, pixels.
+        decoding: how to convert the outputs.
 
     Returns:
-        float32 [M, 6]: class, score, x1, y1, x2, y2 in pixels of the original image, by image,
-        then class, then score; int32 [N]: rows of each image.
+        float32 [M, 6]: class, score, x1, y1, x2, y2 in pixels of the original image, sorted by
+        image, class and score; int32 [N]: number of rows of each image.
     """
     nms, clip = decoding.nms, decoding.clip
     while True:
@@ -79,24 +78,24 @@ def postprocess(
     return (_clip(bbox, bbox_num, im_shape, scale_factor) if clip else bbox), bbox_num
 
 
-@paddle.jit.not_to_static  # its branches are Python's, also in a graph
+@paddle.jit.not_to_static  # branches stay Python code in a static graph
 def candidates(
     outputs: tuple[Tensor, Tensor, list[tuple]], scale_factor: Tensor, decoding: Decoding
 ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-    """What NMS starts with: the best `nms_pre` pairs of location and class of each level.
+    """Select the input of NMS: the best `nms_pre` pairs of location and class of each level.
 
     Args:
         outputs: the head's: class logits [N, num_classes, S] of the S locations of all levels;
             [N, 5, S], raw l, t, r, b and quality logit; (H_l, W_l) of each level, in the order of
             the locations.
-        scale_factor: [N, 2], resized over original, y then x.
-        decoding: how the outputs are meant. Locations that score no more than its NMS's threshold
+        scale_factor: [N, 2], resized size / original size, y then x.
+        decoding: how to convert the outputs. Locations whose score is not above its NMS's threshold
             may be left out.
 
     Returns:
         boxes, float32 [N, K, 4]: x1, y1, x2, y2 in pixels of the original image, of K locations;
-        scores, float32 [N, num_classes, K], -1 for pairs beyond the best; and the lowest score
-        that each level kept, [N, 1, 1], None where it kept all.
+        scores, float32 [N, num_classes, K], -1 for pairs that were not selected; and for each level
+        the lowest score selected, [N, 1, 1], or None if it selected all.
     """
     logits, regression = map(as_float32, outputs[:2])
     nms_pre, sqrt_score = decoding.nms_pre, decoding.sqrt_score
@@ -112,10 +111,10 @@ def candidates(
         end = begin + height * width
         score = best[:, begin:end]
         count = height * width
-        if paddle.in_dynamic_mode():  # no more than can pass
+        if paddle.in_dynamic_mode():  # no more than pass the threshold
             count = max(1, int((score > decoding.nms.score_threshold).sum(axis=1).max()))
         _, index = paddle.topk(score, _at_most(nms_pre, count), axis=1)
-        index = index.sort(axis=1)  # stock's order decides between equal scores
+        index = index.sort(axis=1)  # PaddleDetection's order, which matters for equal scores
         center = paddle.stack([index % width, index // width], axis=2).astype("float32")
         center = (center + decoding.num_shift) * stride
 
@@ -131,9 +130,9 @@ def candidates(
 
 
 def _take(values: Tensor, index: Tensor) -> Tensor:
-    """values [N, C, S] at index [N, 1, K] of each image: [N, C, K].
+    """Return values [N, C, S] at each image's index [N, 1, K], as [N, C, K].
 
-    Not by take_along_axis, which copies all values to the broadcast shape first.
+    take_along_axis would be slower: it first copies all values to the broadcast shape.
     """
     images, channels, locations = (
         values.shape if paddle.in_dynamic_mode() else paddle.shape(values).unbind()
@@ -145,13 +144,13 @@ def _take(values: Tensor, index: Tensor) -> Tensor:
 
 
 def _best_pairs(scores: Tensor, nms_pre: int) -> tuple[Tensor, Tensor | None]:
-    """Of one level's scores [N, C, K] keep the best `nms_pre` of each image, -1 for the others.
+    """Keep the best `nms_pre` of each image's scores [N, C, K] on one level; set others to -1.
 
-    They are the best of the level: each lies in one of the `nms_pre` locations that are best by
-    their best class.
+    They are the best of the level, because each of them is at one of the `nms_pre` locations with
+    the highest scores.
 
     Returns:
-        the scores; the lowest one kept, [N, 1, 1], None if all were.
+        the scores; the lowest score kept, [N, 1, 1], None if all are kept.
     """
     pairs = scores.flatten(1)
     if 0 <= pairs.shape[1] < nms_pre:
@@ -162,15 +161,15 @@ def _best_pairs(scores: Tensor, nms_pre: int) -> tuple[Tensor, Tensor | None]:
 
 
 def _at_most(limit: int, count: int | Tensor) -> int | Tensor:
-    """The smaller one; `count` is a tensor where an export does not know it yet."""
+    """Return the smaller value; `count` is a tensor if it is unknown during export."""
     if isinstance(count, int):
         return min(limit, count)
     return paddle.minimum(count, paddle.full([], limit, dtype=count.dtype))
 
 
 def _nms(nms: Any, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """NMS of each class of each image."""
-    if getattr(paddle.framework, "in_pir_mode", lambda: False)():  # ppdet's call predates PIR
+    """Run NMS for each class of each image."""
+    if getattr(paddle.framework, "in_pir_mode", lambda: False)():  # ppdet does not support PIR
         bbox, _, bbox_num = paddle._C_ops.multiclass_nms3(
             boxes,
             scores,
@@ -189,7 +188,7 @@ def _nms(nms: Any, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _complete(bbox: Tensor, bbox_num: Tensor, cuts: list, nms: Any) -> bool:
-    """Whether no candidate that was left out could have changed the result."""
+    """Whether the result is exact, that is, no omitted candidate could change it."""
     cuts = [cut.flatten() for cut in cuts if cut is not None]
     if not cuts:
         return True
@@ -203,9 +202,9 @@ def _complete(bbox: Tensor, bbox_num: Tensor, cuts: list, nms: Any) -> bool:
     return True
 
 
-@paddle.jit.not_to_static  # its branches are Python's, also in a graph
+@paddle.jit.not_to_static  # branches stay Python code in a static graph
 def _clip(bbox: Tensor, bbox_num: Tensor, im_shape: Tensor, scale_factor: Tensor) -> Tensor:
-    """Cut boxes to the original image of their row."""
+    """Clip each box to its original image."""
 
     def clipped() -> Tensor:
         size = paddle.floor(im_shape / scale_factor + 0.5).flip(axis=1)  # x, y
@@ -214,19 +213,20 @@ def _clip(bbox: Tensor, bbox_num: Tensor, im_shape: Tensor, scale_factor: Tensor
         boxes = paddle.minimum(bbox[:, 2:].clip(min=0.0), paddle.gather(limit, image))
         return paddle.concat([bbox[:, :2], boxes], axis=1)
 
-    if not paddle.in_dynamic_mode():  # inference engines end on operators without any row
+    if not paddle.in_dynamic_mode():  # inference engines fail on tensors without rows
         return paddle.static.nn.cond(bbox_num.sum() > 0, clipped, lambda: bbox)
-    return clipped() if bbox.shape[0] else bbox  # before 3.1 Paddle cannot concatenate none
+    return clipped() if bbox.shape[0] else bbox  # Paddle before 3.1 cannot concatenate 0 rows
 
 
 def nms_and_clip(
     boxes: Tensor, scores: Tensor, im_shape: Tensor, scale_factor: Tensor, nms: Any, clip: bool
 ) -> tuple[Tensor, Tensor]:
-    """What `postprocess` does with `candidates` that come from elsewhere.
+    """Finish `postprocess` for `candidates` that were computed elsewhere.
 
     Args:
         boxes, scores: see `candidates`.
-        im_shape, scale_factor, nms, clip: see `postprocess`.
+        im_shape, scale_factor: see `postprocess`.
+        nms, clip: see `Decoding`.
 
     Returns:
         see `postprocess`.

@@ -1,9 +1,9 @@
-"""`python -m fcos_recipe.model.size CONFIG [KEY=VALUE ...]`: prints facts of a model as JSON.
+"""`python -m fcos_recipe.model.size CONFIG [KEY=VALUE ...]`: print the size of a model as JSON.
 
-`numbers`: of its parameters and statistics. `kept_per_pixel`: bytes that a training step keeps for
-its backward pass, per pixel of an image, in float32.
+`numbers`: count of its parameters and statistics. `kept_per_pixel`: bytes per image pixel that a
+training step in float32 keeps for its backward pass.
 
-A process of its own for the doctor, which itself stays free of Paddle. It computes on the CPU.
+`fcos doctor`, which does not import Paddle itself, runs this as a subprocess. It uses the CPU.
 """
 
 import json
@@ -15,16 +15,16 @@ from fcos_recipe import compat
 from fcos_recipe.config import load_config
 from fcos_recipe.data.targets import Targets, collate
 
-SIDE = 128  # pixels: the largest stride, so that every level has its share of locations
+SIDE = 128  # pixels; the largest stride, so that every level has locations
 
 
 def kept(model, strides: list[int], images: int) -> int:
-    """Bytes that are allocated more after a forward pass than before it.
+    """Bytes that a forward pass allocates and keeps.
 
     Args:
-        model: an `FCOS` on the CPU, in training.
-        strides: of its levels.
-        images: of SIDE x SIDE pixels in the batch.
+        model: an `FCOS` on the CPU in training mode.
+        strides: of its levels, pixels.
+        images: batch size; images have SIDE x SIDE pixels.
     """
     import paddle
 

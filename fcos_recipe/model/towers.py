@@ -1,4 +1,4 @@
-"""The head's convolutions over all levels, with what does not depend on the level done once."""
+"""The head's convolutions over all levels, with work common to all levels done once."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,12 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 
-@paddle.jit.not_to_static  # its branches are Python's, also in a graph
+@paddle.jit.not_to_static  # branches stay Python code in a static graph
 def run_towers(feat: nn.Layer, levels: list[Tensor]) -> tuple[Sequence[Tensor], ...]:
-    """Both towers of an `FCOSFeat`, side by side in one tensor per level.
+    """Run both towers of an `FCOSFeat`, their channels joined in one tensor per level.
 
-    Two convolutions are one grouped convolution, two GroupNorms one of twice the groups: half the
-    operators, same results to the last bit. (Whether a card runs the grouped convolution as fast
+    Two convolutions become one grouped convolution, two GroupNorms one with twice the groups: half
+    the operators, results equal to the last bit. (The speed of the grouped convolution on a card
     is not verified on hardware.) Deformable convolutions, other norms and graphs for export run
     layer by layer.
 
@@ -37,29 +37,29 @@ def run_towers(feat: nn.Layer, levels: list[Tensor]) -> tuple[Sequence[Tensor], 
         if i > 0:
             weight = paddle.concat([x.conv.weight for x in layers[2 * i : 2 * i + 2]])
             levels = [F.conv2d(x, weight, padding=1, groups=2) for x in levels]
-        # F.group_norm came with Paddle 3.0
+        # Paddle before 3.0 has no F.group_norm
         args = affine[i], affine[depth + i], norm._epsilon, 2 * norm._num_groups, "NCHW"
         levels = [F.relu(paddle._C_ops.group_norm(x + biases[i], *args)) for x in levels]
     return tuple(zip(*[x.split(2, axis=1) for x in levels], strict=True))
 
 
 def _pack(parameters: list[Tensor], shape: list[int]) -> list[Tensor]:
-    """Parameters of successive layers as one tensor per first dimension of `shape`."""
+    """Join parameters, reshape them to `shape`, and split them along its first dimension."""
     return paddle.concat(parameters).reshape(shape).unbind()
 
 
-@paddle.jit.not_to_static  # its branches are Python's, also in a graph
+@paddle.jit.not_to_static  # branches stay Python code in a static graph
 def predict(levels: list[Tensor], *layers: nn.Conv2D) -> Tensor:
-    """The outputs of 3x3 convolutions of the same input, channels side by side.
+    """Apply 3x3 convolutions to the same input and join their output channels.
 
-    On the CPU run as the transposed convolution by the flipped kernel, equal up to float32
-    rounding: Paddle's CPU kernels are im2col + sgemm, and im2col, on one thread, costs more than
-    the sgemm here. The transposed form unfolds the few output channels instead of the 256 input
-    channels, forward and backward.
+    On the CPU they run as transposed convolutions with the flipped kernel, equal up to float32
+    rounding. Paddle's CPU kernels are im2col + sgemm, and the single-threaded im2col takes longer
+    than the sgemm. The transposed form applies im2col to the few output channels instead of the
+    256 input channels, in the forward and the backward pass.
 
     Args:
         levels: [N, C, H_l, W_l] each.
-        layers: the convolutions; together they have O outputs.
+        layers: the convolutions; O is the sum of their output channels.
 
     Returns:
         [N, O, S], S the locations of all levels.
@@ -69,7 +69,7 @@ def predict(levels: list[Tensor], *layers: nn.Conv2D) -> Tensor:
         weight = paddle.concat([layer.weight for layer in layers])
         bias = paddle.concat([layer.bias for layer in layers])
     convolution = F.conv2d
-    # not in a graph for export: inference engines have better kernels
+    # not in a graph for export: inference engines have faster convolutions
     if paddle.in_dynamic_mode() and levels[0].place.is_cpu_place():
         weight, convolution = weight.flip([2, 3]).transpose([1, 0, 2, 3]), F.conv2d_transpose
     outputs = [convolution(x, weight, padding=1).flatten(2) for x in levels]

@@ -38,7 +38,7 @@ def test_backbone_file_and_other_number_of_classes(tmp_path):
     report = weights.load(model, str(tmp_path / "b.pdparams"))
     assert report.loaded == ["backbone.0.weight"] and report.reshaped == ["head.weight"]
     np.testing.assert_array_equal(model.backbone[0].weight.numpy(), np.eye(2))
-    with pytest.raises(UserError, match="does not fit the model"):
+    with pytest.raises(UserError, match="does not match the model"):
         weights.load(model, str(tmp_path / "b.pdparams"), exact=True)
 
 

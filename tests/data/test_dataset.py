@@ -124,7 +124,7 @@ def test_images_without_annotations(tmp_path):
 def test_missing_and_dropped_are_told(mixed, caplog):
     with caplog.at_level(logging.WARNING):
         opened(mixed)
-    assert "1 of 6 images are not in" in caplog.text
+    assert "1 of 6 image files do not exist in" in caplog.text
     assert "1 degenerate boxes" in caplog.text
 
 
@@ -155,7 +155,7 @@ def test_missing_data_names_the_remedy(tmp_path, image_dir, anno_path, told):
 
 def test_no_image_left(tmp_path):
     write(tmp_path, coco(), images=False)
-    with pytest.raises(UserError, match="no image to use: 4 listed, 4 of them missing"):
+    with pytest.raises(UserError, match="no usable images: of 4 listed images, 4 are missing"):
         opened(tmp_path)
 
 
@@ -228,7 +228,7 @@ def drop(data):
         (drop, "ab", "b.json: categories: 'class 3' is missing, .*a.json has it"),
         (lambda d: d["categories"].append({"id": 9, "name": "class 7"}), "ab", "occurs twice"),
         (lambda d: None, "aa", "0.jpg: listed in .*a.json and in .*b.json"),
-        (lambda d: d.pop("annotations"), "ab", "b.json and .*a.json: one has annotations and one"),
+        (lambda d: d.pop("annotations"), "ab", "b.json and .*a.json: only one of them has"),
         (lambda d: None, "abb", "image_dir has 3 entries, anno_path has 2"),
         (lambda d: None, "ac", "c: image directory not found"),
     ],
@@ -253,5 +253,5 @@ def test_a_part_of_coco_names_the_command_that_gets_the_rest(tmp_path, caplog):
     dataset.check_or_download_dataset()
     with caplog.at_level(logging.WARNING):
         dataset.parse_dataset()
-    assert "1 of 3 images are not in" in caplog.text
+    assert "1 of 3 image files do not exist in" in caplog.text
     assert "python datasets/download_coco.py" in caplog.text

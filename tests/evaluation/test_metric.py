@@ -431,7 +431,7 @@ def test_several_files_are_judged_as_one(tmp_path, engine):
     other = json.loads((tmp_path / "1.json").read_text())
     other["categories"][0]["name"] = "other"
     (tmp_path / "1.json").write_text(json.dumps(other))
-    with pytest.raises(UserError, match="1.json: categories: 'other' is not among those"):
+    with pytest.raises(UserError, match="1.json: categories: 'other' is not in"):
         CocoMetric(files)
 
 

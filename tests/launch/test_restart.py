@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from fcos_recipe import exit_codes
-from fcos_recipe.launch import restart, supervise
+from fcos_recipe.launch.plan import Plan
+from fcos_recipe.launch.restart import until_done
+from fcos_recipe.launch.supervise import one_process
 from tests.conftest import ROOT
 
 # Writes down its arguments, makes the run directory on its second start, dies as told.
@@ -31,9 +33,9 @@ sys.exit(int(sys.argv[2]))
 
 def start(tmp_path, restarts, last=0):
     (tmp_path / "run").mkdir()  # of an earlier run
-    run = supervise.Plan([sys.executable, "-c", PROGRAM, str(tmp_path), str(last)], {}, 1,
+    run = Plan([sys.executable, "-c", PROGRAM, str(tmp_path), str(last)], {}, 1,
                       tmp_path / "log", [])  # fmt: skip
-    code = restart.until_done(run, restart.one_process, restarts, tmp_path / "run")
+    code = until_done(run, one_process, restarts, tmp_path / "run")
     return code, (tmp_path / "calls").read_text().splitlines()
 
 

@@ -13,6 +13,7 @@ import pytest
 from fcos_recipe import exit_codes
 from fcos_recipe.errors import UserError
 from fcos_recipe.launch import supervise
+from fcos_recipe.launch.plan import choose_cards, plan_launch
 from fcos_recipe.system.watchdog import WAITS
 from tests.helpers.ranks import RANK_1_HANGS
 
@@ -25,7 +26,7 @@ def run_ranks(tmp_path, body, ranks=2):
     script.write_text(START + body)
     labels = [str(i) for i in range(ranks)]
     began = time.monotonic()
-    code = supervise.supervise(supervise.plan("cpu", labels, [], [], tmp_path / "log", script))
+    code = supervise.supervise(plan_launch("cpu", labels, [], [], tmp_path / "log", script))
     return code, time.monotonic() - began
 
 
@@ -132,7 +133,7 @@ def test_the_rank_that_hangs_is_named_where_the_evidence_tells(
     states, blamed, first, tmp_path, capfd
 ):
     """Whoever speaks first. A state: steps done, and whether the rank may wait; None: no word."""
-    run = supervise.plan("cpu", [str(i) for i in range(len(states))], [], [], tmp_path)
+    run = plan_launch("cpu", [str(i) for i in range(len(states))], [], [], tmp_path)
     failed = {}
     for rank in range(len(states))[:: -1 if first else 1]:
         state, text = states[rank], ""
@@ -208,7 +209,7 @@ time.sleep(300)
     ],
 )
 def test_choose_cards(asked, configured, visible, expected):
-    assert supervise.choose_cards(asked, configured, visible) == expected
+    assert choose_cards(asked, configured, visible) == expected
 
 
 @pytest.mark.parametrize(
@@ -223,7 +224,7 @@ def test_choose_cards(asked, configured, visible, expected):
 )
 def test_choose_cards_refuses(asked, words):
     with pytest.raises(UserError, match=words):
-        supervise.choose_cards(asked, 8, ["0", "1"])
+        choose_cards(asked, 8, ["0", "1"])
 
 
 def test_scripts_work_from_any_directory(tmp_path, root):

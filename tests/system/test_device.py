@@ -6,8 +6,9 @@ import re
 import pytest
 
 from fcos_recipe import compat
+from fcos_recipe.commands.launch import HEADLINE, prepare
 from fcos_recipe.errors import UserError
-from fcos_recipe.launch import supervise
+from fcos_recipe.launch.plan import TRAIN
 from fcos_recipe.system import compute, device
 from fcos_recipe.system.device import PaddleFacts
 
@@ -165,12 +166,12 @@ def test_every_row_of_the_table(sdk, machine):
     found = compute.decide("auto", device.ask_paddle_outside)
     assert found.device == sdk.device
     assert f"ixsmi lists 16, Paddle {sdk.paddle} can use 16" in found.line()
-    run, dry = supervise.prepare(["--gpus", "8", "--dry-run", "--eval"])
+    run, dry = prepare(["--gpus", "8", "--dry-run", "--eval"])
     assert dry and run.ranks == 8
     cards = "0,1,2,3,4,5,6,7"
     launcher = ["-m", "paddle.distributed.launch", "--log_dir", str(run.log_dir), "--gpus", cards]
     assert words(run.command) == launcher
-    assert run.command[7:] == [str(supervise.TRAIN), "-c", supervise.HEADLINE, "--eval"]
+    assert run.command[7:] == [str(TRAIN), "-c", HEADLINE, "--eval"]
     expected = {"FCOS_DEVICE": sdk.device}
     if sdk.device == device.PLUGIN:
         expected["PADDLE_XCCL_BACKEND"] = "iluvatar_gpu"
@@ -182,7 +183,7 @@ def test_every_row_of_the_table(sdk, machine):
 def test_one_card_is_a_plain_process_on_the_chosen_card(kind, machine):
     sdk = next(s for s in device.SDKS if s.device == kind)
     machine(sdk, cards=2, environment={"CUDA_VISIBLE_DEVICES": "4,5"})
-    run, _ = supervise.prepare(["configs/fcos/fcos_r18_fpn_demo.yml", "--gpus", "5,"])
+    run, _ = prepare(["configs/fcos/fcos_r18_fpn_demo.yml", "--gpus", "5,"])
     assert words(run.command) == [] and run.ranks == 1
     assert run.env[f"FLAGS_selected_{kind}s"] == "1"
 
@@ -205,7 +206,7 @@ def test_the_plugins_ranks_get_the_numbers_that_the_driver_uses(
     """The driver renumbers by CUDA_VISIBLE_DEVICES and does not read the plugin's variable."""
     shown = environment.get("CUDA_VISIBLE_DEVICES", "").count(",") + 1
     machine(device.SDKS[-1], cards=shown if shown > 1 else 16, environment=environment)
-    run, _ = supervise.prepare(["configs/fcos/fcos_r18_fpn_demo.yml", "--gpus", gpus])
+    run, _ = prepare(["configs/fcos/fcos_r18_fpn_demo.yml", "--gpus", gpus])
     assert words(run.command)[-2:] == ["--gpus", numbers]
     assert run.notes[1] == f"2 x iluvatar_gpu: cards {labels}"
     assert "ILUVATAR_GPU_VISIBLE_DEVICES" not in run.environment()
@@ -213,8 +214,8 @@ def test_the_plugins_ranks_get_the_numbers_that_the_driver_uses(
 
 def test_a_card_that_is_not_there_is_refused(machine):
     machine(device.SDKS[-1], cards=4, environment={"ILUVATAR_GPU_VISIBLE_DEVICES": "2,9"})
-    with pytest.raises(UserError, match="no card 9: Paddle can use 0,1,2,3; name cards of these"):
-        supervise.prepare([])
+    with pytest.raises(UserError, match="no card 9: Paddle can use 0,1,2,3; choose from these"):
+        prepare([])
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,7 @@ def test_a_card_that_is_not_there_is_refused(machine):
         ({"ILUVATAR_GPU_VISIBLE_DEVICES": "2,3"}, 2),
         ({"ILUVATAR_GPU_VISIBLE_DEVICES": "2,3", "FLAGS_selected_iluvatar_gpus": "1"}, 3),
         ({"ILUVATAR_GPU_VISIBLE_DEVICES": "5,4", "CUDA_VISIBLE_DEVICES": "4,5"}, 1),
-        ({"ILUVATAR_GPU_VISIBLE_DEVICES": "2,3", "CUDA_VISIBLE_DEVICES": "4,5"}, "2,3: not the"),
+        ({"ILUVATAR_GPU_VISIBLE_DEVICES": "2,3", "CUDA_VISIBLE_DEVICES": "4,5"}, "2,3: not all"),
     ],
 )  # fmt: skip
 def test_a_process_finds_its_card(environment, number, monkeypatch):
@@ -246,7 +247,7 @@ def test_a_process_finds_its_card(environment, number, monkeypatch):
 
 def test_nvidia_with_eight_cards(machine):
     machine(device.Sdk("4.3.0", "3.3.1", "3.11", "gpu", "H", "yes"), cards=8)
-    run, _ = supervise.prepare([])
+    run, _ = prepare([])
     assert words(run.command)[-2:] == ["--gpus", "0,1,2,3,4,5,6,7"]
     assert set(run.env) == {"PYTHONPATH", "FCOS_DEVICE"}
 
@@ -254,14 +255,14 @@ def test_nvidia_with_eight_cards(machine):
 def test_more_cards_than_exist(machine):
     machine(device.SDKS[-1], cards=2)
     with pytest.raises(UserError, match=r"launch.cards: 8: 2 visible \(0,1\); choose fewer"):
-        supervise.prepare([])
+        prepare([])
 
 
 def test_cpu_on_a_machine_with_cards_hides_them(machine, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # Paddle, imported earlier, sets it
     given = {"DEVICE": "cpu", "ILUVATAR_GPU_VISIBLE_DEVICES": "2,3"}
     machine(device.SDKS[2], cards=8, environment=given)
-    run, _ = supervise.prepare(["--gpus", "2"])
+    run, _ = prepare(["--gpus", "2"])
     assert words(run.command)[-2:] == ["--nproc_per_node", "2"]
     assert run.env["CUDA_VISIBLE_DEVICES"] == "-1,-1" and run.env["CUSTOM_DEVICE_ROOT"] == ""
     assert "ILUVATAR_GPU_VISIBLE_DEVICES" not in run.environment()

@@ -1,4 +1,4 @@
-"""Pictures with captions as one contact sheet, or as one page that needs nothing but itself."""
+"""Pictures with captions as one contact sheet, or as one self-contained HTML page."""
 
 import base64
 import hashlib
@@ -18,8 +18,9 @@ from fcos_recipe.drawing import Font, readable
 from fcos_recipe.errors import UserError, printable
 
 PAGE_WIDTH, SHEET_WIDTH, LEAST_WIDTH = 1000, 520, 480  # long side of a picture, pixels
-ACROSS = 2200  # of a sheet, pixels
-MOST_SIDE = 65_000  # what JPEG can hold
+HERE = Path(__file__).parent
+ACROSS = 2200  # width of a sheet, pixels
+MOST_SIDE = 65_000  # pixels; JPEG allows 65,535
 
 
 @dataclass
@@ -27,15 +28,15 @@ class Tile:
     """One image of the data set."""
 
     title: str  #: its file name
-    notes: list[str]  #: lines below
+    notes: list[str]  #: lines below the title
     pictures: list[tuple[str, np.ndarray]]  #: heading and uint8 [H, W, 3], RGB
-    classes: list[str] = field(default_factory=list)  #: that are on it
-    missed: bool = False  #: worth a look: a box that training leaves out
+    classes: list[str] = field(default_factory=list)  #: class names on the image
+    missed: bool = False  #: whether a box has no positive location
 
 
 @dataclass
 class Key:
-    """A row of the legend: a disc of this colour and radius, or without colour a note."""
+    """An entry of the legend: a disc of this RGB colour and radius, or without colour a note."""
 
     text: str
     color: tuple[int, int, int] | None = None
@@ -43,9 +44,9 @@ class Key:
 
 
 def scaled(image: np.ndarray, most: int) -> tuple[np.ndarray, float]:
-    """An image [H, W, 3] at a size to draw on, and by what it was scaled.
+    """Scale a uint8 image [H, W, 3] to a size to draw on; returns it and the factor.
 
-    A small one is enlarged by a whole number, so that its pixels stay what they are.
+    A small image is enlarged by an integer factor, which keeps its pixels visible as squares.
     """
     long = max(image.shape[:2])
     if long > most:
@@ -60,7 +61,7 @@ def save(tiles: list[Tile], legend: list[Key], title: str, path: Path) -> None:
     """Write a page (.html) or a contact sheet (.png, .jpg).
 
     Raises:
-        UserError: another ending, or more pictures than fit a sheet.
+        UserError: more pictures than fit on a sheet.
         OSError: the file can't be written.
     """
     if path.suffix == ".html":
@@ -74,7 +75,11 @@ def save(tiles: list[Tile], legend: list[Key], title: str, path: Path) -> None:
 
 
 def contact_sheet(tiles: list[Tile], legend: list[Key], title: str) -> Image.Image:
-    """All tiles in rows below title and legend."""
+    """Draw all tiles in rows below a title and a legend.
+
+    Raises:
+        UserError: the sheet would be higher than `MOST_SIDE`.
+    """
     margin, line = 14, 20
     cell = max(sum(p.shape[1] + 4 for _, p in tile.pictures) for tile in tiles)
     columns = max(1, min(len(tiles), ACROSS // (cell + margin)))
@@ -89,7 +94,7 @@ def contact_sheet(tiles: list[Tile], legend: list[Key], title: str) -> Image.Ima
     entries: list[tuple] = []
     x: float = margin
     y = 3 * margin + 12
-    for key in legend:  # wrapped as words are
+    for key in legend:  # wrapped like words
         text, font = _shown(key.text, 15)
         wide = 28 + font.getlength(text)
         if x + wide > width - margin and x > margin:
@@ -100,7 +105,7 @@ def contact_sheet(tiles: list[Tile], legend: list[Key], title: str) -> Image.Ima
     if top + sum(high) > MOST_SIDE:
         raise UserError(
             f"--limit: {len(tiles)} images make a sheet {top + sum(high)} pixels high; show fewer "
-            "or write .html"
+            "or write an .html page"
         )
     sheet = Image.new("RGB", (width, top + sum(high)), "white")
     pen = ImageDraw.Draw(sheet)
@@ -142,7 +147,7 @@ def _place(
 def _text(
     pen: ImageDraw.ImageDraw, x: int, y: int, text: str, width: int, size: int, fill: str
 ) -> None:
-    """One line, cut where it is wider than `width`."""
+    """Draw one line of text, shortened if it is wider than `width` pixels."""
     text, font = _shown(text, size)
     if font.getlength(text) > width:
 
@@ -155,17 +160,17 @@ def _text(
 
 
 def _shown(text: str, size: int) -> tuple[str, Font]:
-    """Text without control characters, and as escapes where no font has its characters."""
+    """Text without control characters, with escapes for characters that no font has."""
     text = " ".join(printable(text).split())
     name, font = readable(text, 0, size)
     return (text if name == text else text.encode("ascii", "backslashreplace").decode()), font
 
 
 def page(tiles: list[Tile], legend: list[Key], title: str) -> str:
-    """HTML with pictures, style and script inside; it asks no server for anything."""
+    """HTML with pictures, style and script embedded; it loads nothing from a server."""
     names = sorted({name for tile in tiles for name in tile.classes})
     options = "".join(f'<option value="{i}">{_safe(name)}</option>' for i, name in enumerate(names))
-    script = _SCRIPT.strip()
+    script = (HERE / "page.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     rows = "".join(
         f"<li>{_disc(key)}{_safe(key.text)}</li>" if key.color else f"<li>{_safe(key.text)}</li>"
@@ -174,11 +179,10 @@ def page(tiles: list[Tile], legend: list[Key], title: str) -> str:
     width = 420 * max(len(tile.pictures) for tile in tiles)
     missed = ""
     if any(tile.missed for tile in tiles):
-        missed = "<label><input type=checkbox id=missed> only with a box on no location</label>"
-    return _PAGE.substitute(
+        missed = "<label><input type=checkbox id=missed> only with a box without a location</label>"
+    return Template((HERE / "page.html").read_text()).substitute(
         title=_safe(title),
         digest=digest,
-        style=Template(_STYLE.strip()).substitute(width=width),
         width=width,
         legend=f'<ul class="legend" aria-label="Legend">{rows}</ul>' if legend else "",
         options=options,
@@ -223,81 +227,3 @@ def _jpeg(picture: np.ndarray) -> str:
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "JPEG", quality=88)
     return base64.b64encode(file.getvalue()).decode()
-
-
-_PAGE = Template("""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; \
-style-src 'unsafe-inline'; script-src 'sha256-$digest'">
-<title>$title</title>
-<style>
-$style
-</style>
-</head>
-<body>
-<header>
-<h1>$title</h1>
-$legend
-<form hidden>
-<label>class <select id="class"><option value="">all</option>$options</select></label>
-<label>width <input type="range" id="width" min="200" max="1400" value="$width" step="20"></label>
-$missed
-<output>$count of $count images</output>
-</form>
-</header>
-<main>
-$tiles
-</main>
-<script>$script</script>
-</body>
-</html>
-""")
-
-_STYLE = """
-:root { color-scheme: light dark; --width: ${width}px; --line: #8886; }
-* { box-sizing: border-box; }
-body { margin: 0; font: 15px/1.4 system-ui, sans-serif; background: Canvas; color: CanvasText; }
-header { padding: 12px 16px; border-bottom: 1px solid var(--line); }
-h1 { font-size: 1.15rem; margin: 0 0 8px; overflow-wrap: anywhere; }
-ul { list-style: none; margin: 0; padding: 0; }
-.legend { display: flex; flex-wrap: wrap; gap: 2px 18px; margin-bottom: 8px; }
-.legend svg { vertical-align: middle; margin-right: 6px; }
-form { display: flex; flex-wrap: wrap; gap: 6px 20px; align-items: center; }
-form[hidden] { display: none; }
-select, input { font: inherit; max-width: 60vw; vertical-align: middle; }
-main { display: grid; gap: 16px; padding: 16px; align-items: start;
-  grid-template-columns: repeat(auto-fill, minmax(min(var(--width), 100%), 1fr)); }
-figure { margin: 0; border: 1px solid var(--line); border-radius: 6px; overflow: hidden;
-  min-width: 0; }
-figure[hidden] { display: none; }
-.pictures { display: flex; gap: 2px; }
-.pictures > div { flex: 1 1 0; min-width: 0; }
-.pictures p { margin: 4px 8px; font-size: 0.85rem; }
-img { display: block; width: 100%; height: auto; }
-figcaption { padding: 8px 10px; overflow-wrap: anywhere; }
-figcaption ul { font-size: 0.85rem; opacity: 0.85; }
-@media (max-width: 600px) { main { padding: 8px; } .pictures { flex-direction: column; } }
-"""
-
-_SCRIPT = """
-const form = document.querySelector("form"), figures = [...document.querySelectorAll("figure")];
-const missed = document.getElementById("missed"), chosen = document.getElementById("class");
-form.hidden = false;
-form.addEventListener("submit", (event) => event.preventDefault());
-form.addEventListener("input", () => {
-  document.documentElement.style.setProperty("--width",
-    document.getElementById("width").value + "px");
-  let shown = 0;
-  for (const figure of figures) {
-    const classes = figure.dataset.classes.split(" ");
-    figure.hidden = (chosen.value !== "" && !classes.includes(chosen.value)) ||
-      (missed !== null && missed.checked && !("missed" in figure.dataset));
-    shown += !figure.hidden;
-  }
-  form.querySelector("output").value = `${shown} of ${figures.length} images`;
-});
-"""

@@ -1,6 +1,6 @@
 """Several hosts: what the supervisors tell each other, and real runs of two hosts that get hurt.
 
-The consoles of the real runs are kept in output/test_peers/.
+The consoles of the real runs are kept in output/test_hosts/.
 """
 
 import json
@@ -15,15 +15,16 @@ from pathlib import Path
 import pytest
 
 from fcos_recipe import exit_codes
+from fcos_recipe.commands.launch import prepare
 from fcos_recipe.errors import UserError
-from fcos_recipe.launch import peers, supervise
-from fcos_recipe.launch.peers import Failure, Peers
+from fcos_recipe.launch import heartbeats, hosts, supervise
+from fcos_recipe.launch.heartbeats import Failure, Heartbeats
 from tests.conftest import ROOT
 from tests.helpers.hosts import PORT, Hosts, train
 from tests.helpers.ranks import RANK_1_HANGS
 from tests.launch.test_restart import children, wait_for
 
-KEPT = ROOT / "output" / "test_peers"
+KEPT = ROOT / "output" / "test_hosts"
 
 # ---- the exchange -------------------------------------------------------------------------------
 
@@ -33,7 +34,7 @@ def three():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", 0))
         endpoint = probe.getsockname()
-    hosts = [Peers(node, 3, endpoint, f"name-{node}") for node in range(3)]
+    hosts = [Heartbeats(node, 3, endpoint, f"name-{node}") for node in range(3)]
     yield hosts
     for host in hosts:
         host.close()
@@ -85,7 +86,7 @@ def test_a_host_that_falls_silent_or_starts_anew_is_gone(three):
 
 
 def test_a_host_that_does_not_get_through_is_told_once(three, monkeypatch):
-    monkeypatch.setattr(peers, "DEAF", 0.2)
+    monkeypatch.setattr(heartbeats, "DEAF", 0.2)
     three[0].begin()
     three[1].begin()
     until(lambda: three[0].unheard() == [2])  # it has not begun
@@ -118,7 +119,7 @@ def test_the_port_is_taken():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(UserError, match="want a free port"):
-            Peers(0, 2, taken.getsockname(), "a")
+            Heartbeats(0, 2, taken.getsockname(), "a")
 
 
 # ---- the command line ---------------------------------------------------------------------------
@@ -142,7 +143,7 @@ def test_the_port_is_taken():
 def test_refused(words, message, monkeypatch):
     monkeypatch.setenv("DEVICE", "cpu")
     with pytest.raises(UserError, match=message):
-        supervise.prepare(["configs/fcos/fcos_r18_fpn_demo.yml", *words.split()])
+        prepare(["configs/fcos/fcos_r18_fpn_demo.yml", *words.split()])
 
 
 def test_what_the_operator_of_kubernetes_sets(monkeypatch, tmp_path):
@@ -151,7 +152,7 @@ def test_what_the_operator_of_kubernetes_sets(monkeypatch, tmp_path):
     monkeypatch.setenv("PADDLE_NNODES", "3")
     monkeypatch.setenv("PADDLE_MASTER", f"localhost:{PORT}")
     monkeypatch.setenv("MASTER_ADDR", "somewhere.else")
-    run, _ = supervise.prepare(["configs/fcos/fcos_r18_fpn_demo.yml", "--node-rank", "1"])
+    run, _ = prepare(["configs/fcos/fcos_r18_fpn_demo.yml", "--node-rank", "1"])
     command = " ".join(run.command)
     assert f"--nnodes 3 --master 127.0.0.1:{PORT} --rank 1 --host 127.0.0.1" in command
     assert run.log_dir.name == "host-1" and run.env["GLOO_SOCKET_IFNAME"] == "lo"
@@ -159,7 +160,7 @@ def test_what_the_operator_of_kubernetes_sets(monkeypatch, tmp_path):
 
 
 def test_a_host_that_waits_in_vain_says_for_whom(tmp_path):
-    command = [sys.executable, "-m", "fcos_recipe.launch.supervise", "--nnodes", "3", "--master",
+    command = [sys.executable, "-m", "fcos_recipe.commands.launch", "--nnodes", "3", "--master",
                f"127.0.0.1:{PORT + 1}", "--node-rank", "0", "--wait", "4", "--log_dir",
                str(tmp_path), "configs/fcos/fcos_r18_fpn_demo.yml"]  # fmt: skip
     environment = {**os.environ, "DEVICE": "cpu"}
@@ -171,8 +172,8 @@ def test_a_host_that_waits_in_vain_says_for_whom(tmp_path):
 
 
 def test_addresses(monkeypatch):
-    assert peers.address("localhost") == "127.0.0.1"
-    assert peers.own_address("127.0.0.1") == "127.0.0.1" and peers.interface("127.0.0.1") == "lo"
+    assert hosts.address("localhost") == "127.0.0.1"
+    assert hosts.own_address("127.0.0.1") == "127.0.0.1" and hosts.interface("127.0.0.1") == "lo"
     answers = iter([OSError("not yet"), [(0, 0, 0, "", ("192.0.2.7", 0))]])
 
     def ask(*_):
@@ -182,7 +183,7 @@ def test_addresses(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", ask)
     monkeypatch.setattr(time, "sleep", lambda _: None)
-    assert peers.address("worker-0", patience=5) == "192.0.2.7"
+    assert hosts.address("worker-0", patience=5) == "192.0.2.7"
 
 
 # ---- two hosts that train -----------------------------------------------------------------------
@@ -297,7 +298,7 @@ def test_a_pulled_cable_ends_both_hosts(tiny, tmp_path, netns, request):
     began = time.monotonic()
     netns.unplug(1)
     assert two.end() == [exit_codes.FAILED, exit_codes.FAILED], two.said
-    assert time.monotonic() - began < peers.SILENCE + supervise.GRACE + 45
+    assert time.monotonic() - began < heartbeats.SILENCE + supervise.GRACE + 45
     for node, other in ((0, "host-b (10.213.77.2"), (1, "host-a (10.213.77.1")):
         assert f"launch: all of host {other}" in two.said[node]
 
@@ -327,12 +328,13 @@ def test_the_rank_that_hangs_is_named_on_both_hosts(tmp_path, request):
     script.write_text(start + RANK_1_HANGS)
     program = """
 import sys; from pathlib import Path
-from fcos_recipe.launch import supervise as launch
-from fcos_recipe.launch.peers import Cluster
+from fcos_recipe.launch.hosts import Cluster
+from fcos_recipe.launch.plan import plan_launch
+from fcos_recipe.launch.supervise import supervise
 node, folder = int(sys.argv[1]), Path(sys.argv[2])
 hosts = Cluster(2, node, "127.0.0.1", int(sys.argv[3]), f"127.0.0.{node + 1}", 60)
-sys.exit(launch.supervise(
-    launch.plan("cpu", ["0"], [], [], folder / f"log-{node}", folder / "rank.py", hosts)))
+sys.exit(supervise(
+    plan_launch("cpu", ["0"], [], [], folder / f"log-{node}", folder / "rank.py", hosts)))
 """
     runs = [
         subprocess.Popen(

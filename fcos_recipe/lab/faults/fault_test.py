@@ -93,9 +93,10 @@ leave(run("train"))
 SUPERVISE = """
 import sys
 from pathlib import Path
-from fcos_recipe.launch.supervise import plan, supervise
+from fcos_recipe.launch.plan import plan_launch
+from fcos_recipe.launch.supervise import supervise
 log, script, *arguments = sys.argv[1:]
-sys.exit(supervise(plan("cpu", ["0", "1"], [], arguments, Path(log), Path(script))))
+sys.exit(supervise(plan_launch("cpu", ["0", "1"], [], arguments, Path(log), Path(script))))
 """
 
 
