@@ -167,7 +167,8 @@ def intervals(a: Matched, b: Matched, samples: int) -> dict[str, tuple[float, fl
     for name, parts in differences.items():
         difference = np.concatenate([np.empty(0), *parts])
         if not np.isnan(difference).all():
-            low, high = np.nanquantile(difference, [0.025, 0.975])
+            # of n draws the k-th largest is exceeded with probability k / (n + 1)
+            low, high = np.nanquantile(difference, [0.025, 0.975], method="weibull")
             found[name] = (float(low), float(high))
     return found
 

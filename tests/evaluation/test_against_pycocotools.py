@@ -46,6 +46,10 @@ def check(seed: int, folder) -> None:
                           "AP_large": precision[:, :, k, 3, 2]}  # fmt: skip
             for name, values in figures_of.items():
                 assert rows[i][name] == pytest.approx(mean(values), abs=1e-12), (name, i)
+        metric.write_predictions(folder / "again.json")
+        again = CocoMetric(annotations, engine=engine, max_dets=limit)
+        again.load_result_json(folder / "again.json")
+        assert again.result()["stats"] == result["stats"]
         if metric.judge is not None:
             check_curves(metric, wanted)
     ours = Matched(arrays_of(metric)).precision(np.ones((1, len(content["images"])), int))[0]

@@ -216,6 +216,26 @@ def test_ids_are_names(kind, engine, tmp_path):
         assert images_of == {int(images[i]): rows for i, rows in was.items()}
 
 
+@pytest.mark.parametrize("first", [1, 9007199254740993, 1700000000000000001, -(2**63)])
+def test_the_case_that_had_an_ap_of_0(first, engine, tmp_path):
+    """Nanoseconds as ids: 0.8126 by pycocotools."""
+    boxes = [(0, 1, [10, 10, 20, 20]), (1, 3, [10, 10, 40, 40]), (1, 1, [50, 50, 20, 20])]
+    content = {
+        "images": [{"id": first + k, "width": 100, "height": 100} for k in (0, 1)],
+        "categories": [{"id": i, "name": n} for i, n in ((1, "a"), (3, "b"))],
+        "annotations": [{"id": k, "image_id": first + i, "category_id": c, "bbox": b}
+                        for k, (i, c, b) in enumerate(boxes, 1)],
+    }  # fmt: skip
+    found = [(0, 1, [10, 10, 20, 19], 0.9), (1, 3, [10, 10, 41, 40], 0.8),
+             (1, 1, [51, 50, 20, 20], 0.7), (1, 1, [0, 0, 9, 9], 0.95)]  # fmt: skip
+    rows = [{"image_id": first + i, "category_id": c, "bbox": b, "score": s}
+            for i, c, b, s in found]  # fmt: skip
+    (tmp_path / "dt.json").write_text(json.dumps(rows))
+    metric = CocoMetric(content, engine=engine)
+    metric.load_result_json(tmp_path / "dt.json")
+    assert round(metric.result()["stats"][0], 4) == 0.8126
+
+
 def test_what_is_no_id(tmp_path):
     """A float that may have lost digits, a fraction, and numbers beyond 64 bits are refused."""
     for section, field in (("images", "id"), ("categories", "id"), ("annotations", "image_id"),
