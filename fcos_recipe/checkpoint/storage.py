@@ -250,6 +250,15 @@ class Saver:
                 f"{self._reason}"
             )
 
+    def close(self) -> None:
+        """Wait, and end the thread.
+
+        Raises:
+            RunFailure: see `wait`.
+        """
+        self._pool.shutdown()
+        self.wait()
+
     def _run(self, what: str, write: Callable[[], object], copied: float) -> None:
         start = time.perf_counter()
         try:

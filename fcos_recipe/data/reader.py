@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from fcos_recipe.compat import stop_loading
 from fcos_recipe.data.images import BadImage, Sample
 from fcos_recipe.data.sampler import TrainBatches
 from fcos_recipe.data.targets import Gt2FCOSTarget
@@ -259,10 +260,20 @@ class Reader:
         batches = self.batch_sampler
         if batches is None:
             batches = self.sampler.batches(self.epoch)
-        for batch in self._load(batches):
-            batch = self._checked(batch)
-            if "image" in batch:
-                yield batch
+        stream = iter(self._load(batches))
+        try:
+            for batch in stream:
+                batch = self._checked(batch)
+                if "image" in batch:
+                    yield batch
+        finally:
+            stop_loading(stream)
+
+    def close(self) -> None:
+        """End the threads and processes that run ahead of training."""
+        if self._stream is not None:
+            stream, self._stream = self._stream, None
+            stop_loading(stream)
 
     def _checked(self, batch: dict) -> dict:
         """Remove the errors of unreadable images from a batch and log each once.

@@ -4,6 +4,7 @@ import fcntl
 import json
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from fcos_recipe.console import Plain, log
@@ -21,6 +22,10 @@ class RunDir:
         writer: whether this rank writes; False: nothing is written.
         resume: keep the existing directory and continue in it.
 
+    Attributes:
+        on_record: called with each record of metrics.jsonl; unlike a sink's, its exceptions end
+            the run.
+
     Raises:
         UserError: another process is writing to the directory, or it cannot be created.
     """
@@ -29,6 +34,7 @@ class RunDir:
         self.path, self.writer = path, writer
         self.checkpoints = path / "checkpoints"
         self._sinks: list = []
+        self.on_record: Callable[[dict], None] | None = None
         if not writer:
             return
         try:
@@ -50,6 +56,7 @@ class RunDir:
         handler.setFormatter(Plain("%(asctime)s %(levelname)s %(message)s"))
         handler.setLevel(logging.DEBUG)
         log.addHandler(handler)
+        self._log_handler = handler
 
     def __enter__(self) -> "RunDir":
         return self
@@ -57,6 +64,8 @@ class RunDir:
     def __exit__(self, *_) -> None:
         self.close_sinks()
         if self.writer:
+            log.removeHandler(self._log_handler)
+            self._log_handler.stream.close()
             self._lock.close()
             self._metrics.close()
 
@@ -110,6 +119,8 @@ class RunDir:
             log.warning("%s: %s; lines are kept in memory until they can be written",
                         self.path / METRICS, error.strerror)  # fmt: skip
         self._tell("__call__", record)
+        if self.on_record:
+            self.on_record(record)
 
     def forget_after(self, step: int, epoch: int) -> None:
         """Remove records of steps that a resumed run will repeat, and incomplete lines.

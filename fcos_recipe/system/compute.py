@@ -185,23 +185,38 @@ def _why(found: Found, facts: PaddleFacts, kinds: list[str]) -> str:
     return f"{reason}; run `python tools/doctor.py`"
 
 
-def start(requested: str, show: bool = True) -> Compute:
-    """Choose the device, apply settings needed before Paddle's import, and set the device.
-
-    Args:
-        requested: see `decide`.
-        show: print the choice; only rank 0 prints it, and only if the launcher has not.
+def prepare(requested: str) -> Compute:
+    """Decide, and apply the settings that must precede Paddle's import.
 
     Raises:
-        UserError: see `decide`.
+        UserError: see `decide`; or no launcher gave this rank a card of its own.
     """
     found = decide(requested)
     _refuse_shared_card(found)
     cpu_math.ensure(found.device)
+    return found
+
+
+def start(requested: str, show: bool = True) -> Compute:
+    """`prepare`, then bind this process to the device for good.
+
+    Args:
+        requested: see `decide`.
+        show: print the decision where `is_shown`.
+
+    Raises:
+        UserError: see `prepare`.
+    """
+    found = prepare(requested)
     device.set_device(found.device)
-    if show and os.environ.get("PADDLE_TRAINER_ID", "0") == "0" and DECIDED not in os.environ:
+    if show and is_shown():
         print(found.line(), flush=True)
     return found
+
+
+def is_shown() -> bool:
+    """Whether this process shows the decision: rank 0, unless the launcher has done so already."""
+    return os.environ.get("PADDLE_TRAINER_ID", "0") == "0" and DECIDED not in os.environ
 
 
 def _refuse_shared_card(found: Compute) -> None:

@@ -27,8 +27,14 @@ class StopRequest:
     of the parent does not end a worker whose pipe is full.
     """
 
-    def __init__(self):
+    def __init__(self, own_process: bool = True):
+        self.own_process, self._interrupts = own_process, 0
         self.signal: int | None = None  #: number of the first signal received
+
+    def _handle(self, number: int, _frame) -> None:
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1 and not self.own_process:
+            raise KeyboardInterrupt("interrupted before a checkpoint was saved")
 
     def __enter__(self) -> "StopRequest":
         global _active
@@ -39,7 +45,7 @@ class StopRequest:
             self._writer.setblocking(False)
             self._old_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
             numbers = (signal.SIGINT, signal.SIGTERM)
-            self._old = {n: signal.signal(n, lambda *_: None) for n in numbers}
+            self._old = {n: signal.signal(n, self._handle) for n in numbers}
             threading.Thread(target=self._listen, name="signals", daemon=True).start()
         return self
 
@@ -49,7 +55,7 @@ class StopRequest:
             _active = False
             for number, handler in self._old.items():
                 # after SIGTERM, further SIGTERMs of a launcher are ignored
-                asked_again = number == signal.SIGTERM == self.signal
+                asked_again = self.own_process and number == signal.SIGTERM == self.signal
                 signal.signal(number, signal.SIG_IGN if asked_again else handler)
             signal.set_wakeup_fd(self._old_fd)
             self._writer.close()  # ends the thread
@@ -64,7 +70,7 @@ class StopRequest:
                     f"{signal.Signals(number[0]).name}: a checkpoint is saved after this step; "
                     "press Ctrl-C again to exit at once", flush=True,
                 )  # fmt: skip
-            elif number[0] == signal.SIGINT:
+            elif number[0] == signal.SIGINT and self.own_process:
                 for child in multiprocessing.active_children():
                     child.kill()
                 os._exit(exit_codes.INTERRUPTED)

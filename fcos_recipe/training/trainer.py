@@ -14,15 +14,16 @@ import paddle.distributed as dist
 from tqdm import tqdm
 
 from fcos_recipe.checkpoint import storage
+from fcos_recipe.checkpoint.weights import listed
 from fcos_recipe.config.resolved import resolved
 from fcos_recipe.console import log
 from fcos_recipe.errors import RunFailure, Stopped, UserError, without_secrets
 from fcos_recipe.evaluation.analysis import finish_evaluation
 from fcos_recipe.evaluation.collectives import agree, everywhere, gather
-from fcos_recipe.evaluation.loop import build_loader, evaluate
+from fcos_recipe.evaluation.loop import build_evaluation_set, evaluate
 from fcos_recipe.evaluation.metric import table
-from fcos_recipe.evaluation.tta import Augmented
 from fcos_recipe.files.atomic import write_json
+from fcos_recipe.model import build
 from fcos_recipe.runs.directory import CONFIG, ENVIRONMENT, RunDir
 from fcos_recipe.runs.environment import environment
 from fcos_recipe.runs.facts import write_facts
@@ -30,7 +31,7 @@ from fcos_recipe.runs.loggers import pictures
 from fcos_recipe.system.stop_signals import StopRequest
 from fcos_recipe.training import resume
 from fcos_recipe.training.bad_numbers import Guard
-from fcos_recipe.training.build import Setup, listed
+from fcos_recipe.training.setup import Setup
 from fcos_recipe.training.window import Window, hms, memory_mib, timed
 
 
@@ -40,7 +41,7 @@ class Trainer(Setup):
     @property
     def metric(self):
         """The last evaluation's `CocoMetric`; only rank 0 has all detections."""
-        return self._judge[1]
+        return self._evaluation_set.metric
 
     def train(self, run: RunDir, validate: bool = False) -> None:
         """Train to the config's last epoch.
@@ -66,13 +67,14 @@ class Trainer(Setup):
         at = self.progress
         if at.epoch >= data["epoch"] and not at.pending_eval:
             log.warning("nothing to do: %d of %d epochs are done", at.epoch, data["epoch"])
-        with StopRequest() as self.stop:
+        with StopRequest(self.own_process) as self.stop:
             try:
                 self._run_epochs(model)
                 self._finish()
             finally:
                 with self.watchdog.phase("save"):
-                    self.saver.wait()
+                    self.loader.close()
+                    self.saver.close()
         if self._nranks > 1:
             with self.watchdog.phase("eval"):  # rank 0 may still evaluate and write: wait for it
                 dist.barrier()
@@ -81,7 +83,7 @@ class Trainer(Setup):
         last = self.config.data["epoch"]
         while True:
             if self.progress.pending_eval:
-                self._judge_epoch()
+                self._evaluate_epoch()
             if self.progress.epoch >= last or self._had_enough():
                 return
             if self._train_epoch(model):
@@ -101,7 +103,7 @@ class Trainer(Setup):
 
     def _finish(self) -> None:
         run = self.run
-        readers = [self.loader, *([self._judge[0]] if self.validating else [])]
+        readers = [self.loader, *([self._evaluation_set.loader] if self.validating else [])]
         bad = dict.fromkeys(m for of_rank in gather([[*r.bad_images] for r in readers])
                             for one in of_rank for m in one)  # fmt: skip
         if bad:
@@ -147,7 +149,8 @@ class Trainer(Setup):
             log.warning("warning: %s", line)
         log.info("run directory: %s", run.path)
         if self.validating:
-            self._judge = build_loader(self.cfg, self._local_rank, self._nranks)
+            self.cfg = build.registry(self.config)
+            self._evaluation_set = build_evaluation_set(self.cfg, self._local_rank, self._nranks)
             self._check_classes(list(self.metric.categories.values()))
         if run.writer:
             write_facts(self)
@@ -256,7 +259,7 @@ class Trainer(Setup):
         return tqdm(
             total=steps,
             desc=f"epoch {epoch + 1}/{self.config.data['epoch']}",
-            disable=self.rank > 0 or not sys.stdout.isatty(),
+            disable=self.rank > 0 or not (self.own_process and sys.stdout.isatty()),
             unit="step",
             dynamic_ncols=True,
             file=sys.stdout,
@@ -308,34 +311,12 @@ class Trainer(Setup):
 
     # ---- evaluation ------------------------------------------------------------------------
 
-    def evaluate(self, sizes=None, flip: bool = False, reader=None, **judging) -> dict:
-        """Evaluate the loaded weights on EvalDataset, on all ranks.
-
-        Args:
-            sizes, reader, judging: see `evaluation.loop.build_loader`.
-            flip: with `sizes`, also use each view flipped.
-
-        Returns:
-            as `evaluation.loop.evaluate`.
-        """
-        self._judge = build_loader(
-            self.cfg, self._local_rank, self._nranks, sizes, reader, **judging
-        )
-        self._compare_classes(list(self.metric.categories.values()))
-        with self.watchdog.phase("eval"):
-            return self._figures(self.model if sizes is None else Augmented(self.model, flip))
-
-    def _figures(self, model=None) -> dict:
-        loader, metric, ids = self._judge
-        model = model or self.model
-        return evaluate(model, loader, metric, ids, self.autocast, self._between_batches)
-
     def _between_batches(self) -> None:
         self.watchdog.beat()
-        if self.mode == "train" and self.stop.signal is not None:
+        if self.stop.signal is not None:
             raise _CutShort
 
-    def _judge_epoch(self) -> None:
+    def _evaluate_epoch(self) -> None:
         """Evaluate; if asked to stop, end the run with this evaluation pending."""
         at = self.progress
         try:
@@ -358,7 +339,9 @@ class Trainer(Setup):
     def _validate(self) -> None:
         at, run = self.progress, self.run
         with self.watchdog.phase("eval"), self._averaged():
-            result = self._figures()
+            result = evaluate(
+                self.model, self._evaluation_set, self.autocast, self._between_batches
+            )
             ap = result["stats"][0]
             improved = ap > at.best["AP"] + self.config.data["early_stop"]["min_delta"]
             if improved:
@@ -382,7 +365,7 @@ class Trainer(Setup):
             images_per_second=round(result["images_per_second"], 3),
             seconds=round(result["seconds"], 3),
         )  # fmt: skip
-        run.show(at.steps_done, pictures(self.metric, self._judge[0].dataset,
+        run.show(at.steps_done, pictures(self.metric, self.metric.dataset,
                                          self.config.data["logger_images"]))  # fmt: skip
         log.info("%s", table(result))
         log.info("epoch %d: AP %.4f, best %.4f (epoch %d); %.2f images/s", at.epoch, ap,

@@ -38,7 +38,7 @@ def main(path: str, *overrides: str) -> None:
     from fcos_recipe.runs.directory import RunDir
     from fcos_recipe.training.trainer import Trainer
 
-    trainer = Trainer(config, "train", device)
+    trainer = Trainer(config, device)
     trainer.watchdog = Steps(trainer)
     with tempfile.TemporaryDirectory() as folder:
         with RunDir(Path(folder) / "run", writer=True, resume=False) as run:

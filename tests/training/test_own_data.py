@@ -135,7 +135,7 @@ def test_fine_tuning_onto_two_classes(shapes, tiny, tmp_path, capfd):
 
     from fcos_recipe.training.trainer import Trainer
 
-    trainer = Trainer(load_config(tiny, here), "train", "cpu")
+    trainer = Trainer(load_config(tiny, here), "cpu")
     before = {k: v.numpy().copy() for k, v in trainer.model.state_dict().items()}
     trainer.load_weights(str(start))
     after = {k: v.numpy() for k, v in trainer.model.state_dict().items()}

@@ -27,7 +27,7 @@ def train(line: Line) -> None:
     from fcos_recipe.runs.directory import RunDir
     from fcos_recipe.training.trainer import Trainer
 
-    trainer = Trainer(configure(setup), "train", device)
+    trainer = Trainer(configure(setup), device)
     trainer.load_weights(setup["weights"])
     if setup["to_static"]:
         trainer.compile()
@@ -128,7 +128,7 @@ def weights(line: Line) -> None:
 
     from fcos_recipe.training.trainer import Trainer
 
-    trainer = Trainer(configure(setup), "train", device)
+    trainer = Trainer(configure(setup), device)
     fit_norms(trainer.model, next(iter(trainer.loader)))
     if "class_bias" in setup:
         head = trainer.model.fcos_head

@@ -1,6 +1,5 @@
 """Build the parts of a training run with PaddleDetection's builders."""
 
-import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,13 @@ from fcos_recipe import compat
 from fcos_recipe.checkpoint import weights
 from fcos_recipe.compat import create
 from fcos_recipe.config import Config, scaling
-from fcos_recipe.console import log, to_console
+from fcos_recipe.console import log
 from fcos_recipe.errors import UserError
 from fcos_recipe.evaluation.collectives import join_ranks
-from fcos_recipe.system import kernels
-from fcos_recipe.system.device import amp_supported
+from fcos_recipe.model import build
 from fcos_recipe.system.watchdog import Watchdog
 from fcos_recipe.training import resume
 from fcos_recipe.training.ema import Average
-
-
-def listed(names: list[str], most: int = 20) -> str:
-    """Number of class names and the first of them, for a log line."""
-    return f"{len(names)} ({', '.join(names[:most])}{', ...' * (len(names) > most)})"
 
 
 class Setup:
@@ -34,48 +27,40 @@ class Setup:
 
     Args:
         config: from `load_config`.
-        mode: "train" or "eval".
         device: cpu, gpu or iluvatar_gpu; Paddle is already set to it.
-        watchdog: to report progress to.
+        watchdog: to report progress to. None: the process has other work than this run, as a
+            notebook has: it is never ended, and no progress bar is drawn.
 
     Raises:
         UserError: data, weights and config do not match.
     """
 
-    def __init__(self, config: Config, mode: str, device: str, watchdog: Watchdog | None = None):
-        self.config, self.mode, self.device = config, mode, device
+    def __init__(self, config: Config, device: str, watchdog: Watchdog | None = None):
+        self.config, self.device = config, device
         self._local_rank, self._nranks = join_ranks()
-        to_console(self._local_rank)
         data = config.data
-        self.watchdog = watchdog or Watchdog()
-        kernels.check(data, device, self._nranks, mode == "train")
-        self.cfg = compat.workspace(config.stock_data())
-        paddle.seed(data["seed"])
-        if any(data["autotune"].values()):
-            paddle.incubate.autotune.set_config(
-                {kind: {"enable": on} for kind, on in data["autotune"].items()}
+        self.own_process, self.watchdog = watchdog is not None, watchdog or Watchdog()
+        self.cfg = build.prepare(config, device, self._nranks, train=True)
+        self.dataset = create("TrainDataset")()
+        self.loader = create("TrainReader")(self.dataset, data["worker_num"])
+        if not len(self.loader):
+            raise UserError(
+                f"{self.dataset.get_anno()}: {len(self.dataset)} images are fewer than the "
+                f"{self._nranks} cards x batch_size {self.loader.batch_size} of one step; "
+                "lower TrainReader.batch_size"
             )
-        # optimizer states are stored by parameter name: restart Paddle's numbering of names
-        paddle.utils.unique_name.switch()
-        if mode == "train":
-            self.dataset = self.cfg["TrainDataset"] = create("TrainDataset")()
-            self.loader = create("TrainReader")(self.dataset, data["worker_num"])
-            if not len(self.loader):
-                raise UserError(
-                    f"{self.dataset.get_anno()}: {len(self.dataset)} images are fewer than the "
-                    f"{self._nranks} cards x batch_size {self.loader.batch_size} of one step; "
-                    "lower TrainReader.batch_size"
-                )
-            self._check_normalization()
-        self.model = create(self.cfg["architecture"])
-        self.model.load_meanstd(self.cfg["TestReader"]["sample_transforms"])
-        self._init_amp()
+        self._check_normalization()
+        self.model = build.build_model(self.cfg)
+        self.use_amp, self.autocast = build.autocast(data, device)
+        # bfloat16 has the range of float32 and needs no loss scaling
+        self.scaler = compat.grad_scaler(
+            enable=self.use_amp and data["amp_dtype"] == "float16",
+            init_loss_scaling=data["init_loss_scaling"],
+        )
         self.progress = resume.Progress()
         self._resumed_from: Path | None = None
         self._cut_window: Any = None
-        self._trained_on: list[str] | None = None
-        if mode == "train":
-            self._init_schedule()
+        self._init_schedule()
 
     def _check_normalization(self) -> None:
         """Check that training and prediction use the same mean and standard deviation."""
@@ -91,28 +76,6 @@ class Setup:
                 f"{self.config.path}: TrainReader's NormalizeImage {found[0]} differs from "
                 f"TestReader's {found[1]}; make them equal"
             )
-
-    def _init_amp(self) -> None:
-        data = self.config.data
-        self.use_amp = data["amp"] and amp_supported(self.device, data["amp_dtype"])
-        if data["amp"] and not self.use_amp:
-            log.warning(
-                "amp: off, Paddle does not support automatic mixed precision with %s on %s",
-                data["amp_dtype"], self.device,
-            )  # fmt: skip
-        self.autocast = functools.partial(
-            paddle.amp.auto_cast,
-            enable=self.use_amp,
-            level=data["amp_level"],
-            dtype=data["amp_dtype"],
-            custom_white_list=data["custom_white_list"],
-            custom_black_list=data["custom_black_list"],
-        )
-        # bfloat16 has the range of float32 and needs no loss scaling
-        self.scaler = compat.grad_scaler(
-            enable=self.use_amp and data["amp_dtype"] == "float16",
-            init_loss_scaling=data["init_loss_scaling"],
-        )
 
     def _init_schedule(self) -> None:
         data = self.config.data
@@ -143,6 +106,7 @@ class Setup:
 
     def set_schedule(self, factor: float) -> None:
         """Create a new LR schedule with all LRs multiplied by a factor."""
+        self.cfg = build.registry(self.config)
         self._schedule = json.loads(json.dumps(self.plan.learning_rate))
         self._schedule["base_lr"] *= factor
         for part in self._schedule["schedulers"]:
@@ -169,29 +133,15 @@ class Setup:
 
     # ---- weights ---------------------------------------------------------------------------
 
-    def load_weights(self, source: str, exact: bool = False) -> None:
+    def load_weights(self, source: str) -> None:
         """Load weights by name and log which entries were loaded.
 
         Args:
             source: path or URL.
-            exact: require all parameters, as for evaluation.
         """
-        log.info("weights: %s: %s", source, weights.load(self.model, source, exact))
-        self._trained_on = weights.facts(weights.resolve(source)).get("class_names")
-        if self.mode == "train":
-            self._compare_classes(self.dataset.class_names)
-
-    def _compare_classes(self, names: list[str]) -> None:
-        """Warn if the loaded weights were trained on other classes than the data has."""
-        theirs = self._trained_on
-        if not theirs or theirs == names:
-            return
-        if len(theirs) != len(names):
-            then = "the classifier is trained from scratch"
-        else:
-            then = "classes are matched by index, not by name"
-        log.warning("weights: trained on %s; this data set has %s: %s",
-                    listed(theirs), listed(names), then)  # fmt: skip
+        log.info("weights: %s: %s", source, weights.load(self.model, source))
+        trained_on = weights.facts(weights.resolve(source)).get("class_names")
+        weights.compare_classes(trained_on, self.dataset.class_names)
 
     def resume_weights(self, source: str, force: bool = False) -> None:
         """Continue from a checkpoint of this recipe or from PaddleDetection's .pdparams/.pdopt.
