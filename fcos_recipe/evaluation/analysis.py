@@ -32,7 +32,7 @@ def analyse(metric: CocoMetric) -> dict | None:
     """Curves, confusions and errors of the metric's last `result()`.
 
     Args:
-        metric: its `judge` is read.
+        metric: its `coco_eval` is read.
 
     Returns:
         JSON-ready dict, None without hotcoco's matching or where nothing can be matched:
@@ -50,8 +50,8 @@ def analyse(metric: CocoMetric) -> dict | None:
           that score less do not count.
         - `absent`: part -> why it could not be made; each part is made on its own.
     """
-    judge = metric.judge
-    if judge is None or not len(metric.judged["found"]["score"]):
+    coco_eval = metric.coco_eval
+    if coco_eval is None or not len(metric.judged["found"]["score"]):
         return None
     found: dict = {}
     absent: dict[str, str] = {}
@@ -63,19 +63,19 @@ def analyse(metric: CocoMetric) -> dict | None:
             absent[name] = str(error) or type(error).__name__
             log.warning("analysis: %s: not made: %s", name, absent[name])
 
-    part("pr", lambda: _curves(judge.eval["precision"][:, :, :, 0, 2]))
+    part("pr", lambda: _curves(coco_eval.eval["precision"][:, :, :, 0, 2]))
     part("per_class", lambda: _classes(metric))
     threshold = _weighted_median(found.get("per_class", []), metric.instances())
     part("score_threshold", lambda: threshold)
     part("confusion", lambda: _confusion(metric, threshold))
-    part("errors", lambda: _errors(judge.tide_errors()))
-    part("calibration", lambda: _calibration(judge.calibration()))
+    part("errors", lambda: _errors(coco_eval.tide_errors()))
+    part("calibration", lambda: _calibration(coco_eval.calibration()))
     part("worst_images", lambda: _worst(outcomes(metric, threshold)))
     return {**found, "absent": absent}
 
 
 def _classes(metric: CocoMetric) -> list[dict]:
-    tables = metric.judge.eval
+    tables = metric.coco_eval.eval
     precision, scores = (tables[name][0, :, :, 0, 2] for name in ("precision", "scores"))
     recall = np.linspace(0, 1, len(precision))
     return [
@@ -97,7 +97,7 @@ def _curves(precision: np.ndarray) -> dict:
 
 def _confusion(metric: CocoMetric, threshold: float) -> dict:
     names = [metric.categories[i] for i in sorted(metric.categories)]
-    matrix = metric.judge.confusion_matrix(iou_thr=0.5, min_score=threshold)["matrix"]
+    matrix = metric.coco_eval.confusion_matrix(iou_thr=0.5, min_score=threshold)["matrix"]
     return {"names": [*names, "background"], "matrix": matrix.tolist()}
 
 
@@ -171,7 +171,7 @@ def finish_evaluation(metric: CocoMetric, folder: Path, pictures: bool = True) -
         _try(JUDGED, lambda: save(metric, folder / JUDGED))
     analysis = analyse(metric)
     if analysis is None:
-        if metric.judge is None:
+        if metric.coco_eval is None:
             log.warning("analysis: curves, confusions and errors need hotcoco: pip install hotcoco")
         return []
     _try(ANALYSIS, lambda: write_json(folder / ANALYSIS, analysis))

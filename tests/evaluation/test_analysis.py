@@ -233,7 +233,7 @@ def test_a_score_outside_0_to_1_costs_the_calibration_alone(tmp_path, caplog, sc
                                   "image_diagnostics"])  # fmt: skip
 def test_each_part_of_the_analysis_stands_alone(tmp_path, caplog, part):
     metric = metric_of([(1, 4, [10, 10, 30, 30])], [(1, 4, [10, 10, 30, 30], 0.9)])
-    real = metric.judge
+    real = metric.coco_eval
 
     class Broken:
         def __getattr__(self, name):
@@ -242,7 +242,7 @@ def test_each_part_of_the_analysis_stands_alone(tmp_path, caplog, part):
             return getattr(real, name)
 
     whole = analyse(metric)
-    metric.judge = Broken()
+    metric.coco_eval = Broken()
     with caplog.at_level("WARNING", logger="fcos"):
         assert finish_evaluation(metric, tmp_path)
     analysis = json.loads((tmp_path / "analysis.json").read_text())
