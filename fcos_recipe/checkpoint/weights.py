@@ -54,7 +54,7 @@ def read(path: str | Path, sha256: str | None = None) -> dict:
 
     Args:
         path: the file.
-        sha256: expected hash of the file; default: the one in `facts`, if any.
+        sha256: expected hash of the file; default: the one in `description`, if any.
 
     Returns:
         names to np.ndarray (or plain values), as `paddle.save` wrote them. bfloat16, which NumPy
@@ -65,7 +65,7 @@ def read(path: str | Path, sha256: str | None = None) -> dict:
     """
     path = Path(path)
     data = read_bytes(path, MOST_BYTES)
-    note = {"sha256": sha256} if sha256 else facts(path)
+    note = {"sha256": sha256} if sha256 else description(path)
     wanted = [note[key] for key in ("sha256", "replaces") if key in note]
     if wanted and hashlib.sha256(data).hexdigest() not in wanted:
         raise UserError(
@@ -112,7 +112,7 @@ def _safetensors(path: Path):
     return safetensors.numpy
 
 
-def facts(path: Path) -> dict:
+def description(path: Path) -> dict:
     """Read the description of a weights file.
 
     Args:
@@ -151,7 +151,7 @@ def write_safetensors(path: Path, state: dict, notes: dict) -> None:
     Args:
         path: the new file.
         state: names to np.ndarray; other values are left out.
-        notes: JSON values, stored as the file's metadata, which `facts` reads.
+        notes: JSON values, stored as the file's metadata, which `description` reads.
     """
     arrays = {k: np.ascontiguousarray(v) for k, v in state.items() if isinstance(v, np.ndarray)}
     kept = {key: json.dumps(value) for key, value in notes.items()}
