@@ -39,7 +39,7 @@ def test_a_run_that_did_not_train_is_a_failure(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps(row) + "\n")
     assert hw_check.read_training(tmp_path, 3)["images_per_second"] == 2.0
-    with pytest.raises(ValueError, match="200 steps wanted"):
+    with pytest.raises(ValueError, match="expected 200 steps"):
         hw_check.read_training(tmp_path, 200)
     path.write_text(json.dumps({**row, "loss": float("nan")}) + "\n")
     with pytest.raises(ValueError, match="not finite"):
