@@ -9,7 +9,7 @@ trainings with different seeds would differ.
 from fcos_recipe.config.effects import differences
 from fcos_recipe.config.load import plain_values
 from fcos_recipe.errors import UserError
-from fcos_recipe.evaluation.detections_file import JUDGED, judge, read, same_truth
+from fcos_recipe.evaluation.detections_file import JUDGED, coco_eval_of, read, same_truth
 from fcos_recipe.report.blocks import Cell, Fold, Table, Text
 from fcos_recipe.report.headline import duration, percent
 from fcos_recipe.report.sections import labels
@@ -131,7 +131,7 @@ def compared(run: Run, other: Run, samples: int) -> dict:
         import hotcoco
     except ImportError:
         raise UserError("hotcoco is missing: pip install hotcoco") from None
-    found = hotcoco.compare(*map(judge, arrays), n_bootstrap=samples, seed=0)
+    found = hotcoco.compare(*map(coco_eval_of, arrays), n_bootstrap=samples, seed=0)
     for r, key in ((other, "metrics_a"), (run, "metrics_b")):
         if r.ap is not None and abs(found[key]["AP"] - r.ap) > _APART:
             raise UserError(f"{r.name}'s {JUDGED} does not match its last evaluation")

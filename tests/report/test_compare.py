@@ -74,7 +74,7 @@ def test_the_interval_is_that_of_resampled_images(pair, validation):
 def test_detections_are_kept_as_they_were_judged(validation, tmp_path):
     metric = judged(*validation)
     detections_file.save(metric, tmp_path / "d.npz")
-    again = detections_file.judge(detections_file.read(tmp_path / "d.npz"))
+    again = detections_file.coco_eval_of(detections_file.read(tmp_path / "d.npz"))
     table = again.eval["precision"][:, :, :, 0, 2]
     assert table[table > -1].mean() == pytest.approx(metric.last["stats"][0], abs=1e-4)
     assert (tmp_path / "d.npz").stat().st_size < 60 * metric.last["detections"] + 4000

@@ -71,7 +71,7 @@ def draw(folder: Path, seed: int = 0, images: int = IMAGES) -> tuple[Path, Path]
     return paths
 
 
-def judge(side: str, annotations: str, detections: str) -> dict:
+def score(side: str, annotations: str, detections: str) -> dict:
     """Metrics and seconds of one side: `read`, `match` (with accumulation) and `total`."""
     start = time.perf_counter()
     if side == "ours":
@@ -101,7 +101,7 @@ def judge(side: str, annotations: str, detections: str) -> dict:
 
 
 def run_side(side: str, annotations: Path, detections: Path) -> dict:
-    """Run `judge` in a separate process."""
+    """Run `score` in a separate process."""
     done = subprocess.run(
         [sys.executable, "-m", __name__, side, str(annotations), str(detections)],
         check=True, capture_output=True, text=True,
@@ -110,4 +110,4 @@ def run_side(side: str, annotations: Path, detections: Path) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(judge(*sys.argv[1:])))
+    print(json.dumps(score(*sys.argv[1:])))
