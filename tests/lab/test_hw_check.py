@@ -95,6 +95,6 @@ def test_the_whole_check_in_miniature(root, tmp_path):
     found = json.loads((tmp_path / "hw" / "hw_check.json").read_text())
     steps = {step["name"]: step for step in found["steps"]}
     assert list(steps) == ["doctor", "train-1-fp32", "train-1-amp", "evaluate", "export", "resume"]
-    assert steps["train-1-amp"]["reason"] == "no AMP on a CPU"
+    assert steps["train-1-amp"]["reason"] == "AMP is not measured on a CPU"
     assert steps["train-1-fp32"]["images_per_second"] > 0 and steps["resume"]["steps"] == 2
     assert found["device"] == "cpu" and found["environment"]["packages"]["paddledet"] == "2.6.0"
