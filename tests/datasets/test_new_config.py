@@ -1,4 +1,4 @@
-"""`fcos config new`: from a folder to a config that validates and trains; its numbers add up."""
+"""`fcos config new` writes a config that validates and trains, with correct numbers."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The benchmark runs and writes sane figures. What it measures never decides a test."""
+"""The benchmark runs and writes plausible figures; measured times decide no test."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""scripts/hw_check.sh without cards: its bookkeeping, and the whole of it in miniature."""
+"""scripts/hw_check.sh without cards: its records, and a complete small run."""
 
 import json
 import os
