@@ -87,7 +87,7 @@ def test_layouts(tmp_path, layout, capsys):
         assert paths(found["EvalDataset"]) == val
         assert "my.yml --eval" in said
     else:
-        assert found["EvalDataset"] is None and "goes without" in said and "--eval" not in said
+        assert found["EvalDataset"] is None and "does not evaluate" in said and "--eval" not in said
         assert found["TestDataset"]["anno_path"] == "labels.json"
 
 
