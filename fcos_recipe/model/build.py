@@ -1,4 +1,4 @@
-"""A model and its mixed precision, built for one config by PaddleDetection's registry."""
+"""Build a config's model and mixed precision with PaddleDetection's registry."""
 
 import functools
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from fcos_recipe.system.device import amp_supported
 
 
 def registry(config: Config):
-    """PaddleDetection's process-wide registry, filled with this config.
+    """Fill PaddleDetection's process-wide registry with this config.
 
-    Another model of this process may have filled it in the meantime, so call this before each use.
+    Call this before each use, because another model in this process may have changed the registry.
 
     Returns:
         ppdet's global config, an AttrDict.
@@ -25,7 +25,7 @@ def registry(config: Config):
 
 
 def prepare(config: Config, device: str, ranks: int, train: bool):
-    """Set up Paddle and the registry for a model: kernels checked, seed set, autotune chosen.
+    """Check kernels, set the seed and autotuning, and fill the registry for a model.
 
     Args:
         config: the resolved config.
@@ -53,7 +53,7 @@ def prepare(config: Config, device: str, ranks: int, train: bool):
 
 
 def build_model(cfg) -> paddle.nn.Layer:
-    """The model that the registry describes, with random weights.
+    """Build the registry's model with random weights.
 
     Args:
         cfg: from `registry` or `prepare`.
@@ -64,14 +64,14 @@ def build_model(cfg) -> paddle.nn.Layer:
 
 
 def autocast(data: dict, device: str) -> tuple[bool, Callable[[], AbstractContextManager]]:
-    """Automatic mixed precision as the config asks for it.
+    """Set up automatic mixed precision according to the config.
 
     Args:
-        data: the resolved config.
+        data: values of the resolved config.
         device: cpu, gpu or iluvatar_gpu.
 
     Returns:
-        whether it takes effect, and what makes the context of a forward pass.
+        whether it takes effect, and a function that creates the context for a forward pass.
     """
     on = data["amp"] and amp_supported(device, data["amp_dtype"])
     if data["amp"] and not on:
