@@ -11,9 +11,9 @@ COMMANDS = {
     "verify": ("verify:main", "find data problems; write cleaned copies"),
     "stats": ("stats:main", "count classes and sizes, and boxes per FPN level"),
     "convert": ("convert:main", "convert VOC, YOLO or incomplete COCO to COCO"),
-    "subset": ("reshape:subset", "choose some images, keeping class proportions"),
-    "split": ("reshape:split", "split into training and validation data"),
-    "merge": ("reshape:merge", "merge annotation files into one"),
+    "subset": ("split_merge:subset", "choose some images, keeping class proportions"),
+    "split": ("split_merge:split", "split into training and validation data"),
+    "merge": ("split_merge:merge", "merge annotation files into one"),
     "browse": ("browse:main", "view boxes on images, or the network's input"),
 }
 
