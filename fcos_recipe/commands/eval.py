@@ -73,6 +73,8 @@ def evaluate(argv: list[str]) -> int:
         sizes=args.tta_sizes or (), flip=args.tta_flip, precision=args.precision,
         padding_effect=args.padding_effect, **judging,
     )  # fmt: skip
+    args.classwise |= config.data["classwise"]
+    args.output = args.output or config.data["output_eval"]
     evaluation = api.evaluate(config, weights, options=options, own_process=True)
     if rank() == 0:
         assert evaluation.metric is not None

@@ -114,6 +114,8 @@ class _Checker:
             self.error(node, name, f"expected {describe(key.kind)}, found {node.plain()!r}")
         elif key.least is not None and isinstance(node.value, int) and node.value < key.least:
             self.error(node, name, f"expected at least {key.least}, found {node.value}")
+        elif key.instead and node.value != key.default:
+            self.warnings.append(f"{node.where}: {name}: no effect; {key.instead}")
         elif key.items and (strange := [x for x in node.plain() if x not in key.items]):
             self.error(node, name, f"expected some of {', '.join(key.items)}, found {strange[0]!r}")
 
@@ -137,7 +139,9 @@ class _Checker:
             path = f"{key}.{arg}"
             if arg == skip:
                 continue
-            if arg not in found.args:
+            if arg not in found.args and arg in schema.NOT_HERE:
+                self.error(child, path, f"not supported: {schema.NOT_HERE[arg]}; remove it")
+            elif arg not in found.args:
                 self.unknown(child, path, found.args, found.swallows, f"unknown argument of {name}")
             else:
                 self.value(path, child, found.args[arg], arg)
