@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from fcos_recipe import api, exit_codes
+from fcos_recipe.commands.elsewhere import add_refusals
 from fcos_recipe.commands.options import add_json, write
 from fcos_recipe.commands.train import common_parser, load
 from fcos_recipe.console import to_console
@@ -52,6 +53,7 @@ def evaluate(argv: list[str]) -> int:
         help="bf16: faster, other scores; exports of --format paddle")  # fmt: skip
     add("--amp", action="store_true", help="automatic mixed precision (cards only)")
     add("--output_eval", metavar="DIR", help="PaddleDetection's name of --output")
+    add_refusals(parser, "eval")
     args = parser.parse_args(argv)
     args.output = args.output or args.output_eval
     judging = {"score_threshold": args.score_threshold, "max_dets": args.max_dets}

@@ -117,8 +117,8 @@ def _backbone(part: _Part) -> Iterator[str]:
                 "return_idx",
                 f"{indices}: with num_stages {stages}, stages are numbered 0 to {stages - 1}",
             )
-        elif indices != sorted(set(indices)) or not indices:
-            yield part.error("return_idx", f"{indices} must be increasing")
+        elif not indices or indices != list(range(indices[0], indices[-1] + 1)):
+            yield part.error("return_idx", f"{indices}: FPN needs consecutive stages")
 
 
 def _head(tree, head: _Part, neck: _Part) -> Iterator[str]:
