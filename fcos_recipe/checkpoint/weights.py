@@ -43,7 +43,7 @@ def read(path: str | Path, sha256: str | None = None) -> dict:
         raise UserError(f"{path}: no such weights file") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    note = {"sha256": sha256} if sha256 else facts(path)
+    note = {"sha256": sha256} if sha256 else description(path)
     wanted = [note[key] for key in ("sha256", "replaces") if key in note]
     if wanted and hashlib.sha256(data).hexdigest() not in wanted:
         raise UserError(
@@ -76,7 +76,7 @@ def _safetensors(path: Path):
     return safetensors.numpy
 
 
-def facts(path: Path) -> dict:
+def description(path: Path) -> dict:
     """Read the description of a weights file: `class_names`, `config`, `sha256`, ...
 
     Args:

@@ -30,7 +30,7 @@ def analyse(metric: CocoMetric) -> dict | None:
     """Curves, confusions and errors of the metric's last `result()`.
 
     Args:
-        metric: its `judge` is read.
+        metric: its `coco_eval` is read.
 
     Returns:
         JSON-ready dict, None without hotcoco's matching or where nothing can be matched:
@@ -47,10 +47,10 @@ def analyse(metric: CocoMetric) -> dict | None:
         - `worst_images`: image ids with most missed and false boxes at that score threshold; boxes
           that score less do not count.
     """
-    judge = metric.judge
-    if judge is None or not len(metric.detections()["score"]):
+    coco_eval = metric.coco_eval
+    if coco_eval is None or not len(metric.detections()["score"]):
         return None
-    tables = judge.eval
+    tables = coco_eval.eval
     precision = tables["precision"][:, :, :, 0, 2]
     names = [metric.categories[i] for i in sorted(metric.categories)]
     recall = np.linspace(0, 1, precision.shape[1])
@@ -60,11 +60,11 @@ def analyse(metric: CocoMetric) -> dict | None:
         for k, (i, name) in enumerate(zip(sorted(metric.categories), names, strict=True))
     ]
     threshold = _weighted_median(classes, metric.instances())
-    confusion = judge.confusion_matrix(iou_thr=0.5, min_score=threshold)
-    errors = judge.tide_errors()
+    confusion = coco_eval.confusion_matrix(iou_thr=0.5, min_score=threshold)
+    errors = coco_eval.tide_errors()
     images = outcomes(metric, threshold)  # hotcoco's own summary counts boxes of any score
     worst, _ = ranked(images)
-    calibration = judge.calibration()
+    calibration = coco_eval.calibration()
     return {
         "pr": {
             "recall": recall.round(2).tolist(),
@@ -140,7 +140,7 @@ def finish_evaluation(metric: CocoMetric, folder: Path, pictures: bool = True) -
         _try(JUDGED, lambda: save(metric, folder / JUDGED))
     analysis = analyse(metric)
     if analysis is None:
-        if metric.judge is None:
+        if metric.coco_eval is None:
             log.warning("analysis: curves, confusions and errors need hotcoco: pip install hotcoco")
         return []
     write_json(folder / ANALYSIS, analysis)

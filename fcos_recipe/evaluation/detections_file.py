@@ -86,7 +86,7 @@ def same_truth(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> str:
     return ""
 
 
-def judge(arrays: dict[str, np.ndarray]):
+def coco_eval_of(arrays: dict[str, np.ndarray]):
     """hotcoco's COCOeval of `read`'s arrays, matched and accumulated, see `metric.match`.
 
     Raises:

@@ -50,7 +50,7 @@ class CocoMetric:
 
     Attributes:
         last: the last `result()`; None before.
-        judge: hotcoco's COCOeval behind it; None where pycocotools judged.
+        coco_eval: hotcoco's COCOeval behind it; None where pycocotools judged.
         judged: what the last `result()` was made of: `image_id` int64 [N], and as dicts of columns
             `truth` and `found`; their rows, counted from 1, are the ids that hotcoco gives them.
         dataset: the `COCODataSet` that the images came from, where one is known.
@@ -73,7 +73,7 @@ class CocoMetric:
         self.score_threshold, self.limits = score_threshold, sorted({1, 10, max_dets})
         if len(self.limits) != 3 or max_dets < 10:
             raise UserError(f"--max-dets {max_dets}: want more than 10, as AR1 and AR10 stay")
-        self.judge: Any = None  # hotcoco's; None with pycocotools, and before compute()
+        self.coco_eval: Any = None  # hotcoco's; None with pycocotools, and before compute()
         self.last: Any = None  # dict of figures
         self.judged: Any = None  # dict of columns
         self.dataset: Any = None
@@ -175,7 +175,7 @@ class CocoMetric:
         """The figures.
 
         Args:
-            img_ids: images to judge on; default all in the annotations. `metric.seen` for those
+            img_ids: images to evaluate on; default all in the annotations. `metric.seen` for those
                 that were really evaluated.
 
         Returns:
@@ -198,7 +198,7 @@ class CocoMetric:
         categories = [{"id": i, "name": self.categories[i]} for i in ids]
 
         tables = match(self.engine, images, categories, truth, known, self.limits)
-        precision, recall, self.judge = tables
+        precision, recall, self.coco_eval = tables
         self.judged = {"image_id": chosen, "truth": truth, "found": known}
         stats = []
         for k, (iou, area, limit) in enumerate(_DEFINITIONS):
@@ -427,11 +427,11 @@ def _hotcoco(images: list, categories: list, truth: dict, found: dict, limits: l
     results = annotations.load_res(
         np.column_stack([found[n] for n in ("image_id", "bbox", "score", "category_id")])
     )
-    judge = hotcoco.COCOeval(annotations, results, "bbox")
-    judge.params.max_dets = limits
-    judge.evaluate()
-    judge.accumulate()
-    return judge.eval["precision"], judge.eval["recall"], judge
+    coco_eval = hotcoco.COCOeval(annotations, results, "bbox")
+    coco_eval.params.max_dets = limits
+    coco_eval.evaluate()
+    coco_eval.accumulate()
+    return coco_eval.eval["precision"], coco_eval.eval["recall"], coco_eval
 
 
 def _pycocotools(images: list, categories: list, truth: dict, found: dict, limits: list[int]):
@@ -452,11 +452,11 @@ def _pycocotools(images: list, categories: list, truth: dict, found: dict, limit
             tables.append(COCO())
             tables[-1].dataset = dict(images=images, categories=categories, annotations=annotations)
             tables[-1].createIndex()
-        judge = COCOeval(*tables, "bbox")
-        judge.params.maxDets = limits
-        judge.evaluate()
-        judge.accumulate()
-    return judge.eval["precision"], judge.eval["recall"], None
+        coco_eval = COCOeval(*tables, "bbox")
+        coco_eval.params.maxDets = limits
+        coco_eval.evaluate()
+        coco_eval.accumulate()
+    return coco_eval.eval["precision"], coco_eval.eval["recall"], None
 
 
 _ENGINES = {"hotcoco": _hotcoco, "pycocotools": _pycocotools}

@@ -34,17 +34,17 @@ def draw_plots(metric: CocoMetric, analysis: dict, folder: Path) -> list[Path]:
     import matplotlib.pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
-    judge, done = metric.judge, []
+    coco_eval, done = metric.coco_eval, []
     with contextlib.redirect_stdout(io.StringIO()):  # the curves want its summary, which it prints
-        judge.summarize()
+        coco_eval.summarize()
     few = len(metric.categories) <= HEATMAP
-    confusion = judge.confusion_matrix(iou_thr=0.5, min_score=analysis["score_threshold"])
+    confusion = coco_eval.confusion_matrix(iou_thr=0.5, min_score=analysis["score_threshold"])
     draw_confusion = plot.confusion_matrix if few else plot.top_confusions
     matrix = np.asarray(confusion["matrix"])
     pictures = {
-        "pr_curve": lambda: plot.pr_curve_iou_sweep(judge),
-        "errors": lambda: plot.tide_errors(judge.tide_errors()),
-        "calibration": lambda: plot.reliability_diagram(judge.calibration()),
+        "pr_curve": lambda: plot.pr_curve_iou_sweep(coco_eval),
+        "errors": lambda: plot.tide_errors(coco_eval.tide_errors()),
+        "calibration": lambda: plot.reliability_diagram(coco_eval.calibration()),
         "ap_per_class": lambda: _ap_per_class(plt, analysis, metric),
         "scores": lambda: _scores(plt, metric),
     }

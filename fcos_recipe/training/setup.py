@@ -140,7 +140,7 @@ class Setup:
             source: path or URL.
         """
         log.info("weights: %s: %s", source, weights.load(self.model, source))
-        trained_on = weights.facts(weights.resolve(source)).get("class_names")
+        trained_on = weights.description(weights.resolve(source)).get("class_names")
         weights.compare_classes(trained_on, self.dataset.class_names)
 
     def resume_weights(self, source: str, force: bool = False) -> None:

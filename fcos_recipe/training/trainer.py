@@ -115,7 +115,9 @@ class Trainer(Setup):
             path = run.path / "model_final.pdparams"
             with self._averaged():
                 final = storage.host(self.model.state_dict())
-            self.saver.submit(path.name, lambda: storage.save_weights(path, final, self.facts()))
+            self.saver.submit(
+                path.name, lambda: storage.save_weights(path, final, self.weights_description())
+            )
             self.saver.wait()
             if self.saver.failures:
                 raise RunFailure(f"{path}: the final weights were not saved; see above")
@@ -356,7 +358,7 @@ class Trainer(Setup):
                 write_json(run.path / "eval.json", judged)
                 if improved:
                     path = run.path / "best_model.pdparams"
-                    storage.save_weights(path, best, self.facts(ap))
+                    storage.save_weights(path, best, self.weights_description(ap))
 
             self.saver.submit("best_model.pdparams" if improved else "eval.json", write)
         figures = dict(zip(result["names"], result["stats"]))
@@ -459,7 +461,7 @@ class Trainer(Setup):
         if self.run.writer and path and path.resolve().parent == folder.resolve():
             storage.set_aside_newer(folder / path.name)
 
-    def facts(self, ap: float | None = None) -> dict:
+    def weights_description(self, ap: float | None = None) -> dict:
         """Description to store with weights: config, class names and, if known, AP."""
         facts = {"config": self.config.name, "class_names": self.dataset.class_names}
         return facts if ap is None else {**facts, "AP": ap}

@@ -202,7 +202,7 @@ def test_ids_are_names(kind, engine, tmp_path):
         assert parts[0].result()["stats"] == expected
     if engine == "hotcoco":
         detections_file.save(metric, tmp_path / "d.npz")
-        judge = detections_file.judge(detections_file.read(tmp_path / "d.npz"))
+        judge = detections_file.coco_eval_of(detections_file.read(tmp_path / "d.npz"))
         table = judge.eval["precision"][..., 0, 2]
         assert table[table > -1].mean() == pytest.approx(expected[0], abs=1e-4)
         images_of = outcomes(metric, 0.4)

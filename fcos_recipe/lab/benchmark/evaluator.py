@@ -71,7 +71,7 @@ def draw(folder: Path, seed: int = 0, images: int = IMAGES) -> tuple[Path, Path]
     return paths
 
 
-def judge(side: str, annotations: str, detections: str) -> dict:
+def score(side: str, annotations: str, detections: str) -> dict:
     """One side's figures and seconds: `read` the files, `match` and accumulate, `total` of both."""
     start = time.perf_counter()
     if side == "ours":
@@ -101,7 +101,7 @@ def judge(side: str, annotations: str, detections: str) -> dict:
 
 
 def run_side(side: str, annotations: Path, detections: Path) -> dict:
-    """`judge` in a process of its own."""
+    """`score` in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", __name__, side, str(annotations), str(detections)],
         check=True, capture_output=True, text=True,
@@ -110,4 +110,4 @@ def run_side(side: str, annotations: Path, detections: Path) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(judge(*sys.argv[1:])))
+    print(json.dumps(score(*sys.argv[1:])))
