@@ -93,7 +93,8 @@ def drawn(rng: random.Random) -> list[str]:
         f"{ratios}, norm_reg_targets: {other}}}"
     )
     return [
-        f"ResNet.return_idx={indices}", "ResNet.num_stages=4", f"ResNet.depth={rng.choice([18, 34])}",
+        f"ResNet.return_idx={indices}", "ResNet.num_stages=4",
+        f"ResNet.depth={rng.choice([18, 34])}",
         f"FPN.extra_stage={extra}", f"FPN.has_extra_convs={str(extra > 0).lower()}",
         f"FPN.spatial_scales={[1 / (4 * 2**i) for i in indices]}", f"FPN.out_channel={width}",
         f"FCOSHead.fcos_feat.feat_in={width if rng.random() < 0.9 else 96}",
