@@ -10,8 +10,8 @@ from fcos_recipe.commands.options import add_json, write
 from fcos_recipe.commands.train import common_parser, load
 from fcos_recipe.console import to_console
 from fcos_recipe.errors import UserError, printable
-from fcos_recipe.evaluation.metric import MAX_DETS, CocoMetric, table
-from fcos_recipe.evaluation.options import Options
+from fcos_recipe.evaluation.metric import CocoMetric, table
+from fcos_recipe.evaluation.options import MAX_DETS, Options
 from fcos_recipe.predict.backends import PRECISIONS
 from fcos_recipe.system.watchdog import rank
 

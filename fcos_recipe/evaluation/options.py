@@ -1,10 +1,13 @@
-"""How weights are evaluated, and the figures that come of it. Imports no Paddle."""
+"""How weights are evaluated, and the figures that come of it. Imports neither Paddle nor NumPy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fcos_recipe.evaluation.metric import MAX_DETS, CocoMetric
+if TYPE_CHECKING:
+    from fcos_recipe.evaluation.metric import CocoMetric
+
+MAX_DETS = 100  # per image, as COCO's figures count them
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Evaluation:
     """
 
     result: dict[str, Any]
-    metric: CocoMetric | None = field(default=None, repr=False)
+    metric: "CocoMetric | None" = field(default=None, repr=False)
 
     @property
     def figures(self) -> dict[str, float]:
