@@ -2,10 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from fcos_recipe.evaluation.metric import CocoMetric
+from typing import Any
 
 MAX_DETS = 100  # per image, as COCO's figures count them
 
@@ -42,12 +39,12 @@ class Evaluation:
     Args:
         result: everything that was measured, as eval.json holds it; JSON values. The keys are
             described in docs/evaluation.md.
-        metric: the detections and their matches with the ground truth, complete on rank 0; None
+        metric: a `CocoMetric`, the detections and their matches with the ground truth, complete on rank 0; None
             where the figures were read from a file.
     """
 
     result: dict[str, Any]
-    metric: "CocoMetric | None" = field(default=None, repr=False)
+    metric: Any = field(default=None, repr=False)
 
     @property
     def figures(self) -> dict[str, float]:
