@@ -1,6 +1,7 @@
 """Options that several commands share, each written once."""
 
 import argparse
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,13 @@ def add_overrides(
 def add_json(parser: argparse.ArgumentParser, text: str = "also write the result here") -> None:
     """--json FILE."""
     parser.add_argument("--json", type=Path, metavar="FILE", help=text)
+
+
+def finite(text: str) -> float:
+    """The value of an option that takes a number, which nan and inf are not."""
+    if not math.isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
 
 
 def listed(text: str) -> list[str]:

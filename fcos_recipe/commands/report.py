@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     add("--compare", type=Path, nargs="+", default=[], metavar="OTHER",
         help="run directories, at most five")  # fmt: skip
     add("--bootstrap", type=int, default=None, metavar="N",
-        help="draws behind an interval; 0: no interval (default: 300)")  # fmt: skip
+        help="draws behind an interval; 0: no interval (default: 1000)")  # fmt: skip
     add("--output", type=Path, metavar="DIR",
         help=f"gets {HTML} and {MARKDOWN} (default: RUN_DIR)")  # fmt: skip
     add(
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     if args.serve is not None:
         return _serve(args)
     if args.compare and args.bootstrap != 0:
-        print("drawing images for the intervals: seconds, minutes for COCO's 5000 images "
+        print("drawing images for the intervals: seconds, a minute for COCO's 5000 images "
               "(--bootstrap 0: no intervals)", file=sys.stderr)  # fmt: skip
     for path in write(args.run, args.compare, args.bootstrap, args.output):
         print(printable(str(path)))

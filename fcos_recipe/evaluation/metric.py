@@ -69,7 +69,7 @@ class CocoMetric:
     ):
         files = annotations if isinstance(annotations, list) else [annotations]
         self.source = " + ".join("annotations" if isinstance(x, dict) else str(x) for x in files)
-        self.images, self.categories, self._truth = read_annotations(annotations)
+        self.images, self.categories, self._truth, self._remarks = read_annotations(annotations)
         self.score_threshold, self.limits = score_threshold, sorted({1, 10, max_dets})
         if len(self.limits) != 3 or max_dets < 10:
             raise UserError(f"--max-dets {max_dets}: want more than 10, as AR1 and AR10 stay")
@@ -234,7 +234,8 @@ class CocoMetric:
             "max_dets": self.limits[2],
             "score_threshold": self.score_threshold,
             "reason": reason,
-            "notes": self.notes
+            "notes": self._remarks
+            + self.notes
             + _unknown_note(detections["category_id"][unknown], ids)
             + self._deviations(),
             "engine": self.engine,
@@ -283,20 +284,12 @@ class CocoMetric:
     def write_predictions(self, path: str | Path) -> None:
         """Write all detections as a COCO results file (a list of one dict per box).
 
-        Boxes keep 3 decimals of a pixel; scores keep the 9 digits that tell float32 apart, so
-        that no ties arise.
+        Numbers are written so that they read back exactly: judged again, the file gives the same
+        figures.
         """
         columns = self.detections()
-        rows = [
-            {"image_id": i, "category_id": c, "bbox": b, "score": float(f"{s:.9g}")}
-            for i, c, b, s in zip(
-                columns["image_id"].tolist(),
-                columns["category_id"].tolist(),
-                columns["bbox"].round(3).tolist(),
-                columns["score"].tolist(),
-                strict=True,
-            )
-        ]
+        values = zip(*(columns[name].tolist() for name in COLUMNS), strict=True)
+        rows = [dict(zip(COLUMNS, row, strict=True)) for row in values]
         Path(path).write_text(json.dumps(rows), encoding="utf-8")
 
     def load_result_json(self, path: str | Path) -> None:
@@ -476,7 +469,8 @@ def _unknown_note(category_ids: np.ndarray, known: list[int]) -> list[str]:
     if not len(category_ids):
         return []
     listed = ", ".join(map(str, np.unique(category_ids)[:5]))
+    theirs = f"theirs are {known[0]} to {known[-1]}" if known else "they have none"
     return [
         f"{len(category_ids)} detections of categories that the annotations do not have "
-        f"({listed}) were left out; theirs are {known[0]} to {known[-1]}"
+        f"({listed}) were left out; {theirs}"
     ]

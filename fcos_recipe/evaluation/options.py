@@ -39,8 +39,8 @@ class Evaluation:
     Args:
         result: everything that was measured, as eval.json holds it; JSON values. The keys are
             described in docs/evaluation.md.
-        metric: a `CocoMetric`, the detections and their matches with the ground truth, complete on rank 0; None
-            where the figures were read from a file.
+        metric: a `CocoMetric`: the detections and their matches with the ground truth, complete on
+            rank 0; None where the figures were read from a file.
     """
 
     result: dict[str, Any]
