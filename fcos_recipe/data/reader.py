@@ -292,7 +292,7 @@ class Reader:
             stop_loading(stream)
 
     def close(self) -> None:
-        """End the threads and processes that run ahead of training."""
+        """End the threads and worker processes that prefetch batches."""
         if self._stream is not None:
             stream, self._stream = self._stream, None
             stop_loading(stream)
