@@ -5,7 +5,8 @@ import os
 import shlex
 from pathlib import Path
 
-from fcos_recipe.commands.options import add_overrides, parser
+from fcos_recipe import api
+from fcos_recipe.commands.options import add_config, add_overrides, parser
 from fcos_recipe.config import reference
 from fcos_recipe.config.effects import differences
 from fcos_recipe.config.load import Config, display, load_config, project_configs
@@ -16,7 +17,7 @@ DESCRIPTION = """\
 examples:
   fcos config print configs/fcos/fcos_r50_fpn_1x_coco.yml -o LearningRate.base_lr=1e-3
   fcos config validate                          # every YAML of the project
-  fcos config validate my.yml --strict --files
+  fcos config validate my.yml --strict --files --build
   fcos config keys
   fcos config new --data /data/cells -o cells.yml   # for a folder in COCO format
   fcos config diff configs/fcos/fcos_r50_fpn_1x_coco.yml configs/fcos/fcos_r50_fpn_iou_1x_coco.yml
@@ -35,9 +36,13 @@ def main(argv: list[str]) -> int:
     ask = parser("config", None, DESCRIPTION, {})
     commands = ask.add_subparsers(dest="command", required=True)
     show = commands.add_parser("print", help="the resolved YAML with the origin of each value")
-    show.add_argument("config")
+    show.add_argument("config", nargs="?")
+    add_config(show, "the same as CONFIG, as in other commands", dest="named")
     check = commands.add_parser("validate", help="check files; default: the project's configs/")
     check.add_argument("config", nargs="*")
+    add_config(check, "the same as CONFIG, as in other commands", dest="named")
+    check.add_argument("--build", action="store_true",
+                       help="also build each model and send one image through it")  # fmt: skip
     check.add_argument("--files", action="store_true", help="data and weights must exist, too")
     compare = commands.add_parser("diff", help="keys in which two configs differ, both values")
     compare.add_argument("a", metavar="A")
@@ -52,6 +57,12 @@ def main(argv: list[str]) -> int:
                                  formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     _add_new(create)
     args = ask.parse_args(argv)
+    if args.command in ("print", "validate") and args.named:
+        if args.config:
+            raise UserError(f"-c {args.named}: name the config once, here or as an argument")
+        args.config = args.named if args.command == "print" else [args.named]
+    if args.command == "print" and not args.config:
+        raise UserError("print: name a config")
     if args.command == "new":
         return _new(args)
     if args.command == "keys":
@@ -82,6 +93,8 @@ def _validate(args: argparse.Namespace) -> int:
             config = load_config(path, args.opt, args.strict)
             if args.files and (missing := config.missing_files()):
                 raise UserErrors(missing)
+            if args.build:
+                api.build(config)
             print(f"ok  {display(Path(path))}")
             _warn(config)
         except UserErrors as error:

@@ -91,7 +91,7 @@ def explained(path: Any) -> Iterator[None]:
 
 
 def refuse_packed(path: Any, start: bytes) -> None:
-    """Raise UserError if a file that begins with these bytes is packed by gzip or as ZIP."""
+    """Raise UserError if a file that begins with these bytes is compressed by gzip or ZIP."""
     if start.startswith((b"\x1f\x8b", b"PK\x03\x04")):
         raise UserError(f"{path}: packed (gzip or ZIP), not JSON; unpack it first")
 
@@ -100,7 +100,7 @@ def mapped(path: str | os.PathLike) -> mmap.mmap | bytes:
     """Map a file into memory, so that `msgspec.Raw` values need no copy of its bytes.
 
     Raises:
-        UserError: the file cannot be read or mapped, or is packed.
+        UserError: the file cannot be read or mapped, or is compressed.
     """
     try:
         with open(path, "rb") as file:

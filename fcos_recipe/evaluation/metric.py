@@ -17,6 +17,7 @@ import numpy as np
 
 from fcos_recipe.data.coco_json import rows_of
 from fcos_recipe.errors import UserError
+from fcos_recipe.evaluation.options import MAX_DETS
 from fcos_recipe.evaluation.results_file import COLUMNS, read_annotations, read_results
 
 NAMES = [
@@ -32,7 +33,6 @@ _DEFINITIONS = [
 ]  # fmt: skip
 _AREAS = ["all", "small", "medium", "large"]
 _IOUS = {"0.50:0.95": slice(None), "0.50": slice(0, 1), "0.75": slice(5, 6)}
-MAX_DETS = 100  #: COCO's: figures with another limit are not COCO's
 _BINS = np.array([0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, *np.arange(0.1, 1.05, 0.1)])
 
 

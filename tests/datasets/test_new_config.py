@@ -13,7 +13,7 @@ from fcos_recipe.cli import run
 from fcos_recipe.config import scaling
 from fcos_recipe.config.load import load_config
 from fcos_recipe.datasets import new_config as module
-from fcos_recipe.datasets.new_config import Request, Split
+from fcos_recipe.datasets.new_config import ChosenSplit, Request
 from tests.helpers.coco_folders import coco, write
 
 SMALL = "fcos_r18_fpn_demo"
@@ -93,7 +93,7 @@ def test_layouts(tmp_path, layout, capsys):
 
 def fake(images, empty=0, classes=3):
     boxes = {f"class {i}": 2 * images for i in range(classes)}
-    return Split("/d/train.json", "/d/train", set(), images, empty, boxes)
+    return ChosenSplit("/d/train.json", "/d/train", set(), images, empty, boxes)
 
 
 @pytest.mark.parametrize("base", ["fcos_r50_fpn_1x_coco", "fcos_r50_fpn_iou_multiscale_2x_coco",

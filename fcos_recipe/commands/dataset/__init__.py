@@ -11,9 +11,9 @@ COMMANDS = {
     "verify": ("verify:main", "find what is wrong before training; clean copies"),
     "stats": ("stats:main", "classes, sizes, and the FPN levels that see them"),
     "convert": ("convert:main", "VOC, YOLO or incomplete COCO into COCO"),
-    "subset": ("reshape:subset", "some of the images, each class in proportion"),
-    "split": ("reshape:split", "into training and validation"),
-    "merge": ("reshape:merge", "several annotation files into one"),
+    "subset": ("split_merge:subset", "some of the images, each class in proportion"),
+    "split": ("split_merge:split", "into training and validation"),
+    "merge": ("split_merge:merge", "several annotation files into one"),
     "browse": ("browse:main", "boxes on images; what the network really sees"),
 }
 

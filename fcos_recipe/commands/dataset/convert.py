@@ -10,7 +10,7 @@ from fcos_recipe.datasets.convert.coco_repair import from_coco
 from fcos_recipe.datasets.convert.common import read_names
 from fcos_recipe.datasets.convert.voc import from_voc
 from fcos_recipe.datasets.convert.yolo import from_yolo
-from fcos_recipe.datasets.reshape.annotations import refuse_overwriting, write
+from fcos_recipe.datasets.split_merge.annotations import refuse_overwriting, write
 from fcos_recipe.errors import UserError, UserErrors, printable
 
 MOST_TOLD = 20  # bad lines that are printed

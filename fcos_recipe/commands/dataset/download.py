@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
         args.connections, args.verify,
     )  # fmt: skip
     try:
-        lines = (coco2017.plan if args.dry_run else coco2017.get)(
+        lines = (coco2017.planned_steps if args.dry_run else coco2017.get)(
             args.dir, coco2017.COCO_2017, options
         )
     except DownloadError as error:

@@ -7,11 +7,11 @@ from fcos_recipe import exit_codes
 from fcos_recipe.commands.dataset.shared import add_force, add_output, tell_content
 from fcos_recipe.commands.options import listed, parser
 from fcos_recipe.datasets.locate import LOOK_AT, image_folder
-from fcos_recipe.datasets.reshape.annotations import Annotations, refuse_overwriting, write
-from fcos_recipe.datasets.reshape.merge import merge as merged_from
-from fcos_recipe.datasets.reshape.split import Part
-from fcos_recipe.datasets.reshape.split import split as split_of
-from fcos_recipe.datasets.reshape.subset import subset as subset_of
+from fcos_recipe.datasets.split_merge.annotations import Annotations, refuse_overwriting, write
+from fcos_recipe.datasets.split_merge.merge import merge as merged_from
+from fcos_recipe.datasets.split_merge.split import Part
+from fcos_recipe.datasets.split_merge.split import split as split_of
+from fcos_recipe.datasets.split_merge.subset import subset as subset_of
 from fcos_recipe.errors import UserError, printable
 
 _SUBSET = """examples:
