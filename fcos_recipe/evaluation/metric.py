@@ -71,6 +71,8 @@ class CocoMetric:
         self.source = " + ".join("annotations" if isinstance(x, dict) else str(x) for x in files)
         self.images, self.categories, self._truth, self._remarks = read_annotations(annotations)
         self.score_threshold, self.limits = score_threshold, sorted({1, 10, max_dets})
+        if not np.isfinite(score_threshold):
+            raise UserError(f"score threshold: {score_threshold} is no number to compare with")
         if len(self.limits) != 3 or max_dets < 10:
             raise UserError(f"--max-dets {max_dets}: want more than 10, as AR1 and AR10 stay")
         self.coco_eval: Any = None  # hotcoco's; None with pycocotools, and before compute()

@@ -48,7 +48,7 @@ class Evaluation:
 
     @property
     def figures(self) -> dict[str, float]:
-        """COCO's twelve figures by name (AP, AP50, ..., ARl), from 0 to 1; -1 is undefined."""
+        """COCO's twelve figures by name (AP, AP50, ..., AR_large), from 0 to 1; -1 is undefined."""
         return dict(zip(self.result["names"], self.result["stats"], strict=True))
 
     @property

@@ -191,6 +191,13 @@ def test_agrees_with_the_published_fixture(shared, tmp_path):
             assert min(picture.size) > 300 and len(picture.convert("L").getcolors()) > 10
 
 
+def test_the_page_describes_every_key():
+    page = (ROOT / "docs/evaluation.md").read_text()
+    metric = metric_of([(1, 4, A)], [(1, 4, A, 0.9)])
+    keys = {*metric.last, *metric.last["per_class"][0], *analyse(metric)}
+    assert len(keys) > 25 and not {key for key in keys if f"`{key}`" not in page}
+
+
 def test_nothing_to_analyse_is_no_failure(tmp_path):
     metric = metric_of([(1, 4, [10, 10, 30, 30])], [])
     assert analyse(metric) is None and finish_evaluation(metric, tmp_path) == []
