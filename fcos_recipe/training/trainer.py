@@ -369,7 +369,7 @@ class Trainer(Setup):
         )  # fmt: skip
         run.show(at.steps_done, pictures(self.metric, self.metric.dataset,
                                          self.config.data["logger_images"]))  # fmt: skip
-        log.info("%s", table(result))
+        log.info("%s", table(result, self.config.data["classwise"]))
         log.info("epoch %d: AP %.4f, best %.4f (epoch %d); %.2f images/s", at.epoch, ap,
                  at.best["AP"], at.best["epoch"], result["images_per_second"])  # fmt: skip
 
