@@ -5,12 +5,13 @@ import json
 from pathlib import Path
 
 from fcos_recipe import api, exit_codes
+from fcos_recipe.commands.elsewhere import add_refusals
 from fcos_recipe.commands.options import add_json, finite, write
 from fcos_recipe.commands.train import common_parser, load
 from fcos_recipe.console import to_console
 from fcos_recipe.errors import UserError, printable
-from fcos_recipe.evaluation.metric import MAX_DETS, CocoMetric, table
-from fcos_recipe.evaluation.options import Options
+from fcos_recipe.evaluation.metric import CocoMetric, table
+from fcos_recipe.evaluation.options import MAX_DETS, Options
 from fcos_recipe.files.atomic import replace_file
 from fcos_recipe.predict.backends import PRECISIONS
 from fcos_recipe.system.watchdog import rank
@@ -53,6 +54,7 @@ def evaluate(argv: list[str]) -> int:
         help="bf16: faster, other scores; exports of --format paddle")  # fmt: skip
     add("--amp", action="store_true", help="automatic mixed precision (cards only)")
     add("--output_eval", metavar="DIR", help="PaddleDetection's name of --output")
+    add_refusals(parser, "eval")
     args = parser.parse_args(argv)
     args.output = args.output or args.output_eval
     judging = {"score_threshold": args.score_threshold, "max_dets": args.max_dets}
@@ -80,6 +82,8 @@ def evaluate(argv: list[str]) -> int:
         sizes=args.tta_sizes or (), flip=args.tta_flip, precision=args.precision,
         padding_effect=args.padding_effect, **judging,
     )  # fmt: skip
+    args.classwise |= config.data["classwise"]
+    args.output = args.output or config.data["output_eval"]
     evaluation = api.evaluate(config, weights, options=options, own_process=True)
     if rank() == 0:
         assert evaluation.metric is not None

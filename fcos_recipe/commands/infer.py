@@ -7,6 +7,7 @@ from typing import Any
 
 from fcos_recipe import api, exit_codes
 from fcos_recipe.commands import options
+from fcos_recipe.commands.elsewhere import add_refusals
 from fcos_recipe.config import Config, load_config
 from fcos_recipe.console import to_console
 from fcos_recipe.errors import UserError
@@ -105,6 +106,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--save_results", **ignored)
     add("--use_vdl", **ignored)
     add("--vdl_log_dir", default=None, help="accepted, without effect")
+    add_refusals(parser, "infer")
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         parser.error("--batch-size: at least 1")

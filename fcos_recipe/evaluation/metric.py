@@ -17,6 +17,7 @@ import numpy as np
 
 from fcos_recipe.data.coco_json import rows_of
 from fcos_recipe.errors import UserError
+from fcos_recipe.evaluation.options import MAX_DETS
 from fcos_recipe.evaluation.results_file import COLUMNS, read_annotations, read_results
 from fcos_recipe.files.atomic import write_named
 
@@ -33,7 +34,6 @@ _DEFINITIONS = [
 ]  # fmt: skip
 _AREAS = ["all", "small", "medium", "large"]
 _IOUS = {"0.50:0.95": slice(None), "0.50": slice(0, 1), "0.75": slice(5, 6)}
-MAX_DETS = 100  #: COCO's: figures with another limit are not COCO's
 _BINS = np.array([0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, *np.arange(0.1, 1.05, 0.1)])
 
 
@@ -72,6 +72,8 @@ class CocoMetric:
         self.source = " + ".join("annotations" if isinstance(x, dict) else str(x) for x in files)
         self.images, self.categories, self._truth, self._remarks = read_annotations(annotations)
         self.score_threshold, self.limits = score_threshold, sorted({1, 10, max_dets})
+        if not np.isfinite(score_threshold):
+            raise UserError(f"score threshold: {score_threshold} is no number to compare with")
         if len(self.limits) != 3 or max_dets < 10:
             raise UserError(f"--max-dets {max_dets}: want more than 10, as AR1 and AR10 stay")
         self.coco_eval: Any = None  # hotcoco's; None with pycocotools, and before compute()

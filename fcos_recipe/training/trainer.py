@@ -351,11 +351,11 @@ class Trainer(Setup):
                 best = storage.host(self.model.state_dict()) if run.writer else {}
             at.history.append({"epoch": at.epoch, "AP": ap})
         self._evaluated = True
-        judged = {"epoch": at.epoch, **result}
+        content = {"epoch": at.epoch, **result}
         if run.writer:
 
             def write():
-                write_json(run.path / "eval.json", judged)
+                write_json(run.path / "eval.json", content)
                 if improved:
                     path = run.path / "best_model.pdparams"
                     storage.save_weights(path, best, self.weights_description(ap))
@@ -369,7 +369,7 @@ class Trainer(Setup):
         )  # fmt: skip
         run.show(at.steps_done, pictures(self.metric, self.metric.dataset,
                                          self.config.data["logger_images"]))  # fmt: skip
-        log.info("%s", table(result))
+        log.info("%s", table(result, self.config.data["classwise"]))
         log.info("epoch %d: AP %.4f, best %.4f (epoch %d); %.2f images/s", at.epoch, ap,
                  at.best["AP"], at.best["epoch"], result["images_per_second"])  # fmt: skip
 

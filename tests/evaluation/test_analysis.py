@@ -1,4 +1,4 @@
-"""Confusions, errors and curves against cases counted by hand and against the figures."""
+"""Confusions, errors and curves, compared with cases counted by hand and with COCO's metrics."""
 
 import json
 import subprocess
@@ -189,6 +189,13 @@ def test_agrees_with_the_published_fixture(shared, tmp_path):
         with Image.open(path) as picture:
             picture.load()
             assert min(picture.size) > 300 and len(picture.convert("L").getcolors()) > 10
+
+
+def test_the_page_describes_every_key():
+    page = (ROOT / "docs/evaluation.md").read_text()
+    metric = metric_of([(1, 4, A)], [(1, 4, A, 0.9)])
+    keys = {*metric.last, *metric.last["per_class"][0], *analyse(metric)}
+    assert len(keys) > 25 and not {key for key in keys if f"`{key}`" not in page}
 
 
 def test_nothing_to_analyse_is_no_failure(tmp_path):

@@ -1,4 +1,4 @@
-"""COCO figures against the published ones, against pycocotools, and on the awkward cases."""
+"""COCO metrics, compared with published values and pycocotools, and on edge cases."""
 
 import contextlib
 import copy
@@ -508,5 +508,7 @@ def test_a_command_line_that_cannot_be_meant_is_refused(tmp_path, capsys):
         found="mask.json"
     )
     assert "--annotations belongs to --predictions" in refused("-c", "x.yml", found="")
+    with pytest.raises(UserError, match="score threshold: nan"):
+        CocoMetric(content, score_threshold=float("nan"))
     with pytest.raises(UserError, match="packed"):
         open_index(files["dt.json.gz"])

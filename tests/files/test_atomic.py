@@ -1,4 +1,4 @@
-"""Files are replaced in one step, and nothing is left of an attempt that failed."""
+"""Files are replaced atomically, and a failed attempt leaves no file."""
 
 import contextlib
 import json
@@ -128,7 +128,8 @@ def test_a_folder_of_the_user_may_be_a_link_and_a_named_output_a_device(tmp_path
 # Inside a draft folder or a temporary folder of their own, or (watchdog) to the console.
 ELSEWHERE = {"drawn_shapes.py": 3, "onnx_graph.py": 1, "export.py": 1, "collectives.py": 1,
              "watchdog.py": 1, "storage.py": 1, "contact_sheet.py": 2, "examples.py": 1,
-             "plots.py": 1, "stats_plot.py": 1, "new_config.py": 1, "archives.py": 1, "convert.py": 1, "stats.py": 1, "trainer.py": 1}  # fmt: skip
+             "plots.py": 1, "stats_plot.py": 1, "new_config.py": 1,
+             "archives.py": 1, "convert.py": 1, "stats.py": 1, "trainer.py": 1}  # fmt: skip
 
 
 def test_every_writer_uses_this_module():
