@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from fcos_recipe import __version__
 from fcos_recipe.console import exit_code
+from fcos_recipe.errors import UserError
 from fcos_recipe.exit_codes import BAD_INPUT, FAILED, OK
 from fcos_recipe.system.watchdog import announce_failure, rank
 
@@ -59,7 +60,11 @@ def run(name: str, argv: list[str] | None = None) -> int:
     module, function = COMMANDS[name][0].split(":")
 
     def call() -> int:
-        return getattr(import_module(module), function)(sys.argv[1:] if argv is None else argv)
+        given = sys.argv[1:] if argv is None else argv
+        for text in given:
+            if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+                raise UserError(f"{text[:200]!a}: not text; an argument must be UTF-8")
+        return getattr(import_module(module), function)(given)
 
     def announce(error: Exception) -> None:
         if rank():  # Paddle's launcher only shows the log of rank 0

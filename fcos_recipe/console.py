@@ -1,5 +1,6 @@
 """The package's logger and its output on the console."""
 
+import errno
 import logging
 import os
 import sys
@@ -13,6 +14,7 @@ from fcos_recipe.errors import RunFailure, Stopped, UserError, printable, tell
 from fcos_recipe.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, OK, SAVED
 
 log = logging.getLogger("fcos")
+_BAD_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EACCES)
 
 
 class Plain(logging.Formatter):
@@ -108,6 +110,11 @@ def exit_code(
     except BrokenPipeError:  # `fcos config print ... | head`: not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except OSError as error:
+        if error.errno not in _BAD_PATH or not error.filename:
+            raise
+        tell(UserError(f"{str(error.filename)[:200]}: {error.strerror}"))
+        return BAD_INPUT
 
 
 def run_program(main: Callable[[], int]) -> NoReturn:

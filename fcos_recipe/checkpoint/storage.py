@@ -22,6 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import paddle
 
@@ -29,6 +30,7 @@ from fcos_recipe.checkpoint import weights
 from fcos_recipe.console import log
 from fcos_recipe.errors import RunFailure, UserError
 from fcos_recipe.files.atomic import draft, draft_folder, flush, replace_file, write_json
+from fcos_recipe.files.reading import decode_json, read_text
 
 STATE = "state.json"
 FORMAT = 2  # of state.json; 0.1.0 wrote no format and saved only at the end of epochs
@@ -294,19 +296,20 @@ def read_state(path: Path) -> dict:
         UserError: the checkpoint is incomplete or damaged; the message names the file.
     """
     try:
-        text = (path / STATE).read_text(encoding="utf-8")
-        state = json.loads(text)
-        hashes = dict(state["files"])
+        text = read_text(path / STATE)
+        state = decode_json(text)
+        hashes = msgspec.convert(state["files"], dict[str, str])
+        form = msgspec.convert(state.get("format", 1), int)
         if "format" in state or "sha256" in state:  # 0.1.0 wrote neither
             del state["sha256"]
             if _sealed(state) != text:
                 raise ValueError
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (UserError, ValueError, KeyError):
         raise UserError(f"{path}: {STATE} is missing or damaged") from None
-    if state.get("format", 1) > FORMAT:
+    if form > FORMAT:
         raise UserError(f"{path}: written by a newer version; update fcos_recipe to read it")
     for file, digest in hashes.items():
-        if Path(file).name != file or not (path / file).is_file():
+        if Path(file).name != file or len(file) > 100 or not (path / file).is_file():
             raise UserError(f"{path}: {file} is missing")
         try:
             whole = weights.sha256(path / file) == digest

@@ -11,7 +11,7 @@ from fcos_recipe.config import reference
 from fcos_recipe.config.effects import differences
 from fcos_recipe.config.load import Config, display, load_config, project_configs
 from fcos_recipe.config.resolved import resolved
-from fcos_recipe.errors import UserError, UserErrors
+from fcos_recipe.errors import UserError, UserErrors, one_line
 
 DESCRIPTION = """\
 examples:
@@ -82,7 +82,7 @@ def _diff(a: Config, b: Config) -> int:
     rows = [("key", display(a.path), display(b.path)), *differences(a.data, b.data)]
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     for key, left, right in rows if len(rows) > 1 else []:
-        print(f"{key:<{widths[0]}}  {left:<{widths[1]}}  {right}")
+        print(one_line(f"{key:<{widths[0]}}  {left:<{widths[1]}}  {right}"))
     return 0
 
 
@@ -95,7 +95,7 @@ def _validate(args: argparse.Namespace) -> int:
                 raise UserErrors(missing)
             if args.build:
                 api.build(config)
-            print(f"ok  {display(Path(path))}")
+            print(f"ok  {one_line(display(Path(path)))}")
             _warn(config)
         except UserErrors as error:
             errors += error.messages
@@ -108,7 +108,7 @@ def _validate(args: argparse.Namespace) -> int:
 
 def _warn(config: Config) -> int:
     for line in config.warnings:
-        print(f"# warning: {line}")
+        print(f"# warning: {one_line(line)}")
     return 0
 
 

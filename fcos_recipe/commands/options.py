@@ -8,6 +8,7 @@ from typing import Any
 
 from fcos_recipe import exit_codes
 from fcos_recipe.files.atomic import write_named
+from fcos_recipe.files.reading import given_path
 
 
 def parser(
@@ -25,7 +26,7 @@ def parser(
     """
     if codes is not None:
         epilog += exit_codes.help_text(codes)
-    return argparse.ArgumentParser(
+    return _Parser(
         description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter,
         **{"prog": f"fcos {name}", **more},
     )  # fmt: skip
@@ -47,6 +48,22 @@ def add_overrides(
 def add_json(parser: argparse.ArgumentParser, text: str = "also write the result to FILE") -> None:
     """Add --json FILE."""
     parser.add_argument("--json", type=Path, metavar="FILE", help=text)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes numbers within the range of 64 bits, and paths that a file can have."""
+
+    def __init__(self, **more: Any):
+        super().__init__(**more)
+        for kind, read in ((int, whole), (float, finite), (Path, given_path)):
+            self.register("type", kind, read)
+
+
+def whole(text: str) -> int:
+    """Parse an integer of at most 64 bits."""
+    if abs(value := int(text)) >= 2**63:
+        raise ValueError(text)
+    return value
 
 
 def finite(text: str) -> float:

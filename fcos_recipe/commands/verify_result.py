@@ -10,6 +10,7 @@ from fcos_recipe.config import load_config
 from fcos_recipe.console import to_console
 from fcos_recipe.errors import UserError, printable
 from fcos_recipe.evaluation.metric import table
+from fcos_recipe.files.reading import read_json
 from fcos_recipe.runs import judgement
 from fcos_recipe.runs.contents import read_run
 from fcos_recipe.runs.judgement import Found, Verdict
@@ -34,8 +35,8 @@ published one is told so and not judged. AP alone decides; throughput is shown b
 def _named_in(note: Path) -> str | None:
     """The config that a JSON file names, if it is there and does."""
     try:
-        name = json.loads(note.read_text(encoding="utf-8")).get("config")
-    except (OSError, ValueError, AttributeError):
+        name = read_json(note).get("config")
+    except UserError:
         return None
     return name if isinstance(name, str) else None
 

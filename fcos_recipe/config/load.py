@@ -18,7 +18,8 @@ import yaml
 from fcos_recipe.config.agreement import disagreements
 from fcos_recipe.config.check import SCHEDULERS, check, nearest
 from fcos_recipe.config.schema import ONLY_OURS, RECIPE, RESULTS, UNSET, components
-from fcos_recipe.errors import UserErrors
+from fcos_recipe.errors import UserError, UserErrors, one_line
+from fcos_recipe.files.reading import given_path, read_text
 from fcos_recipe.places import ROOT
 
 COMMAND_LINE = "command line"
@@ -27,12 +28,22 @@ MAX_NODES = 100_000  # a config has hundreds; nested YAML aliases can expand to 
 # Numbers such as 1e-3 of YAML 1.2, which PyYAML (YAML 1.1) reads as text.
 EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 TAG = "tag:yaml.org,2002:"
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+MOST_BYTES = 1 << 20  # of a config file
 FILE_KEYS = ("TrainDataset", "EvalDataset", "TestDataset", "pretrain_weights")
 PLAIN_TAGS = "str int float bool null timestamp map seq merge value".split()
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes; constructs only scalars of plain types."""
+    """Composes nodes, at most `MAX_NODES`; constructs only scalars of plain types."""
+
+    made = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.made += 1
+        if self.made > MAX_NODES:
+            raise yaml.YAMLError(f"more than {MAX_NODES} values")
+        return super().compose_node(parent, index)
 
 
 class Dumper(yaml.SafeDumper):
@@ -174,7 +185,7 @@ def load_config(
     Raises:
         UserErrors: all errors together, "file:line: key: what is wrong".
     """
-    path = Path(path).expanduser()
+    path = given_path(path)
     reader = _Reader()
     tree = reader.file(path, ())
     for text in overrides:
@@ -247,23 +258,21 @@ class _Reader:
 
     def file(self, path: Path, parents: tuple[Path, ...], where: str = "") -> Node:
         real, prefix = Path(os.path.realpath(path)), f"{where}: _BASE_: " if where else ""
-        empty = Node({}, display(path))
+        shown = one_line(display(path))
+        empty = Node({}, shown)
         if real in parents:
-            self.errors.append(f"{prefix}{display(path)} includes itself through _BASE_")
-            return empty
-        if path.exists() and not path.is_file():  # reading a device or pipe might never end
-            self.errors.append(f"{prefix}{display(path)}: not a file")
+            self.errors.append(f"{prefix}{shown} includes itself through _BASE_")
             return empty
         try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            why = getattr(error, "strerror", None) or "is not UTF-8 text"
+            text = read_text(path, MOST_BYTES)
+        except UserError as error:
+            why = str(error).removeprefix(f"{path}: ")
             if not path.exists():
                 why += nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")])
-            self.errors.append(f"{prefix}{display(path)}: {why}")
+            self.errors.append(f"{prefix}{shown}: {why}")
             return empty
         self.files.append(real)
-        top = self.parse(text, display(path))
+        top = self.parse(text, shown)
         if top is None or top.value is None:
             return empty
         if not isinstance(top.value, dict):
@@ -276,7 +285,11 @@ class _Reader:
             if not isinstance(base.value, str):
                 self.errors.append(f"{base.where}: _BASE_: expected a list of file names")
                 continue
-            child = path.parent / Path(base.value).expanduser()
+            try:
+                child = given_path(base.value, path.parent)
+            except UserError as error:
+                self.errors.append(f"{base.where}: _BASE_: {error}")
+                continue
             merge(merged, self.file(child, (*parents, real), base.where))
         if names and not parents:
             self.base = copy.deepcopy(merged)
@@ -362,11 +375,18 @@ class _Reader:
 
     def scalar(self, node: yaml.ScalarNode, where: str) -> Any:
         kind, text = node.tag.removeprefix(TAG), node.value
+        if _NO_TEXT.search(text):
+            self.errors.append(f"{where}: {text[:80]!a}: a null character or half a character")
+            return None
         if kind in ("int", "float", "bool", "null"):
             try:
-                return _Loader("").construct_object(node)
-            except (ValueError, KeyError):
-                self.errors.append(f"{where}: {text!r} is not {kind}")
+                value = _Loader("").construct_object(node)
+                if not isinstance(value, int) or value.bit_length() < 64:
+                    return value
+            except (ValueError, KeyError, IndexError, OverflowError):
+                pass
+            shown = text if len(text) < 80 else f"{text[:80]}..."
+            self.errors.append(f"{where}: {shown!r} is not {kind}, or outside of 64 bits")
         return text
 
 

@@ -105,7 +105,7 @@ def mapped(path: str | os.PathLike) -> mmap.mmap | bytes:
         UserError: the file cannot be read or mapped, or is compressed.
     """
     try:
-        with open(path, "rb") as file:
+        with open(open_regular(path, MOST_BYTES), "rb") as file:
             if not os.fstat(file.fileno()).st_size:
                 return b""
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

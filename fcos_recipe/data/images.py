@@ -6,6 +6,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from fcos_recipe.errors import UserError
+from fcos_recipe.files.reading import MOST_IMAGE, read_bytes
+
 Sample = dict[str, Any]
 
 
@@ -27,12 +30,10 @@ def read_image(path: str) -> np.ndarray:
         BadImage: the file is missing, empty or cannot be decoded, or its header states more pixels
             than the environment variable OPENCV_IO_MAX_IMAGE_PIXELS (`compat.MOST_PIXELS`).
     """
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise BadImage(f"{path}: not a file")  # reading a pipe or device might never end
     try:
-        data = np.fromfile(path, np.uint8)
-    except (OSError, ValueError) as error:  # ValueError: the name contains a null character
-        raise BadImage(f"{path}: {getattr(error, 'strerror', error)}") from None
+        data = np.frombuffer(read_bytes(path, MOST_IMAGE), np.uint8)
+    except UserError as error:
+        raise BadImage(str(error)) from None
     if not len(data):
         raise BadImage(f"{path}: empty file")
     try:

@@ -1,5 +1,6 @@
 """What an evaluation judged, kept beside its figures, so that two can be compared by image."""
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from fcos_recipe.data.coco_json import rows_of
 from fcos_recipe.errors import UserError
 from fcos_recipe.evaluation.metric import CocoMetric
 from fcos_recipe.files.atomic import replace_file
+from fcos_recipe.files.reading import open_regular
 
 JUDGED = "detections.npz"
 MOST_BYTES = 4 << 30  #: unpacked; a file that claims more is not one of ours
@@ -46,6 +48,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         UserError: not such a file; the line says what is wrong.
     """
     try:
+        os.close(open_regular(path, MOST_BYTES))
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > MOST_BYTES:
                 raise UserError(f"{path}: unpacks to more than {MOST_BYTES >> 30} GiB; not read")

@@ -10,6 +10,7 @@ import numpy as np
 from fcos_recipe.data import coco_json
 from fcos_recipe.data.index import rows_by_name
 from fcos_recipe.errors import UserError
+from fcos_recipe.files.reading import read_bytes
 
 #: columns of detections: name -> dtype; bbox is [M, 4], x, y, w, h in pixels
 COLUMNS = {"image_id": np.int64, "category_id": np.int64, "bbox": np.float64, "score": np.float64}
@@ -164,11 +165,9 @@ def _decode(source: str | Path | dict, name: str, kind: type, wanted: str):
         if isinstance(source, dict):  # may hold NumPy's floats
             content = json.dumps(source).encode()
         else:
-            content = Path(source).read_bytes()
+            content = read_bytes(source, coco_json.MOST_BYTES)
             coco_json.refuse_packed(name, content[:4])
         return msgspec.json.decode(content, type=kind)
-    except OSError as error:
-        raise UserError(f"{name}: {error.strerror}") from None
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$")
         field = re.match(r"Object missing required field `(\w+)`", what)

@@ -10,8 +10,6 @@ import stat
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from fcos_recipe.errors import UserError
 
 MOST_TEXT = 1 << 28  #: bytes of the largest text or JSON file that is read
@@ -80,10 +78,9 @@ def open_regular(path: str | os.PathLike, most: int | None = None) -> int:
 def read_bytes(path: str | os.PathLike, most: int = MOST_TEXT) -> bytes:
     """Read a whole file.
 
-    Files without a size, as those in /proc, count as empty: some of them never end.
-
     Raises:
-        UserError: see `open_regular`.
+        UserError: see `open_regular`; or the file states no size but has content, as the files in
+            /proc, some of which never end.
     """
     with open(open_regular(path, most), "rb", buffering=0) as file:
         try:
@@ -91,6 +88,8 @@ def read_bytes(path: str | os.PathLike, most: int = MOST_TEXT) -> bytes:
             while left and (part := file.read(left)):
                 parts.append(part)
                 left -= len(part)
+            if not parts and file.read(1):
+                raise UserError(f"{path}: not a file of known size; copy its content to one")
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None
     return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -127,7 +126,10 @@ def decode_json(text: str | bytes, kind: Any = dict) -> Any:
         ValueError: not JSON, nested too deeply, an integer of more than 64 bits, or of another
             type; the message says what and where.
     """
+    import msgspec  # not needed by the downloads, which run without packages
+
     try:
+        text = text.decode() if isinstance(text, bytes) else text
         return msgspec.convert(json.loads(text, parse_int=_integer), kind, strict=True)
     except RecursionError:
         raise ValueError("not usable JSON: nested too deeply") from None

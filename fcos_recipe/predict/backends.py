@@ -1,13 +1,15 @@
 """What runs a model: a batch of the reader in, detections out. One class per engine."""
 
 import functools
-import json
 import threading
 from pathlib import Path
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
 
 from fcos_recipe.errors import RunFailure, UserError
+from fcos_recipe.files.reading import decode_json, read_text
 from fcos_recipe.system.device import card_index
 
 METADATA = "fcos_export.json"
@@ -184,6 +186,21 @@ class OnnxRuntime:
         return rows[kept], counts.astype(np.int32)
 
 
+class _Metadata(msgspec.Struct):
+    """The entries of an export's metadata that prediction needs."""
+
+    version: Literal[1]
+    format: Literal["paddle", "onnx"]
+    class_names: list[str]
+    category_ids: list[int]
+    num_classes: int
+    limits: dict[str, float]
+    clip: bool
+    nms: bool
+    TestReader: dict[str, Any]
+    config: str
+
+
 def export_facts(weights: str) -> dict | None:
     """Metadata of an export; None if `weights` is something else.
 
@@ -196,11 +213,10 @@ def export_facts(weights: str) -> dict | None:
     elif not ((path / METADATA).is_file() or (path / "model.onnx").is_file()):
         return None
     try:
-        facts = json.loads((path / METADATA).read_text(encoding="utf-8"))
-        if not isinstance(facts["class_names"], list) or facts["version"] != 1:
-            raise ValueError("version")
+        facts = decode_json(read_text(path / METADATA))
+        msgspec.convert(facts, _Metadata)  # checked; other entries are kept
         return facts
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, ValueError):
         raise UserError(
             f"{path / METADATA}: missing, damaged or of another version; export the model again"
         ) from None

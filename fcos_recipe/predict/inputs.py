@@ -2,6 +2,7 @@
 
 import glob
 import itertools
+import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fcos_recipe.errors import UserError
+from fcos_recipe.files.reading import open_regular, read_text
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
@@ -40,7 +42,7 @@ def find_inputs(inputs: list[str], skip: Path | None = None) -> dict[Path, Path]
             skipped = skip.resolve() if skip and skip.resolve() != path.resolve() else None
             new = {p: p.relative_to(path) for p in every if skipped not in p.resolve().parents}
         elif path.suffix == ".txt" and path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = read_text(path).splitlines()
             listed = [path.parent / line.strip() for line in lines if line.strip()]
             new = {p: Path(p.name) for p in listed}
         elif path.is_file():
@@ -115,6 +117,10 @@ class Video:
         from fcos_recipe.data.images import BadImage
 
         self.path = path
+        try:
+            os.close(open_regular(path))
+        except UserError as error:
+            raise BadImage(str(error)) from None
         self._capture = cv2.VideoCapture(str(path))
         if not self._capture.isOpened():
             raise BadImage(f"{path}: not a video that OpenCV can read")

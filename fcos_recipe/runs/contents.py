@@ -5,8 +5,6 @@ listed in `Run.notes`; their part of the report stays empty.
 """
 
 import fcntl
-import json
-import math
 import os
 import re
 import struct
@@ -17,6 +15,7 @@ from typing import Any
 import msgspec
 
 from fcos_recipe.errors import UserError
+from fcos_recipe.files.reading import decode_json, open_regular, read_bytes
 from fcos_recipe.runs.throughput import throughput
 
 MOST_BYTES = 1 << 28  #: largest file that is read
@@ -314,7 +313,7 @@ class Run:
 def value(record: dict, key: str) -> float | None:
     """Return a finite number from a record of metrics.jsonl; None for anything else."""
     found = record.get(key)
-    good = isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
+    good = isinstance(found, int | float) and not isinstance(found, bool) and abs(found) < 1e300
     return found if good else None
 
 
@@ -366,25 +365,27 @@ def _state(run: Run) -> str:
 def _locked(path: Path) -> bool:
     """Whether another process holds the run's lock; the lock is not taken."""
     try:
-        with open(path, "rb") as file:
+        with open(open_regular(path), "rb") as file:
             query = struct.pack(_LOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
             answer = fcntl.fcntl(file, fcntl.F_GETLK, query)
             return struct.unpack(_LOCK, answer)[0] != fcntl.F_UNLCK
-    except (OSError, struct.error):
+    except (OSError, struct.error, UserError):
         return False
 
 
 def _read(path: Path) -> bytes:
-    if not path.is_file():  # reading a pipe might never end
-        raise FileNotFoundError(2, "is missing" if not path.exists() else "is not a file")
-    if path.stat().st_size > MOST_BYTES:
-        raise OSError(27, f"is larger than {MOST_BYTES >> 20} MiB")
-    return path.read_bytes()
+    if not path.exists():
+        raise FileNotFoundError(2, "is missing")
+    return read_bytes(path, MOST_BYTES)
 
 
 def _text(run: Run, name: str, what: str) -> str | None:
     try:
         return _read(run.path / name).decode("utf-8", "replace")
+    except UserError as error:
+        why = str(error).removeprefix(f"{run.path / name}: ")
+        run.notes.append(f"{name}: {why}: {what} cannot be shown.")
+        return None
     except OSError as error:
         run.notes.append(f"{name} {error.strerror}: {what} cannot be shown.")
         return None
@@ -395,8 +396,8 @@ def _typed(run: Run, name: str, kind: type, what: str):
     if text is None:
         return None
     try:
-        return msgspec.convert(json.loads(text), kind, strict=True)
-    except (ValueError, RecursionError) as error:  # errors of msgspec and json are ValueErrors
+        return decode_json(text, kind)
+    except ValueError as error:
         run.notes.append(f"{name} is damaged ({error}): {what} cannot be shown.")
         return None
 
@@ -409,9 +410,9 @@ def _metrics(run: Run) -> None:
     kinds = {"train": run.train, "eval": run.evals, "bad_step": run.bad_steps}
     for line in whole:
         try:
-            record = json.loads(line)
+            record = decode_json(line)
             kinds.setdefault(str(record["kind"]), []).append(record)
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, KeyError):
             damaged += 1
     if damaged:
         lines = "1 line is" if damaged == 1 else f"{damaged} lines are"

@@ -136,7 +136,7 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(made):
 
     (made / "eval.json").unlink()
     os.mkfifo(made / "eval.json")
-    assert any("eval.json is not a file" in note for note in read_run(made).notes)
+    assert any("eval.json: not a file" in note for note in read_run(made).notes)
 
 
 def test_value_is_a_finite_number():

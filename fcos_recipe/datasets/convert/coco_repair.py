@@ -6,11 +6,12 @@ from typing import Any
 
 import msgspec
 
-from fcos_recipe.data.coco_json import is_id, number
+from fcos_recipe.data.coco_json import MOST_BYTES, is_id, number
 from fcos_recipe.datasets.convert.common import Bad, Converted, as_number
 from fcos_recipe.datasets.locate import LOOK_AT, image_folder
 from fcos_recipe.datasets.look.stats import header_size
 from fcos_recipe.errors import UserError
+from fcos_recipe.files.reading import read_bytes
 
 
 def from_coco(source: Path, images: Path | None) -> Converted:
@@ -26,9 +27,7 @@ def from_coco(source: Path, images: Path | None) -> Converted:
         UserError: the file is not JSON, or lacks one of the three sections.
     """
     try:
-        data = msgspec.json.decode(source.read_bytes())
-    except OSError as error:
-        raise UserError(f"{source}: {error.strerror}") from None
+        data = msgspec.json.decode(read_bytes(source, MOST_BYTES))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{source}: not a complete JSON file ({error})") from None
     sections = ("images", "annotations", "categories")

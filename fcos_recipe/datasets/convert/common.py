@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fcos_recipe.errors import UserError
+from fcos_recipe.files.reading import read_text
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -83,10 +84,7 @@ def read_names(path: Path) -> list[str]:
     Raises:
         UserError: the file can't be read, is empty, or has a name twice.
     """
-    try:
-        names = [n.strip() for n in path.read_text(encoding="utf-8-sig").splitlines() if n.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {error}") from None
+    names = [n.strip() for n in read_text(path).splitlines() if n.strip()]
     if not names or len(set(names)) < len(names):
         raise UserError(f"{path}: it must have at least one class name, and none twice")
     return names

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from fcos_recipe.datasets.convert.common import ENDINGS, Bad, Converted, as_number, common_folder
 from fcos_recipe.datasets.look.stats import header_size
 from fcos_recipe.errors import UserError
+from fcos_recipe.files.reading import read_bytes, read_text
 
 
 def from_voc(
@@ -99,9 +100,9 @@ def read_xml(path: Path) -> ElementTree.Element:
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.data
     try:
-        parser.Parse(path.read_bytes(), True)
-    except OSError as error:
-        raise Bad(f"{path}: {error.strerror}") from None
+        parser.Parse(read_bytes(path), True)
+    except UserError as error:
+        raise Bad(str(error)) from None
     except (expat.ExpatError, ValueError, LookupError) as error:
         raise Bad(f"{path}:{getattr(error, 'lineno', 1)}: not XML: {error}") from None
     return builder.close()
@@ -149,8 +150,4 @@ def _add_box(
 
 def _words(listed: Path) -> list[str]:
     """The first word of each line; ImageSets files have -1, 0 or 1 after it."""
-    try:
-        lines = listed.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{listed}: --list: {error}") from None
-    return [line.split()[0] for line in lines if line.strip()]
+    return [line.split()[0] for line in read_text(listed).splitlines() if line.strip()]

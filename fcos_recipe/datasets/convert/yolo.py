@@ -17,6 +17,7 @@ from fcos_recipe.datasets.convert.common import (
 )
 from fcos_recipe.datasets.look.stats import header_size
 from fcos_recipe.errors import UserError
+from fcos_recipe.files.reading import read_text
 
 SLACK = 1e-3  # tolerance for values outside 0 to 1, which come from rounding
 
@@ -45,8 +46,8 @@ def from_yolo(
     named: dict[str, Any] = {}
     if config.is_file():
         try:
-            named = yaml.safe_load(config.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            named = yaml.safe_load(read_text(config, 1 << 20))
+        except (yaml.YAMLError, RecursionError, ValueError, IndexError, OverflowError) as error:
             raise UserError(f"{config}: not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(named, dict):
             raise UserError(f"{config}: it must be a mapping with names and {split}")
@@ -150,19 +151,15 @@ def _images_below(folder: Path) -> list[Path]:
 
 
 def _listed(listed: Path, base: Path) -> list[Path]:
-    try:
-        lines = listed.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{listed}: {error}") from None
-    return [base / line.strip() for line in lines if line.strip()]
+    return [base / line.strip() for line in read_text(listed).splitlines() if line.strip()]
 
 
 def _lines(file: Path, found: Converted) -> Iterator[tuple[str, str]]:
     """Yield ("file:line number", line) for each line that is not empty."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        found.bad.append(f"{file}: {error}")
+        lines = read_text(file).splitlines()
+    except UserError as error:
+        found.bad.append(str(error))
         return
     for number, line in enumerate(lines, start=1):
         if line.strip():

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from fcos_recipe.config.load import Config, display
 from fcos_recipe.console import say
-from fcos_recipe.data.coco_json import Detection, is_id, number
+from fcos_recipe.data.coco_json import MOST_BYTES, Detection, is_id, number
 from fcos_recipe.data.images import BadImage, read_image
 from fcos_recipe.data.index import Index
 from fcos_recipe.data.targets import Assignment
@@ -33,6 +33,7 @@ from fcos_recipe.datasets.look.network_input import NetworkInput, Seen
 from fcos_recipe.datasets.look.stats import size_class
 from fcos_recipe.drawing import draw, outline, pen_sizes, readable, tag
 from fcos_recipe.errors import UserError
+from fcos_recipe.files.reading import read_bytes
 
 ENDINGS = (".html", ".png", ".jpg", ".jpeg")
 # Okabe and Ito's palette for colour-blind readers; the discs also grow with the level
@@ -124,10 +125,9 @@ def read_detections(path: Path, index: Index, threshold: float) -> Detections:
         UserError: not COCO results, or no row matches an image and class of the annotations.
     """
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=list[_Detection])
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        content = read_bytes(path, MOST_BYTES)
+        found = msgspec.json.decode(content, type=list[_Detection])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(
             f"{path}: {error}; expected COCO results: a list of image_id, category_id, bbox, score"
         ) from None

@@ -20,10 +20,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from fcos_recipe.console import Progress
 from fcos_recipe.datasets.verify.findings import Findings, by
+from fcos_recipe.errors import UserError
+from fcos_recipe.files.reading import MOST_IMAGE, read_bytes
 from fcos_recipe.system.device import child_environment
 
 CHUNK = 32  # images that a process gets at once
@@ -67,9 +68,9 @@ def inspect(path: str) -> ImageCheck:
         there = os.path.lexists(path)
         return _bad(seen, "file_unreadable" if there else "file_missing", reason if there else "")
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        return _bad(seen, "file_unreadable", error.strerror or str(error))
+        data = read_bytes(path, MOST_IMAGE)
+    except UserError as error:
+        return _bad(seen, "file_unreadable", str(error).removeprefix(f"{path}: "))
     if not data:
         return _bad(seen, "image_empty")
     seen.digest = hashlib.blake2b(data, digest_size=16).digest()
