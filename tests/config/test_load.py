@@ -1,4 +1,4 @@
-"""Loading: safe, strict, typed, and every finding at once with its place."""
+"""Loading configs: safe, strict, typed; all errors are reported at once with their position."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""docs/configuration.md is what the code says of itself."""
+"""docs/configuration.md equals the output of the code."""
 
 import re
 

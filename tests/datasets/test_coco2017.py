@@ -1,4 +1,4 @@
-"""Downloads: the right bytes or a refusal, whatever server, disk and other processes do."""
+"""Downloads give the right bytes or an error, whatever server, disk and processes do."""
 
 import errno
 import hashlib

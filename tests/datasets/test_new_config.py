@@ -1,4 +1,4 @@
-"""`fcos config new`: from a folder to a config that validates and trains; its numbers add up."""
+"""`fcos config new` writes a config that validates and trains, with correct numbers."""
 
 import json
 import re
@@ -87,7 +87,7 @@ def test_layouts(tmp_path, layout, capsys):
         assert paths(found["EvalDataset"]) == val
         assert "my.yml --eval" in said
     else:
-        assert found["EvalDataset"] is None and "goes without" in said and "--eval" not in said
+        assert found["EvalDataset"] is None and "does not evaluate" in said and "--eval" not in said
         assert found["TestDataset"]["anno_path"] == "labels.json"
 
 

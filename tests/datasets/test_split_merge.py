@@ -1,4 +1,4 @@
-"""Subset, split, merge: entries stay as they are, classes keep their shares, nothing leaks."""
+"""Subset, split, merge: unchanged entries, class proportions, no image in two parts."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""`fcos dataset verify`: planted faults one by one, real data, the console, --json and --fix."""
+"""`fcos dataset verify`: single planted faults, real data, console, --json and --fix."""
 
 import io
 import json

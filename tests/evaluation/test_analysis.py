@@ -1,4 +1,4 @@
-"""Confusions, errors and curves against cases counted by hand and against the figures."""
+"""Confusions, errors and curves, compared with cases counted by hand and with COCO's metrics."""
 
 import json
 import subprocess

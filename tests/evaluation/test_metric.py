@@ -1,4 +1,4 @@
-"""COCO figures against the published ones, against pycocotools, and on the awkward cases."""
+"""COCO metrics, compared with published values and pycocotools, and on edge cases."""
 
 import contextlib
 import copy

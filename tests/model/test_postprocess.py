@@ -1,4 +1,4 @@
-"""Post-processing against stock's on maps with peaks like a trained model's."""
+"""Post-processing equals stock's on maps with peaks like a trained model's."""
 
 import numpy as np
 import paddle

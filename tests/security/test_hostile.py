@@ -1,4 +1,4 @@
-"""A corpus of hostile files and names: each is refused, and the canary never sings."""
+"""Hostile files and names: each is refused, and none creates its canary file."""
 
 import collections
 import contextlib
