@@ -444,10 +444,8 @@ def verify(
     from fcos_recipe.datasets import locate
     from fcos_recipe.datasets.verify.run import verify as check
 
-    found, rules = locate.sources(
-        Path(data) if data is not None else None, Path(config) if config is not None else None,
-        _texts(overrides), split, Path(image_folder) if image_folder is not None else None, look=False,
-    )  # fmt: skip
+    folder, file, images = (None if x is None else Path(x) for x in (data, config, image_folder))
+    found, rules = locate.sources(folder, file, _texts(overrides), split, images, look=False)
     missing: list[str] = []
     if data is None and not split:
         for name in {*locate.SPLITS} - {source.name for source in found}:
