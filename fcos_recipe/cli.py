@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from fcos_recipe import __version__
-from fcos_recipe.errors import RunFailure, Stopped, UserError, tell
-from fcos_recipe.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, OK, SAVED
+from fcos_recipe.console import exit_code
+from fcos_recipe.exit_codes import BAD_INPUT, FAILED, OK
 from fcos_recipe.system.watchdog import announce_failure, rank
 
 # name: (module:function, one line for `fcos --help`). Modules are imported only when called,
@@ -19,7 +19,10 @@ COMMANDS = {
     "train": ("fcos_recipe.commands.train:train", "train a model, with --eval after each epoch"),
     "eval": ("fcos_recipe.commands.eval:evaluate", "COCO figures of a weights file"),
     "infer": ("fcos_recipe.commands.infer:main", "draw boxes on images, write COCO results"),
-    "export_model": ("fcos_recipe.predict.export:main", "to Paddle Inference or ONNX, checked"),
+    "export_model": (
+        "fcos_recipe.commands.export_model:main",
+        "to Paddle Inference or ONNX, checked",
+    ),
     "dataset": ("fcos_recipe.commands.dataset:main", "fetch COCO; look at data before training"),
     "weights": (
         "fcos_recipe.commands.weights:main",
@@ -54,22 +57,16 @@ def run(name: str, argv: list[str] | None = None) -> int:
         The process's exit code: the command's own, or one of `exit_codes`.
     """
     module, function = COMMANDS[name][0].split(":")
-    try:
+
+    def call() -> int:
         return getattr(import_module(module), function)(sys.argv[1:] if argv is None else argv)
-    except (UserError, RunFailure) as error:
-        tell(error)
+
+    def announce(error: Exception) -> None:
         if rank():  # Paddle's launcher shows the log of rank 0 alone
             announce_failure(rank(), error)
-        return BAD_INPUT if isinstance(error, UserError) else FAILED
-    except Stopped as error:
-        print(error, file=sys.stderr)
-        return SAVED
-    except KeyboardInterrupt as error:
-        print(str(error) or "interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # `fcos config print ... | head`: not an error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
+
+    try:
+        return exit_code(call, announce)
     except Exception as error:
         if "PADDLE_TRAINER_ID" in os.environ:  # one of several: say which one, then as usual
             announce_failure(rank(), error)

@@ -256,6 +256,27 @@ def set_lr_scheduler(optimizer, scheduler) -> None:
         optimizer._learning_rate = scheduler  # as the method of Paddle 2.6 does
 
 
+def stop_loading(iterator) -> None:
+    """End the thread and the worker processes of a DataLoader's iterator before its last batch.
+
+    Paddle ends them when the iterator is collected, but the thread itself and a variable of
+    Paddle's module keep it alive until the process ends.
+    """
+    if iterator._shutdown:
+        return
+    iterator._exit_thread_expectedly()
+    workers = list(getattr(iterator, "_workers", ()))
+    if workers:
+        iterator._try_shutdown_all(5)
+        for worker in workers:
+            if worker.is_alive():  # blocked in a write that nobody reads
+                worker.kill()
+                worker.join()
+    else:
+        iterator._thread.join(5)  # else Paddle waits whole seconds for it
+        iterator._try_shutdown_all()
+
+
 class _LastResort(_StandInFinder):
     """Stand-ins only for modules that are not installed."""
 

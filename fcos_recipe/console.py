@@ -1,14 +1,16 @@
 """The package's logger and its output on the console."""
 
 import logging
+import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
-from fcos_recipe.errors import UserError, printable, tell
-from fcos_recipe.exit_codes import BAD_INPUT
+from fcos_recipe.errors import RunFailure, Stopped, UserError, printable, tell
+from fcos_recipe.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, OK, SAVED
 
 log = logging.getLogger("fcos")
 
@@ -31,22 +33,95 @@ def to_console(rank: int) -> None:
     log.addHandler(handler)
 
 
-def run_program(main: Callable[[], int]) -> NoReturn:
-    """Run `main`, report bad input in one line, and end the process with the exit code."""
+class _Forward(logging.Handler):
+    """Hands records of at least a level on to a logger, a function, or the earlier handlers."""
+
+    def __init__(self, target: "logging.Logger | Callable[[str], None] | None"):
+        super().__init__()
+        self.target, self.least = target, log.getEffectiveLevel()
+        self.earlier, self.up = log.handlers[:], log.propagate and log.parent
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if isinstance(self.target, logging.Logger):
+            if self.target.isEnabledFor(record.levelno):
+                self.target.handle(record)
+        elif self.target is not None:
+            if record.levelno >= logging.INFO:
+                self.target(printable(record.getMessage()))
+        elif record.levelno >= self.least:
+            for handler in self.earlier:
+                if record.levelno >= handler.level:
+                    handler.handle(record)
+            if self.up:
+                self.up.callHandlers(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise  # noqa: PLE0704  # an error of the caller's function is the caller's to see
+
+
+@contextmanager
+def messages(target: "logging.Logger | Callable[[str], None] | None" = None) -> Iterator[None]:
+    """Record all messages of the package while the block lasts; restore the logger afterwards.
+
+    A run directory's log.txt needs them all, whatever the caller's own level is.
+
+    Args:
+        target: receives the messages: a logger, or a function that is called with each line of
+            level INFO and above. None: where the logger `fcos` was configured to send them.
+    """
+    forward = _Forward(target)
+    before = log.level, log.propagate, log.handlers[:]
+    log.handlers[:] = [forward]
+    log.propagate = False
+    log.setLevel(logging.DEBUG)
     try:
-        sys.exit(main())
-    except UserError as error:
+        yield
+    finally:
+        log.level, log.propagate, log.handlers[:] = before
+        log.setLevel(before[0])  # also clears the cache of enabled levels
+
+
+def exit_code(
+    call: Callable[[], int], announce: Callable[[Exception], None] = lambda error: None
+) -> int:
+    """Call a command and turn its expected errors into a message and an exit code.
+
+    Args:
+        call: returns an exit code of its own.
+        announce: also called with a `UserError` or `RunFailure`.
+
+    Raises:
+        Exception: anything that is not expected.
+    """
+    try:
+        return call()
+    except (UserError, RunFailure) as error:
         tell(error)
-        sys.exit(BAD_INPUT)
+        announce(error)
+        return BAD_INPUT if isinstance(error, UserError) else FAILED
+    except Stopped as error:
+        print(error, file=sys.stderr)
+        return SAVED
+    except KeyboardInterrupt as error:
+        print(str(error) or "interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `fcos config print ... | head`: not an error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def run_program(main: Callable[[], int]) -> NoReturn:
+    """Run `main`, report expected errors in one line, and end the process with the exit code."""
+    sys.exit(exit_code(main))
 
 
 def say(line: str) -> None:
-    """Print a line on standard error, which leaves standard output to programs that read it."""
+    """Print a message to standard error; standard output is for results."""
     print(printable(line), file=sys.stderr, flush=True)
 
 
 def amount(size: float, unit: str = "B") -> str:
-    """A plain count, or bytes in decimal units, as disks and networks count them."""
+    """Format a count or, with unit B, a number of bytes in decimal units."""
     if unit != "B":
         return f"{size:.0f}"
     for unit in ("B", "kB", "MB"):
@@ -96,7 +171,7 @@ class Progress:
                 say(self.line())
 
     def line(self) -> str:
-        """The present state in words."""
+        """Describe the current state."""
         speed = (self.done - self.before) / max(time.monotonic() - self.began, 1e-3)
         text = f"{self.label}: {amount(self.done, self.unit)}"
         if self.total:

@@ -28,7 +28,7 @@ import paddle
 from fcos_recipe.checkpoint import weights
 from fcos_recipe.console import log
 from fcos_recipe.errors import RunFailure, UserError
-from fcos_recipe.files.atomic import draft, flush, replace_file, write_json
+from fcos_recipe.files.atomic import draft, flush, replace_file, replace_folder, write_json
 
 STATE = "state.json"
 FORMAT = 2  # of state.json; 0.1.0 wrote no format and saved only at the end of epochs
@@ -145,12 +145,7 @@ def save(folder: Path, name: str, objects: dict[str, dict], state: dict) -> Path
         sealed = _sealed({"format": FORMAT, **state, "files": hashes})
         replace_file(part / STATE, sealed, durable=True)
         flush(part)
-        if final.exists():  # only after a resume that repeats steps
-            final.rename(old := folder / f".{name}.old")
-            os.replace(part, final)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(part, final)
+        replace_folder(part, final)  # it exists only after a resume that repeats steps
         flush(folder)
     except OSError:
         shutil.rmtree(part, ignore_errors=True)
@@ -254,6 +249,15 @@ class Saver:
                 f"{self.failures} saves in a row failed (max_failed_saves); reason of the last: "
                 f"{self._reason}"
             )
+
+    def close(self) -> None:
+        """Wait, and end the thread.
+
+        Raises:
+            RunFailure: see `wait`.
+        """
+        self._pool.shutdown()
+        self.wait()
 
     def _run(self, what: str, write: Callable[[], object], copied: float) -> None:
         start = time.perf_counter()

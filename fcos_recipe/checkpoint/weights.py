@@ -11,6 +11,7 @@ import paddle
 
 from fcos_recipe.checkpoint.safe_pickle import loads
 from fcos_recipe.checkpoint.zoo import cached
+from fcos_recipe.console import log
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.download import digest
 
@@ -204,6 +205,28 @@ def fit(model: paddle.nn.Layer, state: dict, path: Path, exact: bool = False) ->
     for name, source_name in fits.items():
         own[name].set_value(tensor(state[source_name], own[name].dtype))
     return report
+
+
+def listed(names: list[str], most: int = 20) -> str:
+    """Number of class names and the first of them, for a log line."""
+    return f"{len(names)} ({', '.join(names[:most])}{', ...' * (len(names) > most)})"
+
+
+def compare_classes(trained_on: list[str] | None, names: list[str]) -> None:
+    """Warn where loaded weights were trained on other classes than those of the data.
+
+    Args:
+        trained_on: class names that are stored with the weights; None: unknown.
+        names: class names of the data.
+    """
+    if not trained_on or trained_on == names:
+        return
+    if len(trained_on) != len(names):
+        then = "the classifier is trained from scratch"
+    else:
+        then = "classes are matched by index, not by name"
+    log.warning("weights: trained on %s; this data set has %s: %s",
+                listed(trained_on), listed(names), then)  # fmt: skip
 
 
 def tensor(array: np.ndarray, dtype=None) -> paddle.Tensor:

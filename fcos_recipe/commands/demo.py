@@ -4,9 +4,11 @@ import json
 import time
 from pathlib import Path
 
-from fcos_recipe.cli import run
+from fcos_recipe import api
 from fcos_recipe.commands.draw_shapes import draw
 from fcos_recipe.commands.options import add_config, add_overrides, parser
+from fcos_recipe.console import run_program, to_console
+from fcos_recipe.errors import RunFailure
 from fcos_recipe.report.write import HTML
 
 CONFIG = "configs/fcos/fcos_r18_fpn_demo.yml"
@@ -14,10 +16,7 @@ DATA = "datasets/demo"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the demonstration by the commands that a user would type; the first failure ends it.
-
-    All figures are read from what the training run left in its directory.
-    """
+    """Run the demonstration; all figures are read from what the training run left behind."""
     ask = parser("", __doc__, "", prog="python -m fcos_recipe.commands.demo")
     add_config(ask, "default: %(default)s", default=CONFIG)
     ask.add_argument("--output", default="output/demo", help="default: %(default)s")
@@ -31,22 +30,27 @@ def main(argv: list[str] | None = None) -> int:
     trained, drawn = output / "run", output / "drawn"
     weights = trained / "model_final.pdparams"
     seconds = {"install": time.time() - args.started}
+    to_console(0)
+
+    def predict() -> None:
+        written = api.predict_files(
+            weights, [f"{DATA}/val/00000*.jpg"], drawn, draw_threshold=0.4, progress=True
+        )
+        if written.bad:
+            raise RunFailure("\n".join(written.bad))
+        print(f"{written.images} images, {len(written.rows)} detections -> {drawn}")
+
     steps = {
         "data": lambda: draw(DATA),
-        "train": lambda: run(
-            "train", ["-c", args.config, "--eval", "--output", str(trained), "-o", *args.opt]
+        "train": lambda: api.train(
+            args.config, output=trained, evaluate=True, overrides=args.opt, own_process=True
         ),
-        "predict": lambda: run(
-            "infer",
-            ["--weights", str(weights), "--input", f"{DATA}/val/00000*.jpg"]
-            + ["--output", str(drawn), "--draw_threshold", "0.4"],
-        ),
+        "predict": predict,
     }
     for name, step in steps.items():
         start = time.time()
         print(f"\n== {name}", flush=True)
-        if code := step():
-            return code
+        step()
         seconds[name] = time.time() - start
 
     result = summary(trained)
@@ -96,4 +100,4 @@ def summary(trained: Path) -> dict:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program(main)

@@ -4,13 +4,15 @@ import argparse
 import json
 from pathlib import Path
 
+from fcos_recipe import api, exit_codes
 from fcos_recipe.commands.options import add_json, write
 from fcos_recipe.commands.train import common_parser, load
-from fcos_recipe.config.load import data_paths
-from fcos_recipe.errors import UserError, UserErrors, printable
+from fcos_recipe.console import to_console
+from fcos_recipe.errors import UserError, printable
 from fcos_recipe.evaluation.metric import MAX_DETS, CocoMetric, table
-from fcos_recipe.predict.backends import NEEDS_EXPORT, PRECISIONS
-from fcos_recipe.system import compute
+from fcos_recipe.evaluation.options import Options
+from fcos_recipe.predict.backends import PRECISIONS
+from fcos_recipe.system.watchdog import rank
 
 _EXAMPLE = """\
 examples:
@@ -20,13 +22,14 @@ examples:
       -c configs/fcos/fcos_r50_fpn_1x_coco.yml --weights fcos_r50_fpn_1x_coco.pdparams
   python tools/eval.py --predictions dets.json --annotations instances_val2017.json --json out.json
 writes eval.json, analysis.json and plots/ into --output, for --predictions only if it is given
-exit codes: 0 done, 1 failed, 2 bad input
 """
+_CODES = {exit_codes.FAILED: "failed"}
 
 
 def evaluate(argv: list[str]) -> int:
     """Evaluate weights, or a file of detections."""
-    parser = common_parser("eval", "COCO figures of weights or of a file of detections.", _EXAMPLE)
+    text = "COCO figures of weights or of a file of detections."
+    parser = common_parser("eval", text, _EXAMPLE, _CODES)
     add = parser.add_argument
     add("--weights", metavar="W", help="weights file, checkpoint folder, exported model or URL")
     add("--predictions", metavar="DETS.json", help="COCO results file to judge without a model")
@@ -51,92 +54,30 @@ def evaluate(argv: list[str]) -> int:
     add("--output_eval", metavar="DIR", help="PaddleDetection's name of --output")
     args = parser.parse_args(argv)
     args.output = args.output or args.output_eval
-    tta = {"sizes": args.tta_sizes or (), "flip": args.tta_flip}
-    if not any(tta.values()):
-        tta = {}
+    judging = {"score_threshold": args.score_threshold, "max_dets": args.max_dets}
     if args.predictions:
-        if tta or args.padding_effect:
+        if args.tta_sizes or args.tta_flip or args.padding_effect:
             parser.error("--tta-* and --padding-effect need a model, not --predictions")
         if not args.annotations:
             parser.error("--predictions needs --annotations GT.json")
-        metric = CocoMetric(args.annotations, **_judging(args))
+        metric = CocoMetric(args.annotations, **judging)
         metric.load_result_json(args.predictions)
         _report(args, metric, metric.result(), args.output, args.predictions)
-        return 0
+        return exit_codes.OK
     config, path = load(args, parser, ["amp=true"] if args.amp else [])
     weights = args.weights or config.data.get("weights")
     if not weights:
         parser.error("--weights W is required (or -o weights=W)")
-    if missing := config.missing_files("EvalDataset"):
-        raise UserErrors(missing)
-    device = compute.start(compute.requested(config)).device
-
-    from fcos_recipe.evaluation.loop import REFERENCE_BATCHES
-    from fcos_recipe.predict.backends import export_facts
-    from fcos_recipe.system import out_of_memory
-    from fcos_recipe.system.watchdog import Watchdog, rank
-    from fcos_recipe.training.trainer import Trainer
-
-    advice = out_of_memory.evaluation(config.data)
-    with (
-        Watchdog(config.data["watchdog"], rank()) as watchdog,
-        out_of_memory.explained(device, advice),
-    ):
-        trainer = Trainer(config, "eval", device, watchdog)
-        if facts := export_facts(str(weights)):
-            if tta:
-                raise UserError(f"{weights}: --tta-*: not for exports; evaluate a checkpoint")
-            trainer.model = _exported(str(weights), facts, config, device, args.precision)
-        elif args.precision != "fp32":
-            raise UserError(NEEDS_EXPORT.format(args.precision, weights))
-        else:
-            trainer.load_weights(weights, exact=True)
-        reference = None
-        if args.padding_effect:
-            reference = trainer.evaluate(reader=REFERENCE_BATCHES, **tta, **_judging(args))
-        result = trainer.evaluate(**tta, **_judging(args))
-    result["config"] = config.name
-    if tta:
-        result["tta"] = tta
-    if args.precision != "fp32":
-        result["precision"] = args.precision
-    if reference is not None:
-        result["reference_ap"] = reference["stats"][0]
-    if trainer.rank == 0:
-        _report(args, trainer.metric, result, args.output or path / "eval", weights)
-    return 0
-
-
-def _exported(weights: str, facts: dict, config, device: str, precision: str):
-    """An exported model in the place of the trained one: same reader, same evaluator.
-
-    Raises:
-        UserError: it was made for other classes.
-    """
-    import paddle
-
-    from fcos_recipe.data.index import open_index
-    from fcos_recipe.predict.backends import open_export
-
-    annotations = data_paths(config.data["EvalDataset"], "anno_path")[0]
-    names = open_index(annotations).class_names
-    if names != facts["class_names"]:
-        raise UserError(
-            f"{weights}: class_names: made for {facts['class_names'][:3]}..., but {annotations} "
-            f"has {names[:3]}...; evaluate it on the data set that it was trained on"
-        )
-    engine = open_export(weights, facts, device, precision)
-
-    class Exported:
-        def eval(self) -> None:
-            pass
-
-        def __call__(self, batch: dict) -> dict:
-            arrays = {key: batch[key].numpy() for key in ("image", "im_shape", "scale_factor")}
-            bbox, counts = engine.run(arrays)
-            return {"bbox": paddle.to_tensor(bbox), "bbox_num": paddle.to_tensor(counts)}
-
-    return Exported()
+    to_console(rank())
+    options = Options(
+        sizes=args.tta_sizes or (), flip=args.tta_flip, precision=args.precision,
+        padding_effect=args.padding_effect, **judging,
+    )  # fmt: skip
+    evaluation = api.evaluate(config, weights, options=options, own_process=True)
+    if rank() == 0:
+        assert evaluation.metric is not None
+        _report(args, evaluation.metric, evaluation.result, args.output or path / "eval", weights)
+    return exit_codes.OK
 
 
 def _sizes(text: str) -> list[int]:
@@ -144,10 +85,6 @@ def _sizes(text: str) -> list[int]:
     if min(sizes) < 32:
         raise ValueError("less than a cell of the network")
     return sizes
-
-
-def _judging(args: argparse.Namespace) -> dict:
-    return {"score_threshold": args.score_threshold, "max_dets": args.max_dets}
 
 
 def _report(

@@ -18,6 +18,7 @@ from fcos_recipe.commands.verify_result import lines_of
 from fcos_recipe.config import Config, load_config
 from fcos_recipe.console import run_program
 from fcos_recipe.errors import UserErrors, printable
+from fcos_recipe.files.atomic import write_json
 from fcos_recipe.runs.contents import Run, read_run
 from fcos_recipe.runs.judgement import OUTSIDE, Verdict, found_in, judge
 from fcos_recipe.system import device
@@ -113,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     run = read_run(folder)
     verdict = judge(found_in(run))
     found = result(run, verdict, started)
-    (folder / RESULT).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / RESULT, found)
     if verdict.rows:
         print("\n".join(map(printable, lines_of(verdict))))
     shown = {k: v for k, v in found.items() if k not in ("environment", "differences")}

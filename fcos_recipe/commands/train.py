@@ -3,12 +3,12 @@
 import argparse
 from pathlib import Path
 
+from fcos_recipe import api, exit_codes
 from fcos_recipe.commands import options
 from fcos_recipe.config import load_config
 from fcos_recipe.config.schema import LOGGERS
-from fcos_recipe.errors import UserErrors
-from fcos_recipe.runs import loggers
-from fcos_recipe.system import compute
+from fcos_recipe.console import to_console
+from fcos_recipe.system.watchdog import rank
 
 _TRAIN_EXAMPLE = """\
 examples:
@@ -16,9 +16,12 @@ examples:
   python tools/train.py -c configs/fcos/fcos_r50_fpn_1x_coco.yml --eval -o TrainReader.batch_size=4
   python -m paddle.distributed.launch --gpus 0,1,2,3,4,5,6,7 tools/train.py \\
       -c configs/fcos/fcos_r50_fpn_1x_coco.yml --eval
-exit codes: 0 done, 1 failed, 2 bad input (one line says what), 75 SIGTERM and
-130 Ctrl-C, both after a checkpoint was saved
 """
+_CODES = {
+    exit_codes.FAILED: "failed",
+    exit_codes.SAVED: "SIGTERM, after a checkpoint was saved",
+    exit_codes.INTERRUPTED: "Ctrl-C, after a checkpoint was saved",
+}
 
 
 def yes(text: str) -> bool:
@@ -29,8 +32,11 @@ def yes(text: str) -> bool:
     return known[text.lower()]
 
 
-def common_parser(name: str, text: str, example: str) -> argparse.ArgumentParser:
-    parser = options.parser(name, text, example)
+def common_parser(
+    name: str, text: str, example: str, codes: dict[int, str]
+) -> argparse.ArgumentParser:
+    """The parser of a command that takes a config and an output directory."""
+    parser = options.parser(name, text, example, codes)
     options.add_config(parser)
     options.add_overrides(parser, "override config values, e.g. LearningRate.base_lr=0.005")
     add = parser.add_argument
@@ -49,7 +55,7 @@ def load(args, parser, overrides: list[str]):
 
 def train(argv: list[str]) -> int:
     """Train a model."""
-    parser = common_parser("train", "Train a model.", _TRAIN_EXAMPLE)
+    parser = common_parser("train", "Train a model.", _TRAIN_EXAMPLE, _CODES)
     add = parser.add_argument
     add("--eval", action="store_true", help="evaluate during training, keep the best weights")
     add("-r", "--resume", metavar="PATH|auto",
@@ -67,51 +73,14 @@ def train(argv: list[str]) -> int:
     add("--enable_ce", type=yes, nargs="?", const=True, default=False, metavar="BOOL",
         help="PaddleDetection's switch for repeatable runs: seed 0")  # fmt: skip
     args = parser.parse_args(argv)
-    overrides = ["amp=true"] if args.amp else []
+    overrides = [f"{name}=true" for name in ("amp", "to_static") if getattr(args, name)]
     if args.seed is not None or args.enable_ce:
         overrides.append(f"seed={args.seed or 0}")
     config, path = load(args, parser, overrides)
-    sections = ["TrainDataset", *(["EvalDataset"] if args.eval else [])]
-    if not args.resume:
-        sections.append("pretrain_weights")
-    if missing := config.missing_files(*sections):
-        raise UserErrors(missing)
-    logging_to = loggers.chosen([*args.logger, *["visualdl"] * args.use_vdl], config.data)
-    device = compute.start(compute.requested(config)).device
-
-    from fcos_recipe.evaluation.collectives import gather
-    from fcos_recipe.report.write import after_training
-    from fcos_recipe.runs import loss_band
-    from fcos_recipe.runs.directory import RunDir
-    from fcos_recipe.system import out_of_memory
-    from fcos_recipe.system.watchdog import Watchdog, rank
-    from fcos_recipe.training.resume import automatic
-    from fcos_recipe.training.trainer import Trainer
-
-    advice = out_of_memory.training(config.data)
-    with (
-        Watchdog(config.data["watchdog"], rank()) as watchdog,
-        out_of_memory.explained(device, advice),
-    ):
-        trainer = Trainer(config, "train", device, watchdog)
-        resume = gather(args.resume)[0]  # a restarted host may know less than that of rank 0
-        if resume == "auto":
-            resume = automatic(path)
-        ours = resume is not None and path.resolve() in (Path(resume) / "_").resolve().parents
-        if resume:
-            trainer.resume_weights(resume, args.force)
-        elif source := config.data["pretrain_weights"]:
-            trainer.load_weights(source)
-        if args.to_static or config.data["to_static"]:
-            trainer.compile()
-        with RunDir(path, writer=trainer.rank == 0, resume=ours) as run:
-            loggers.attach(run, logging_to, config, args.vdl_log_dir)
-            loss_band.watch(run, config, trainer.plan.total_batch)
-            try:
-                trainer.train(run, args.eval)
-            finally:
-                with watchdog.phase("save"):
-                    run.close_sinks()
-        if trainer.rank == 0:
-            after_training(path)
-    return 0
+    to_console(rank())
+    api.train(
+        config, output=path, evaluate=args.eval, resume=args.resume, force=args.force,
+        loggers=[*args.logger, *["visualdl"] * args.use_vdl], vdl_folder=args.vdl_log_dir,
+        own_process=True,
+    )  # fmt: skip
+    return exit_codes.OK

@@ -1,19 +1,26 @@
 """`fcos verify_result`: whether a run, or weights, have the AP published for their config."""
 
-import argparse
 import json
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+from fcos_recipe import api, exit_codes
+from fcos_recipe.commands import options
 from fcos_recipe.config import load_config
+from fcos_recipe.console import to_console
 from fcos_recipe.errors import UserError, printable
+from fcos_recipe.evaluation.metric import table
 from fcos_recipe.runs import judgement
 from fcos_recipe.runs.contents import read_run
 from fcos_recipe.runs.judgement import Found, Verdict
 from fcos_recipe.runs.published_results import load, published
 
-_CODES = {judgement.REPRODUCED: 0, judgement.OUTSIDE: 1, judgement.NOT_COMPARABLE: 2}
+_RESULT_CODES = {judgement.REPRODUCED: 0, judgement.OUTSIDE: 1, judgement.NOT_COMPARABLE: 2}
+_CODES = {
+    exit_codes.OK: "inside the noise band of a published row",
+    exit_codes.FAILED: "outside of all",
+    exit_codes.BAD_INPUT: "could not be judged",
+}
 _EXAMPLE = """\
 examples:
   python tools/verify_result.py output/fcos_r50_fpn_1x_coco
@@ -21,7 +28,6 @@ examples:
       --weights https://paddledet.bj.bcebos.com/models/fcos_r50_fpn_1x_coco.pdparams
 Compares with configs/results.yml. A run with another schedule, batch, data set or setting than the
 published one is told so and not judged. AP alone decides; throughput is shown beside it.
-exit codes: 0 inside the noise band of a published row, 1 outside of all, 2 could not be judged
 """
 
 
@@ -35,22 +41,19 @@ def _named_in(note: Path) -> str | None:
 
 
 def measure(weights: str, config_path: str, overrides: list[str]) -> Found:
-    """Evaluate weights with the command that a user would type.
+    """Evaluate weights on the config's EvalDataset.
 
     Raises:
         UserError: a config without published row, or weights of another one.
     """
-    from fcos_recipe.commands.eval import evaluate
-
     config = load_config(config_path, overrides)
     _check_published(config.name)  # before minutes of evaluation
     other = _named_in(Path(weights).with_suffix(".json"))
     if other and other != config.name:
         raise UserError(f"{weights}: weights of {other}, not of {config.name}")
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = ["-c", config_path, "--weights", weights, "--output", folder, "--no-plots"]
-        evaluate([*arguments, "-o", *overrides] if overrides else arguments)
-        result = json.loads((Path(folder) / "eval.json").read_text(encoding="utf-8"))
+    to_console(0)
+    result = api.evaluate(config, weights, own_process=True).result
+    print(printable(table(result)))
     differences = judgement.differing(config.name, config.data, only_weights=True)
     ap, images = 100 * result["stats"][0], result["images"]
     return Found(config.name, ap, images, differences=differences)
@@ -100,18 +103,15 @@ def lines_of(verdict: Verdict) -> list[str]:
 
 def main(argv: list[str]) -> int:
     """`fcos verify_result`: see `--help`."""
-    parser = argparse.ArgumentParser(
-        prog="fcos verify_result", epilog=_EXAMPLE,
-        description="Compare a run, or weights, with the published figure of their config.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    add = parser.add_argument
-    add("run", nargs="?", type=Path, metavar="RUN_DIR", help="a finished run with --eval")
-    add("--weights", metavar="W", help="evaluate these instead of reading a run; needs -c")
-    add("-c", "--config", help="YAML file")
-    add("-o", "--opt", nargs="*", action="extend", default=[], metavar="KEY=VALUE",
-        help="override config values for --weights")  # fmt: skip
-    add("--json", type=Path, metavar="FILE", help="also write the verdict here")
+    text = "Compare a run, or weights, with the published figure of their config."
+    parser = options.parser("verify_result", text, _EXAMPLE, _CODES)
+    parser.add_argument("run", nargs="?", type=Path, metavar="RUN_DIR",
+                        help="a finished run with --eval")  # fmt: skip
+    parser.add_argument("--weights", metavar="W",
+                        help="evaluate these instead of reading a run; needs -c")  # fmt: skip
+    options.add_config(parser)
+    options.add_overrides(parser, "override config values for --weights")
+    options.add_json(parser, "also write the verdict here")
     args = parser.parse_args(argv)
     if (args.run is None) == (args.weights is None) or (args.weights and not args.config):
         parser.error("give RUN_DIR, or --weights W with -c CONFIG")
@@ -124,4 +124,4 @@ def main(argv: list[str]) -> int:
     if args.json:
         content = {"word": verdict.word, "found": asdict(found), "lines": lines}
         args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return _CODES[verdict.word]
+    return _RESULT_CODES[verdict.word]

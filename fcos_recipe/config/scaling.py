@@ -48,7 +48,7 @@ class ScalePlan:
     warnings: list[str]
 
 
-def plan(cfg: Config, cards: int, images: int) -> ScalePlan:
+def plan_scaling(cfg: Config, cards: int, images: int) -> ScalePlan:
     """Compute a run's steps and learning rate.
 
     Args:

@@ -117,8 +117,8 @@ RECIPE: dict[str, Any] = {
     "vdl_log_dir": Key(str, UNSET, "folder for VisualDL logs", True),
     "output_eval": Key((str, type(None)), None, "folder for the COCO results file", True),
     "save_prediction_only": Key(bool, False, "write detections, compute no AP", True),
-    "print_flops": Key(bool, False, "accepted for PaddleDetection, no effect", True),
-    "print_params": Key(bool, False, "accepted for PaddleDetection, no effect", True),
+    "print_flops": Key(bool, False, "PaddleDetection's key; no effect here", True),
+    "print_params": Key(bool, False, "PaddleDetection's key; no effect here", True),
     "export": {
         "post_process": Key(bool, True, "include decoding in the exported model", True),
         "nms": Key(bool, True, "include NMS in the exported model", True),

@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from fcos_recipe.compat import stop_loading
 from fcos_recipe.data.images import BadImage, Sample
 from fcos_recipe.data.sampler import TrainBatches
 from fcos_recipe.data.targets import Gt2FCOSTarget
@@ -123,10 +124,10 @@ class Reader:
         shuffle: new order in every epoch; TrainReader's default is True.
         drop_last: leave out an incomplete batch; TrainReader's default is True.
         num_classes: must equal the number of classes in the annotations.
-        collate_batch: accepted for PaddleDetection, no effect.
+        collate_batch: accepted for compatibility with PaddleDetection; no effect.
         use_shared_memory: send batches from workers through /dev/shm if they fit.
-        inputs_def: accepted for PaddleDetection, no effect.
-        fuse_normalize: accepted for PaddleDetection, no effect.
+        inputs_def: accepted for compatibility with PaddleDetection; no effect.
+        fuse_normalize: accepted for compatibility with PaddleDetection; no effect.
         group_by_aspect: put images of similar aspect ratio into one batch (training only).
         seed: of order and augmentation.
         max_bad_images: unreadable images that are skipped before the run stops.
@@ -259,10 +260,20 @@ class Reader:
         batches = self.batch_sampler
         if batches is None:
             batches = self.sampler.batches(self.epoch)
-        for batch in self._load(batches):
-            batch = self._checked(batch)
-            if "image" in batch:
-                yield batch
+        stream = iter(self._load(batches))
+        try:
+            for batch in stream:
+                batch = self._checked(batch)
+                if "image" in batch:
+                    yield batch
+        finally:
+            stop_loading(stream)
+
+    def close(self) -> None:
+        """End the threads and processes that run ahead of training."""
+        if self._stream is not None:
+            stream, self._stream = self._stream, None
+            stop_loading(stream)
 
     def _checked(self, batch: dict) -> dict:
         """Remove the errors of unreadable images from a batch and log each once.

@@ -1,4 +1,4 @@
-"""COCO 2017 on the disk: fetched, unpacked, counted, and recognised at the next call."""
+"""Download COCO 2017, unpack and count it, and recognise a complete copy at the next call."""
 
 import json
 import mmap
@@ -14,12 +14,12 @@ from fcos_recipe.files import archives, download
 from fcos_recipe.files.atomic import remove_drafts, write_json
 from fcos_recipe.files.download import Damaged, NoSpace
 
-OURS = ".download"  # folder beside the data: archives in transit, and what is known to be complete
+OURS = ".download"  # folder beside the data for archives in transit and records
 
 
 @dataclass(frozen=True)
 class Archive:
-    """One zip file. Sizes serve the check of the disk only; what arrives is judged by its MD5."""
+    """One zip file. Sizes are used only to check free space; the MD5 decides what is accepted."""
 
     path: str  #: below the server's address
     md5: str
@@ -98,13 +98,13 @@ _DEFAULTS = Options()
 
 
 def get(folder: Path, release: Release = COCO_2017, options: Options = _DEFAULTS) -> list[str]:
-    """Make the data set complete in `folder`, whatever part of it is there.
+    """Complete the data set in `folder`; parts that are already there are kept.
 
-    Without `verify` a complete one costs a look at every file's size and time; nothing is written
-    and no server is asked. Files that don't come from this function are never changed or removed.
+    If it is complete and `verify` is not set, only file sizes and times are read: nothing is
+    written and no server is contacted. Files from other sources are never changed or removed.
 
     Returns:
-        the summary's lines.
+        the lines of a summary.
 
     Raises:
         UserError: `folder` can't be written, or `from_zips` lacks an archive.
@@ -124,7 +124,7 @@ def get(folder: Path, release: Release = COCO_2017, options: Options = _DEFAULTS
 
 
 def plan(folder: Path, release: Release = COCO_2017, options: Options = _DEFAULTS) -> list[str]:
-    """What `get` would do, one line each; asks no server and writes nothing."""
+    """What `get` would do, as lines of text; contacts no server and writes nothing."""
     job = _Job(folder, release, options)
     missing = job.missing()
     lines = []
@@ -147,19 +147,19 @@ class _Job:
         self.ours = self.folder / OURS
         self.release, self.options = release, options
         self.splits = [split for name, split in release.splits.items() if name in options.splits]
-        # the smallest first: what is wrong shows early, and a finished one's zip makes room
+        # smallest first: problems show early, and deleting a finished zip frees space
         self.wanted = [release.annotations]
         if not options.annotations_only:
             self.wanted += [split.archive for split in self.splits]
         self.was_there: set[str] = set()
-        self.unchecked: set[str] = set()  # folders whose names of images are to be compared
+        self.unchecked: set[str] = set()  # folders whose image names are still to be compared
 
     def missing(self, quiet: bool = False) -> list[Archive]:
         """Archives whose files aren't all there."""
         return [a for a in self.wanted if not self._known(a, quiet) and not self._adopt(a, quiet)]
 
     def _known(self, archive: Archive, quiet: bool) -> bool:
-        """Whether all of an archive's files are there, by the record made of them."""
+        """Whether all files of an archive are there, according to the record of them."""
         record = self._record(archive)
         if record is None:
             return False
@@ -179,19 +179,19 @@ class _Job:
                     if crc is not None and archives.checksum(self.folder / name) != crc:
                         wrong.append(name)
                     progress.add(size)
-        if archive is self.release.annotations:  # adopted for fewer splits, perhaps
+        if archive is self.release.annotations:  # may have been adopted for fewer splits
             lost += [s.anno for s in self.splits if s.anno not in files]
         if wrong:
             raise Damaged(
-                f"{self.folder}: {_some(wrong)}: not as in {archive.name}; remove them and "
-                "call again"
+                f"{self.folder}: {_some(wrong)}: they differ from {archive.name}; remove them "
+                "and try again"
             )
         if lost and not quiet:
             say(f"{self.folder}: {_some(lost)}: missing")
         if touched and not lost:  # same bytes, new times: a copy
             self._write_record(archive, {n: crc for n, (_, _, crc) in files.items()}, record)
         if verify and any(crc is None for *_, crc in files.values()):
-            say(f"{archive.folder}: not unpacked here, so only sizes and counts can be compared")
+            say(f"{archive.folder}: not unpacked here, so only sizes and counts can be checked")
         if lost:
             return False
         if not record.get("keep", True):  # killed before it could be removed
@@ -200,7 +200,7 @@ class _Job:
         return True
 
     def _adopt(self, archive: Archive, quiet: bool) -> bool:
-        """Whether a folder that something else has filled is complete; if so it is written down."""
+        """Whether a folder filled by other means is complete; if so, record it."""
         if self._record(archive) is not None:
             return False
         listing = _listing(self.folder / archive.folder, archive.folder)
@@ -216,7 +216,7 @@ class _Job:
             if names and not good and not quiet:
                 say(
                     f"{self.folder / archive.folder}: holds {len(names)} of {images} images; "
-                    "only missing ones will be added"
+                    "only the missing ones will be added"
                 )
         if good:
             self._write_record(archive, dict.fromkeys(names), {"md5": None})
@@ -236,7 +236,7 @@ class _Job:
             return None
 
     def _write_record(self, archive: Archive, crcs: dict, more: dict) -> None:
-        """Note size, time (ns) and CRC-32 of each file, where a note can be written."""
+        """Record size, time (ns) and CRC-32 of each file, if the disk is writable."""
         found = _listing(self.folder / archive.folder, archive.folder)
         record = {**more, "files": {name: [*found[name], crc] for name, crc in crcs.items()}}
         try:
@@ -244,7 +244,7 @@ class _Job:
             remove_drafts(self._record_path(archive))  # of processes that were killed
             write_json(self._record_path(archive), record, compact=True)
         except OSError:
-            pass  # a data set on a read-only disk is as good; the next call looks again
+            pass  # on a read-only disk the next call checks again
 
     def url(self, archive: Archive) -> str:
         return f"{(self.options.mirror or self.release.url).rstrip('/')}/{archive.path}"
@@ -259,7 +259,7 @@ class _Job:
         raise UserError(f"--from-zips {self.options.from_zips}: {archive.name} is not in it")
 
     def room(self, missing: list[Archive]) -> int:
-        """Bytes needed at the worst moment: unpacked folders and the zip in work."""
+        """Most bytes needed at any time: the unpacked folders and the zip being processed."""
         used = worst = 0
         for archive in missing:
             own = 0 if self.options.from_zips else archive.size
@@ -283,20 +283,20 @@ class _Job:
             )
 
     def complete(self, archive: Archive, given: Path | None) -> None:
-        """Fetch, check, unpack and note one archive."""
+        """Download, check, unpack and record one archive."""
         source = given or self.ours / archive.name
         if given:
             if download.digest(given, "md5", f"{given.name}: checking") != archive.md5:
                 raise Damaged(f"{given}: its MD5 is not {archive.md5}; fetch it again")
-        elif not source.is_file():  # it gets its name only after its MD5 was right
+        elif not source.is_file():  # it gets its final name only after its MD5 was checked
             download.fetch(self.url(archive), source, archive.md5, self.options.connections)
         crcs, kept = archives.unpack(
             source, archive.folder, self.ours / f"unpack-{archive.folder}", self.folder
         )
         if kept:
             raise Damaged(
-                f"{self.folder}: {_some(kept)}: there with another content than in {archive.name}, "
-                "left alone; move them away and call again"
+                f"{self.folder}: {_some(kept)}: exist with other content than in {archive.name} "
+                "and were not changed; move them away and try again"
             )
         keep = self.options.keep_zips
         self._write_record(archive, crcs, {"md5": archive.md5, "keep": keep})
@@ -309,7 +309,7 @@ class _Job:
         """Images and boxes of each split, read once and then remembered in the record.
 
         Raises:
-            Damaged: not as published, or an image that the annotations name isn't there.
+            Damaged: the counts differ from the published ones, or a listed image is missing.
         """
         annotations = self.release.annotations
         record = self._record(annotations) or {}
@@ -352,7 +352,7 @@ class _Job:
 
 
 def _listing(folder: Path, prefix: str) -> dict[str, tuple[int, int]]:
-    """Path below the data set -> size and time of change (ns) of each file; empty if absent."""
+    """Path below the data set -> (size in bytes, modification time in ns); {} if absent."""
     found: dict[str, tuple[int, int]] = {}
     try:
         entries = os.scandir(folder)
@@ -374,9 +374,10 @@ def _is_image(name: str) -> bool:
 
 
 def _count(path: Path) -> tuple[int, int, list[str]]:
-    """Images, boxes and image names of a COCO file, by the one key that each entry has.
+    """Number of images and boxes of a COCO file, and the image names.
 
-    Ten times faster than parsing train2017's 470 MB, and without their gigabytes of objects.
+    It counts a key that each entry has once, which is ten times faster than parsing the 470 MB of
+    train2017 and needs no gigabytes of objects.
     """
     try:
         with open(path, "rb") as file:

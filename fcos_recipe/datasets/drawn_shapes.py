@@ -1,8 +1,8 @@
 """A small COCO-format detection data set of drawn shapes, for the demo and for tests.
 
-Four classes on textured backgrounds, many objects small by COCO's measure, many partly covered
-by another, some images without any. Class is told by outline alone: colour, size, angle and
-texture are drawn from the same distributions for all.
+Four classes on textured backgrounds. Many objects are small by COCO's definition, many are partly
+covered by another, and some images have none. Only the outline tells the class: colour, size, angle
+and texture come from the same distributions for all.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from fcos_recipe.errors import UserError
 
 CLASSES = ["circle", "square", "triangle", "star"]
 MANIFEST = "shapes.json"
-_VERSION = 3  # of the drawing: a set drawn by another version is drawn anew
+_VERSION = 3  # of the drawing code; a data set of another version is redrawn
 
 
 def make_shapes(
@@ -27,20 +27,21 @@ def make_shapes(
     seed: int = 0,
     size: tuple[int, int] = (160, 224),
 ) -> bool:
-    """Draw the data set, unless `root` already holds this very one, intact.
+    """Draw the data set, unless `root` already holds exactly this one.
 
     Files: `{train,val}/*.jpg` and `annotations/instances_{train,val}.json` under `root`. Boxes and
-    areas are those of the visible pixels. The same arguments and OpenCV give the same bytes.
+    areas are those of the visible pixels. The same arguments and OpenCV version give the same
+    bytes.
 
     Args:
-        root: directory to make; one made earlier with other arguments is replaced.
+        root: output directory; a data set drawn earlier with other arguments is replaced.
         train: images for training.
         val: images for validation, drawn from another seed.
         seed: non-negative.
         size: height and width of the images in pixels.
 
     Returns:
-        True when something was drawn, False when all was there.
+        True if the data set was drawn, False if it already existed.
 
     Raises:
         UserError: `root` holds other files.
@@ -53,7 +54,7 @@ def make_shapes(
         if stored == {**wanted, "sha256": _digest(root)}:
             return False
     elif root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise UserError(f"{root}: holds other files; give an empty or a new directory")
+        raise UserError(f"{root}: holds other files; choose an empty or a new directory")
 
     draft = root.with_name(root.name + ".part")
     shutil.rmtree(draft, ignore_errors=True)
@@ -66,7 +67,7 @@ def make_shapes(
 
 
 def _digest(root: Path) -> str:
-    """One hash of all images and annotations; what others cache beside them does not count."""
+    """One SHA-256 of all images and annotations; other files, such as caches, are ignored."""
     total = hashlib.sha256()
     for path in sorted([*root.glob("*/*.jpg"), *root.glob("annotations/*.json")]):
         total.update(str(path.relative_to(root)).encode() + path.read_bytes())
@@ -118,11 +119,11 @@ def draw_scene(
     outlines: list = []
     full: list = []
     for _ in range(0 if rng.random() < 0.08 else rng.integers(2, 8)):
-        for _ in range(20):  # tries to find a place that hides nothing too much
+        for _ in range(20):  # attempts to find a place that hides no other object too much
             small = rng.random() < 0.2
             side = rng.uniform(20, 34) if small else rng.uniform(44, 0.55 * height)
             centre = rng.uniform([side / 2] * 2, [width - side / 2, height - side / 2])
-            if outlines and rng.random() < 0.05:  # beside an earlier one, so that they overlap
+            if outlines and rng.random() < 0.05:  # next to an earlier one, so that they overlap
                 other = outlines[rng.integers(len(outlines))]
                 reach = (side + np.ptp(other[:, 0])) / 2 * rng.uniform(0.5, 0.8)
                 angle = rng.uniform(0, 2 * np.pi)
@@ -152,7 +153,7 @@ def draw_scene(
 
 
 def _outline(label: int, angle: float) -> np.ndarray:
-    """Corners of a shape inside the unit circle, float [n, 2]; `angle` turns it (radians)."""
+    """Corners of a shape in the unit circle, float [n, 2], rotated by `angle` (radians)."""
     name = CLASSES[label]
     corners = {"circle": 40, "square": 4, "triangle": 3, "star": 10}[name]
     start = {"circle": 0, "square": np.pi / 4, "triangle": -np.pi / 2, "star": -np.pi / 2}[name]
@@ -182,14 +183,14 @@ def _texture(rng: np.random.Generator, size: tuple[int, int], contrast: float) -
 def _paint(
     rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, outline: np.ndarray
 ) -> None:
-    """Fill the shape with a texture whose colour stands off from what is below it."""
+    """Fill the shape with a texture whose colour contrasts with the background."""
     x, y, w, h = cv2.boundingRect(mask)
     part = np.s_[max(y - 2, 0) : y + h + 2, max(x - 2, 0) : x + w + 2]
     patch, inside = image[part], mask[part] > 0
     below = patch[inside].mean(0)
     fill = _texture(rng, inside.shape, contrast=15)
     gap = np.linalg.norm(fill[inside].mean(0) - below)
-    if gap < 110:  # too alike to be seen: make it darker on a light ground, lighter on a dark one
+    if gap < 110:  # too similar: make it darker on a light background, lighter on a dark one
         fill += (110 - gap) * (1 if below.mean() < 128 else -1)
     soft = cv2.GaussianBlur(inside.astype(np.float32), (3, 3), 0)[..., None]  # smooth edge
     patch += (fill - patch) * soft

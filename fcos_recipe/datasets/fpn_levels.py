@@ -1,4 +1,4 @@
-"""Which FPN levels FCOS trains each box on, for a whole data set and without its images.
+"""Which FPN levels FCOS trains each box on, for a whole data set and without reading images.
 
 The locations are those of `targets.assign`, the function that training calls; here it runs over
 thousands of images at once. The padding of a batch does not matter: boxes end at their image.
@@ -14,12 +14,12 @@ from fcos_recipe.data.targets import Assignment, Gt2FCOSTarget, assign
 from fcos_recipe.data.transforms import UsualChain, named
 from fcos_recipe.errors import UserError
 
-ROWS = 1_000_000  # candidate locations of a level that are looked at together: 100 MB
+ROWS = 1_000_000  # candidate locations of a level that are processed together: 100 MB
 SIZES = ("small", "medium", "large")  # of boxes, COCO's
-WHY = {  # a box owns no location
-    "covered": "smaller boxes own every location",
-    "range": "no location on the level for its size",
-    "small": "no location of any level inside",
+WHY = {  # why a box has no positive location
+    "covered": "smaller boxes take every location",
+    "range": "no location inside it on the level for its size",
+    "small": "no location of any level inside it",
 }
 REASONS = tuple(WHY)
 
@@ -31,7 +31,7 @@ class Rules:
     Args:
         targets: the rules of the operator Gt2FCOSTarget, as `assign` takes them.
         resize: arguments of the operator Resize; None leaves images as they are.
-        text: the two in one line, with what the line leaves out.
+        text: one line for people that says how images are resized.
     """
 
     targets: Assignment
@@ -40,10 +40,10 @@ class Rules:
 
     @classmethod
     def of(cls, config: Config) -> "Rules":
-        """The rules of a config: its training resize, or where that is random the evaluation's.
+        """The rules of a config: its training resize, or the evaluation's if that is random.
 
         Raises:
-            UserError: the config makes no FCOS targets.
+            UserError: the config has no Gt2FCOSTarget.
         """
         chains = []
         for section in ("TrainReader", "EvalReader"):
@@ -53,14 +53,14 @@ class Rules:
         if arguments is None:
             raise UserError(
                 f"{display(config.path)}: TrainReader.batch_transforms: no Gt2FCOSTarget; FPN "
-                "levels are those of an FCOS config"
+                "levels are only known for an FCOS config"
             )
         steps = [dict(named(sample)) for sample, _ in chains]
         fixed = UsualChain.of(*chains[0]) is not None and "RandomResize" not in steps[0]
         resize = steps[0 if fixed else 1].get("Resize")
         text = f"{display(config.path)}: "
         if resize is None:
-            text += "images as they are"
+            text += "images are not resized"
         else:
             size = resize["target_size"]
             bounds = [size, size] if isinstance(size, int) else size
@@ -71,7 +71,7 @@ class Rules:
         return cls(Gt2FCOSTarget(**arguments).rules, resize, text)
 
     def resized(self, box: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes as `images.resize` leaves them, clipped.
+        """Boxes after `images.resize`, clipped to the resized image.
 
         Args:
             box: float32 [M, 4], pixels of the original images.
@@ -87,7 +87,8 @@ class Rules:
             if self.resize.get("keep_ratio", True):
                 bound = np.minimum(min(target) / size.min(axis=1), max(target) / size.max(axis=1))
                 scale = np.stack([bound, bound], axis=1)
-                # A float64 scalar times a float32 array is float64 from NumPy 2 on, as there.
+                # Same type as in `images.resize`: NumPy 2 makes float64 of a float64 scalar
+                # times a float32 array.
                 kind = np.result_type(np.ones(1, np.float32) * np.float64(1))
             else:
                 scale = np.asarray(target) / size
@@ -100,13 +101,13 @@ class Rules:
 def positives(
     rules: Assignment, box: np.ndarray, size: np.ndarray, image: np.ndarray
 ) -> np.ndarray:
-    """Locations that each box owns.
+    """Number of positive locations of each box on each FPN level.
 
     Args:
         rules: as `assign` takes them.
         box: float32 [M, 4], clipped boxes in pixels of the resized images.
         size: float [M, 2], height and width of the resized images.
-        image: int [M], ascending: boxes of one number compete for locations.
+        image: int [M], ascending; boxes with the same number compete for locations.
 
     Returns:
         int64 [M, levels].
@@ -136,16 +137,16 @@ def positives(
 
 
 def reasons(rules: Assignment, box: np.ndarray, size: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Why boxes own no location.
+    """Why boxes have no positive location.
 
     Args:
         rules, box, size: as for `positives`.
         counts: what `positives` returned.
 
     Returns:
-        int64 [M]: -1 for a box that owns locations, else a position in `REASONS`: "covered", alone
-        on its image it would own some; "range", locations lie in it, but on no level whose range
-        holds its size; "small", no location of any level lies in it.
+        int64 [M]: -1 for a box with locations, otherwise an index into `REASONS`: "covered": alone
+        on its image it would have some; "range": locations lie inside it, but not on a level whose
+        range includes its size; "small": no location of any level lies inside it.
     """
     why = np.full(len(box), -1)
     lost = np.flatnonzero(counts.sum(axis=1) == 0)

@@ -1,4 +1,4 @@
-"""Which annotations and images a `fcos dataset` command means: DIR, FILE.json or a config."""
+"""Find the data that a `fcos dataset` command names by DIR, FILE.json or config."""
 
 import os
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from fcos_recipe.data.index import Index, open_index
 from fcos_recipe.errors import UserError
 from fcos_recipe.places import ROOT
 
-RULES = ROOT / "configs" / "fcos" / "fcos_r50_fpn_1x_coco.yml"  # where no config is named
+RULES = ROOT / "configs" / "fcos" / "fcos_r50_fpn_1x_coco.yml"  # the default config
 SPLITS = {"train": "TrainDataset", "val": "EvalDataset"}
-LOOK_AT = 20  # file names that are looked for in a directory to know it for that of the images
+LOOK_AT = 20  # how many file names are looked up to recognise the image directory
 
 
 @dataclass
@@ -21,10 +21,10 @@ class Source:
     """One split.
 
     Args:
-        name: "train", "val", or an annotation file's stem.
+        name: "train", "val", or the annotation file's stem.
         path: of the annotation file.
-        images: directory of the images; None where none was found.
-        options: further keys of the config's section, as `load_crowd`.
+        images: image directory; None if none was found.
+        options: further keys of the config's section, such as `load_crowd`.
     """
 
     name: str
@@ -40,21 +40,21 @@ def sources(
     target: Path | None, config: Path | None, overrides: Sequence[str] = (),
     split: str | None = None, images: Path | None = None, look: bool = True,
 ) -> tuple[list[Source], Config]:  # fmt: skip
-    """The splits of a data set, and the config whose rules hold.
+    """The splits of a data set, and the config that applies to them.
 
     Args:
         target: a folder in COCO format, or an annotation file; None: the data of `config`.
         config: default `RULES`.
         overrides: KEY=VALUE of the config.
         split: only this one of `SPLITS`.
-        images: folder of the images; None: where they are found.
-        look: look for the images where they are not named, which needs sound annotations.
+        images: image folder; None: search for it.
+        look: search for image folders that are not named; this needs valid annotations.
 
     Raises:
-        UserError: nothing named, nothing found; the line says what was looked for.
+        UserError: no data was named or found; the message says what was looked for.
     """
     if target is None and config is None:
-        raise UserError("no data named: give DIR, FILE.json or -c CONFIG")
+        raise UserError("no data given: name DIR, FILE.json or -c CONFIG")
     rules = load_config(config or RULES, overrides)
     if target is None:
         found = _of_config(rules, split)
@@ -91,19 +91,19 @@ def _of_config(config: Config, split: str | None) -> list[Source]:
         else:
             missing += config.missing_files(SPLITS[name])
     if not found:
-        raise UserError("\n".join(missing) or f"{display(config.path)}: names no annotation file")
+        raise UserError("\n".join(missing) or f"{display(config.path)}: no annotation file in it")
     return found
 
 
 def annotation_files(folder: Path, split: str) -> list[Path]:
-    """Annotation files that can be those of a split, by their names; "" means any.
+    """Annotation files whose names fit a split; split "" fits any.
 
     Args:
-        folder: has annotations/instances_train2017.json, train.json, or, as Roboflow exports them,
-            train/_annotations.coco.json and valid/...
+        folder: holds annotations/instances_train2017.json, train.json, or, as Roboflow exports
+            them, train/_annotations.coco.json and valid/...
 
     Returns:
-        sorted; COCO's captions, keypoints and the like only where there is nothing else.
+        the files, sorted; COCO's captions, keypoints and the like only if there are no others.
     """
 
     def of(name: str) -> bool:
@@ -135,13 +135,13 @@ def _of_folder(folder: Path, split: str | None) -> list[Source]:
 def image_folder(
     path: str, names: list[str], split: str = "", roots: Sequence[Path] = ()
 ) -> str | None:
-    """The directory near an annotation file that has most of these images; None where none has any.
+    """The directory near an annotation file that has most of these images, or None.
 
     Args:
         path: of the annotation file.
         names: of some of its images.
-        split: a directory that bears the name of another split is not taken.
-        roots: where to look, there and one folder below, instead of near the file.
+        split: directories named after another split are skipped.
+        roots: search these and their subfolders instead of the surroundings of the file.
     """
     near = Path(path).resolve().parent
     own = [s for s in SPLITS if s in split]

@@ -1,8 +1,8 @@
-"""`fcos config new`: a short config for a folder of one's own, with the reason for every value.
+"""`fcos config new`: write a short config for your own data, with the reason for every value.
 
-The schedule is a rule of thumb, as the written comments say: a small data set gets enough epochs
-for `FINE_TUNING` steps of the base's batch, `SCRATCH` times as many from random weights; a large
-one gets the base's own epochs.
+The schedule is a rule of thumb, as the comments in the config say: a small data set gets enough
+epochs for `FINE_TUNING` steps of the base config's batch, or `SCRATCH` times as many from random
+weights; a large data set keeps the base's number of epochs.
 """
 
 import json
@@ -18,11 +18,11 @@ from fcos_recipe.errors import UserError, UserErrors, printable
 from fcos_recipe.files.atomic import draft
 from fcos_recipe.places import ROOT
 
-FINE_TUNING = 500  # steps of `base_batch` images that a run has at least, from a detector's weights
-SCRATCH = 3  # times as many, and as many epochs, without: He et al. 2019, arXiv 1811.08883
+FINE_TUNING = 500  # fewest steps of `base_batch` images when starting from a detector's weights
+SCRATCH = 3  # factor for steps and epochs from scratch: He et al. 2019, arXiv 1811.08883
 MOST_EPOCHS = 100
-WARM_UP = 10  # a warm-up is at most one part in so many of the run
-EVALUATIONS = 12  # of a run, as the published schedule has
+WARM_UP = 10  # warm-up takes at most 1/WARM_UP of the run
+EVALUATIONS = 12  # per run, as in the published schedule
 MOST_NAMES = 20  # classes listed in the header
 
 
@@ -30,8 +30,11 @@ class Split(NamedTuple):
     """Annotations and images of one split; paths are absolute.
 
     Args:
-        images: in use: listed and there.
-        empty: those of them without a box.
+        anno: annotation file.
+        folder: image directory.
+        files: paths of the images in use.
+        images: number of images that are listed and exist.
+        empty: number of those without a box.
         boxes: class name -> boxes.
     """
 
@@ -53,19 +56,19 @@ class Split(NamedTuple):
 
 @dataclass
 class Request:
-    """What `new` is asked for.
+    """The arguments of `new`.
 
     Args:
         data: a folder in COCO format.
-        output: the new config.
-        base: a config of configs/fcos, or a file.
-        train, val: annotations, where they are not found; val "none": do without.
-        images: where to look for the images: here or one folder below.
-        cards: processes.
-        batch_size: images per card; None: the base's.
-        weights: a file, URL or name of the zoo to start from; None: the base's.
+        output: the config to write.
+        base: name of a config in configs/fcos, or a file.
+        train, val: annotation files, if they can't be found; val "none": no evaluation.
+        images: folder with the images, or whose subfolders have them.
+        cards: number of cards.
+        batch_size: images per card; None: as in the base.
+        weights: file, URL or zoo name of initial weights; None: as in the base.
         from_scratch: start from random weights.
-        force: replace `output`.
+        force: replace an existing `output`.
     """
 
     data: Path
@@ -83,7 +86,7 @@ class Request:
 
 @dataclass
 class Written:
-    """What `new` has found, and how its config trains."""
+    """The splits that `new` found, and how the config scales the learning rate."""
 
     train: Split
     val: Split | None
@@ -94,8 +97,8 @@ def new(args: Request) -> Written:
     """Write the config.
 
     Raises:
-        UserError: no such folder; annotations or images that are missing or ambiguous; a file that
-            is there already.
+        UserError: the folder is missing, annotations or images are missing or ambiguous, or
+            `output` exists.
     """
     if args.output.exists() and not args.force:
         raise UserError(f"{args.output}: exists; choose another name, or --force to replace it")
@@ -107,13 +110,13 @@ def new(args: Request) -> Written:
     if found["val"] == found["train"]:
         raise UserError(f"{found['train']}: --train and --val are the same file; "
                         "give --val other annotations, or --val none")  # fmt: skip
-    assert found["train"]  # only --val may be none
+    assert found["train"]  # only --val can be "none"
     train = _open("train", found["train"], args.images, False)
     val = _open("val", found["val"], args.images, True) if found["val"] else None
     if val and list(val.boxes) != list(train.boxes):
         raise UserError(
             f"{val.anno}: categories: {_listed(val.boxes)}; {train.anno} has "
-            f"{_listed(train.boxes)}; make both lists equal, in the same order"
+            f"{_listed(train.boxes)}; both lists must have the same names in the same order"
         )
     text = _text(args, data, base, train, val)
     try:
@@ -129,12 +132,12 @@ def _base(name: str) -> Config:
     base = load_config(path if path.is_file() or not ours.is_file() else ours)
     for key in ("LearningRate.base_lr", "LearningRate.schedulers", "TrainReader", "FCOSHead"):
         if base.node(key) is None:
-            raise UserError(f"--base {name}: no config to train with: {key} is not set")
+            raise UserError(f"--base {name}: this config can't train: {key} is not set")
     return base
 
 
 def _annotations(args: Request, data: Path, split: str) -> str | None:
-    """The annotation file of a split: the one that is named, or the only one that fits."""
+    """The annotation file of a split: the named one, or the only one that fits."""
     from fcos_recipe.datasets.locate import annotation_files
 
     given = args.train if split == "train" else args.val
@@ -147,7 +150,7 @@ def _annotations(args: Request, data: Path, split: str) -> str | None:
         return os.path.abspath(places[0])
     found = annotation_files(data, split)
     if split == "train" and not found:
-        found = annotation_files(data, "")  # a single file of any name
+        found = annotation_files(data, "")  # accept a single file of any name
         if not found:
             raise UserError(
                 f"{data}: no annotations found: looked for annotations/*train*.json, *train*.json "
@@ -177,8 +180,8 @@ def _open(split: str, path: str, images: Path | None, judged: bool) -> Split:
     folder = image_folder(path, names, split, roots)
     if folder is None:
         where = images or Path(path).parent
-        raise UserError(f"{path}: none of its first images is in or near {where}; say where they "
-                        "are with --images DIR")  # fmt: skip
+        raise UserError(f"{path}: none of its first images is in or near {where}; name their "
+                        "folder with --images DIR")  # fmt: skip
     folder = os.path.abspath(folder)
     dataset = COCODataSet(folder, "", path, allow_empty=True)
     dataset.parse_dataset()
@@ -190,29 +193,29 @@ def _open(split: str, path: str, images: Path | None, judged: bool) -> Split:
     before = np.concatenate([[0], np.cumsum(real)])[index.box_start]
     empty = int((np.diff(before)[dataset.rows] == 0).sum())
     if not judged and empty == len(dataset):
-        raise UserError(f"{path}: no box to train on in {empty} images")
+        raise UserError(f"{path}: none of the {empty} images has a box to train on")
     files = {dataset.image_info(i)["im_file"] for i in range(len(dataset))}
     names = {printable(name): count for name, count in zip(index.class_names, boxes)}
     if len(names) < len(boxes):
-        raise UserError(f"{path}: categories: a name occurs twice; rename one")
+        raise UserError(f"{path}: categories: a name occurs twice; rename one of them")
     return Split(path, folder, files, len(dataset), empty, names)
 
 
 def _used(train: Split) -> int:
-    """Images of an epoch: at most half of them are without a box."""
+    """Images per epoch: at most half of them have no box."""
     full = train.images - train.empty
     return full + min(train.empty, full)
 
 
 def _text(args: Request, data: Path, base: Config, train: Split, val: Split | None):
-    """The YAML, each value with its reason."""
+    """The text of the config, with a reason for each value."""
     images, source = _used(train), base.data["TrainReader"]
     batch = args.batch_size or source.get("batch_size", 1)
     weights, why, scratch = _start(args, base)
     rate = base.data["LearningRate"]
     base_lr, base_batch = rate["base_lr"], rate.get("base_batch", args.cards * batch)
     factor = SCRATCH if scratch else 1
-    longer = factor if base.data["pretrain_weights"] else 1  # or the base is from scratch itself
+    longer = factor if base.data["pretrain_weights"] else 1  # else the base is long enough
     least = base.data["epoch"] * longer
     wanted = math.ceil(FINE_TUNING * factor * base_batch / images)
     epochs = max(least, min(wanted, MOST_EPOCHS))
@@ -229,7 +232,7 @@ def _text(args: Request, data: Path, base: Config, train: Split, val: Split | No
     if epochs == least:
         rule = f"the base's {base.data['epoch']} epochs" + f" x {longer}" * (longer > 1)
     elif epochs < wanted:
-        rule = f"the most that the rule of thumb gives; {FINE_TUNING * factor} steps would be " \
+        rule = f"the rule of thumb's maximum; {FINE_TUNING * factor} steps would take " \
             f"{wanted} epochs"  # fmt: skip
     else:
         rule = (
@@ -240,7 +243,7 @@ def _text(args: Request, data: Path, base: Config, train: Split, val: Split | No
         *_header(train, val),
         f"_BASE_: [{_yaml(str(path))}]",
         "",
-        (f"num_classes: {len(train.boxes)}", f"as many as {Path(train.anno).name} has"),
+        (f"num_classes: {len(train.boxes)}", f"the classes of {Path(train.anno).name}"),
         *_data(data, train, val),
         "",
         (f"pretrain_weights: {_yaml(weights)}", why),
@@ -252,7 +255,7 @@ def _text(args: Request, data: Path, base: Config, train: Split, val: Split | No
         "",
         (f"epoch: {epochs}", f"{seen}; {rule}"),
         (f"eval_interval: {interval}", f"{math.ceil(epochs / interval)} evaluations"),
-        (f"snapshot_epoch: {interval}", "as often"),
+        (f"snapshot_epoch: {interval}", "save as often as evaluating"),
         (f"launch: {{cards: {args.cards}}}", "--gpus N overrides it; the LR follows"),
     ]
     if args.batch_size:
@@ -261,7 +264,7 @@ def _text(args: Request, data: Path, base: Config, train: Split, val: Split | No
         "LearningRate:",
         (f"  base_lr: {base_lr:g}", f"the base's; a step of {total} images gets "
                                     f"{base_lr * total / base_batch:g} = x {total} / {base_batch}"),
-        (f"  base_batch: {base_batch}", "images per step that base_lr and the warm-up belong to"),
+        (f"  base_batch: {base_batch}", "images per step for base_lr and the warm-up"),
         "  schedulers:",
         *((f"  - {one}", note) for one, note in zip(schedulers, notes, strict=True)),
     ]  # fmt: skip
@@ -275,7 +278,7 @@ def _text(args: Request, data: Path, base: Config, train: Split, val: Split | No
 def _header(train: Split, val: Split | None) -> list[str]:
     absent = [name for name, count in train.boxes.items() if not count]
     lines = [
-        "# Written by `fcos config new`; yours to change.",
+        "# Written by `fcos config new`; change it as you like.",
         "#",
         f"# classes  {_listed(train.boxes, counts=True)}",
         f"# train    {train.images} images, {train.empty} of them without a box, "
@@ -284,12 +287,12 @@ def _header(train: Split, val: Split | None) -> list[str]:
     if val:
         lines.append(f"# val      {val.images} images, {sum(val.boxes.values())} boxes")
     if absent:
-        lines.append(f"# never    {_listed(absent)}: no box to learn from")
+        lines.append(f"# no boxes {_listed(absent)}")
     return lines
 
 
 def _listed(names, counts: bool = False) -> str:
-    """Class names as they can stand in a comment: a line break would end it."""
+    """Class names in a form that is safe in a comment, which a line break would end."""
     shown = [
         (name if name.isprintable() else ascii(name)) + (f" {names[name]}" if counts else "")
         for name in list(names)[:MOST_NAMES]
@@ -312,25 +315,25 @@ def _data(data: Path, train: Split, val: Split | None) -> list:
         notes["allow_empty"] = f"{train.empty} of {train.images} images have no box: negatives"
     if train.images > _used(train):
         more["empty_ratio"] = 0.5
-        notes["empty_ratio"] = f"at most half of an epoch, {_used(train) // 2} of the {train.empty}"
+        notes["empty_ratio"] = f"at most half of an epoch: {_used(train) // 2} of {train.empty}"
     names = {"name": "ImageFolder", "dataset_dir": str(data)}
     names["anno_path"] = (val or train).section(data)["anno_path"]
     lines = block("TrainDataset", train.section(data, **more), notes)
     if val:
         lines += block("EvalDataset", val.section(data), {})
     else:
-        lines.append(("EvalDataset: null", "nothing to evaluate on: train without --eval"))
+        lines.append(("EvalDataset: null", "there is nothing to evaluate on; train without --eval"))
     return lines + block("TestDataset", names, {"anno_path": "class names of predictions"})
 
 
 def _yaml(value: Any) -> str:
-    """`yaml_text`, but letters beyond ASCII stay as they are."""
+    """`yaml_text`, but printable non-ASCII letters are not escaped."""
     readable = isinstance(value, str) and value.isprintable() and not value.isascii()
     return json.dumps(value, ensure_ascii=False) if readable else yaml_text(value)
 
 
 def _start(args: Request, base: Config) -> tuple[str, str, bool]:
-    """Weights to start from, why, and whether that is from scratch."""
+    """Initial weights, the reason, and whether training starts from scratch."""
     from fcos_recipe.checkpoint.zoo import ZOO
 
     if args.from_scratch:
@@ -342,36 +345,36 @@ def _start(args: Request, base: Config) -> tuple[str, str, bool]:
     same = [name for name in ZOO if base.name.startswith(name)]  # ..._fast has its weights, too
     if same:
         name = max(same, key=len)
-        return ZOO[name].url, f"{ZOO[name].text} on COCO; the classifier starts anew", False
+        return ZOO[name].url, f"{ZOO[name].text} on COCO; the classifier is initialised anew", False
     own = base.data["pretrain_weights"] or ""
-    why = "the base's" if own else "none are published for this base: from scratch"
+    why = "as in the base" if own else "none are published for this base; train from scratch"
     return own, why, not own
 
 
 def _schedulers(given: list[dict], base_epochs: int, epochs: int, steps: int):
-    """The base's decay and warm-up, stretched to `epochs`; and why."""
+    """The base's decay and warm-up, scaled to `epochs`, with the reasons."""
     decay, *warm = ({k: v for k, v in one.items()} for one in given)
     if "milestones" in decay:
         old = decay["milestones"]
         decay["milestones"] = [max(1, round(m * epochs / base_epochs)) for m in old]
-        notes = [f"at the same parts of the run as the base's {old} of {base_epochs}"]
+        notes = [f"at the same fractions of the run as the base's {old} of {base_epochs}"]
     else:
         decay["max_epochs"] = epochs
-        notes = ["to the run's end"]
+        notes = ["until the end of the run"]
     for one in warm:
         one.pop("epochs", None)
         written = one.get("steps", 500)
         one["steps"] = max(1, min(written, steps // WARM_UP))
         notes.append(
             f"a tenth of {steps}; the base has {written}" if one["steps"] < written
-            else f"the base's; less than a tenth of {steps}"
+            else f"as in the base; less than a tenth of {steps}"
         )  # fmt: skip
     text = [f"!{one.pop('name')} {yaml_text(one)}" for one in [decay, *warm]]
     return text, notes
 
 
 def _written(path: Path, text: str, cards: int, images: int) -> scaling.ScalePlan:
-    """Write beside, check as `fcos config validate --files` and a run do, then rename."""
+    """Write a draft, check it like `fcos config validate --files` and a run do, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with draft(path, ending=".yml") as part:
@@ -379,7 +382,7 @@ def _written(path: Path, text: str, cards: int, images: int) -> scaling.ScalePla
             config = load_config(part)
             if missing := config.missing_files():
                 raise UserErrors(missing)
-            scaling.plan(config, cards, images)
+            scaling.plan_scaling(config, cards, images)
     except UserError as error:
         raise UserError(str(error).replace(display(part), display(path))) from None
-    return scaling.plan(load_config(path), cards, images)
+    return scaling.plan_scaling(load_config(path), cards, images)

@@ -2,15 +2,16 @@
 
 import functools
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import paddle
 import paddle.distributed as dist
 
+from fcos_recipe.files.atomic import replace_folder
 
-def start() -> tuple[int, int]:
+
+def join_ranks() -> tuple[int, int]:
     """Join the launcher's process group when there is one.
 
     Returns:
@@ -76,6 +77,5 @@ def everywhere(folder: Path, mark: str) -> None:
             part.mkdir(parents=True, exist_ok=True)
             (part / Path(name).name).write_bytes(data[0])
     if takes:
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
+        replace_folder(part, folder)
     dist.barrier()

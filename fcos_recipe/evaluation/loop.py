@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import paddle
 import paddle.distributed as dist
@@ -44,15 +45,29 @@ class DealtBatches:
 REFERENCE_BATCHES = {"batch_size": 1, "batch_transforms": [{"PadBatch": {"pad_to_stride": 128}}]}
 
 
-def build_loader(
+class EvaluationSet(NamedTuple):
+    """What a model is evaluated on.
+
+    Args:
+        loader: yields this rank's batches.
+        metric: collects detections and compares them with the ground truth.
+        image_ids: ids of the images that count; None: all of the annotation file.
+    """
+
+    loader: Any
+    metric: CocoMetric
+    image_ids: list | None
+
+
+def build_evaluation_set(
     cfg,
     rank: int,
     ranks: int,
     sizes: Sequence[int] | None = None,
     reader: dict | None = None,
     **judging,
-):
-    """Evaluation data set and this rank's loader.
+) -> EvaluationSet:
+    """The config's EvalDataset, and this rank's share of it.
 
     Args:
         cfg: ppdet's global config.
@@ -61,9 +76,6 @@ def build_loader(
             `tta.Views`.
         reader: EvalReader's arguments that replace the config's.
         judging: `score_threshold` and `max_dets` of `CocoMetric`.
-
-    Returns:
-        (loader, metric, ids of the images to judge on: None for all of the annotations).
     """
     dataset = create("EvalDataset")()
     dataset.check_or_download_dataset()
@@ -89,15 +101,16 @@ def build_loader(
     metric.dataset = dataset
     # only an explicit sample_num narrows the judgement: a missing image counts as not found
     chosen = range(len(dataset)) if dataset.sample_num > 0 else None
-    return loader, metric, chosen and [dataset.image_info(i)["im_id"] for i in chosen]
+    ids = [dataset.image_info(i)["im_id"] for i in chosen] if chosen else None
+    return EvaluationSet(loader, metric, ids)
 
 
-def evaluate(model, loader, metric: CocoMetric, img_ids, autocast, beat=lambda: None) -> dict:
+def evaluate(model, data: EvaluationSet, autocast, beat=lambda: None) -> dict:
     """COCO figures of a model. All ranks must call it; all get the result.
 
     Args:
         model: in any mode; left in evaluation mode.
-        loader, metric, img_ids: from `build_loader`.
+        data: from `build_evaluation_set`.
         autocast: makes the context of each forward pass.
         beat: called after each batch, for a watchdog.
 
@@ -106,6 +119,7 @@ def evaluate(model, loader, metric: CocoMetric, img_ids, autocast, beat=lambda: 
         NMS; without the matching), `seconds` of the whole evaluation and `images`.
     """
     start = time.perf_counter()
+    loader, metric, image_ids = data
     metric.reset()
     model.eval()
     if dist.get_world_size() > 1 and hasattr(model, "state_dict"):
@@ -129,7 +143,7 @@ def evaluate(model, loader, metric: CocoMetric, img_ids, autocast, beat=lambda: 
     result = None
     if dist.get_rank() == 0:
         metric.merge(state for state, _, _ in shares)
-        result = metric.result(img_ids)
+        result = metric.result(image_ids)
         result["images"] = sum(count for _, count, _ in shares)
         slowest = max(seconds for _, _, seconds in shares)
         result["images_per_second"] = result["images"] / slowest

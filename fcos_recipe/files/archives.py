@@ -1,4 +1,4 @@
-"""Unpack zip archives: nothing outside the folder, nothing overwritten, resumable."""
+"""Unpack zip archives safely: only into one folder, without overwriting files, resumable."""
 
 import os
 import re
@@ -12,21 +12,21 @@ from fcos_recipe.console import Progress, amount
 from fcos_recipe.files.atomic import draft
 from fcos_recipe.files.download import Damaged, NoSpace, free_bytes, local_failure
 
-RATIO = 100  # unpacked : packed size above which an archive counts as a bomb; JSON packs 1 : 5
+RATIO = 100  # unpacked : packed size above which an archive is refused as a zip bomb; JSON has 5
 _BLOCK = 1 << 20
 
 
 def members(archive: str | Path, top: str) -> list[zipfile.ZipInfo]:
-    """The files of an archive, after a look at all of them.
+    """Check all entries of an archive and return its files.
 
     Args:
         archive: a zip file.
-        top: the one folder that everything in it has to be in.
+        top: the folder that must contain all entries.
 
     Raises:
-        Damaged: not a zip, or an entry that is absolute, climbs out of `top`, is a link or a
-            device, is encrypted or occurs twice; or that all together unpack to `RATIO` times the
-            archive's size.
+        Damaged: the file is not a zip archive; an entry is absolute, is outside `top`, is a link or
+            a device, is encrypted, or occurs twice; or the archive would unpack to more than
+            `RATIO` times its size.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -40,7 +40,9 @@ def members(archive: str | Path, top: str) -> list[zipfile.ZipInfo]:
         seen.add(info.filename)
     total = sum(info.file_size for info in infos)
     if total > RATIO * max(os.path.getsize(archive), 1):
-        raise Damaged(f"{archive}: would unpack to {total} bytes, {RATIO} times its size; a bomb?")
+        raise Damaged(
+            f"{archive}: would unpack to {total} bytes, over {RATIO} times its size; a zip bomb?"
+        )
     return [info for info in infos if not info.is_dir()]
 
 
@@ -56,7 +58,7 @@ def _unsafe(info: zipfile.ZipInfo, top: str) -> str:
 
 
 def checksum(path: str | Path) -> int:
-    """CRC-32 of a file's bytes, as zip archives hold it."""
+    """CRC-32 of a file, as in zip archives."""
     crc = 0
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):
@@ -65,24 +67,24 @@ def checksum(path: str | Path) -> int:
 
 
 def unpack(archive: Path, top: str, staging: Path, final: Path) -> tuple[dict, list[str]]:
-    """Unpack into `staging`, then move into `final` what isn't there.
+    """Unpack into `staging`, then move missing files to `final`.
 
-    A new folder appears in `final` in one step; in one that exists only missing files are added.
-    After a kill, files whose length and CRC-32 are right are kept.
+    A new folder is moved to `final` atomically; if the folder exists, only missing files are added.
+    After an interruption, files with correct length and CRC-32 are not unpacked again.
 
     Args:
-        archive: a zip file whose entries all are in the folder `top`.
+        archive: a zip file whose entries are all in the folder `top`.
         top: that folder's name.
-        staging: scratch directory on `final`'s file system; removed at the end.
-        final: directory that gets the folder.
+        staging: temporary directory on `final`'s file system; removed at the end.
+        final: directory to put the folder in.
 
     Returns:
-        each file's path below `final` with its CRC-32, and the paths of files that were there with
-        another content and have been left alone.
+        each file's path below `final` with its CRC-32, and the paths of existing files with other
+        content, which were not changed.
 
     Raises:
-        Damaged: unsafe archive (see `members`), or a file in it that doesn't match its CRC-32.
-        NoSpace, DownloadError: a file can't be written.
+        Damaged: the archive is unsafe (see `members`), or a file does not match its CRC-32.
+        NoSpace, DownloadError: a file cannot be written.
     """
     infos = members(archive, top)
     fresh = not os.path.lexists(final / top)
@@ -90,7 +92,7 @@ def unpack(archive: Path, top: str, staging: Path, final: Path) -> tuple[dict, l
     new = (i for i in infos if not any((folder / i.filename).exists() for folder in there))
     if (needed := sum(info.file_size for info in new)) > (free := free_bytes(final)):
         raise NoSpace(
-            f"{final}: {amount(needed)} to unpack, {amount(free)} free; make room and call again"
+            f"{final}: {amount(needed)} to unpack, {amount(free)} free; free space and run again"
         )
     crcs, kept, label = {}, [], f"{archive.name}: unpacking"
     with (
@@ -115,7 +117,7 @@ def unpack(archive: Path, top: str, staging: Path, final: Path) -> tuple[dict, l
                 if (staging / name).exists():
                     _move(staging / name, final / name)
         shutil.rmtree(staging)
-        os.sync()  # before anyone writes down that all is there
+        os.sync()  # before the caller records that all files exist
     except OSError as error:
         raise local_failure(error, final / top) from None
     return crcs, kept
@@ -134,7 +136,7 @@ def _extract(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> No
         with opened.open(info) as source, open(target, "wb") as file:
             shutil.copyfileobj(source, file, _BLOCK)
         if target.stat().st_size != info.file_size:
-            raise zipfile.BadZipFile("shorter than it says")
+            raise zipfile.BadZipFile("shorter than its recorded size")
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise Damaged(f"{opened.filename}: {info.filename}: {error}") from None
     except OSError as error:
@@ -142,7 +144,7 @@ def _extract(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> No
 
 
 def _move(source: Path, target: Path) -> None:
-    """Rename, also where `target`'s folder is a link to another file system."""
+    """Rename a file, or copy it if `target`'s folder is a link to another file system."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.rename(source, target)

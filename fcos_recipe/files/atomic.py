@@ -1,10 +1,11 @@
-"""Files that are replaced in one step: whoever reads one sees the old content or the new one."""
+"""Replace files atomically: readers see either the old or the new content."""
 
 import contextlib
 import glob
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,14 +13,14 @@ from typing import Any, BinaryIO
 
 @contextlib.contextmanager
 def draft(path: Path, durable: bool = False, ending: str = "") -> Iterator[Path]:
-    """A new, empty file beside `path`, which replaces it when the `with` block ends.
+    """Create an empty file next to `path`, which replaces it when the `with` block ends.
 
-    If the block or the replacement fails, the new file is removed and `path` stays as it was.
+    If the block or the replacement fails, the new file is removed and `path` is not changed.
 
     Args:
-        path: the file to replace or make; its folder must exist.
-        durable: the new content is on the disk before it replaces the old, so that a power cut
-            leaves one of the two.
+        path: the file to replace or create; its folder must exist.
+        durable: flush the new content to disk before it replaces the old, so that a power cut
+            cannot lose both.
         ending: of the new file's name.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}{ending}")
@@ -36,7 +37,7 @@ def draft(path: Path, durable: bool = False, ending: str = "") -> Iterator[Path]
 
 
 def remove_drafts(path: Path) -> None:
-    """Remove what killed processes left of their drafts of `path`; nobody else may write to it."""
+    """Remove drafts of `path` left by killed processes; no other process may be writing it."""
     for part in path.parent.glob(f".{glob.escape(path.name)}.*"):
         part.unlink(missing_ok=True)
 
@@ -44,7 +45,7 @@ def remove_drafts(path: Path) -> None:
 def replace_file(
     path: Path, content: str | bytes | Callable[[BinaryIO], object], durable: bool = False
 ) -> None:
-    """Write a file in one step.
+    """Write a file atomically.
 
     Args:
         path, durable: see `draft`.
@@ -57,8 +58,21 @@ def replace_file(
             file.write(content.encode() if isinstance(content, str) else content)
 
 
+def replace_folder(part: Path, final: Path) -> None:
+    """Rename a finished folder to `final`, in place of the folder of that name, if there is one.
+
+    A reader may find neither for a moment, but never a mixture of the two.
+    """
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    part.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def write_json(path: Path, value: Any, compact: bool = False) -> None:
-    """Replace a JSON file, durably: a line per value, or `compact`: all in one line."""
+    """Replace a JSON file atomically and durably; `compact`: without line breaks."""
     if compact:
         text = json.dumps(value, separators=(",", ":"))
     else:
@@ -67,7 +81,7 @@ def write_json(path: Path, value: Any, compact: bool = False) -> None:
 
 
 def flush(path: Path) -> None:
-    """Make a file or folder survive a power cut."""
+    """Write a file or folder to disk, so that it survives a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

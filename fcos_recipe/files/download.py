@@ -1,8 +1,8 @@
-"""Fetch a file over HTTP so that a cut, a kill or a reboot costs seconds, not the download.
+"""Download a file over HTTP, resuming after a broken connection, a kill or a reboot.
 
-While a transfer runs, `NAME.part` holds its bytes and `NAME.part.json` says which of them are
-safely on the disk and which version of the server's file they belong to. `NAME` itself appears only
-when its length and, where known, its MD5 are right.
+During a transfer, `NAME.part` has the bytes, and `NAME.part.json` records which of them are on disk
+and to which version of the server's file they belong. `NAME` itself is created only when its length
+and, if known, its MD5 are correct.
 """
 
 import base64
@@ -33,41 +33,41 @@ from fcos_recipe.console import Progress, amount, say
 from fcos_recipe.errors import RunFailure, UserError
 from fcos_recipe.files.atomic import remove_drafts, write_json
 
-TIMEOUT = 30.0  # seconds without a byte until a connection counts as dead
+TIMEOUT = 30.0  # seconds without data after which a connection counts as broken
 PIECE = 64 << 20  # bytes per request when several connections share a file
 BLOCK = 256 << 10  # bytes per read
-SAVE_EVERY = 3.0  # seconds between two records of what is safely on the disk
-FIRST_TRIES = 5  # in a row without a byte, while nothing has arrived yet: fails within 20 s
-LATER_TRIES = 40  # the same afterwards: rides out half an hour without network
-RESTARTS = 5  # from byte 0, when the server's file changes or the server can't resume
+SAVE_EVERY = 3.0  # seconds between two records of the bytes on disk
+FIRST_TRIES = 5  # failures in a row before any data has arrived: fails within 20 s
+LATER_TRIES = 40  # failures in a row afterwards: half an hour without network
+RESTARTS = 5  # restarts from byte 0, if the server's file changes or the server cannot resume
 BACKOFF = 1.0  # seconds before the second try; doubled each time
 LONGEST_PAUSE = 60.0  # seconds
 
 
 class DownloadError(RunFailure):
-    """The transfer could not be completed; what has arrived is kept."""
+    """The transfer could not be completed; the data received so far are kept."""
 
     code = exit_codes.FAILED
 
 
 class Damaged(DownloadError):
-    """Bytes that are not those expected: checksum, length, count, unsafe archive."""
+    """The data are not as expected: checksum, length, count, or an unsafe archive."""
 
     code = exit_codes.DAMAGED
 
 
 class NoSpace(DownloadError):
-    """The disk is, or would become, full."""
+    """The disk is full or has too little space."""
 
     code = exit_codes.DISK_FULL
 
 
 class _Broken(Exception):
-    """A reply that another try may better."""
+    """The reply was wrong; another request may succeed."""
 
 
 class _Changed(Exception):
-    """What has arrived can't be continued."""
+    """The partial download cannot be continued."""
 
 
 class _Stopped(Exception):
@@ -77,23 +77,23 @@ class _Stopped(Exception):
 def fetch(
     url: str, path: str | Path, md5: str | None = None, connections: int = 1, piece: int = 0
 ) -> None:
-    """Fetch `url` into `path`, going on from what an earlier call left.
+    """Download `url` to `path`, continuing an earlier partial download.
 
-    Not safe against a second process on the same path: hold `locked` around it.
+    Two processes must not use the same path at the same time: use `locked`.
 
     Args:
         url: http or https; redirects and the usual proxy variables are followed.
-        path: the file to make; its directory is made as well.
-        md5: hex digest that the bytes must have. Without it, a Content-MD5 sent with the whole file
-            is used; where there is none either, the length alone is checked.
-        connections: how many at once, for servers that limit each connection's speed.
+        path: the file to create; its directory is created as well.
+        md5: expected hex digest. Default: a Content-MD5 sent with the whole file; without one only
+            the length is checked.
+        connections: number of parallel connections, for servers that limit the speed of each.
         piece: bytes per request if `connections` > 1; default `PIECE`.
 
     Raises:
-        UserError: not such a URL, or the directory can't be written.
-        Damaged: the server's bytes don't match `md5` even when fetched anew.
-        NoSpace: too little room.
-        DownloadError: the server refuses, or fails too often in a row.
+        UserError: the URL is not http or https, or the directory cannot be written.
+        Damaged: the data do not match `md5`, also after a second download.
+        NoSpace: the disk has too little space.
+        DownloadError: the server refuses the request, or fails too often in a row.
     """
     path = Path(path)
     if not re.match(r"https?://[^/\s]+", url):
@@ -105,34 +105,33 @@ def fetch(
         try:
             expected = transfer.run()
         except _Changed as reason:
-            say(f"{path.name}: {reason}: starting over")
+            say(f"{path.name}: {reason}: restarting the download")
             transfer.discard()
             continue
         if expected and digest(transfer.part, "md5", f"{path.name}: checking") != expected:
             transfer.discard()
             mismatches += 1
             if mismatches == 2:
-                raise Damaged(f"{url}: the MD5 is not {expected}, fetched twice; try --mirror")
-            say(f"{path.name}: the MD5 is not {expected}: starting over")
+                raise Damaged(f"{url}: the MD5 is not {expected} in two downloads; try --mirror")
+            say(f"{path.name}: the MD5 is not {expected}: restarting the download")
             continue
         os.replace(transfer.part, path)
         transfer.discard()
         return
-    raise DownloadError(f"{url}: had to start over {RESTARTS + 1} times; try --mirror")
+    raise DownloadError(f"{url}: restarted {RESTARTS + 1} times without success; try --mirror")
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file; waits, and says so, while another process holds it.
+    """Hold a lock file; wait, with a message, while another process holds it.
 
-    The kernel frees the lock of a killed process, so none is ever stale; the file is removed at
-    the end.
+    The kernel releases the lock of a killed process. The file is removed at the end.
     """
     while True:
         file, ghost = os.open(path, os.O_RDWR | os.O_CREAT, 0o666), True
         try:
             _lock(file, path)
-            # The one that held it has removed the file: lock the next one, not a ghost.
+            # the previous owner may have removed this file after we opened it: then lock a new one
             with contextlib.suppress(FileNotFoundError):
                 ghost = not os.path.samestat(os.fstat(file), os.stat(path))
             if not ghost:
@@ -150,16 +149,16 @@ def _lock(file: int, path: Path) -> None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"another process is at work here ({path}): waiting for it")
+            say(f"waiting for another process, which holds the lock {path}")
             fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
         raise UserError(
-            f"{path}: can't be locked ({error.strerror}); use a directory on another file system"
+            f"{path}: cannot be locked ({error.strerror}); use a directory on another file system"
         ) from None
 
 
 def digest(path: str | Path, algorithm: str, label: str = "") -> str:
-    """Hex digest of a file's bytes; with a label its progress is shown."""
+    """Return a file's hex digest; with a label, show progress."""
     summed = hashlib.new(algorithm)
     with open(path, "rb") as file, Progress(label, os.path.getsize(path)) as progress:
         while block := file.read(4 << 20):
@@ -169,39 +168,39 @@ def digest(path: str | Path, algorithm: str, label: str = "") -> str:
 
 
 def prepare(folder: Path) -> None:
-    """Make a directory and make sure that it can be written.
+    """Create a directory and check that it can be written.
 
     Raises:
-        UserError: it can't.
+        UserError: it cannot be created or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: can't be made: {error.strerror}") from None
+        raise UserError(f"{folder}: cannot be created: {error.strerror}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"{folder}: not writable")
 
 
 def free_bytes(folder: Path) -> int:
-    """Free bytes where `folder` is, or would be made."""
+    """Free bytes on the file system of `folder`, which need not exist."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
 def local_failure(error: OSError, path: Path) -> DownloadError:
-    """What to raise for a failed write."""
+    """Build the exception for a failed write."""
     kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else DownloadError
-    return kind(f"{path}: {error.strerror}; what is there is kept for the next call")
+    return kind(f"{path}: {error.strerror}; existing data are kept for the next call")
 
 
 @dataclass
 class _Note:
-    """What `NAME.part.json` holds."""
+    """Contents of `NAME.part.json`."""
 
     url: str
-    length: int | None  # None: the server doesn't tell
-    piece: int  # bytes per request; 0: the file in one
+    length: int | None  # None: not stated by the server
+    piece: int  # bytes per request; 0: the whole file in one request
     etag: str | None
     modified: str | None  # Last-Modified
     md5: str | None  # Content-MD5 of the whole, hex
@@ -220,7 +219,7 @@ class _Note:
 
 
 class _Transfer:
-    """One attempt at a file. Connections are threads; all they share is behind `guard`."""
+    """One attempt to download a file, with a thread per connection; `guard` protects its state."""
 
     def __init__(self, url: str, path: Path, md5: str | None, connections: int, piece: int):
         self.url, self.md5, self.connections, self.piece = url, md5, connections, piece
@@ -235,7 +234,7 @@ class _Transfer:
         self.progress: Progress = None  # type: ignore[assignment]  # until _begin
 
     def _load(self) -> _Note | None:
-        """The earlier call's record, if the file of bytes beside it can belong to it."""
+        """Read the record of an earlier call, if the partial file matches it."""
         try:
             note = _Note(**json.loads(self.note_path.read_text()))
             spans = [note.span(i)[0] + done for i, done in enumerate(note.done) if done]
@@ -244,19 +243,19 @@ class _Transfer:
         except (OSError, ValueError, TypeError):
             return None
         if note.url != self.url:
-            if not self.md5:  # nothing could tell whether the other server's file is the same
+            if not self.md5:  # without MD5 we cannot know whether both servers have the same file
                 return None
             note.url, note.etag, note.modified = self.url, None, None
         return note
 
     def discard(self) -> None:
-        """Remove what this transfer has written beside the file itself."""
+        """Remove the partial file and its record."""
         self.note_path.unlink(missing_ok=True)
         remove_drafts(self.note_path)
         self.part.unlink(missing_ok=True)
 
     def run(self) -> str | None:
-        """Fetch what is missing; returns the MD5 that the bytes must have, if one is known."""
+        """Download the missing parts; return the expected MD5, if known."""
         try:
             flags = os.O_RDWR | os.O_CREAT | (0 if self.note else os.O_TRUNC)
             self.file = os.open(self.part, flags, 0o666)
@@ -266,19 +265,19 @@ class _Transfer:
             if self.note:
                 self._begin()
                 if self.progress.done:
-                    say(f"{self.name}: going on at {amount(self.progress.done)}")
+                    say(f"{self.name}: continuing at {amount(self.progress.done)}")
             else:
-                self._fetch(0)  # its reply tells how the rest can be had
+                self._fetch(0)  # the reply shows whether the file can be split into pieces
             self._fetch_rest()
         finally:
-            with self.guard:  # after this no thread writes any more
+            with self.guard:  # afterwards no thread writes any more
                 self.stop.set()
                 with contextlib.suppress(OSError):
                     self._save()
                 os.close(self.file)
                 if self.progress:
                     self.progress.__exit__()
-                if not self.note:  # not a single reply
+                if not self.note:  # there was no reply
                     self.discard()
         return self.md5 or self.note.md5
 
@@ -288,8 +287,8 @@ class _Transfer:
         missing = (self.note.length or 0) - done
         if (free := free_bytes(self.part.parent)) < missing:
             raise NoSpace(
-                f"{self.part.parent}: {amount(missing)} to come, {amount(free)} free; "
-                "make room or choose another directory"
+                f"{self.part.parent}: {amount(missing)} to download, {amount(free)} free; "
+                "free space or choose another directory"
             )
 
     def _fetch_rest(self) -> None:
@@ -316,7 +315,7 @@ class _Transfer:
                 raise error
 
     def _fetch(self, index: int) -> None:
-        """One piece, with as many tries as it takes."""
+        """Download one piece, retrying after failures."""
         failures = 0
         while not (self.note and self.note.complete(index)):
             before, pause = self.received, 0.0
@@ -327,7 +326,7 @@ class _Transfer:
                 reason = f"HTTP {error.code} {error.reason}"
                 error.close()
                 if error.code == 416 and self.note:
-                    raise _Changed("the server's file is shorter than what was there") from None
+                    raise _Changed("the server's file is shorter than the partial one") from None
                 if error.code < 500 and error.code not in (408, 425, 429):
                     raise DownloadError(f"{self.url}: {reason}") from None
                 with contextlib.suppress(TypeError, ValueError):
@@ -337,11 +336,11 @@ class _Transfer:
             failures = 1 if self.received > before else failures + 1
             if failures >= (LATER_TRIES if self.received else FIRST_TRIES):
                 raise DownloadError(
-                    f"{self.url}: {reason} ({failures} tries in a row); the same command goes on "
-                    "from what has arrived"
+                    f"{self.url}: {reason} ({failures} failures in a row); run the same command "
+                    "again to continue the download"
                 )
             pause = max(pause, min(BACKOFF * 2 ** (failures - 1), LONGEST_PAUSE))
-            say(f"{self.name}: {reason}; again in {pause:.0f} s")
+            say(f"{self.name}: {reason}; next try in {pause:.0f} s")
             if self.stop.wait(pause * random.uniform(0.5, 1) if pause < LONGEST_PAUSE else pause):
                 raise _Stopped
 
@@ -359,25 +358,25 @@ class _Transfer:
                 headers["If-Range"] = validator
         request = urllib.request.Request(self.url, headers=headers)
         with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
-            self._judge(reply, position)
+            self._check(reply, position)
             end = self.note.span(index)[1]
             while end is None or position < end:
                 block = reply.read1(BLOCK if end is None else min(BLOCK, end - position))
                 if not block and end is None and position:
-                    self.note.length = position  # the last chunk has been seen
+                    self.note.length = position  # the last chunk has arrived
                     return
                 if not block:
                     raise _Broken("the connection ended early")
                 self._write(index, position, block)
                 position += len(block)
 
-    def _judge(self, reply: http.client.HTTPResponse, position: int) -> None:
-        """Take over a first reply's description of the file, or compare a later one with it."""
+    def _check(self, reply: http.client.HTTPResponse, position: int) -> None:
+        """Record the file's description from the first reply; compare later replies with it."""
         headers = reply.headers
         if headers.get("Content-Encoding", "identity") != "identity":
-            raise DownloadError(f"{self.url}: the server compresses the file on its way")
+            raise DownloadError(f"{self.url}: the server sends the file compressed")
         whole = reply.status == 200
-        length: Any  # int; None where the server does not tell
+        length: Any  # int; None if the server does not state it
         if whole:
             length = reply.length
         elif reply.status == 206:
@@ -386,13 +385,13 @@ class _Transfer:
                 raise _Broken(f"sent another range: {headers.get('Content-Range')}")
             length = int(match[3])
         else:
-            raise _Broken(f"HTTP {reply.status} where a file was expected")
+            raise _Broken(f"HTTP {reply.status} instead of a file")
         etag, modified = headers.get("ETag"), headers.get("Last-Modified")
         note = self.note
         if note is None:
             chunked = headers.get("Transfer-Encoding", "").lower() == "chunked"
             if length is None and not chunked and not self.md5:
-                raise DownloadError(f"{self.url}: the server doesn't tell the length")
+                raise DownloadError(f"{self.url}: the server does not state the length")
             if length == 0:
                 raise Damaged(f"{self.url}: the server's file is empty")
             share = not whole and self.connections > 1 and length > self.piece
@@ -408,7 +407,7 @@ class _Transfer:
         if not same:
             raise _Changed("the server's file has changed")
         if whole and position:
-            raise _Changed("the server can't resume")
+            raise _Changed("the server cannot resume")
         note.etag, note.modified = note.etag or etag, note.modified or modified
 
     def _write(self, index: int, position: int, block: bytes) -> None:
@@ -429,7 +428,7 @@ class _Transfer:
             self.progress.add(len(block))
 
     def _save(self) -> None:
-        """Bytes first, then the record of them: a power cut leaves no hole that looks done."""
+        """Flush the data, then write the record, which never lists data that are not on disk."""
         if self.note:
             os.fdatasync(self.file)
             write_json(self.note_path, asdict(self.note), compact=True)

@@ -21,6 +21,7 @@ import yaml
 from fcos_recipe import __version__, exit_codes
 from fcos_recipe.commands import options
 from fcos_recipe.errors import UserError, printable
+from fcos_recipe.files.atomic import write_json
 from fcos_recipe.places import ROOT
 from fcos_recipe.system import compute, device
 
@@ -129,10 +130,7 @@ class Check:
 
     def write(self) -> None:
         """Write hw_check.json anew."""
-        path = self.folder / "hw_check.json"
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps({**self.facts, "steps": self.steps}, indent=1) + "\n")
-        os.replace(part, path)
+        write_json(self.folder / "hw_check.json", {**self.facts, "steps": self.steps})
 
 
 def _end(child: subprocess.Popen) -> None:

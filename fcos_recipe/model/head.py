@@ -33,7 +33,7 @@ class FCOSHead(nn.Layer):
         sqrt_score: use the square root of class score times quality as the score.
         fcos_loss: an `FCOSLoss`.
         nms: a `MultiClassNMS`, whose thresholds and limits are used.
-        trt: accepted for PaddleDetection, no effect.
+        trt: accepted for compatibility with PaddleDetection; no effect.
         nms_pre: candidates per level and image that NMS gets, see `postprocess`.
         clip: clip detections to the image.
     """

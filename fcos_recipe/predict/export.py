@@ -1,6 +1,5 @@
-"""`fcos export_model`: trained weights to a model that runs without this recipe's classes."""
+"""Exports trained weights to a model that runs without this recipe's classes."""
 
-import argparse
 import json
 import os
 import shutil
@@ -9,83 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from fcos_recipe import __version__
-from fcos_recipe.config import load_config
 from fcos_recipe.config.load import data_paths
-from fcos_recipe.errors import RunFailure, UserError
+from fcos_recipe.errors import RunFailure
 from fcos_recipe.predict.backends import METADATA
-
-_EXAMPLE = """\
-The model takes uint8 images of any size and number, zero outside each image (`image`
-[N, H, W, 3], RGB), with the height and width inside (`im_shape` [N, 2]) and resized over original
-size (`scale_factor` [N, 2], y then x), all as the reader makes them; normalisation is inside.
-It gives class, score, x1, y1, x2, y2 in pixels of the original image: paddle `bbox` [M, 6] and
-`bbox_num` [N]; onnx `bbox` [N, keep_top_k, 6], of which the first `bbox_num` [N] count. With
---no-nms: boxes [N, K, 4] and scores [N, classes, K] of the candidates.
-Before it is kept it must find what the trained model finds: on 8 images of different shapes, on a
-batch of two, and on blank images before, between and after them, alone and within a batch.
-An export that differs stays as NAME.rejected, and an earlier export stays as it is.
-examples:
-  python tools/export_model.py -c configs/fcos/fcos_r18_fpn_demo.yml \\
-      --weights output/fcos_r18_fpn_demo/best_model.pdparams --format onnx
-  python tools/infer.py --weights output/export/fcos_r18_fpn_demo-onnx --input cat.jpg
-exit codes: 0 done, 1 the check failed, 2 bad input
-"""
-
-
-def main(argv: list[str]) -> int:
-    """Export a model and check it."""
-    parser = argparse.ArgumentParser(
-        prog="fcos export_model", description="Export weights for inference, and check the export.",
-        epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    add = parser.add_argument
-    add("-c", "--config", help="YAML file (default: config.yml of the weights' run directory)")
-    add("-o", "--opt", nargs="*", action="extend", default=[], metavar="KEY=VALUE",
-        help="override config values; needs -c")  # fmt: skip
-    add("--weights", metavar="W", help="checkpoint, .pdparams or URL (default: config's `weights`)")
-    add("--format", choices=["paddle", "onnx"], default="paddle", help="default: %(default)s")
-    add("--no-nms", action="store_true", help="end before NMS")
-    add("--output", "--output_dir", default=os.path.join("output", "export"), metavar="DIR",
-        help="gets the folder CONFIG_NAME-FORMAT (default: %(default)s)")  # fmt: skip
-    args = parser.parse_args(argv)
-    if args.opt and not args.config:
-        parser.error("-o needs -c CONFIG")
-    config = load_config(args.config, args.opt) if args.config else None
-    weights = args.weights or (config.data.get("weights") if config else None)
-    if not weights:
-        raise UserError("--weights: missing; name a weights file (or -o weights=FILE with -c)")
-
-    if args.format == "onnx":
-        from fcos_recipe.predict.onnx_graph import converter
-
-        converter()  # refuses before any work is done
-
-    from fcos_recipe.predict.predictor import Predictor, config_of
-    from fcos_recipe.system import compute
-
-    config = config_of(weights, config)
-    device = compute.start(compute.requested(config)).device
-    from fcos_recipe.console import to_console
-    from fcos_recipe.system import out_of_memory
-
-    to_console(0)
-    advice = "the export's check does not fit; end other processes on the card, or -o device=cpu"
-    try:
-        with out_of_memory.explained(device, advice):
-            predictor = Predictor(weights, config, device)
-            name = f"{predictor.config.name}-{args.format}" + ("-raw" if args.no_nms else "")
-            verdict = export(predictor, Path(args.output) / name, args.format, not args.no_nms)
-    except OSError as error:
-        if error.errno is None:  # of Paddle, about a card, not about a file
-            raise
-        raise UserError(f"--output {args.output}: {error.strerror}") from None
-    print(
-        f"checked on {verdict.images} images, {verdict.empty} without detections: "
-        f"{verdict.detections} detections, scores within "
-        f"{verdict.score:.1e}, boxes within {verdict.pixels:.4f} pixels, {verdict.exempt} exempt "
-        f"at a limit\nexported: {Path(args.output) / name}"
-    )
-    return 0
 
 
 def export(predictor, target: Path, kind: str, nms: bool = True):
@@ -98,7 +23,7 @@ def export(predictor, target: Path, kind: str, nms: bool = True):
         nms: whether NMS is inside.
 
     Returns:
-        the gate's `Verdict`.
+        the gate's `Agreement`.
 
     Raises:
         RunFailure: the export differs; it is kept beside the target as NAME.rejected.

@@ -11,7 +11,7 @@ TIES = 100  #: one in so many detections may be a tie that NMS decided the other
 
 
 @dataclass
-class Verdict:
+class Agreement:
     """Outcome of a comparison.
 
     Args:
@@ -39,7 +39,7 @@ class Verdict:
         return asdict(self)
 
 
-def compare(reference, other, batches: list[dict[str, np.ndarray]], limits: dict) -> Verdict:
+def compare(reference, other, batches: list[dict[str, np.ndarray]], limits: dict) -> Agreement:
     """Run both on the same batches and match their detections.
 
     Args:
@@ -50,7 +50,7 @@ def compare(reference, other, batches: list[dict[str, np.ndarray]], limits: dict
     Returns:
         the verdict; it fails when there is nothing to compare, too.
     """
-    verdict, ties = Verdict(), list[str]()
+    verdict, ties = Agreement(), list[str]()
     for number, batch in enumerate(batches):
         sides = [by_image(*run(batch)) for run in (reference, other)]
         for image, (wanted, found) in enumerate(zip(*sides, strict=True)):
@@ -66,7 +66,7 @@ def compare(reference, other, batches: list[dict[str, np.ndarray]], limits: dict
     return verdict
 
 
-def _match(verdict: Verdict, wanted, found, limits: dict, place: str) -> list[str]:
+def _match(verdict: Agreement, wanted, found, limits: dict, place: str) -> list[str]:
     """Pair each wanted detection with the nearest one of its class.
 
     Returns:

@@ -1,7 +1,7 @@
-"""A run directory as it is found: finished, still going on, killed, or with damaged files.
+"""Read a run directory, whether the run is finished, running, interrupted or damaged.
 
-Nothing else is read: no data set, no config file, no model. What is missing or damaged becomes a
-line in `Run.notes` and leaves its part of the report empty.
+Only the run directory is read: no data set, no other config, no model. Missing or damaged files are
+listed in `Run.notes`; their part of the report stays empty.
 """
 
 import fcntl
@@ -19,9 +19,9 @@ import msgspec
 from fcos_recipe.errors import UserError
 from fcos_recipe.runs.throughput import throughput
 
-MOST_BYTES = 1 << 28  #: of a file that is read whole
-MOST_PICTURE = 400_000  #: bytes of an example picture; larger ones are left out
-MOST_PICTURES = 1_900_000  #: bytes of all; they are a third larger in the page
+MOST_BYTES = 1 << 28  #: largest file that is read
+MOST_PICTURE = 400_000  #: bytes; larger example images are left out
+MOST_PICTURES = 1_900_000  #: bytes of all example images; base64 makes them a third larger
 _LOCK = "hhqqi"  # struct flock of Linux: type, whence, start, length, pid
 
 
@@ -37,7 +37,7 @@ class ClassRow(msgspec.Struct):
 
 
 class Evaluation(msgspec.Struct):
-    """eval.json, as `CocoMetric.result` gives it."""
+    """eval.json, see `CocoMetric.result`."""
 
     stats: list[float]
     names: list[str]
@@ -62,7 +62,7 @@ class Evaluation(msgspec.Struct):
             raise ValueError("stats and names differ in length")
 
     def figure(self, name: str) -> float | None:
-        """One of COCO's twelve, in [0, 1]; None where it is undefined."""
+        """One of COCO's twelve figures, in [0, 1]; None if it is undefined."""
         value = dict(zip(self.names, self.stats)).get(name, -1.0)
         return value if value >= 0 else None
 
@@ -89,7 +89,7 @@ class Confusion(msgspec.Struct):
 
 
 class Analysis(msgspec.Struct):
-    """analysis.json, as `evaluation.analysis.analyse` gives it."""
+    """analysis.json, see `evaluation.analysis.analyse`."""
 
     pr: Curves
     per_class: list[CurveOfClass]
@@ -149,7 +149,7 @@ class Dataset(msgspec.Struct):
 
 
 class Facts(msgspec.Struct):
-    """facts.json, as `runs.facts` writes it."""
+    """facts.json, see `runs.facts`."""
 
     config: ConfigFacts
     device: str
@@ -168,7 +168,7 @@ class Facts(msgspec.Struct):
 
 
 class Environment(msgspec.Struct):
-    """environment.json, as `runs.directory.environment` gives it."""
+    """environment.json, see `runs.environment.environment`."""
 
     fcos_recipe: str = ""
     python: str = ""
@@ -187,16 +187,17 @@ class Environment(msgspec.Struct):
 
 @dataclass
 class Run:
-    """What a run directory tells.
+    """Contents of a run directory.
 
     Args:
         path: the directory.
         train, evals, bad_steps: records of metrics.jsonl in their order, see `value`.
-        config: config.yml's text; "" where it is missing.
-        state: "finished", "running", "stopped" (before its end), "evaluation" (one of `fcos eval`)
-            or "empty".
-        notes: what is missing or damaged, one sentence each.
-        warnings: lines of the log of level WARNING and above.
+        config: text of config.yml; "" if it is missing.
+        facts, environment, evaluation, analysis, examples: the JSON files; None: missing, damaged.
+        state: "finished", "running", "stopped" (before its end), "evaluation" (of `fcos eval`) or
+            "empty".
+        notes: missing and damaged files, one sentence each.
+        warnings: log lines of level WARNING and above.
     """
 
     path: Path
@@ -219,7 +220,7 @@ class Run:
 
     @property
     def config_name(self) -> str | None:
-        """Name of the config, as far as the directory tells it."""
+        """Name of the config; None if no file states it."""
         if self.facts:
             return self.facts.config.name
         if self.evaluation and self.evaluation.config:
@@ -250,7 +251,7 @@ class Run:
 
     @property
     def epochs(self) -> int | None:
-        """Epochs that the config asks for."""
+        """Number of epochs in the config."""
         if self.facts and self.facts.epochs:
             return self.facts.epochs
         found = re.search(r"^epoch: (\d{1,9})\b", self.config, re.M)
@@ -264,7 +265,7 @@ class Run:
 
     @property
     def cards(self) -> int | None:
-        """Processes of the run: as told, else the ratio of the two throughputs."""
+        """World size of the run: as recorded, else the ratio of total and per-card throughput."""
         if self.facts:
             return self.facts.cards
         if self.environment and self.environment.ranks:
@@ -277,7 +278,7 @@ class Run:
 
     @property
     def device(self) -> str | None:
-        """What it ran on, in words."""
+        """Name of the card or CPU."""
         env = self.environment
         if env is None:
             return self.facts.device if self.facts else None
@@ -287,7 +288,7 @@ class Run:
 
     @property
     def speed(self) -> tuple[float, float] | None:
-        """Training throughput by `runs.throughput`, images/s per card and of all cards."""
+        """Training throughput, see `runs.throughput`: images/s per card and in total."""
         names = ("images_per_second_per_card", "images_per_second")
         whole = [r for r in self.train if None not in [value(r, name) for name in names]]
         speed = tuple(throughput(whole).values())
@@ -297,8 +298,7 @@ class Run:
     def hours(self) -> tuple[float, float] | None:
         """Hours of training steps and of evaluations.
 
-        Summed over what was logged, so that neither the start nor saves nor the time between an
-        interruption and its continuation count.
+        Sums of the logged times, without start-up, saving and interruptions.
         """
         seconds, seen = 0.0, 0.0
         for record in self.train:
@@ -311,7 +311,7 @@ class Run:
 
 
 def value(record: dict, key: str) -> float | None:
-    """A finite number of a record of metrics.jsonl; None for anything else."""
+    """Return a finite number from a record of metrics.jsonl; None for anything else."""
     found = record.get(key)
     good = isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
     return found if good else None
@@ -321,28 +321,28 @@ def read_run(path: Path) -> Run:
     """Read a run directory.
 
     Raises:
-        UserError: no such directory, or nothing of a run in it.
+        UserError: the directory does not exist or contains no run.
     """
     if not path.is_dir():
-        raise UserError(f"{path}: no such run directory; name the one that the training printed")
+        raise UserError(f"{path}: no such run directory; use the one that the training printed")
     run = Run(path)
     _metrics(run)
     if text := _text(run, "config.yml", "the config"):
         run.config = text
-    run.facts = _typed(run, "facts.json", Facts, "the data, and what the config changes")
+    run.facts = _typed(run, "facts.json", Facts, "data and config changes")
     run.environment = _typed(run, "environment.json", Environment, "machine and command")
     run.evaluation = _typed(run, "eval.json", Evaluation, "COCO figures")
     run.analysis = _typed(run, "analysis.json", Analysis, "curves, confusions and errors")
     run.examples = _typed(run, "examples/index.json", Examples, "example images")
     if not (run.train or run.evals or run.config or run.facts or run.environment
             or run.evaluation):  # fmt: skip
-        raise UserError(f"{path}: no run: neither metrics.jsonl nor config.yml nor eval.json in it")
+        raise UserError(f"{path}: not a run: it has no metrics.jsonl, config.yml or eval.json")
     run.state = _state(run)
     if run.state == "running":
         late = re.compile("(eval|analysis|examples/index).json is missing: ")
-        run.notes = [late.sub(r"\1.json is still to come: ", note) for note in run.notes]
+        run.notes = [late.sub(r"\1.json is not written yet: ", note) for note in run.notes]
     _log(run)
-    if run.state == "evaluation":  # it never has a run's files
+    if run.state == "evaluation":  # which has no training files
         names = ("metrics.jsonl", "config.yml", "facts.json", "environment.json", "log.txt")
         run.notes = [n for n in run.notes if not n.startswith(names)]
     return run
@@ -358,11 +358,12 @@ def _state(run: Run) -> str:
     except OSError:
         return "stopped" if run.train or run.evals else "empty"
     last = value(run.train[-1], "time") if run.train else None
-    return "finished" if last is None or done >= last - 1 else "stopped"  # it went on after that
+    # if there are newer records, the run was continued after model_final was written
+    return "finished" if last is None or done >= last - 1 else "stopped"
 
 
 def _locked(path: Path) -> bool:
-    """Whether another process holds the run's lock; asks without taking it."""
+    """Whether another process holds the run's lock; the lock is not taken."""
     try:
         with open(path, "rb") as file:
             query = struct.pack(_LOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
@@ -373,7 +374,7 @@ def _locked(path: Path) -> bool:
 
 
 def _read(path: Path) -> bytes:
-    if not path.is_file():  # a pipe would be read for ever
+    if not path.is_file():  # reading a pipe might never end
         raise FileNotFoundError(2, "is missing" if not path.exists() else "is not a file")
     if path.stat().st_size > MOST_BYTES:
         raise OSError(27, f"is larger than {MOST_BYTES >> 20} MiB")
@@ -394,7 +395,7 @@ def _typed(run: Run, name: str, kind: type, what: str):
         return None
     try:
         return msgspec.convert(json.loads(text), kind, strict=True)
-    except (ValueError, RecursionError) as error:  # msgspec's and json's are ValueErrors
+    except (ValueError, RecursionError) as error:  # errors of msgspec and json are ValueErrors
         run.notes.append(f"{name} is damaged ({error}): {what} cannot be shown.")
         return None
 
@@ -402,7 +403,7 @@ def _typed(run: Run, name: str, kind: type, what: str):
 def _metrics(run: Run) -> None:
     text = _text(run, "metrics.jsonl", "curves")
     lines = (text or "").split("\n")
-    whole, tail = lines[:-1], lines[-1]  # what follows the last line feed is being written
+    whole, tail = lines[:-1], lines[-1]  # text after the last line feed is not yet complete
     damaged = 0
     kinds = {"train": run.train, "eval": run.evals, "bad_step": run.bad_steps}
     for line in whole:
@@ -413,9 +414,9 @@ def _metrics(run: Run) -> None:
             damaged += 1
     if damaged:
         lines = "1 line is" if damaged == 1 else f"{damaged} lines are"
-        run.notes.append(f"metrics.jsonl: {lines} damaged and left out.")
+        run.notes.append(f"metrics.jsonl: {lines} damaged and ignored.")
     if tail:
-        run.notes.append("metrics.jsonl: the last line is incomplete and left out.")
+        run.notes.append("metrics.jsonl: the last line is incomplete and ignored.")
     strange = sum("loss" in r and value(r, "loss") is None for r in run.train)
     if strange:
         run.notes.append(f"metrics.jsonl: {strange} records have a loss that is not finite.")

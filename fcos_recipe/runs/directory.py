@@ -1,9 +1,10 @@
-"""A run's directory, to which a run writes everything that it leaves behind."""
+"""The run directory, to which a run writes all its results."""
 
 import fcntl
 import json
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from fcos_recipe.console import Plain, log
@@ -14,21 +15,26 @@ CONFIG, ENVIRONMENT, LOG, METRICS = "config.yml", "environment.json", "log.txt",
 
 
 class RunDir:
-    """Owned by rank 0 until the end of its `with`; other ranks hold one that writes nothing.
+    """A run directory, locked by rank 0 for the duration of its `with` block.
 
     Args:
-        path: the directory. One left by an earlier run is renamed to PATH.1, PATH.2, ...
-        writer: whether this rank writes.
-        resume: keep what is there and go on.
+        path: the directory. That of an earlier run is renamed to PATH.1, PATH.2, ...
+        writer: whether this rank writes; False: nothing is written.
+        resume: keep the existing directory and continue in it.
+
+    Attributes:
+        on_record: called with each record of metrics.jsonl; unlike a sink's, its exceptions end
+            the run.
 
     Raises:
-        UserError: another process is writing to it, or it can't be made.
+        UserError: another process is writing to the directory, or it cannot be created.
     """
 
     def __init__(self, path: Path, writer: bool, resume: bool):
         self.path, self.writer = path, writer
         self.checkpoints = path / "checkpoints"
         self._sinks: list = []
+        self.on_record: Callable[[dict], None] | None = None
         if not writer:
             return
         try:
@@ -45,11 +51,12 @@ class RunDir:
             handler = logging.StreamHandler(_Appender(path / LOG))
         except OSError as error:
             raise UserError(
-                f"{path}: {error.strerror}; choose another place with --output"
+                f"{path}: {error.strerror}; choose another folder with --output"
             ) from None
         handler.setFormatter(Plain("%(asctime)s %(levelname)s %(message)s"))
         handler.setLevel(logging.DEBUG)
         log.addHandler(handler)
+        self._log_handler = handler
 
     def __enter__(self) -> "RunDir":
         return self
@@ -57,36 +64,38 @@ class RunDir:
     def __exit__(self, *_) -> None:
         self.close_sinks()
         if self.writer:
+            log.removeHandler(self._log_handler)
+            self._log_handler.stream.close()
             self._lock.close()
             self._metrics.close()
 
     def add_sink(self, sink) -> None:
-        """Also hand each record to `sink(record)`; one that fails is dropped with a line.
+        """Also pass each record to `sink(record)`; a sink that fails is removed with a warning.
 
-        Where it has them, these methods are called as well: `show(step, images)` after an
-        evaluation, `forget()` when later records repeat earlier steps, `close()` at the end.
+        These methods are called if the sink has them: `show(step, images)` after an evaluation,
+        `forget()` when the following records repeat earlier steps, `close()` at the end.
         """
         if self.writer:
             self._sinks.append(sink)
 
     def close_sinks(self) -> None:
-        """The end of the sinks, which may take a while: one may upload what is left."""
+        """Close all sinks; this may take time if one has data to upload."""
         self._tell("close")
         self._sinks.clear()
 
     def show(self, step: int, images) -> None:
-        """Hand pictures of an evaluation to the sinks that show any.
+        """Pass images of an evaluation to the sinks that show images.
 
         Args:
             step: optimizer steps done.
-            images: yields (name, uint8 [H, W, 3] RGB); not asked where no sink shows pictures.
+            images: yields (name, uint8 [H, W, 3] RGB); not used if no sink shows images.
         """
         if any(hasattr(sink, "show") for sink in self._sinks):
             try:
                 if drawn := list(images):
                     self._tell("show", step, drawn)
-            except Exception as error:  # an image that cannot be read, say
-                log.warning("loggers get no pictures: %s", error)
+            except Exception as error:  # for example an image that cannot be read
+                log.warning("loggers get no images: %s", error)
 
     def _tell(self, what: str, *arguments) -> None:
         for sink in list(self._sinks):
@@ -107,16 +116,18 @@ class RunDir:
             return
         record = {"time": round(time.time(), 3), **values}
         if error := self._metrics.write(json.dumps(record) + "\n"):
-            log.warning("%s: %s; its lines are kept until they can be written",
+            log.warning("%s: %s; lines are kept in memory until they can be written",
                         self.path / METRICS, error.strerror)  # fmt: skip
         self._tell("__call__", record)
+        if self.on_record:
+            self.on_record(record)
 
     def forget_after(self, step: int, epoch: int) -> None:
-        """Drop records of what a resumed run is about to repeat, and lines cut by a kill.
+        """Remove records of steps that a resumed run will repeat, and incomplete lines.
 
         Args:
-            step: the last step that stays.
-            epoch: the last evaluation that stays is that after this epoch.
+            step: the last step to keep.
+            epoch: evaluations after later epochs are removed.
         """
         if not self.writer:
             return
@@ -139,14 +150,14 @@ class RunDir:
 
 
 class _Appender:
-    """Appends to a file; keeps what a full disk does not take and tries again with the next."""
+    """Appends to a file; text that a full disk does not accept is written with the next text."""
 
     def __init__(self, path: Path):
         self._file = open(path, "ab", buffering=0)
         self._left = b""
 
     def write(self, text: str) -> OSError | None:
-        """Write text, after what is left. Returns an error when it is the first of a row."""
+        """Write pending text, then this one; return an error if the previous write had none."""
         first = not self._left
         self._left += text.encode()
         try:
@@ -163,11 +174,11 @@ class _Appender:
 def _refuse_if_locked(path: Path):
     lock = open(path / ".lock", "w")
     try:
-        # of this process alone: data workers, which may outlive it, do not inherit it
+        # lockf: data workers, which may live longer than this process, do not inherit the lock
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         raise UserError(
-            f"{path}: another run is writing there; wait for it or choose another place with "
+            f"{path}: another run is writing there; wait for it or choose another folder with "
             "--output"
         ) from None
     return lock

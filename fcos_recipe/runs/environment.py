@@ -1,4 +1,4 @@
-"""What a run ran on: versions, hardware, source code. It is written to environment.json."""
+"""Versions, hardware and source code state of a run, for environment.json."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ from fcos_recipe.system.device import read_driver
 
 
 def versions() -> dict:
-    """Versions of this recipe, of Python and of the packages that decide about numbers."""
+    """Versions of this recipe, of Python and of the packages that affect numerical results."""
     names = "paddlepaddle paddlepaddle-gpu paddledet numpy opencv-python-headless hotcoco"
     packages = {}
     for name in names.split():
@@ -31,10 +31,10 @@ def versions() -> dict:
 
 
 def environment(device: str) -> dict:
-    """Versions, hardware and source state, for environment.json.
+    """Collect the content of environment.json.
 
     Args:
-        device: what Paddle runs on.
+        device: cpu, gpu or iluvatar_gpu.
     """
     return {
         **versions(),
@@ -52,7 +52,7 @@ def environment(device: str) -> dict:
 def _cards() -> list[str]:
     try:
         driver = read_driver()
-    except UserError:  # a run that works without the tool does not end for the want of it
+    except UserError:  # the run works without the vendor's tool, so it continues
         return []
     return [card.name for card in driver.cards] if driver else []
 

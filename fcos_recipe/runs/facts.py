@@ -1,4 +1,4 @@
-"""What a run is, written into its directory at the start for whoever reads it later."""
+"""Write facts.json, the description of a run, at its start."""
 
 import json
 from pathlib import Path
@@ -18,12 +18,11 @@ FACTS = "facts.json"
 
 
 def config_facts(config: Config) -> dict[str, Any]:
-    """Name and path of a config and, in `changes`, what it says otherwise than its bases.
+    """Name and path of a config and, in `changes`, how it differs from its bases.
 
-    Each change is key, the bases' value, the value, where it was written ("" for one that is
-    gone); values are YAML, "-" where there is none. `based` is False for a config that builds on
-    none: nothing to compare with. `command_line` lists the keys to which -o and flags gave another
-    value than the file.
+    Each change is [key, value in the bases, value, origin ("" for a removed key)]; values are YAML
+    text, "-" if there is none. `based` is False for a config without bases. `command_line` lists
+    the keys whose value was changed by -o or another option.
     """
     rows = differences(config.base, config.data) if config.base else []
     overridden = differences(load_config(config.path).data, config.data)
@@ -37,10 +36,10 @@ def config_facts(config: Config) -> dict[str, Any]:
 
 
 def dataset_facts(dataset) -> dict[str, Any]:
-    """Counts of a `COCODataSet`: images, boxes by size, classes. Opens no image."""
+    """Statistics of a `COCODataSet` (images, boxes by size, classes) without reading images."""
     files = " + ".join(display(Path(file)) for file in dataset.files)
     source = Source("", files, None, {"load_crowd": dataset.load_crowd})
-    source.index = lambda: dataset.index  # type: ignore[method-assign]  # that of all its files
+    source.index = lambda: dataset.index  # type: ignore[method-assign]  # of all its files
     found = statistics(source, None)
     images, boxes, per_image = found["images"], found["boxes"], found["boxes_per_image"]
     return {
@@ -63,7 +62,7 @@ def dataset_facts(dataset) -> dict[str, Any]:
 
 
 def write_facts(trainer) -> None:
-    """Write `FACTS` into a trainer's run directory. A run never fails for it: one line instead."""
+    """Write `FACTS` to a trainer's run directory; an error is logged and does not stop the run."""
     try:
         data, plan = trainer.config.data, trainer.plan
         facts = {
@@ -86,5 +85,5 @@ def write_facts(trainer) -> None:
             facts["data"]["val"] = dataset_facts(trainer.metric.dataset)
         text = without_secrets(json.dumps(facts, indent=1))
         (trainer.run.path / FACTS).write_text(text + "\n", encoding="utf-8")
-    except Exception as error:  # of the disk, or of annotations that training can do with
+    except Exception as error:  # a disk error, or annotations that only training can use
         log.warning("%s: not written: %s: %s", FACTS, type(error).__name__, error)

@@ -1,8 +1,8 @@
-"""One judgement of a run, or of evaluated weights, beside the published figures of its config.
+"""Compare a run, or evaluated weights, with the published figures of its config.
 
-`fcos verify_result`, the report and scripts/run_and_time.sh ask it and only differ in how they
-word it. It compares the resolved config with the project's config of the same name, so that a
-value counts the same whether a file or the command line has set it.
+`fcos verify_result`, the report and scripts/run_and_time.sh all use this. The run's resolved config
+is compared with the project's config of the same name, so that it makes no difference whether a
+value was set in a file or on the command line.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from fcos_recipe.runs.contents import Run, value
 from fcos_recipe.runs.published_results import Row, published
 
 REPRODUCED, OUTSIDE, NOT_COMPARABLE = "reproduced", "outside", "not comparable"
-ROUNDING = 0.005  #: AP points: a figure on the edge of the band is shown with two decimals
+ROUNDING = 0.005  #: AP points by which a result may exceed the band: figures have two decimals
 
 
 @dataclass
@@ -26,32 +26,32 @@ class Found:
 
     name: str  #: of the config
     ap: float | None  #: box AP in percent, if there is one
-    images: int | None  #: how many were evaluated, if that is known
+    images: int | None  #: number of evaluated images, if known
     total_batch: int | None = None  #: images per optimizer step; None for weights
     epochs: int | None = None  #: of the run; None for weights
     speed: dict = field(default_factory=dict)  #: `Run.speed` by name; {} for weights
-    differences: list[str] = field(default_factory=list)  #: what makes it another experiment
+    differences: list[str] = field(default_factory=list)  #: why it is not comparable
 
 
 class Comparison(NamedTuple):
-    """A result beside one published row."""
+    """A result compared with one published row."""
 
     row: Row
-    reasons: list[str]  #: why the two cannot be compared; [] where they can
-    miss: float  #: AP points from the row's band to the result; at most 0 inside
+    reasons: list[str]  #: why they are not comparable; [] if they are
+    miss: float  #: AP points between the row's band and the result; at most 0 inside the band
     side: str  #: "inside", "below" or "above" the band
 
 
 class Verdict(NamedTuple):
-    """The judgement."""
+    """Result of the comparison with all published rows."""
 
-    word: str  #: REPRODUCED: inside the band of a row; OUTSIDE of all; NOT_COMPARABLE with any
+    word: str  #: REPRODUCED: inside a row's band; OUTSIDE all bands; NOT_COMPARABLE with any row
     found: Found
-    rows: list[Comparison]  #: with each published row; [] where nothing is published
+    rows: list[Comparison]  #: one per published row; [] if nothing is published
 
     @property
     def nearest(self) -> Comparison:
-        """The comparison that decides."""
+        """The comparable row with the nearest figure."""
         return min(self.rows, key=lambda row: (bool(row.reasons), row.miss))
 
 
@@ -64,7 +64,7 @@ def judge(found: Found) -> Verdict:
 
 
 def _compare(found: Found, row: Row) -> Comparison:
-    pairs = {f"images judged ({row.dataset})": (found.images, row.images)}
+    pairs = {f"evaluated images ({row.dataset})": (found.images, row.images)}
     if found.epochs is not None:
         pairs["epochs"] = found.epochs, row.epochs
         pairs["images per step"] = found.total_batch, row.total_batch
@@ -77,25 +77,25 @@ def _compare(found: Found, row: Row) -> Comparison:
 
 
 def found_in(run: Run) -> Found:
-    """What a run directory holds for the judgement.
+    """Collect the result in a run directory.
 
     Raises:
-        UserError: nothing in it names its config, or config.yml is damaged.
+        UserError: no file names the config, or config.yml is damaged.
     """
     name, e = run.config_name, run.evaluation
     if name is None:
         raise UserError(f"{run.path}: neither facts.json nor environment.json names the config")
     differences = [] if run.ap is not None else ["there is no AP (train with --eval)"]
     if e and (e.max_dets != 100 or e.score_threshold > 0 or e.tta):
-        differences.append("it was evaluated in another way")
+        differences.append("evaluated with other settings (limits or test-time augmentation)")
     if run.state == "evaluation":
-        differences.append("how these weights were trained and evaluated is not known here; "
-                           "verify_result --weights judges them")  # fmt: skip
+        differences.append("this directory does not record how the weights were trained; use "
+                           "verify_result --weights")  # fmt: skip
     elif not run.config:
-        differences.append("config.yml is missing, which says how it was trained")
+        differences.append("config.yml, which records the training settings, is missing")
     else:
         if e and (e.epoch or 0) < (run.epochs or 0):
-            differences.append(f"evaluated after epoch {e.epoch} of {run.epochs}: not finished")
+            differences.append(f"not finished: evaluated after epoch {e.epoch} of {run.epochs}")
         differences += differing(name, plain_values(run.config, str(run.path / "config.yml")))
     for split, data in run.facts.data.items() if run.facts else ():
         if data.used < data.images - data.without_boxes:
@@ -111,16 +111,16 @@ def found_in(run: Run) -> Found:
 
 
 def differing(name: str, data: dict, only_weights: bool = False) -> list[str]:
-    """In words, the settings that make a config another experiment than the project's.
+    """List the settings that make a config not comparable with the project's config.
 
     Args:
         name: of the config.
-        data: its values, resolved.
-        only_weights: weights are evaluated, and how to train does not matter.
+        data: its resolved values.
+        only_weights: only weights are evaluated; training settings do not matter.
     """
     known = {path.stem: path for path in (ROOT / "configs" / "fcos").glob("*.yml")}
     if name not in known:
-        return [f"{name}: no config of that name in configs/fcos to compare with"]
+        return [f"{name}: configs/fcos has no config of that name to compare with"]
     return [
         f"{key}: {here}, not {there}"
         for key, here, there in changes(data, load_config(known[name]).data)

@@ -1,7 +1,7 @@
-"""A run's metrics and pictures for VisualDL, TensorBoard, Weights & Biases and as CSV.
+"""Write a run's metrics and images for VisualDL, TensorBoard, Weights & Biases and as CSV.
 
-All are sinks of `RunDir`: they see the records of metrics.jsonl, and one that fails is dropped with
-a line. None of the packages is needed for training, and none is installed by this project.
+All are sinks of `RunDir`: they get the records of metrics.jsonl, and a sink that fails is removed
+with a warning. Training needs none of their packages, and this project installs none of them.
 """
 
 import csv
@@ -21,41 +21,41 @@ from fcos_recipe.config.schema import LOGGERS
 from fcos_recipe.console import log
 from fcos_recipe.errors import UserError, without_secrets
 
-THRESHOLD = 0.3  #: detections that score less are not drawn
-LONGEST = 640  #: pixels of a drawn picture's longer side
+THRESHOLD = 0.3  #: detections with a lower score are not drawn
+LONGEST = 640  #: pixels of the longer side of a drawn image
 _PACKAGES = {"visualdl": "visualdl", "tensorboard": "tensorboardX", "wandb": "wandb", "csv": "csv"}
 
 
 def chosen(names: list[str], data: dict) -> list[str]:
-    """The loggers of a run.
+    """Return the names of a run's loggers.
 
     Args:
-        names: asked for on the command line.
-        data: of the resolved config: `loggers` and PaddleDetection's `use_vdl`.
+        names: from the command line.
+        data: values of the resolved config, with `loggers` and PaddleDetection's `use_vdl`.
 
     Raises:
-        UserError: the package of one is missing; the line says how to install it.
+        UserError: a logger's package is missing; the message says how to install it.
     """
     vdl = ["visualdl"] if data["use_vdl"] else []
     found = list(dict.fromkeys([*data["loggers"], *names, *vdl]))
     for name in found:
         if find_spec(_PACKAGES[name]) is None:
-            more = " tensorboard" if name == "tensorboard" else ""  # the program that shows it
+            more = " tensorboard" if name == "tensorboard" else ""  # the viewer
             raise UserError(
                 f"loggers: {name}: the package {_PACKAGES[name]} is missing; run: pip install "
-                f"{_PACKAGES[name]}{more}; or leave it out, metrics.jsonl is written anyway"
+                f"{_PACKAGES[name]}{more}; or omit this logger, metrics.jsonl is always written"
             )
     return found
 
 
 def attach(run, names: list[str], config, vdl_folder: str | None = None) -> None:
-    """Let a run's records also go to these loggers.
+    """Add loggers to a run.
 
     Args:
-        run: the RunDir. What a logger writes is below it.
+        run: the RunDir, below which loggers write.
         names: from `chosen`.
         config: the run's resolved Config.
-        vdl_folder: in place of RUN_DIR/vdl.
+        vdl_folder: folder for VisualDL instead of RUN_DIR/vdl.
     """
     vdl = Path(vdl_folder or config.data.get("vdl_log_dir") or run.path / "vdl")
     make = {
@@ -70,7 +70,7 @@ def attach(run, names: list[str], config, vdl_folder: str | None = None) -> None
 
 
 def numbers(record: dict) -> dict[str, float]:
-    """What of a record is drawn: "train/loss" and the like -> value."""
+    """Values of a record to plot, with names such as "train/loss"."""
     return {
         f"{record['kind']}/{name}": value
         for name, value in record.items()
@@ -79,12 +79,12 @@ def numbers(record: dict) -> dict[str, float]:
 
 
 def pictures(metric, dataset, count: int) -> Iterator[tuple[str, np.ndarray]]:
-    """The first images of an evaluation with what was found on them.
+    """Draw the detections on the first images of an evaluation.
 
     Args:
         metric: `CocoMetric` after the evaluation.
-        dataset: the evaluation's.
-        count: how many images.
+        dataset: of the evaluation.
+        count: number of images.
 
     Yields:
         (image id, uint8 [H, W, 3] RGB, at most `LONGEST` pixels wide and high).
@@ -113,7 +113,7 @@ def pictures(metric, dataset, count: int) -> Iterator[tuple[str, np.ndarray]]:
 
 
 class VisualDL:
-    """Numbers and pictures in a folder for `visualdl --logdir`."""
+    """Writes metrics and images to a folder for `visualdl --logdir`."""
 
     def __init__(self, folder: Path):
         self._folder, self._writer = folder, None
@@ -142,7 +142,7 @@ class VisualDL:
 
 
 class TensorBoard:
-    """The same for `tensorboard --logdir`. tensorboardX writes: it needs neither torch nor grpc."""
+    """Writes the same for `tensorboard --logdir`; tensorboardX needs neither torch nor grpc."""
 
     def __init__(self, folder: Path):
         self._folder, self._files = folder, 0
@@ -155,8 +155,8 @@ class TensorBoard:
         if self._writer is None:
             from tensorboardX import SummaryWriter
 
-            # steps from here on hide those of a run that is repeated from a checkpoint
-            self._files += 1  # its names differ by the second only
+            # purge_step hides earlier records of steps that a resumed run repeats
+            self._files += 1  # file names contain the time only in seconds
             self._writer = SummaryWriter(
                 str(self._folder), purge_step=step, filename_suffix=f".{self._files}"
             )
@@ -176,15 +176,15 @@ class TensorBoard:
             self._writer.close()
             self._writer = None
 
-    forget = close  # what comes next is of an earlier step: a new file
+    forget = close  # the next record is of an earlier step and needs a new file
 
 
 class WandB:
-    """The same for Weights & Biases; WANDB_* variables are the user's.
+    """The same for Weights & Biases; the user's WANDB_* variables apply.
 
-    Without credentials, and with WANDB_MODE=offline, it writes to RUN_DIR/wandb and connects to
-    nothing. Neither the command line nor the environment, the console or the source goes along,
-    as they may hold secrets; the config goes without those in its URLs.
+    Without credentials, or with WANDB_MODE=offline, it writes to RUN_DIR/wandb without network
+    access. Command line, environment, console output and source code are not uploaded, because they
+    may contain secrets; secrets in the config's URLs are removed.
     """
 
     def __init__(self, folder: Path, config):
@@ -199,7 +199,7 @@ class WandB:
             import wandb
 
             config = json.loads(without_secrets(json.dumps(self._config.data, default=str)))
-            note = self._folder / "wandb" / "run_id"  # a resumed run goes on with its curves
+            note = self._folder / "wandb" / "run_id"  # a resumed run continues its curves
             note.parent.mkdir(exist_ok=True)
             if not note.is_file():
                 note.write_text(token_hex(4) + "\n")
@@ -208,7 +208,7 @@ class WandB:
                 x_disable_meta=True, x_disable_stats=True, x_save_requirements=False,
                 init_timeout=30,
             )  # fmt: skip
-            if "finish_timeout" in wandb.Settings.model_fields:  # newer than the others
+            if "finish_timeout" in wandb.Settings.model_fields:  # only in newer versions
                 quiet.update(finish_timeout=300, finish_timeout_raises=False)
             mode = os.environ.get("WANDB_MODE") or (None if _credentials() else "offline")
             self._run = wandb.init(
@@ -237,7 +237,7 @@ class WandB:
 
 
 def _credentials() -> bool:
-    """Whether Weights & Biases would find a key without asking for one."""
+    """Whether Weights & Biases has an API key in the environment or in .netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
@@ -248,12 +248,12 @@ def _credentials() -> bool:
 
 
 class Csv:
-    """train.csv and eval.csv: a column per number of the first record of each kind.
+    """Writes train.csv and eval.csv with the values of each kind's first record as columns.
 
     Args:
-        folder: where to.
-        metrics: the run's metrics.jsonl, from which both are written anew at the first record and
-            after steps were taken back.
+        folder: of the CSV files.
+        metrics: the run's metrics.jsonl, from which both files are rewritten at the first record
+            and when steps are repeated.
     """
 
     def __init__(self, folder: Path, metrics: Path):
@@ -270,7 +270,7 @@ class Csv:
         for old in self._folder.glob("*.csv"):
             old.unlink()
         for line in self._metrics.read_text(encoding="utf-8").splitlines():
-            self._append(json.loads(line))  # the present record is the last of them
+            self._append(json.loads(line))  # the last one is the current record
 
     def _append(self, record: dict) -> None:
         kind = record["kind"]

@@ -1,6 +1,6 @@
-"""A warning in a run's first hour: its loss is not where the runs of this config had it.
+"""Warn early if a run's loss differs from that of earlier runs of the same config.
 
-`python -m fcos_recipe.runs.loss_band RUN_DIR...` makes a band of finished runs, for
+`python -m fcos_recipe.runs.loss_band RUN_DIR...` computes a band from finished runs, for
 configs/results.yml.
 """
 
@@ -14,17 +14,17 @@ from fcos_recipe.errors import UserError
 from fcos_recipe.runs.published_results import WINDOW, Band, load
 
 STEPS = (100, 500, 1000)
-# Half a band's width over the mean, at least; else twice the runs' own range. A few runs show too
-# little of their spread, and what a band is to catch (another LR, other weights) is farther off.
+# A band's half width is at least this share of the mean, else twice the range of the runs: a few
+# runs underestimate the spread, and real faults (wrong LR, wrong weights) differ much more.
 LEAST = 0.2
 
 
 def watch(run, config, total_batch: int) -> None:
-    """Let a run be compared with its config's loss band, if it has one and trains as it says.
+    """Compare a run with its config's loss band, if there is one and the run is comparable.
 
     Args:
         run: the RunDir, whose records are read.
-        config: the run's resolved Config; another setting or data set than the project's: no band.
+        config: the run's resolved Config; with other settings or data there is no comparison.
         total_batch: images per optimizer step.
     """
     from fcos_recipe.runs.judgement import differing
@@ -35,7 +35,7 @@ def watch(run, config, total_batch: int) -> None:
                 if not differing(config.name, config.data):
                     run.add_sink(LossBand(band))
                 return
-    except UserError as error:  # results.yml is missing or wrong, which is no reason to stop
+    except UserError as error:  # results.yml is missing or wrong; the run can continue
         log.warning("warning: no loss band: %s", error)
 
 
@@ -44,11 +44,11 @@ def mean_before(step: int, stretches: list[tuple[int, int, float]]) -> float | N
 
     Args:
         step: number of an optimizer step.
-        stretches: (first step - 1, last step, mean loss) of what was logged.
+        stretches: (first step - 1, last step, mean loss) of each log line.
 
     Returns:
-        The mean over the stretches that reach into the window, weighted by their steps in it;
-        None where they do not cover it.
+        The mean of the overlapping log lines, weighted by their steps in the window; None if they
+        do not cover it.
     """
     start = step - WINDOW
     parts = [(min(b, step) - max(a, start), loss) for a, b, loss in stretches]
@@ -59,7 +59,7 @@ def mean_before(step: int, stretches: list[tuple[int, int, float]]) -> float | N
 
 
 class LossBand:
-    """Sink of `RunDir`: one warning for each step of the band at which the loss is outside."""
+    """A sink of `RunDir` that warns at each step of the band at which the loss is outside."""
 
     def __init__(self, band: Band):
         self._band, self._due = band, sorted(band.steps)
@@ -73,7 +73,8 @@ class LossBand:
         if record["kind"] != "train":
             return
         step = record["step"]
-        if self._last is None and record["epoch"] == 1:  # else resumed: its first stretch is cut
+        # a resumed run has no complete first stretch, so it starts with its second record
+        if self._last is None and record["epoch"] == 1:
             self._last = 0 if step <= WINDOW else None
         if self._last is not None:
             self._stretches.append((self._last, step, record["loss"]))
@@ -85,7 +86,7 @@ class LossBand:
             if loss is not None and not low <= loss <= high:
                 log.warning(
                     "warning: loss %.3f around step %d; runs of %s had %.3f to %.3f there (%s). "
-                    "Data, weights or LR may not be what they should be",
+                    "Check data, weights and LR",
                     loss, due, self._band.config, low, high, self._band.source,
                 )  # fmt: skip
 
@@ -100,7 +101,7 @@ def stretches_of(records: list[dict]) -> list[tuple[int, int, float]]:
 
 
 def band_of(losses: list[float]) -> tuple[float, float]:
-    """Lowest and highest loss that is still usual, from those of some runs at one step."""
+    """Lowest and highest usual loss, from the losses of several runs at one step."""
     middle = sum(losses) / len(losses)
     half = max(LEAST * middle, 2 * (max(losses) - min(losses)))
     return round(middle - half, 3), round(middle + half, 3)
@@ -113,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: run directories.
 
     Raises:
-        UserError: none, or runs of several configs or batches, or with changed settings.
+        UserError: no runs, or they have different configs or batch sizes, or changed settings.
     """
     from fcos_recipe.runs.contents import read_run
     from fcos_recipe.runs.judgement import found_in
@@ -121,8 +122,8 @@ def main(argv: list[str] | None = None) -> int:
     runs = [read_run(Path(name)) for name in (sys.argv[1:] if argv is None else argv)]
     found = [found_in(run) for run in runs]
     if not runs or len({(one.name, one.total_batch) for one in found}) > 1:
-        raise UserError("usage: python -m fcos_recipe.runs.loss_band RUN_DIR...: of one config "
-                        "and batch")  # fmt: skip
+        raise UserError("usage: python -m fcos_recipe.runs.loss_band RUN_DIR... (all of the same "
+                        "config and batch size)")  # fmt: skip
     if changed := [f"{run.path}: {one.differences[0]}" for run, one in zip(runs, found)
                    if one.differences]:  # fmt: skip
         raise UserError("\n".join(changed))

@@ -1,11 +1,9 @@
-"""The figures that the README shows: `configs/results.yml`, typed, and its table.
+"""Read the published figures in `configs/results.yml` and write the README's table of them.
 
 AP is COCO's box AP in percent (39.7, not 0.397) everywhere in this module.
 """
 
-import argparse
 import datetime
-import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -14,20 +12,12 @@ import msgspec
 import yaml
 
 from fcos_recipe.config.schema import RESULTS
-from fcos_recipe.console import run_program
 from fcos_recipe.errors import UserError
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-WINDOW = 50  #: steps over which a loss is averaged before it is compared with a `Band`
-_EXAMPLE = """\
-examples:
-  python -m fcos_recipe.runs.published_results                      # the table
-  python -m fcos_recipe.runs.published_results --write README.md README_zh.md
-  python -m fcos_recipe.runs.published_results --check README.md
-exit codes: 0 done, 1 --check found another table, 2 bad input
-"""
-# Column titles and the words of the table. Files whose name ends in _zh are Chinese.
-_WORDS: dict[str, dict[Any, Any]] = {
+WINDOW = 50  #: steps over which a loss is averaged to compare it with a `Band`
+# Column titles and texts of the table; Chinese for files whose name ends in _zh.
+WORDS: dict[str, dict[Any, Any]] = {
     "en": {
         "titles": ("config", "cards", "box AP", "images/s", "source", "reproduced here"),
         True: "yes", False: "no: needs the cards",
@@ -51,11 +41,11 @@ _WORDS: dict[str, dict[Any, Any]] = {
 
 
 class Text(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A text of a row in both languages; `str()` gives the English one.
+    """A text of a row in two languages; `str()` gives the English one.
 
     Args:
         en, zh: English and Chinese.
-        url: where it can be read, if anywhere.
+        url: link target, if there is one.
     """
 
     en: str
@@ -71,27 +61,27 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     Args:
         config: name of the file in configs/fcos without its ending.
-        about: what the data are, where the config's name does not say it.
-        dataset: what was evaluated on.
-        images: how many images that are.
-        device: name of the card; "cpu"; None where the publisher names none.
-        cards: processes of the run, one card each.
-        total_batch: images of one optimizer step.
+        about: description of the data, if the config's name is not clear.
+        dataset: the evaluation data set.
+        images: number of evaluated images.
+        device: name of the card; "cpu"; None: not published.
+        cards: world size.
+        total_batch: images per optimizer step.
         epochs: of the run.
-        ap: box AP in percent; the mean where there are several seeds.
+        ap: box AP in percent; with several seeds, their mean.
         ap_by_seed: AP of each seed, in percent.
         images_per_second: training throughput; None: not published.
-        throughput_of: images of all cards ("total") or of one ("card"); "unstated".
-        throughput_note: what is to be known about it.
+        throughput_of: "total" of all cards, per "card", or "unstated".
+        throughput_note: remark on the throughput.
         hours: of the whole run; None: not published.
-        source: who says so.
-        machine: what it ran on.
+        source: who published the figure.
+        machine: hardware of the run.
         date: of the run, or of its publication.
         commit: of this project, for its own runs.
-        reproduced: this project has trained to that figure.
-        tolerance: AP points by which a run may differ and still be the same result.
-        tolerance_from: where that number comes from.
-        weights_url, weights_sha256: of the trained weights, where they are published.
+        reproduced: whether this project has trained to this figure.
+        tolerance: AP points by which a run may differ and still count as reproduced.
+        tolerance_from: how the tolerance was chosen.
+        weights_url, weights_sha256: of the trained weights, if published.
     """
 
     config: str
@@ -120,24 +110,24 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     @property
     def band(self) -> tuple[float, float]:
-        """Lowest and highest AP in percent that is the same result."""
+        """Lowest and highest AP in percent that counts as reproduced."""
         return self.ap - self.tolerance, self.ap + self.tolerance
 
     @property
     def ap_range(self) -> tuple[float, float] | None:
-        """Lowest and highest AP over the seeds; None for fewer than two."""
+        """Lowest and highest AP over the seeds; None for fewer than two seeds."""
         values = self.ap_by_seed.values()
         return (min(values), max(values)) if len(values) > 1 else None
 
 
 class Band(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What loss to expect of a config.
+    """Usual training loss of a config.
 
     Args:
         config: name of the file in configs/fcos without its ending.
-        total_batch: images of one optimizer step.
-        steps: step -> (lowest, highest) mean of `loss` over the `WINDOW` steps that end there.
-        source: which runs it was taken from.
+        total_batch: images per optimizer step.
+        steps: step -> (lowest, highest) mean of `loss` over the last `WINDOW` steps.
+        source: the runs from which it was computed.
     """
 
     config: str
@@ -147,7 +137,7 @@ class Band(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Results(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole file."""
+    """Contents of configs/results.yml."""
 
     rows: tuple[Row, ...]
     loss_bands: tuple[Band, ...]
@@ -158,7 +148,7 @@ def load(path: Path = RESULTS) -> Results:
     """Read and check the file.
 
     Raises:
-        UserError: it is missing, or a field of it is wrong.
+        UserError: the file is missing, or one of its fields is wrong.
     """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -168,7 +158,7 @@ def load(path: Path = RESULTS) -> Results:
 
 
 def published(config_name: str) -> list[Row]:
-    """The rows of one config, in the file's order; [] where nothing is published.
+    """The rows of one config, in the file's order; [] if nothing is published.
 
     Args:
         config_name: as `Config.name`.
@@ -177,19 +167,19 @@ def published(config_name: str) -> list[Row]:
 
 
 def table(language: str = "en") -> str:
-    """All rows as a Markdown table.
+    """Write all rows as a Markdown table.
 
     Args:
         language: "en" or "zh".
     """
-    titles = _WORDS[language]["titles"]
+    titles = WORDS[language]["titles"]
     lines = [titles, ["---"] * len(titles), *(_cells(row, language) for row in load().rows)]
     return "".join(f"|{'|'.join(cells)}|\n" if cells[0] == "---" else f"| {' | '.join(cells)} |\n"
                    for cells in lines)  # fmt: skip
 
 
 def _cells(row: Row, language: str) -> list[str]:
-    words = _WORDS[language]
+    words = WORDS[language]
 
     def say(text: Text | None) -> str:
         if text is None:
@@ -212,7 +202,7 @@ def _cells(row: Row, language: str) -> list[str]:
     if row.images_per_second is not None:
         speed = words[row.throughput_of].format(speed=row.images_per_second)
     about = [say(row.source)]
-    if row.commit:  # a run of this project: what it ran on is what its figures mean
+    if row.commit:  # a run of this project
         about += [str(row.date), say(row.machine)]
         if row.hours:
             about.append(words["minutes"].format(minutes=60 * row.hours))
@@ -227,13 +217,13 @@ def _cells(row: Row, language: str) -> list[str]:
 
 
 def insert(path: Path) -> str:
-    """A file's text with the present table between its markers.
+    """Return a file's text with the current table between its markers.
 
     Args:
-        path: a Markdown file; of a name that ends in _zh it gets the Chinese table.
+        path: a Markdown file; a name that ends in _zh gets the Chinese table.
 
     Raises:
-        UserError: it cannot be read, or has not each marker once, on lines of their own.
+        UserError: the file cannot be read, or does not have each marker once on its own line.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -242,34 +232,5 @@ def insert(path: Path) -> str:
     before, begin, rest = text.partition(f"{BEGIN}\n")
     _, end, after = rest.partition(END)
     if not (begin and end) or text.count(BEGIN) + text.count(END) != 2:
-        raise UserError(f"{path}: want {BEGIN} and, below it, {END}, each once on its own line")
+        raise UserError(f"{path}: needs {BEGIN} and, below it, {END}, each once on its own line")
     return f"{before}{begin}\n{table('zh' if path.stem.endswith('_zh') else 'en')}\n{end}{after}"
-
-
-def main(argv: list[str] | None = None) -> int:
-    """`python -m fcos_recipe.runs.published_results`: see `--help`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fcos_recipe.runs.published_results",
-        description="The table of results, from configs/results.yml.", epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    add = parser.add_argument
-    add("--language", choices=_WORDS, default="en", help="of the printed table")
-    add("--write", nargs="+", type=Path, default=[], metavar="FILE",
-        help=f"put the table between {BEGIN} and {END}")  # fmt: skip
-    add("--check", nargs="+", type=Path, default=[], metavar="FILE",
-        help="exit 1 if a file has another table")  # fmt: skip
-    args = parser.parse_args(argv)
-    for path in args.write:
-        text = insert(path)
-        path.write_text(text, encoding="utf-8")
-    if stale := [str(path) for path in args.check if insert(path) != path.read_text("utf-8")]:
-        print(f"{', '.join(stale)}: not the table of {RESULTS.name}; --write it", file=sys.stderr)
-        return 1
-    if not args.write and not args.check:
-        print(table(args.language), end="")
-    return 0
-
-
-if __name__ == "__main__":
-    run_program(main)

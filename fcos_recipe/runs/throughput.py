@@ -1,24 +1,23 @@
-"""Throughput: what it is, and a run's.
+"""Definition of throughput, and the throughput of a run.
 
-It means the same wherever this project prints or records it:
+This project prints and records throughput with one meaning:
 
-- `images_per_second_per_card` of a stretch between two log lines: the images that one rank (one
-  card, one process) trained on / the wall time of the stretch. That time has the wait for data,
-  forward, backward, the exchange of gradients and the optimizer in it; evaluations, the writing of
-  log lines and the part of saving that training waits for are not. The wait for data is also
-  recorded on its own: `data_time`, seconds per batch.
-- `images_per_second` of a stretch: that times the ranks, as all take the same step.
-- A run's throughput (`throughput`): the median over its stretches without the first one, in which
-  workers start and caches fill.
+- `images_per_second_per_card` between two log lines: images trained by one rank (one card) / wall
+  time. The time includes data waits, forward and backward pass, gradient all-reduce and optimizer,
+  but not evaluation, logging and saving. The data wait is also recorded separately as `data_time`,
+  seconds per batch.
+- `images_per_second`: the same times the world size.
+- A run's throughput (`throughput`): the median over its log lines without the first one, during
+  which workers start and caches fill.
 
-`images_per_second` of an evaluation is of all ranks together, from files to detections, without
-COCO's matching (`evaluation.loop`). `fcos benchmark train` takes the median over single steps, wait
-for data included, without the first ones.
+`images_per_second` of an evaluation is for all ranks together, from files to detections, without
+COCO's matching (`evaluation.loop`). `fcos benchmark train` uses the median over single steps,
+including data waits, without the first steps.
 
-PaddleDetection 2.6's `ips` is the images per step of one card / rank 0's time per step with the
-wait for data, smoothed: the same quantity per card. The published "FPS 8.24" of eight BI-V100 is
-most likely that: 8.24 images/s per card, 66 in all, 6 hours for 12 epochs. If it were of all eight
-cards, 12 epochs would take 47 hours. No log was published that would tell.
+PaddleDetection 2.6's `ips` is the same quantity per card: images per step of one card / rank 0's
+smoothed time per step including data waits. The published "FPS 8.24" of eight BI-V100 is most
+likely this: 8.24 images/s per card, 66 in total, 6 hours for 12 epochs. If it were the total, 12
+epochs would take 47 hours. No published log confirms this.
 """
 
 import statistics
@@ -31,7 +30,7 @@ def throughput(records: list[dict]) -> dict[str, float]:
         records: of its metrics.jsonl.
 
     Returns:
-        `images_per_second_per_card` and `images_per_second`; {} where nothing was logged.
+        `images_per_second_per_card` and `images_per_second`; {} if nothing was logged.
     """
     stretches = [record for record in records if record["kind"] == "train"]
     stretches = stretches[1:] or stretches

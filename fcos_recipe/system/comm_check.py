@@ -1,4 +1,4 @@
-"""One rank of the doctor's communication check: a sum over ranks, on the CPU."""
+"""One rank of the communication check of `fcos doctor`: an all-reduce on the CPU."""
 
 from fcos_recipe.compat import before_paddle
 from fcos_recipe.system.device import set_device

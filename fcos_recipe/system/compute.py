@@ -1,9 +1,8 @@
-"""What will compute: the one decision that every command asks for and prints.
+"""Choose the device for a command: cpu, gpu or iluvatar_gpu.
 
-`decide` weighs three things: the device that was requested, the cards that the driver lists, and
-the cards that Paddle can use. Cards that the driver lists and Paddle cannot use end the command
-with an error, because a run on the CPU would take days without anybody having chosen it. The way
-around is to request the CPU by name.
+`decide` uses the requested device, the cards that the driver lists, and the cards that Paddle can
+use. If the driver lists cards that Paddle cannot use, the command ends with an error, because a run
+on the CPU would take days and nobody chose it. To use the CPU anyway, request it explicitly.
 """
 
 import os
@@ -16,24 +15,23 @@ from fcos_recipe.errors import UserError
 from fcos_recipe.system import cpu_math, device
 from fcos_recipe.system.device import DEVICES, PLUGIN, Driver, PaddleFacts
 
-AUTO, CARD = "auto", "card"  # CARD: any card, but not the CPU; what `-o use_gpu=true` means
-# Set by the launcher for its ranks: the device it has decided on and printed.
+AUTO, CARD = "auto", "card"  # CARD: any card but not the CPU, for `-o use_gpu=true`
+# Set by the launcher for its ranks: the device that it chose and printed.
 DECIDED = "FCOS_DEVICE"
-CHOOSE_CPU = "choose the CPU by name: `-o device=cpu`, or DEVICE=cpu in the environment"
+CHOOSE_CPU = "choose the CPU explicitly: `-o device=cpu`, or DEVICE=cpu in the environment"
 
 
 @dataclass(frozen=True)
 class Compute:
-    """The device of a run, and the cards that were found on the way to it.
+    """The device of a run and the cards that were found.
 
     Args:
         device: cpu, gpu or iluvatar_gpu.
         requested: auto, card, or one of these three.
-        driver: the cards that the driver lists; None where it lists none or nobody asked.
-        facts: what Paddle says; None where nobody asked.
-        every: labels of all the cards that Paddle counts. The position of a label in it is the
-            number that Paddle gives to the card.
-        cards: labels of the cards that the run may use, a part of `every`; empty on the CPU.
+        driver: the cards that the driver lists; None: it lists none, or was not asked.
+        facts: what Paddle reports; None: it was not asked.
+        every: labels of all cards that Paddle counts, in the order of Paddle's card numbers.
+        cards: labels of the cards that the run may use, a subset of `every`; empty on the CPU.
     """
 
     device: str
@@ -44,11 +42,11 @@ class Compute:
     cards: tuple[str, ...] = ()
 
     def line(self) -> str:
-        """The decision in one line, for the console."""
+        """Describe the choice in one line for the console."""
         listed = f"{self.driver.tool} lists {len(self.driver.cards)}" if self.driver else ""
         if self.device == "cpu" and self.requested == "cpu":
             idle = self.driver and self.driver.cards
-            return "device: cpu, as requested" + (f"; {listed}, which stay idle" if idle else "")
+            return "device: cpu, as requested" + (f"; {listed}, which are not used" if idle else "")
         counted = f"Paddle {self.facts.version} can use {self.facts.count}" if self.facts else ""
         found = ", ".join(filter(None, (listed, counted)))
         if self.device == "cpu":
@@ -58,7 +56,7 @@ class Compute:
 
 @dataclass(frozen=True)
 class Found:
-    """What this machine shows: the driver's cards, why its tool failed, and Paddle's answer."""
+    """Devices of this machine: the driver's cards, why its tool failed, and Paddle's answer."""
 
     driver: Driver | None
     trouble: str
@@ -66,19 +64,19 @@ class Found:
 
 
 def requested(config: Config | None) -> str:
-    """The device that was asked for: auto, card, cpu, gpu or iluvatar_gpu.
+    """Return the requested device: auto, card, cpu, gpu or iluvatar_gpu.
 
-    The launcher's decision comes first, then `-o device=`, the variable DEVICE, and the config's
-    own files. `use_gpu: false` is PaddleDetection's way to ask for the CPU.
+    The launcher's choice has priority, then `-o device=`, the variable DEVICE, and the config
+    files. `use_gpu: false`, a key of PaddleDetection, requests the CPU.
 
     Raises:
-        UserError: switches that contradict each other, or that ask for other hardware.
+        UserError: settings contradict each other, or request unsupported hardware.
     """
     data = config.data if config else {}
     for name in ("use_npu", "use_xpu", "use_mlu"):
         if data.get(name):
             raise UserError(
-                f"{name}: true: this project runs on {', '.join(DEVICES[1:])} only; remove it"
+                f"{name}: true: this project supports only {', '.join(DEVICES[1:])}; remove it"
             )
     if decided := os.environ.get(DECIDED):
         return decided
@@ -86,20 +84,20 @@ def requested(config: Config | None) -> str:
     if config is None or config.origin("device") != COMMAND_LINE:
         asked = os.environ.get("DEVICE") or asked
     use_gpu = data.get("use_gpu")
-    said = config is not None and config.origin("use_gpu") == COMMAND_LINE
-    if said and asked != AUTO and use_gpu is (asked == "cpu"):
+    explicit = config is not None and config.origin("use_gpu") == COMMAND_LINE
+    if explicit and asked != AUTO and use_gpu is (asked == "cpu"):
         raise UserError(f"use_gpu: {str(use_gpu).lower()} and device: {asked} contradict each "
                         "other; remove one")  # fmt: skip
     if asked == AUTO and use_gpu is False:
         return "cpu"
-    return CARD if asked == AUTO and said else asked
+    return CARD if asked == AUTO and explicit else asked
 
 
 def look(ask: Callable[[], PaddleFacts]) -> Found:
-    """Ask the driver and Paddle.
+    """Ask the driver and Paddle for devices.
 
     Args:
-        ask: how to ask Paddle.
+        ask: the function that asks Paddle.
 
     Raises:
         UserError: Paddle is missing or does not answer.
@@ -109,12 +107,12 @@ def look(ask: Callable[[], PaddleFacts]) -> Found:
 
 
 def decide(requested: str, ask: Callable[[], PaddleFacts] | None = None) -> Compute:
-    """What will compute.
+    """Choose the device.
 
     Args:
-        requested: an answer of `requested`, or a caller's own word.
-        ask: how to ask Paddle. By default `auto` asks in another process, as long as this one has
-            not imported Paddle: settings for the CPU must precede the import.
+        requested: from `requested`, or a value of the caller.
+        ask: the function that asks Paddle. Default: for `auto` another process, unless Paddle is
+            already imported here, because settings for the CPU must be made before its import.
 
     Raises:
         UserError: see `choose`; or Paddle is missing or does not answer.
@@ -132,11 +130,11 @@ def decide(requested: str, ask: Callable[[], PaddleFacts] | None = None) -> Comp
 
 
 def choose(requested: str, found: Found) -> Compute:
-    """The decision itself, from what `look` found.
+    """Choose the device from what `look` found.
 
     Raises:
-        UserError: no such device, this Paddle cannot use it, or there are cards that only an
-            explicit request for the CPU may leave idle.
+        UserError: the device does not exist, Paddle cannot use it, or Paddle cannot use the
+            machine's cards and the CPU was not requested explicitly.
     """
     if requested not in (*DEVICES, CARD):
         raise UserError(f"device: {requested!r} is unknown; choose from {', '.join(DEVICES)}")
@@ -148,8 +146,8 @@ def choose(requested: str, found: Found) -> Compute:
     if requested not in (AUTO, CARD, *kinds):
         offered = " and ".join([*kinds, "cpu"])
         raise UserError(
-            f"device: {requested}: the installed Paddle {facts.version} offers {offered}; "
-            "set `device: auto` or install the Paddle of your cards (README, Install)"
+            f"device: {requested}: the installed Paddle {facts.version} supports {offered}; "
+            "set `device: auto` or install the Paddle for your cards (README, Install)"
         )
     if kinds and facts.count:
         kind = requested if requested in kinds else kinds[0]
@@ -164,56 +162,72 @@ def choose(requested: str, found: Found) -> Compute:
 
 
 def _why(found: Found, facts: PaddleFacts, kinds: list[str]) -> str:
-    """Why Paddle can use no card here, and after the last semicolon what to do."""
+    """Explain why Paddle can use no card and, after the last semicolon, what to do."""
     cards = found.driver.cards if found.driver else ()
     if found.trouble:
-        said = f"{found.trouble}, and Paddle {facts.version} can use no card"
+        reason = f"{found.trouble}, and Paddle {facts.version} can use no card"
     elif cards:
         names = ", ".join(sorted({card.name for card in cards}))
         assert found.driver is not None
-        said = f"{found.driver.tool} lists {len(cards)} card(s) ({names}), "
-        said += f"but Paddle {facts.version} can use none"
+        reason = f"{found.driver.tool} lists {len(cards)} card(s) ({names}), "
+        reason += f"but Paddle {facts.version} can use none"
     else:
-        said = f"Paddle {facts.version} sees no card"
+        reason = f"Paddle {facts.version} finds no card"
     if facts.custom and not kinds:
-        said += f", only devices of the type {facts.custom[0]}, which this project does not use"
+        reason += f", only devices of type {facts.custom[0]}, which this project does not support"
     elif not kinds:
-        said += ": it is a CPU build and no plugin is loaded"
+        reason += ": it is a CPU build and no plugin is loaded"
     if not kinds:
-        return f"{said}; install the Paddle of your cards (README, Install)"
+        return f"{reason}; install the Paddle for your cards (README, Install)"
     hidden = [name for name in device.VISIBILITY if name in os.environ]
     if hidden:
-        return f"{said}: {hidden[0]}={os.environ[hidden[0]]!r} may hide them; unset it"
-    return f"{said}; look at `python tools/doctor.py`"
+        return f"{reason}: {hidden[0]}={os.environ[hidden[0]]!r} may hide them; unset it"
+    return f"{reason}; run `python tools/doctor.py`"
 
 
-def start(requested: str, show: bool = True) -> Compute:
-    """Decide, apply the settings that must precede Paddle's import, and bind this process.
-
-    Args:
-        requested: see `decide`.
-        show: print the decision. Only rank 0 does, and not if the launcher has done so already.
+def prepare(requested: str) -> Compute:
+    """Decide, and apply the settings that must precede Paddle's import.
 
     Raises:
-        UserError: see `decide`.
+        UserError: see `decide`; or no launcher gave this rank a card of its own.
     """
     found = decide(requested)
     _refuse_shared_card(found)
     cpu_math.ensure(found.device)
+    return found
+
+
+def start(requested: str, show: bool = True) -> Compute:
+    """`prepare`, then bind this process to the device for good.
+
+    Args:
+        requested: see `decide`.
+        show: print the decision where `is_shown`.
+
+    Raises:
+        UserError: see `prepare`.
+    """
+    found = prepare(requested)
     device.set_device(found.device)
-    if show and os.environ.get("PADDLE_TRAINER_ID", "0") == "0" and DECIDED not in os.environ:
+    if show and is_shown():
         print(found.line(), flush=True)
     return found
 
 
-def _refuse_shared_card(found: Compute) -> None:
-    """Ranks to which no launcher gave a card would all compute on card 0, without a word.
+def is_shown() -> bool:
+    """Whether this process shows the decision: rank 0, unless the launcher has done so already."""
+    return os.environ.get("PADDLE_TRAINER_ID", "0") == "0" and DECIDED not in os.environ
 
-    Paddle's own launcher before 3.1 does so with a plugin whose variable is not set.
+
+def _refuse_shared_card(found: Compute) -> None:
+    """Raise UserError if several ranks would use card 0 because no launcher assigned cards.
+
+    Paddle's own launcher before 3.1 assigns none with a plugin whose variable is not set.
     """
     ranks = int(os.environ.get("PADDLE_LOCAL_SIZE") or 1)
     if ranks == 1 or len(found.every) < 2 or f"FLAGS_selected_{found.device}s" in os.environ:
         return
     way = f"set PADDLE_XCCL_BACKEND={PLUGIN} for Paddle's launcher, or " * (found.device == PLUGIN)
-    raise UserError(f"{ranks} processes would share card 0 of {len(found.every)}, as the launcher "
-                    f"gave them none; {way}start with `bash scripts/train.sh`")  # fmt: skip
+    raise UserError(f"{ranks} processes would share card 0 of {len(found.every)}, because the "
+                    f"launcher assigned no cards; {way}start with `bash scripts/train.sh`"
+                    )  # fmt: skip

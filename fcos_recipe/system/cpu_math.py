@@ -1,10 +1,10 @@
-"""Settings that let Paddle use the whole processor on a CPU run.
+"""Settings that make Paddle faster on the CPU.
 
-Paddle's CPU wheels leave three brakes on. They set OMP_NUM_THREADS=1 where it is unset. Their
-MKL takes its slowest path on AMD processors unless MKL_DEBUG_CPU_TYPE names a better one. And
-glibc hands large buffers back to the system after each use, so every step pays for the page
-faults again: with the thresholds raised, a ResNet-50 step faults no page after the first three
-steps (measured: 180,000 to 350,000 faults per step before, peak memory +34%).
+Paddle's CPU wheels are slow for three reasons. They set OMP_NUM_THREADS=1 if it is unset. Their MKL
+uses its slowest code on AMD processors unless MKL_DEBUG_CPU_TYPE selects another. And glibc returns
+large buffers to the system after each use, which causes page faults in every step: 180,000 to
+350,000 were measured per ResNet-50 step. With higher thresholds there are none after the first
+three steps, and peak memory rises by 34 %.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ NAMES = ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE", *_MALLOC)
 
 
 def cores() -> int:
-    """Logical cores this process may use: affinity, cut by the control group's quota (>= 1)."""
+    """Logical cores that this process may use: its affinity, limited by the cgroup's quota."""
     count = float(len(os.sched_getaffinity(0)))
     for quota, period in (
         ("/sys/fs/cgroup/cpu.max", None),
@@ -34,19 +34,19 @@ def cores() -> int:
             if words[0] != "max" and int(words[0]) > 0:
                 count = min(count, int(words[0]) / int(words[1]))
         except (OSError, IndexError, ValueError):
-            continue  # that version of control groups is not mounted here
+            continue  # this version of cgroups is not mounted
     return max(1, int(count))
 
 
 def settings(threads: int, cpuinfo: str | None = None) -> dict[str, str]:
-    """Environment for one process that trains or predicts on the CPU.
+    """Environment variables for a process that trains or predicts on the CPU.
 
     Args:
         threads: math threads of this process: `cores() // processes on this machine`.
-        cpuinfo: text of /proc/cpuinfo; read from there by default.
+        cpuinfo: text of /proc/cpuinfo; default: the file.
 
     Returns:
-        Variable -> value, before looking at what the user has set.
+        Variable -> value, also for variables that the user has set.
     """
     if cpuinfo is None:
         try:
@@ -61,7 +61,7 @@ def settings(threads: int, cpuinfo: str | None = None) -> dict[str, str]:
 
 
 def has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 itself (AVX512_BF16 or AMX_BF16)."""
+    """Whether the processor has bfloat16 instructions (AVX512_BF16 or AMX_BF16)."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -75,10 +75,10 @@ def missing(threads: int) -> dict[str, str]:
 
 
 def set_by_user(name: str) -> bool:
-    """Whether the environment's value is the user's and not Paddle's launcher's.
+    """Whether a variable was set by the user and not by Paddle's launcher.
 
-    The launcher imports Paddle, which writes OMP_NUM_THREADS=1 into the environment that the
-    ranks inherit. What the launcher itself was started with shows whose value it is.
+    The launcher imports Paddle, which sets OMP_NUM_THREADS=1 in the environment that the ranks
+    inherit. The environment with which the launcher was started shows who set it.
     """
     if name not in os.environ:
         return False
@@ -91,17 +91,17 @@ def set_by_user(name: str) -> bool:
 
 
 def ensure(device: str = "cpu", processes: int | None = None) -> dict[str, str]:
-    """Apply `settings` to this process. Call it before Paddle is imported.
+    """Apply `settings` to this process; call it before Paddle is imported.
 
-    The libraries read their variables when Paddle loads them and glibc takes its parameters
-    through mallopt(3) at any time, so nothing needs a restart of the process.
+    No restart is needed: the libraries read their variables when Paddle loads them, and glibc
+    accepts its parameters through mallopt(3) at any time.
 
     Args:
-        device: of the run, as `compute.decide` says; on a card nothing happens.
-        processes: training processes on this machine; default: what the launcher says, or 1.
+        device: of the run, from `compute.decide`; on a card nothing is done.
+        processes: training processes on this machine; default: the launcher's number, or 1.
 
     Returns:
-        What was set; {} on a card.
+        the variables set; {} on a card.
     """
     if device != "cpu":
         return {}
@@ -110,7 +110,7 @@ def ensure(device: str = "cpu", processes: int | None = None) -> dict[str, str]:
     os.environ.update(values)
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:  # musl and others have no such knobs
+    except AttributeError:  # not glibc
         return values
     for name, (parameter, _) in _MALLOC.items():
         if name in values:

@@ -1,7 +1,7 @@
-"""Accelerator cards: what the driver's tool shows, what Paddle can use, which ones a run gets.
+"""Accelerator cards: those the driver lists, those Paddle can use, and those a run gets.
 
-The first half needs no Paddle. The second asks Paddle, through `ask_paddle` alone, so that
-tests and the launcher can put another answer in its place. Nothing about Iluvatar cards was
+The first half of this module needs no Paddle. The second half asks Paddle only through
+`ask_paddle`, so that tests and the launcher can replace it. Nothing about Iluvatar cards was
 verified on hardware: it follows public samples and documents.
 """
 
@@ -22,14 +22,14 @@ from fcos_recipe.places import ROOT
 PLUGIN = "iluvatar_gpu"  # the custom device type of Iluvatar's Paddle plugin
 DEVICES = ("auto", "cpu", "gpu", PLUGIN)
 TOOLS = ("ixsmi", "nvidia-smi")
-# Labels for Paddle's launcher; no driver reads this variable.
+# Card labels for Paddle's launcher; no driver reads this variable.
 PLUGIN_VISIBLE = "ILUVATAR_GPU_VISIBLE_DEVICES"
 VISIBILITY = (PLUGIN_VISIBLE, "CUDA_VISIBLE_DEVICES")
 
 
 @dataclass(frozen=True)
 class Card:
-    """One row of `ixsmi` or `nvidia-smi`; memory in MiB, None where the row has none."""
+    """One card in the output of `ixsmi` or `nvidia-smi`; memory in MiB, None if not shown."""
 
     index: int
     name: str
@@ -40,7 +40,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Driver:
-    """What the tool printed. `version` is IX-ML's on Iluvatar, nvidia-smi's on NVIDIA."""
+    """Output of the driver's tool; `version` is that of IX-ML (Iluvatar) or nvidia-smi."""
 
     tool: str
     version: str
@@ -51,10 +51,10 @@ class Driver:
 
 @dataclass(frozen=True)
 class Sdk:
-    """One row of the table of IXUCA releases.
+    """One release of the IXUCA SDK.
 
     `runs`: whether this project (Python >= 3.10) can run on it: yes, no, or unknown.
-    `sure`: how well the row is known: H primary source, M indirect, L inference.
+    `sure`: kind of evidence: H primary source, M indirect source, L inference.
     """
 
     version: str
@@ -80,7 +80,7 @@ _ROW = re.compile(rf"^\|?\s*(\d+)\s+(\S.*?)[\s|]+{_BUS}")
 
 
 def sdk_rows(version: str) -> list[Sdk]:
-    """Rows of `SDKS` for an SDK version, else for the newest one that is not newer; may be []."""
+    """Rows of `SDKS` for an SDK version or, without any, for the nearest older one; may be []."""
 
     def key(text: str) -> tuple[int, ...]:
         return tuple(int(n) for n in (re.findall(r"\d+", text) + ["0", "0"])[:3])
@@ -92,9 +92,9 @@ def sdk_rows(version: str) -> list[Sdk]:
 def parse_smi(text: str, tool: str = "ixsmi") -> Driver:
     """Read the default table of `ixsmi` or `nvidia-smi`.
 
-    A card starts at the line with its index, name and bus id and lasts until the next rule
-    or card. Nothing depends on the position of a column: widths change between versions, and
-    the values of a faulty card overflow theirs.
+    A card starts at the line with its index, name and bus id and ends at the next separator line or
+    card. Column positions are not used: widths change between versions, and values of a faulty card
+    can be too wide.
     """
 
     def first(pattern: str) -> str:
@@ -123,7 +123,7 @@ def _card(row: re.Match, text: str) -> Card:
     memory = re.search(r"(\d+)\s*MiB\s*/\s*(\d+)\s*MiB", text)
     power = re.search(r"\b(\d+)W\b", text)
     if power and int(power.group(1)) >= 0xFFFF:
-        fault = f"reports {power.group(1)} W, the value of a sensor that cannot be read"
+        fault = f"reports {power.group(1)} W, which means that its power sensor cannot be read"
     elif re.search(r"ERR!|Unknown Error|GPU is lost", text):
         fault = "reports an error instead of its state"
     elif not memory:
@@ -136,10 +136,10 @@ def _card(row: re.Match, text: str) -> Card:
 
 
 def read_driver() -> Driver | None:
-    """Run `ixsmi`, else `nvidia-smi`; None without either.
+    """Run `ixsmi`, else `nvidia-smi`; return None if neither is installed.
 
     Raises:
-        UserError: the tool is there but fails or hangs, as it does with a broken driver.
+        UserError: the tool fails or hangs, as it does with a broken driver.
     """
     for tool in TOOLS:
         if not shutil.which(tool):
@@ -149,16 +149,16 @@ def read_driver() -> Driver | None:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise UserError(f"{tool}: {error}; is the driver loaded?") from None
         if done.returncode and "No devices were found" not in done.stdout:  # nvidia-smi's code 6
-            said = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-            raise UserError(f"{tool}: exit code {done.returncode}: {said[0]}")
+            message = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+            raise UserError(f"{tool}: exit code {done.returncode}: {message[0]}")
         return parse_smi(done.stdout, tool)
     return None
 
 
 def find_driver() -> tuple[Driver | None, str]:
-    """The cards that the driver lists, and why its tool failed ("" where it did not).
+    """Return the cards that the driver lists, and why its tool failed ("" if it did not).
 
-    Where no tool lists a card, the device nodes count: a container may have them without the tool.
+    If no tool lists a card, device nodes are used: a container may have them without the tool.
     """
     driver, trouble = None, ""
     try:
@@ -173,15 +173,15 @@ def find_driver() -> tuple[Driver | None, str]:
 
 
 def _nodes() -> list[tuple[str, int]]:
-    """Device nodes of cards, /dev/nvidiaN and /dev/iluvatarN, with their numbers."""
+    """List the device nodes of cards, /dev/nvidiaN and /dev/iluvatarN, with their numbers."""
     found = [re.fullmatch(r"(?:nvidia|iluvatar)(\d+)", name) for name in os.listdir("/dev")]
     return sorted(((m[0], int(m[1])) for m in found if m), key=lambda node: node[1])
 
 
 def may_have_cards() -> bool:
-    """Whether anything hints at a card, so that Paddle has to be asked; imports nothing.
+    """Whether the machine may have cards, so that Paddle must be asked; does not import Paddle.
 
-    Hints are a driver's tool, a device node, a plugin for Paddle, or a Paddle built for CUDA.
+    Signs of cards: a driver's tool, a device node, a Paddle plugin, or a Paddle built for CUDA.
     """
     if any(map(shutil.which, TOOLS)) or _nodes():
         return True
@@ -198,10 +198,10 @@ def may_have_cards() -> bool:
 
 @dataclass(frozen=True)
 class PaddleFacts:
-    """What Paddle says about itself.
+    """Properties of the installed Paddle.
 
-    cuda: built for CUDA (NVIDIA, or Iluvatar's corex builds). custom: types of the plugins
-    that loaded. count: visible devices of `cuda`, else of our plugin's type, else of the first.
+    cuda: built for CUDA (NVIDIA, or Iluvatar's corex builds). custom: device types of the loaded
+    plugins. count: visible CUDA devices, else devices of Iluvatar's plugin, else of the first one.
     """
 
     version: str
@@ -211,7 +211,7 @@ class PaddleFacts:
 
 
 def ask_paddle() -> PaddleFacts:
-    """Import Paddle and ask it. A `+corex` in the version proves nothing, so it is not read."""
+    """Import Paddle and ask for its devices; a `+corex` in the version is no proof of cards."""
     from fcos_recipe.compat import import_paddle
 
     paddle = import_paddle()
@@ -228,7 +228,7 @@ def ask_paddle() -> PaddleFacts:
 
 
 def child_environment(**changes: str) -> dict[str, str]:
-    """The environment for a process that imports this package, installed or not."""
+    """Environment with which a child process can import this package, installed or not."""
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if str(ROOT) not in paths:
         paths.insert(0, str(ROOT))
@@ -236,10 +236,10 @@ def child_environment(**changes: str) -> dict[str, str]:
 
 
 def ask_paddle_outside(seconds: float = 180) -> PaddleFacts:
-    """`ask_paddle` in another process: this one stays free of Paddle and of the cards.
+    """Run `ask_paddle` in another process, so that this one does not import Paddle or open cards.
 
     Raises:
-        UserError: Paddle is missing, broken, or does not answer (a card that hangs).
+        UserError: Paddle is missing, cannot be imported, or does not answer (a card that hangs).
     """
     command = [sys.executable, "-m", "fcos_recipe.system.device"]
     try:
@@ -248,8 +248,8 @@ def ask_paddle_outside(seconds: float = 180) -> PaddleFacts:
         )
     except subprocess.TimeoutExpired:
         raise UserError(
-            f"Paddle: no answer about its devices in {seconds:.0f} s; look at a faulty card with "
-            "`python tools/doctor.py` and leave it out by CUDA_VISIBLE_DEVICES"
+            f"Paddle: no answer about its devices in {seconds:.0f} s; find the faulty card with "
+            "`python tools/doctor.py` and exclude it with CUDA_VISIBLE_DEVICES"
         ) from None
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -259,7 +259,7 @@ def ask_paddle_outside(seconds: float = 180) -> PaddleFacts:
 
 
 def _listed(name: str) -> list[str] | None:
-    """The entries of a visibility variable; None where it is unset or says `all`."""
+    """Entries of a visibility variable; None if it is unset or `all`."""
     value = os.environ.get(name)
     if value is None or value == "all":
         return None
@@ -267,21 +267,21 @@ def _listed(name: str) -> list[str] | None:
 
 
 def card_labels(kind: str, count: int) -> tuple[list[str], list[str]]:
-    """Labels of the cards that Paddle counts, and of those among them that a run may use.
+    """Labels of all cards that Paddle counts, and of the cards that a run may use.
 
-    The driver of either kind reads CUDA_VISIBLE_DEVICES and renumbers the cards from 0, so its
-    entries are the labels. Without it the labels are 0 to count - 1. Only Paddle's launcher reads
-    ILUVATAR_GPU_VISIBLE_DEVICES, and it hides nothing: here it chooses from these labels.
+    Both drivers read CUDA_VISIBLE_DEVICES and renumber the cards from 0, so its entries are the
+    labels. Without it the labels are 0 to count - 1. ILUVATAR_GPU_VISIBLE_DEVICES is read only by
+    Paddle's launcher and hides no cards: it selects from these labels.
 
     Args:
         kind: gpu or iluvatar_gpu.
-        count: of the cards, as Paddle says.
+        count: number of cards that Paddle reports.
 
     Raises:
         UserError: ILUVATAR_GPU_VISIBLE_DEVICES names a card that Paddle does not count.
     """
     named = _listed("CUDA_VISIBLE_DEVICES")
-    if named is None or len(named) < count:  # a driver that does not read the variable
+    if named is None or len(named) < count:  # the driver does not read the variable
         every = [str(i) for i in range(count)]
         cards = every if named is None else [label for label in every if label in named]
     else:
@@ -292,23 +292,23 @@ def card_labels(kind: str, count: int) -> tuple[list[str], list[str]]:
         if unknown:
             raise UserError(
                 f"{PLUGIN_VISIBLE}: no card {unknown[0]}: Paddle can use "
-                f"{','.join(cards) or 'none'}; name cards of these, or unset the variable"
+                f"{','.join(cards) or 'none'}; choose from these, or unset the variable"
             )
         cards = chosen
     return every, cards
 
 
 def select_card() -> None:
-    """Make this process's choice of a plugin's card one that Paddle and the driver agree on.
+    """Select this process's plugin card by the number that the driver uses.
 
-    Paddle's own launcher gives a rank the position of its card in ILUVATAR_GPU_VISIBLE_DEVICES.
-    Paddle takes that for the number of the card, while the driver, which does not read the
-    variable, numbers all cards: `2,3` would compute on 0 and 1. This puts the card's number into
-    FLAGS_selected_iluvatar_gpus and removes the other variable. It must precede Paddle's import,
-    which opens the selected cards alone.
+    Paddle's own launcher gives a rank the position of its card in ILUVATAR_GPU_VISIBLE_DEVICES, and
+    Paddle uses this as the card's number. The driver does not read the variable and numbers all
+    cards, so that `2,3` would use cards 0 and 1. This function sets FLAGS_selected_iluvatar_gpus to
+    the card's number and removes the other variable. Call it before Paddle's import, which opens
+    only the selected cards.
 
     Raises:
-        UserError: the variable names a card that CUDA_VISIBLE_DEVICES leaves out.
+        UserError: the variable names a card that CUDA_VISIBLE_DEVICES hides.
     """
     names = _listed(PLUGIN_VISIBLE)
     os.environ.pop(PLUGIN_VISIBLE, None)
@@ -320,8 +320,8 @@ def select_card() -> None:
         number = shown.index(name) if shown else int(name)
     except (ValueError, IndexError):
         raise UserError(
-            f"{PLUGIN_VISIBLE}={','.join(names)}: not the labels of cards that "
-            "CUDA_VISIBLE_DEVICES shows; name cards of these, or unset the variable"
+            f"{PLUGIN_VISIBLE}={','.join(names)}: not all of these cards are in "
+            "CUDA_VISIBLE_DEVICES; choose from its cards, or unset the variable"
         ) from None
     os.environ[f"FLAGS_selected_{PLUGIN}s"] = str(number)
 
@@ -329,29 +329,26 @@ def select_card() -> None:
 def card_index(kind: str) -> int:
     """Paddle's number of this process's card: the launcher's choice for a rank, else 0.
 
-    For every interface that wants a number beside a device type, after `set_device`.
+    Use it after `set_device`, wherever Paddle needs a number besides the device type.
     """
     return int(os.environ.get(f"FLAGS_selected_{kind}s", "0").split(",")[0])
 
 
 def amp_supported(kind: str, dtype: str = "float16") -> bool:
-    """Whether auto_cast changes anything on this device, to which the process is bound.
-
-    On the CPU Paddle ignores it; on a card Paddle is asked.
-    """
+    """Whether auto_cast takes effect on this process's device; on the CPU it does not."""
     from fcos_recipe.compat import autocasts
 
     return kind != "cpu" and autocasts(dtype)
 
 
 def set_device(kind: str) -> str:
-    """Bind this process to its device: the one that the launcher chose, or the first.
+    """Set this process's device: the card that the launcher chose, or the first.
 
     Args:
         kind: cpu, gpu or iluvatar_gpu.
 
     Returns:
-        The place, such as "gpu:3" or "cpu".
+        Paddle's name of the device, such as "gpu:3" or "cpu".
     """
     from fcos_recipe.compat import import_paddle
 
@@ -359,7 +356,7 @@ def set_device(kind: str) -> str:
         select_card()
     paddle = import_paddle()
     if kind == "cpu":
-        # A build for cards would otherwise look for NCCL when the ranks meet.
+        # a Paddle built for cards would otherwise use NCCL between ranks
         os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
         place = "cpu"
     else:

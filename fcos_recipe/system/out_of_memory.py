@@ -1,4 +1,4 @@
-"""A card whose memory is full ends a command with one line that says what to lower."""
+"""Report full card memory in one line that says what to reduce."""
 
 import os
 import re
@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from fcos_recipe.errors import RunFailure
 from fcos_recipe.system.device import card_index
 
-# What Paddle raises when an allocation on a card fails. A plugin's functions have one code for
-# "failed", which Paddle passes on: its allocation returns 2, its collectives 4.
+# Messages of Paddle when an allocation on a card fails. A plugin's allocation fails with error
+# code 2, its collectives with 4.
 _FULL = re.compile(
     r"out of memory error on|ResourceExhausted|CustomDevice error, the error code is : 2\b",
     re.IGNORECASE,
@@ -18,14 +18,14 @@ _FULL = re.compile(
 
 @contextmanager
 def explained(device: str, advice: str) -> Iterator[None]:
-    """Replace Paddle's error about a full card by one line.
+    """Replace Paddle's error about full card memory by one line.
 
     Args:
         device: cpu, gpu or iluvatar_gpu.
-        advice: what the user can lower.
+        advice: what the user can reduce.
 
     Raises:
-        RunFailure: the memory of the card did not suffice.
+        RunFailure: the card has too little memory.
     """
     try:
         yield
@@ -42,7 +42,7 @@ def training(data: dict) -> str:
     """Advice for a training run.
 
     Args:
-        data: the resolved config.
+        data: values of the resolved config.
     """
     batch = data["TrainReader"]["batch_size"]
     precision = f"amp {data['amp_level']} in {data['amp_dtype']}" if data["amp"] else "float32"
@@ -59,6 +59,6 @@ def training(data: dict) -> str:
 
 
 def evaluation(data: dict) -> str:
-    """Advice for an evaluation; `data` is the resolved config."""
+    """Advice for an evaluation; `data`: values of the resolved config."""
     batch = data["EvalReader"].get("batch_size", 1)
     return f"evaluation with {batch} images per batch does not fit; lower EvalReader.batch_size"

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish that the training loop meets between two steps."""
+"""Let Ctrl-C and SIGTERM stop the training loop between two steps."""
 
 import ctypes
 import multiprocessing
@@ -11,24 +11,30 @@ from fcos_recipe import exit_codes
 
 _LIBC = ctypes.CDLL(None)
 _active = False
-_mask: set | None = None  # of signals, to be restored after a fork
+_mask: set | None = None  # signal mask to restore after a fork
 
 
 class StopRequest:
-    """Inside `with`, the first Ctrl-C or SIGTERM only sets `signal`; a second Ctrl-C ends at once.
+    """Inside `with`, the first Ctrl-C or SIGTERM only sets `signal`; a second Ctrl-C exits at once.
 
-    A thread reads the signals as the kernel delivers them, so that the second Ctrl-C also works
-    while the main thread sits in native code, such as a collective that hangs. Outside of the
-    program's main thread it does nothing.
+    A thread reads the signals, so that the second Ctrl-C also works while the main thread is in
+    native code, for example in a collective that hangs. In a thread other than the main thread this
+    class does nothing.
 
-    Data workers that are forked meanwhile outlive a Ctrl-C and a SIGTERM to the whole process
-    group, which a terminal, Paddle's launcher and batch systems send: without them no step would
-    end any more. They obey only their parent, and end when it does: Paddle's own watch over it
-    does not end a worker whose pipe is full.
+    Data workers that are forked meanwhile ignore a Ctrl-C or SIGTERM to the whole process group, as
+    terminals, Paddle's launcher and batch systems send it, because without workers the step could
+    not finish. They accept SIGTERM only from their parent, and end when it ends; Paddle's own check
+    of the parent does not end a worker whose pipe is full.
     """
 
-    def __init__(self):
-        self.signal: int | None = None  #: number of the signal that asked for the end
+    def __init__(self, own_process: bool = True):
+        self.own_process, self._interrupts = own_process, 0
+        self.signal: int | None = None  #: number of the first signal received
+
+    def _handle(self, number: int, _frame) -> None:
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1 and not self.own_process:
+            raise KeyboardInterrupt("interrupted before a checkpoint was saved")
 
     def __enter__(self) -> "StopRequest":
         global _active
@@ -39,7 +45,7 @@ class StopRequest:
             self._writer.setblocking(False)
             self._old_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
             numbers = (signal.SIGINT, signal.SIGTERM)
-            self._old = {n: signal.signal(n, lambda *_: None) for n in numbers}
+            self._old = {n: signal.signal(n, self._handle) for n in numbers}
             threading.Thread(target=self._listen, name="signals", daemon=True).start()
         return self
 
@@ -48,8 +54,8 @@ class StopRequest:
         if self._main:
             _active = False
             for number, handler in self._old.items():
-                # once asked to end, a process is not hurried by a launcher that asks again
-                asked_again = number == signal.SIGTERM == self.signal
+                # after SIGTERM, further SIGTERMs of a launcher are ignored
+                asked_again = self.own_process and number == signal.SIGTERM == self.signal
                 signal.signal(number, signal.SIG_IGN if asked_again else handler)
             signal.set_wakeup_fd(self._old_fd)
             self._writer.close()  # ends the thread
@@ -62,9 +68,9 @@ class StopRequest:
                 self.signal = number[0]
                 print(
                     f"{signal.Signals(number[0]).name}: a checkpoint is saved after this step; "
-                    "Ctrl-C again ends at once", flush=True,
+                    "press Ctrl-C again to exit at once", flush=True,
                 )  # fmt: skip
-            elif number[0] == signal.SIGINT:
+            elif number[0] == signal.SIGINT and self.own_process:
                 for child in multiprocessing.active_children():
                     child.kill()
                 os._exit(exit_codes.INTERRUPTED)
@@ -72,7 +78,7 @@ class StopRequest:
 
 
 def _before_fork() -> None:
-    """Threads that OpenBLAS starts in the child come before `_in_child` and inherit this."""
+    """Block SIGTERM: OpenBLAS starts threads in the child before `_in_child`, which inherit it."""
     global _mask
     if _active:
         _mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -86,7 +92,7 @@ def _in_parent() -> None:
 
 
 def _in_child() -> None:
-    """What a process forked during training does with signals that are meant for its parent."""
+    """In a process forked during training, ignore signals that are meant for its parent."""
     if not _active:
         return
     signal.set_wakeup_fd(-1)
@@ -104,7 +110,7 @@ def _in_child() -> None:
 
 
 def _free_shared_memory() -> None:
-    """Unlink the batches in /dev/shm that this worker made and nobody has taken."""
+    """Remove this worker's batches in /dev/shm that were not read."""
     import paddle
 
     paddle.framework.core._cleanup_mmap_fds()

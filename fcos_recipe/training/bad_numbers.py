@@ -1,4 +1,4 @@
-"""NaN and Inf in losses and gradients: seen before a step is applied, written down, dealt with."""
+"""Detect NaN and Inf in losses and gradients before a step is applied, and handle them."""
 
 import statistics
 from collections import deque
@@ -17,7 +17,7 @@ FOLDER = "bad_steps"
 
 
 class Guard:
-    """Watches the numbers of one run.
+    """Checks losses and gradients of one run.
 
     Args:
         trainer: the Trainer, built for training.
@@ -32,7 +32,7 @@ class Guard:
         self._diverged = False
 
     def before_step(self) -> None:
-        """Remember what a forward pass changes, where a step may have to be undone."""
+        """Copy the buffers that a forward pass changes, so that policy `skip` can restore them."""
         if self.rules["policy"] == "skip":
             self._buffers = [
                 (buffer, buffer.clone())
@@ -43,10 +43,11 @@ class Guard:
 
     @paddle.no_grad()
     def finite(self, window) -> paddle.Tensor:
-        """Whether losses and gradients of the present step are finite: bool, on the device.
+        """Whether losses and gradients of the current step are finite: bool tensor on the device.
 
-        One operator reads all gradients, the one that GradScaler uses; it divides them by 1, which
-        changes no bit. With a GradScaler gradients are its own business: it skips and lowers.
+        GradScaler's operator checks all gradients at once; it divides them by 1, which changes no
+        bit. If GradScaler is in use, it checks the gradients itself, skips the step and lowers the
+        loss scale.
         """
         if self.trainer.scaler.is_enable():
             return window.finite
@@ -61,31 +62,32 @@ class Guard:
         return good
 
     def refuse(self, window) -> bool:
-        """Deal with a step that must not be applied; every rank must call it.
+        """Apply `bad_numbers.policy` to a step with NaN or Inf; every rank must call this.
 
         Args:
-            window: holds the step's losses and image ids.
+            window: has the step's losses and image ids.
 
         Returns:
-            True: it is skipped. False: the trainer was rolled back.
+            True: the step is skipped. False: the trainer was rolled back.
 
         Raises:
-            RunFailure: by the config's policy.
+            RunFailure: the policy is `stop`, or `max_skips` is reached.
         """
         trainer, at = self.trainer, self.trainer.progress
         loss_is_bad = min(gather(bool(window.finite))) is False
         what = "the loss is" if loss_is_bad else "the gradients are"
         rate = trainer.optimizer.get_lr()
         ids = gather(window.ids())
-        told = self._dump(window, ids, what.split()[1])
-        gather(None)  # nobody leaves before the dump is written
+        report = self._dump(window, ids, what.split()[1])
+        gather(None)  # wait until the report is written
         place = f"epoch {at.epoch + 1} step {at.step + 1}: {what} not finite"
         policy = self.rules["policy"]
         if policy == "stop" or at.bad_steps >= self.rules["max_skips"]:
-            often = f"; {at.bad_steps} steps were bad before" if at.bad_steps else ""
+            often = f"; {at.bad_steps} earlier steps were not finite" if at.bad_steps else ""
             raise RunFailure(
-                f"{place}; nothing was applied or saved{often}. LR {rate:.3g}, image ids "
-                f"{ids}{told}. Lower the LR or lengthen the warm-up, and check these images' boxes"
+                f"{place}; the step was not applied and nothing was saved{often}. LR {rate:.3g}, "
+                f"image ids {ids}{report}. Lower the LR or lengthen the warm-up, and check these "
+                "images' boxes"
             )
         trainer.optimizer.clear_grad(set_to_zero=False)
         if policy == "skip":
@@ -93,13 +95,13 @@ class Guard:
                 buffer.set_value(copy)
             at.bad_steps += 1
             log.warning("%s: skipped (%d of %d)%s", place, at.bad_steps, self.rules["max_skips"],
-                        told)  # fmt: skip
+                        report)  # fmt: skip
         else:
             trainer.roll_back(self.rules["lr_factor"])
             log.warning(
                 "%s: back to epoch %d step %d with LR x %g (%d of %d)%s", place, at.epoch + 1,
                 trainer.progress.step, trainer.progress.lr_factor, trainer.progress.bad_steps,
-                self.rules["max_skips"], told,
+                self.rules["max_skips"], report,
             )  # fmt: skip
         trainer.run.record(
             kind="bad_step", epoch=trainer.progress.epoch + 1, step=trainer.progress.steps_done,
@@ -108,7 +110,7 @@ class Guard:
         return policy == "skip"
 
     def _dump(self, window, ids: list, what: str) -> str:
-        """Write RUN_DIR/bad_steps/EPOCH-STEP.json from rank 0; returns words that name it."""
+        """Write RUN_DIR/bad_steps/EPOCH-STEP.json on rank 0; return text that names the file."""
         trainer, at = self.trainer, self.trainer.progress
         losses = gather(window.last_losses())
         if not trainer.run.writer:
@@ -125,10 +127,10 @@ class Guard:
         except OSError as error:
             log.warning("%s: %s", path, storage.reason(error))
             return ""
-        return f"; {path} has the numbers of every layer"
+        return f"; {path} has figures of every layer"
 
     def _layers(self) -> dict:
-        """Greatest absolute finite value and count of others, of each weight and gradient."""
+        """Largest absolute finite value and count of NaN and Inf of each weight and gradient."""
 
         def facts(tensor) -> dict:
             values = tensor.astype("float32").numpy()
@@ -147,10 +149,10 @@ class Guard:
         }
 
     def logged(self, losses: dict) -> None:
-        """Look at the mean losses of a log line; warn once when they leave the run's course.
+        """Check the mean losses of a log line and warn once if the loss has risen sharply.
 
         Raises:
-            RunFailure: the loss scale has fallen so low that no step is applied any more.
+            RunFailure: the loss scale is so low that no step is applied any more.
         """
         loss, limit = losses["loss"], self.rules["diverged"]
         usual = statistics.median(self._losses) if len(self._losses) >= 5 else float("inf")

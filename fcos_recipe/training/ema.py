@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights: PaddleDetection's, with its state made whole."""
+"""PaddleDetection's exponential moving average of the weights, with complete state."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +11,14 @@ from ppdet.optimizer import ModelEMA  # noqa: E402
 
 
 class Average(ModelEMA):
-    """ModelEMA whose weights can be looked at without side effects.
+    """A ModelEMA whose `apply` has no side effects.
 
-    Stock's `apply` counts its own calls as epochs: with saves inside an epoch the average would
-    start anew too early. Here `begin_epoch` does that.
+    PaddleDetection's `apply` counts its calls as epochs, so that with mid-epoch checkpoints the
+    average would restart too early. Here `begin_epoch` restarts it.
 
     Args:
-        model: the model that is trained.
-        data: a resolved config.
+        model: the model being trained.
+        data: values of a resolved config.
     """
 
     def __init__(self, model, data: dict):
@@ -30,17 +30,17 @@ class Average(ModelEMA):
             data["ema_black_list"],
         )
         self._every, self._model = data["cycle_epoch"], model
-        if data["ema_filter_no_grad"]:  # stock's own way ends in an error, its average in zeros
+        if data["ema_filter_no_grad"]:  # fails in PaddleDetection: an error, or an average of zeros
             for name, parameter in model.named_parameters():
                 if parameter.stop_gradient:
                     self.ema_black_list.add(name)
                     self.state_dict[name] = parameter
 
     def apply(self) -> dict:
-        """The average without its bias: names to tensors; those not averaged are the model's own.
+        """Return the bias-corrected average, names to tensors; without average the model's tensor.
 
-        Stock's switches off the gradients of the latter: they would stop to learn at the first
-        save or evaluation.
+        PaddleDetection's method disables the gradients of the latter, which would then no longer be
+        trained after the first save or evaluation.
         """
         own = [v for k, v in self.state_dict.items() if k in self.ema_black_list]
         frozen = [value.stop_gradient for value in own]
@@ -50,7 +50,7 @@ class Average(ModelEMA):
         return averaged
 
     def begin_epoch(self, epoch: int) -> None:
-        """Start the average anew every `cycle_epoch` epochs.
+        """Restart the average every `cycle_epoch` epochs.
 
         Args:
             epoch: number of finished epochs.
@@ -60,7 +60,7 @@ class Average(ModelEMA):
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The averaged weights are in the model for as long as the block lasts."""
+        """Use the averaged weights in the model inside this context."""
         trained = {name: value.clone() for name, value in self._model.state_dict().items()}
         self._model.set_state_dict(self.apply())
         try:
@@ -69,15 +69,15 @@ class Average(ModelEMA):
             self._model.set_state_dict(trained)
 
     def facts(self) -> dict:
-        """What belongs to the average besides its arrays; JSON."""
+        """State of the average besides its arrays; JSON."""
         return {"step": self.step, "decay": getattr(self, "_decay", None)}
 
     def restore(self, arrays: dict, facts: dict) -> None:
-        """Go on from an average.
+        """Restore a saved average.
 
         Args:
-            arrays: names to np.ndarray, before the bias is corrected.
-            facts: of `facts`; `decay` may be missing.
+            arrays: names to np.ndarray, before bias correction.
+            facts: from `facts`; `decay` may be missing.
         """
         own = {k: v for k, v in arrays.items() if k not in self.ema_black_list}
         self.resume({k: weights.tensor(v) for k, v in own.items()}, facts["step"])

@@ -1,8 +1,8 @@
-"""What a run needs to go on as if nothing had happened: gathered, compared, put back.
+"""Collect, compare and restore the state with which an interrupted run continues exactly.
 
-A resumed run equals the uninterrupted one because nothing else decides about a step: the order of
-the images and each one's augmentation follow from (seed, epoch, index), Paddle's generators are
-seeded anew at every step, and everything that grows is in the checkpoint.
+A resumed run equals the uninterrupted one because each step depends only on known values: order and
+augmentation of the images are determined by (seed, epoch, index), Paddle's random generators are
+seeded at every step, and everything that changes during a run is in the checkpoint.
 """
 
 import json
@@ -24,18 +24,18 @@ from fcos_recipe.runs.environment import versions
 
 @dataclass
 class Progress:
-    """How far a run has come. All of it is in a checkpoint's state.json.
+    """Progress of a run, stored in a checkpoint's state.json.
 
     Args:
-        epoch: whole epochs done.
-        step: optimizer steps done in the next one.
-        steps_done: in all.
-        images_seen: in all, on all ranks.
+        epoch: finished epochs.
+        step: optimizer steps done in the current epoch.
+        steps_done: optimizer steps of the run.
+        images_seen: images of the run, on all ranks.
         history: {"epoch", "AP"} of each evaluation.
-        best: the one with the best AP.
-        pending_eval: the evaluation after `epoch` is still to come.
+        best: the evaluation with the best AP.
+        pending_eval: the evaluation after `epoch` is not yet done.
         bad_steps: steps that were skipped or rolled back.
-        lr_factor: on the LR, lowered by rollbacks.
+        lr_factor: factor on the LR, lowered by rollbacks.
     """
 
     epoch: int = 0
@@ -53,7 +53,7 @@ class Progress:
 
 
 def of_ranks(loader) -> list[dict]:
-    """What differs between ranks; every rank must call it.
+    """Gather the state that differs between ranks; every rank must call this.
 
     Args:
         loader: the training reader.
@@ -69,12 +69,12 @@ def of_ranks(loader) -> list[dict]:
 
 
 def collect(trainer, ranks: list[dict], window=None) -> tuple[dict, dict]:
-    """What `checkpoint.save` is to write, copied to host memory.
+    """Collect the content of a checkpoint for `storage.save`, copied to host memory.
 
     Args:
         trainer: the Trainer, between two steps.
         ranks: from `of_ranks`.
-        window: the stretch since the last log line, if one is open.
+        window: measurements since the last log line, if there are any.
     """
     at = trainer.progress
     model, optimizer = trainer.model.state_dict(), trainer.optimizer.state_dict()
@@ -103,12 +103,12 @@ def collect(trainer, ranks: list[dict], window=None) -> tuple[dict, dict]:
 
 
 def threads(device: str) -> int:
-    """Math threads of this process on the CPU, whose number decides the last bits of sums; or 0."""
+    """Math threads of this process on the CPU, which affect the last bits of sums; else 0."""
     return int(os.environ.get("OMP_NUM_THREADS", 0)) if device == "cpu" else 0
 
 
 def scaler_state(scaler) -> dict:
-    """State of a GradScaler in plain numbers; {} when it is off."""
+    """State of a GradScaler in plain numbers; {} if it is not in use."""
     return {
         key: np.asarray(value).item() if isinstance(value, np.ndarray) else value
         for key, value in scaler.state_dict().items()
@@ -119,49 +119,49 @@ def scaler_state(scaler) -> dict:
 
 
 def compare(saved: dict, config: Config, force: bool) -> list[str]:
-    """Tell how a config differs from that of a checkpoint.
+    """Compare a config with that of a checkpoint.
 
     Args:
         saved: the checkpoint's resolved config.
-        config: the present one.
-        force: accept differences that matter.
+        config: the current config.
+        force: allow all differences.
 
     Returns:
-        lines about differences.
+        one line for each allowed difference.
 
     Raises:
         UserErrors: keys differ that change what the steps compute, one line each.
     """
     now = json.loads(json.dumps(config.data))
-    told, refused = [], []
+    allowed, refused = [], []
     for key, old, new in changes(saved, now):
         if force or effect(key).resumable:
-            told.append(f"changed since the checkpoint: {key}: {old} -> {new}")
+            allowed.append(f"changed since the checkpoint: {key}: {old} -> {new}")
         else:
             refused.append(f"{config.origin(key)}: {key}: {new}, in the checkpoint {old}")
     if refused:
         remedy = "--resume: this changes what the steps compute: undo it, or add --force"
         raise UserErrors([*refused, remedy])
-    return told
+    return allowed
 
 
-# ---- put back -----------------------------------------------------------------------------------
+# ---- restore ------------------------------------------------------------------------------------
 
 
 def automatic(path: Path) -> str | None:
-    """What `--resume auto` means, alike on every rank; None: start from the beginning.
+    """Source for `--resume auto`, the same on every rank; None: start from the beginning.
 
     Args:
         path: the run directory.
     """
     if gather(bool(storage.found(path / "checkpoints")))[0]:
         return str(path)
-    log.info("resume: no checkpoint in %s yet: from the beginning", path)
+    log.info("resume: no checkpoint in %s: starting from the beginning", path)
     return None
 
 
 def find(source: str) -> tuple[Path, dict]:
-    """The checkpoint that `--resume SOURCE` means, checked; every rank must call it.
+    """Find and verify the checkpoint for `--resume SOURCE`; every rank must call this.
 
     Args:
         source: run directory, checkpoint folder, or a file's path with or without its ending.
@@ -170,16 +170,16 @@ def find(source: str) -> tuple[Path, dict]:
         its folder and state; for PaddleDetection's files the path of the .pdparams and {}.
 
     Raises:
-        UserError: nothing there, or nothing intact.
+        UserError: there is no intact checkpoint.
     """
     path = Path(source)
-    if gather((path / "checkpoints").is_dir())[0]:  # hosts may have file systems of their own
+    if gather((path / "checkpoints").is_dir())[0]:  # other hosts may not see rank 0's files
         chosen, rejected = gather(storage.newest(path / "checkpoints"))[0]
         for line in rejected:
             log.warning("rejected: %s", line)
         if chosen is None:
             raise UserError(
-                f"--resume {source}: no intact checkpoint in it; start anew without --resume"
+                f"--resume {source}: it has no intact checkpoint; start again without --resume"
             )
         path = chosen
     if gather((path / storage.STATE).is_file())[0]:
@@ -189,14 +189,14 @@ def find(source: str) -> tuple[Path, dict]:
 
 
 def restore(trainer, path: Path, state: dict) -> None:
-    """Put a checkpoint back into a trainer.
+    """Restore a checkpoint into a trainer.
 
     Args:
-        trainer: the Trainer; its schedule is made for the present cards and images.
+        trainer: the Trainer; its schedule is that for the current cards and images.
         path, state: from `find`.
 
     Raises:
-        UserError: files missing, damaged, or of another model.
+        UserError: files are missing, damaged, or belong to another model.
     """
     at = trainer.progress = _progress(trainer, state)
     folder, stem = (path, "model") if state else (path.parent, path.stem)
@@ -212,12 +212,12 @@ def restore(trainer, path: Path, state: dict) -> None:
     weights.fit(trainer.model, read(params), folder / params, exact=True)
     if not (folder / f"{stem}.pdopt").is_file():
         raise UserError(
-            f"--resume {folder / stem}: {stem}.pdopt is missing beside the weights, so there is no "
-            f"epoch to go on from; to start from these weights use -o pretrain_weights={path}"
+            f"--resume {folder / stem}: {stem}.pdopt, which has the optimizer and the epoch, is "
+            f"missing; to start a new run from these weights use -o pretrain_weights={path}"
         )
     saved = read(f"{stem}.pdopt")
     last = int(saved.pop("last_epoch", 0))
-    if "progress" not in state:  # PaddleDetection's, or of version 0.1: whole epochs
+    if "progress" not in state:  # from PaddleDetection or version 0.1: only whole epochs
         at.epoch = last
         at.steps_done, at.images_seen = trainer.steps_before(last), last * len(trainer.dataset)
     trainer.set_schedule(at.lr_factor)
@@ -229,7 +229,7 @@ def restore(trainer, path: Path, state: dict) -> None:
         saved["master_weights"] = {k: weights.tensor(v) for k, v in masters}
     optimizer.set_state_dict(saved)
     if state.get("schedule") != trainer.schedule():
-        trainer.lr.step(at.steps_done)  # else it is restored to the last bit
+        trainer.lr.step(at.steps_done)  # otherwise the saved LR was restored to the bit
     if trainer.ema and params.endswith(".pdema"):
         trainer.ema.restore(averaged, state.get("ema") or {"step": at.steps_done})
     if state.get("scaler"):
@@ -252,18 +252,18 @@ def _restore_ranks(trainer, ranks: list[dict]) -> None:
 
 
 def _progress(trainer, state: dict) -> Progress:
-    """Where to go on, in steps of the present size."""
+    """Convert the saved progress to steps of the current size."""
     if "progress" not in state:
         known = {key: state[key] for key in ("best", "history") if key in state}
         old = state.get("steps_per_epoch", trainer.steps_per_epoch)
         if old != trainer.steps_per_epoch:
-            log.warning("resume: %d steps per epoch became %d; LR follows the epochs",
+            log.warning("resume: steps per epoch changed from %d to %d; the LR follows the epochs",
                         old, trainer.steps_per_epoch)  # fmt: skip
         return Progress(**known)
     at, old = Progress(**state["progress"]), state["sampler"]
     sampler, plan = trainer.loader.sampler, trainer.plan
     if old["images"] != sampler.length:
-        log.warning("resume: %d training images became %d", old["images"], sampler.length)
+        log.warning("resume: training images changed from %d to %d", old["images"], sampler.length)
     before = (old["ranks"], old["batch_size"], state["settings"]["accumulate"])
     now = (sampler.ranks, sampler.batch_size, trainer.accumulate)
     if before == now and old["images"] == sampler.length:
@@ -276,12 +276,12 @@ def _progress(trainer, state: dict) -> Progress:
     again = into - at.step * plan.total_batch
     at.steps_done = trainer.steps_before(at.epoch) + at.step
     log.warning(
-        "resume: %d cards x %d images x %d accumulated became %d x %d x %d: goes on in epoch %d at "
-        "step %d of %d%s; LR follows the epochs",
+        "resume: %d cards x %d images x %d accumulated changed to %d x %d x %d: continues in epoch "
+        "%d at step %d of %d%s; the LR follows the epochs",
         *before, *now, at.epoch + 1, at.step, trainer.steps_in(at.epoch),
-        f", {again} images of it are seen again" if again else "",
+        f", {again} images of the epoch are repeated" if again else "",
     )  # fmt: skip
     if into and (sampler.log_aspect is not None or before[0] != now[0]):
-        log.warning("resume: the rest of epoch %d is dealt out anew: a few of its images may come "
-                    "twice or not at all", at.epoch + 1)  # fmt: skip
+        log.warning("resume: the rest of epoch %d is divided again among the ranks: a few of its "
+                    "images may be used twice or not at all", at.epoch + 1)  # fmt: skip
     return at

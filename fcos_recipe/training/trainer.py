@@ -1,4 +1,4 @@
-"""The training run: one readable loop."""
+"""The training loop with its evaluations and checkpoints."""
 
 import contextlib
 import json
@@ -14,15 +14,16 @@ import paddle.distributed as dist
 from tqdm import tqdm
 
 from fcos_recipe.checkpoint import storage
+from fcos_recipe.checkpoint.weights import listed
 from fcos_recipe.config.resolved import resolved
 from fcos_recipe.console import log
 from fcos_recipe.errors import RunFailure, Stopped, UserError, without_secrets
 from fcos_recipe.evaluation.analysis import finish_evaluation
 from fcos_recipe.evaluation.collectives import agree, everywhere, gather
-from fcos_recipe.evaluation.loop import build_loader, evaluate
+from fcos_recipe.evaluation.loop import build_evaluation_set, evaluate
 from fcos_recipe.evaluation.metric import table
-from fcos_recipe.evaluation.tta import Augmented
 from fcos_recipe.files.atomic import write_json
+from fcos_recipe.model import build
 from fcos_recipe.runs.directory import CONFIG, ENVIRONMENT, RunDir
 from fcos_recipe.runs.environment import environment
 from fcos_recipe.runs.facts import write_facts
@@ -30,29 +31,29 @@ from fcos_recipe.runs.loggers import pictures
 from fcos_recipe.system.stop_signals import StopRequest
 from fcos_recipe.training import resume
 from fcos_recipe.training.bad_numbers import Guard
-from fcos_recipe.training.build import Setup, listed
+from fcos_recipe.training.setup import Setup
 from fcos_recipe.training.window import Window, hms, memory_mib, timed
 
 
 class Trainer(Setup):
-    """PaddleDetection's Trainer: the loop, its evaluations and its saves."""
+    """Trains and evaluates; used in place of PaddleDetection's Trainer."""
 
     @property
     def metric(self):
-        """The last evaluation's `CocoMetric`, whole on rank 0."""
-        return self._judge[1]
+        """The last evaluation's `CocoMetric`; only rank 0 has all detections."""
+        return self._evaluation_set.metric
 
     def train(self, run: RunDir, validate: bool = False) -> None:
         """Train to the config's last epoch.
 
         Args:
-            run: where results go.
+            run: the run directory for the results.
             validate: evaluate every `eval_interval` epochs and after the last.
 
         Raises:
-            RunFailure: numbers that are not finite, or saves that fail, beyond the config's limits.
-            Stopped: SIGTERM came; a checkpoint is saved.
-            KeyboardInterrupt: Ctrl-C came; likewise.
+            RunFailure: NaN or Inf, or failed saves, beyond the limits in the config.
+            Stopped: SIGTERM was received; a checkpoint is saved.
+            KeyboardInterrupt: Ctrl-C was received; a checkpoint is saved.
         """
         data, self.run, self.validating = self.config.data, run, validate
         self._begin()
@@ -66,42 +67,43 @@ class Trainer(Setup):
         at = self.progress
         if at.epoch >= data["epoch"] and not at.pending_eval:
             log.warning("nothing to do: %d of %d epochs are done", at.epoch, data["epoch"])
-        with StopRequest() as self.stop:
+        with StopRequest(self.own_process) as self.stop:
             try:
                 self._run_epochs(model)
                 self._finish()
             finally:
                 with self.watchdog.phase("save"):
-                    self.saver.wait()
+                    self.loader.close()
+                    self.saver.close()
         if self._nranks > 1:
-            with self.watchdog.phase("eval"):  # rank 0 may still judge and write, nobody leaves
+            with self.watchdog.phase("eval"):  # rank 0 may still evaluate and write: wait for it
                 dist.barrier()
 
     def _run_epochs(self, model) -> None:
         last = self.config.data["epoch"]
         while True:
             if self.progress.pending_eval:
-                self._judge_epoch()
+                self._evaluate_epoch()
             if self.progress.epoch >= last or self._had_enough():
                 return
             if self._train_epoch(model):
                 self._end_epoch()
 
     def _had_enough(self) -> bool:
-        """Early stopping: whether the last evaluations brought nothing."""
+        """Early stopping: whether AP has not improved in the last `patience` evaluations."""
         at, patience = self.progress, self.config.data["early_stop"]["patience"]
         since = [row for row in at.history if row["epoch"] > at.best["epoch"]]
         if not (self.validating and 0 < patience <= len(since)):
             return False
         if self._saved_at != (at.epoch, 0):
             self._save()
-        log.info("early stop: no gain over AP %.4f of epoch %d in %d evaluations",
+        log.info("early stop: AP %.4f of epoch %d was not exceeded in %d evaluations",
                  at.best["AP"], at.best["epoch"], patience)  # fmt: skip
         return True
 
     def _finish(self) -> None:
         run = self.run
-        readers = [self.loader, *([self._judge[0]] if self.validating else [])]
+        readers = [self.loader, *([self._evaluation_set.loader] if self.validating else [])]
         bad = dict.fromkeys(m for of_rank in gather([[*r.bad_images] for r in readers])
                             for one in of_rank for m in one)  # fmt: skip
         if bad:
@@ -116,7 +118,7 @@ class Trainer(Setup):
             self.saver.submit(path.name, lambda: storage.save_weights(path, final, self.facts()))
             self.saver.wait()
             if self.saver.failures:
-                raise RunFailure(f"{path}: the final weights are not saved; see above")
+                raise RunFailure(f"{path}: the final weights were not saved; see above")
         if self._evaluated:
             with self.watchdog.phase("eval"):
                 for line in finish_evaluation(self.metric, run.path):
@@ -147,7 +149,8 @@ class Trainer(Setup):
             log.warning("warning: %s", line)
         log.info("run directory: %s", run.path)
         if self.validating:
-            self._judge = build_loader(self.cfg, self._local_rank, self._nranks)
+            self.cfg = build.registry(self.config)
+            self._evaluation_set = build_evaluation_set(self.cfg, self._local_rank, self._nranks)
             self._check_classes(list(self.metric.categories.values()))
         if run.writer:
             write_facts(self)
@@ -157,19 +160,20 @@ class Trainer(Setup):
                  len(self.dataset))  # fmt: skip
 
     def _check_classes(self, names: list[str]) -> None:
-        """Classes are numbered by each file's order of categories: the orders must agree."""
+        """Check that both annotation files have the same categories in the same order."""
         if names != self.dataset.class_names:
             pair = next(
                 ((a, b) for a, b in zip(self.dataset.class_names, names) if a != b),
                 (f"{len(self.dataset.class_names)} classes", f"{len(names)}"),
             )
             raise UserError(
-                f"{self.metric.source}: categories: not those of {self.dataset.get_anno()} in the "
-                f"same order ({pair[0]} there, {pair[1]} here); make both lists equal"
+                f"{self.metric.source}: categories: not the same, in the same order, as in "
+                f"{self.dataset.get_anno()} ({pair[0]} there, {pair[1]} here); make both lists "
+                "equal"
             )
 
     def _train_epoch(self, model) -> bool:
-        """Train to the end of the present epoch; False: it was rolled back instead."""
+        """Train to the end of the current epoch; return False if the trainer was rolled back."""
         at, data = self.progress, self.config.data
         model.train()
         if self.ema and not at.step:
@@ -182,7 +186,7 @@ class Trainer(Setup):
         batches = 0
         for data_time, batch in timed(self.loader):
             if at.step == steps:
-                break  # an incomplete accumulation would be a step of another size
+                break  # the last batches do not fill a step
             if not batches:
                 self._seed_step()
                 self.guard.before_step()
@@ -202,7 +206,7 @@ class Trainer(Setup):
             if good:
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
-                self.optimizer.clear_grad(set_to_zero=False)  # freed, not filled with zeros
+                self.optimizer.clear_grad(set_to_zero=False)  # frees the gradients
                 if self.ema:
                     self.ema.update()
             window.end_step(good)
@@ -221,24 +225,24 @@ class Trainer(Setup):
             ):  # fmt: skip
                 before = time.perf_counter()
                 self._save(window=window)
-                window.start += time.perf_counter() - before  # throughput is of training alone
+                window.start += time.perf_counter() - before  # saving does not count as training
                 if self._stopping:
                     self._leave()
         bar.close()
         return True
 
     def _seed_step(self) -> None:
-        """Dropout and the like of a step depend on nothing but the run, the rank and the step."""
+        """Seed Paddle's random generators for the next step from seed, rank and step number."""
         key = (self.config.data["seed"], self.rank, self.progress.steps_done)
         paddle.seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
     def _save_is_due(self) -> bool:
-        """Whether this rank, the first, wants a checkpoint because of the time."""
+        """Whether `snapshot_minutes` have passed since the last checkpoint; only rank 0 decides."""
         minutes = self.config.data["snapshot_minutes"]
         return self.rank == 0 and 0 < minutes * 60 < time.monotonic() - self._saved_time
 
     def _end_epoch(self) -> None:
-        """Save; the evaluation, if one is due, comes after, and is added to what was saved."""
+        """Save a checkpoint if due; a later evaluation is then added to it."""
         at, data = self.progress, self.config.data
         at.epoch, at.step = at.epoch + 1, 0
         last = at.epoch == data["epoch"]
@@ -246,23 +250,23 @@ class Trainer(Setup):
         if last or self._stopping or at.epoch % data["snapshot_epoch"] == 0:
             self._save()
         elif at.pending_eval:
-            self._ranks = resume.of_ranks(self.loader)  # the evaluation may be cut short
+            self._ranks = resume.of_ranks(self.loader)  # needed if the evaluation is interrupted
         if self._stopping:
             self._leave()
 
     def _bar(self, epoch: int, steps: int) -> tqdm:
-        """Progress of an epoch; shown on a terminal only, where it takes the lines' place."""
+        """Progress bar of an epoch; on a terminal it replaces the log lines."""
         return tqdm(
             total=steps,
             desc=f"epoch {epoch + 1}/{self.config.data['epoch']}",
-            disable=self.rank > 0 or not sys.stdout.isatty(),
+            disable=self.rank > 0 or not (self.own_process and sys.stdout.isatty()),
             unit="step",
             dynamic_ncols=True,
             file=sys.stdout,
         )
 
     def _backward(self, model, batch: dict, synchronise: bool) -> dict:
-        """Forward and backward of one batch; gradients are averaged over ranks on the last."""
+        """Forward and backward pass of a batch; `synchronise`: average gradients over ranks."""
         parallel = isinstance(model, paddle.DataParallel)
         local = model.no_sync() if parallel and not synchronise else contextlib.nullcontext()
         with local:
@@ -307,35 +311,13 @@ class Trainer(Setup):
 
     # ---- evaluation ------------------------------------------------------------------------
 
-    def evaluate(self, sizes=None, flip: bool = False, reader=None, **judging) -> dict:
-        """Evaluate the loaded weights on EvalDataset, on all ranks.
-
-        Args:
-            sizes, reader, judging: see `evaluation.loop.build_loader`.
-            flip: with `sizes`, look at each view mirrored too.
-
-        Returns:
-            as `evaluation.loop.evaluate`.
-        """
-        self._judge = build_loader(
-            self.cfg, self._local_rank, self._nranks, sizes, reader, **judging
-        )
-        self._compare_classes(list(self.metric.categories.values()))
-        with self.watchdog.phase("eval"):
-            return self._figures(self.model if sizes is None else Augmented(self.model, flip))
-
-    def _figures(self, model=None) -> dict:
-        loader, metric, ids = self._judge
-        model = model or self.model
-        return evaluate(model, loader, metric, ids, self.autocast, self._between_batches)
-
     def _between_batches(self) -> None:
         self.watchdog.beat()
-        if self.mode == "train" and self.stop.signal is not None:
+        if self.stop.signal is not None:
             raise _CutShort
 
-    def _judge_epoch(self) -> None:
-        """Evaluate; on a request to stop leave with the evaluation still to come."""
+    def _evaluate_epoch(self) -> None:
+        """Evaluate; if asked to stop, end the run with this evaluation pending."""
         at = self.progress
         try:
             self._validate()
@@ -349,7 +331,7 @@ class Trainer(Setup):
             done = {"progress": {**json.loads(json.dumps(vars(at)))}}
 
             def amend():
-                if path.is_dir():  # else it could not be saved, which was told
+                if path.is_dir():  # else saving failed, which was logged
                     storage.amend(path, **done)
 
             self.saver.submit(f"{path} with its evaluation", amend)
@@ -357,7 +339,9 @@ class Trainer(Setup):
     def _validate(self) -> None:
         at, run = self.progress, self.run
         with self.watchdog.phase("eval"), self._averaged():
-            result = self._figures()
+            result = evaluate(
+                self.model, self._evaluation_set, self.autocast, self._between_batches
+            )
             ap = result["stats"][0]
             improved = ap > at.best["AP"] + self.config.data["early_stop"]["min_delta"]
             if improved:
@@ -381,7 +365,7 @@ class Trainer(Setup):
             images_per_second=round(result["images_per_second"], 3),
             seconds=round(result["seconds"], 3),
         )  # fmt: skip
-        run.show(at.steps_done, pictures(self.metric, self._judge[0].dataset,
+        run.show(at.steps_done, pictures(self.metric, self.metric.dataset,
                                          self.config.data["logger_images"]))  # fmt: skip
         log.info("%s", table(result))
         log.info("epoch %d: AP %.4f, best %.4f (epoch %d); %.2f images/s", at.epoch, ap,
@@ -390,14 +374,15 @@ class Trainer(Setup):
     # ---- saving ----------------------------------------------------------------------------
 
     def _averaged(self):
-        """The weights to judge and to keep are in the model for as long as the block lasts."""
+        """Use the weights to evaluate and save (the average with EMA) inside this context."""
         return self.ema.applied() if self.ema else contextlib.nullcontext()
 
     def _save(self, ranks: list[dict] | None = None, window: Window | None = None) -> None:
-        """Start to write a checkpoint; every rank must call it, unless `ranks` is given."""
+        """Start writing a checkpoint; every rank must call this, unless `ranks` is given."""
         at, run = self.progress, self.run
         self._saved_at, self._saved_time = (at.epoch, at.step), time.monotonic()
-        ranks = ranks or resume.of_ranks(self.loader)  # writes nothing: under the limit of a step
+        # gathered before phase "save", under the watchdog's time limit for a step
+        ranks = ranks or resume.of_ranks(self.loader)
         if not run.writer:
             return
         with self.watchdog.phase("save"):
@@ -417,7 +402,7 @@ class Trainer(Setup):
         """End the run after a request to stop.
 
         Args:
-            together: all ranks are here; else each comes by itself, and the first needs time.
+            together: all ranks call this at the same step; else they do not wait for each other.
         """
         with self.watchdog.phase("save"):
             self.saver.wait()
@@ -429,22 +414,22 @@ class Trainer(Setup):
         if self.saver.failures:
             raise RunFailure("asked to stop, but the checkpoint could not be saved; see above")
         where = self.run.checkpoints / storage.name(at.epoch, at.step)
-        said = (
+        message = (
             f"stopped after epoch {at.epoch} and {at.step} steps; saved {where}: "
-            "`--resume auto` goes on"
+            "`--resume auto` continues"
         )
         if self.stop.signal == signal.SIGINT:
-            raise KeyboardInterrupt(said)
-        raise Stopped(said)
+            raise KeyboardInterrupt(message)
+        raise Stopped(message)
 
     def roll_back(self, factor: float) -> None:
-        """Go back to the newest intact checkpoint of this run; every rank must call it.
+        """Return to the newest intact checkpoint of this run; every rank must call this.
 
         Args:
-            factor: on the LR of all that follows.
+            factor: on the LR of all following steps.
 
         Raises:
-            RunFailure: there is none.
+            RunFailure: there is no checkpoint.
         """
         bad, lowered = self.progress.bad_steps + 1, self.progress.lr_factor * factor
         with self.watchdog.phase("save"):
@@ -460,7 +445,7 @@ class Trainer(Setup):
             state["progress"].update(bad_steps=bad, lr_factor=lowered)
             resume.restore(self, path, state)
             at = self.progress
-            if self.run.writer:  # a kill from here on must not bring the higher LR back
+            if self.run.writer:  # so that a run killed after this resumes with the lower LR
                 done = {"progress": state["progress"]}
                 self.saver.submit(f"{path} with its LR", lambda: storage.amend(path, **done))
                 self.saver.wait()
@@ -475,10 +460,10 @@ class Trainer(Setup):
             storage.set_aside_newer(folder / path.name)
 
     def facts(self, ap: float | None = None) -> dict:
-        """What a weights file must not lose: where it came from and what its classes mean."""
+        """Description to store with weights: config, class names and, if known, AP."""
         facts = {"config": self.config.name, "class_names": self.dataset.class_names}
         return facts if ap is None else {**facts, "AP": ap}
 
 
 class _CutShort(Exception):
-    """An evaluation that is left because the run is asked to stop."""
+    """The evaluation was interrupted because the run was asked to stop."""

@@ -1,6 +1,6 @@
-"""What a stretch of training measured: losses, images, seconds, memory.
+"""Measurements between two log lines: losses, images, seconds, memory.
 
-What counts as throughput, and what does not, is said in `runs.throughput`.
+`runs.throughput` defines throughput.
 """
 
 import resource
@@ -13,10 +13,10 @@ from fcos_recipe.system.device import card_index
 
 
 class Window:
-    """What happened since the last log line, kept on the device until the line is due.
+    """Measurements since the last log line; losses stay on the device until they are needed.
 
     Args:
-        state: of a window that a checkpoint cut in two.
+        state: from a checkpoint that was saved between two log lines.
     """
 
     def __init__(self, state: dict | None = None):
@@ -33,7 +33,7 @@ class Window:
             self._read = np.array(state["losses"], np.float32)
 
     def add(self, losses: dict, batch: dict, data_time: float) -> None:
-        """Take in one batch: its losses (tensors) and the seconds spent waiting for it."""
+        """Add one batch: its losses (tensors) and the seconds spent waiting for it."""
         self.names = list(losses)
         self._losses.append([value.detach() for value in losses.values()])
         self._ids.append(batch["im_id"])
@@ -44,22 +44,22 @@ class Window:
         self.data_time += data_time
 
     def end_step(self, applied: bool = True) -> None:
-        """The batches since the last call made a step; what was not applied leaves the means."""
+        """End the step of the latest batches; remove their losses if it was not applied."""
         if not applied:
             del self._losses[-len(self._ids) :]
         self._ids, self.finite = [], None
 
     def ids(self) -> list[list[int]]:
-        """Image ids of the present step's batches."""
+        """Image ids of the current step's batches."""
         return [ids.numpy().reshape(-1).tolist() for ids in self._ids]
 
     def last_losses(self) -> list[dict[str, float]]:
-        """Losses of the present step's batches."""
+        """Losses of the current step's batches."""
         rows = self._losses[-len(self._ids) :]
         return [{k: float(v) for k, v in zip(self.names, row)} for row in rows]
 
     def _rows(self) -> np.ndarray:
-        """float32 [batches, losses]; reads the device once."""
+        """All losses, float32 [batches, losses], in one copy from the device."""
         flat = [value.reshape([1]).astype("float32") for row in self._losses for value in row]
         if not flat:
             return self._read
@@ -67,14 +67,14 @@ class Window:
         return np.concatenate([self._read, rows]) if len(self._read) else rows
 
     def means(self) -> dict[str, float]:
-        """Mean of each loss over the window; {} where no step was applied."""
+        """Mean of each loss; {} if no step was applied."""
         rows = self._rows()
         if not len(rows):
             return {}
         return {k: round(float(v), 6) for k, v in zip(self.names, rows.mean(axis=0))}
 
     def state(self) -> dict:
-        """What a resumed run needs for a log line as if nothing had happened; JSON."""
+        """State with which a resumed run writes the same log line; JSON."""
         return {
             "seconds": time.perf_counter() - self.start, "batches": self.batches,
             "images": self.images, "data_time": self.data_time, "names": self.names,
@@ -91,20 +91,20 @@ def timed(loader):
 
 
 def card_memory_mib(device: str) -> int | None:
-    """Peak of what Paddle has allocated on this process's card.
+    """Peak memory in MiB that Paddle allocated on this process's card.
 
-    None on the CPU, and on a plugin's card under a Paddle that does not count it (before 3.1).
+    None on the CPU, and on a plugin's card with Paddle before 3.1, which does not count it.
     """
     if device == "gpu":
         return paddle.device.cuda.max_memory_allocated() >> 20
     if device != "cpu" and hasattr(paddle.device, "max_memory_allocated"):
-        # without its name Paddle answers for card 0
+        # without a name, Paddle returns the value of card 0
         return paddle.device.max_memory_allocated(f"{device}:{card_index(device)}") >> 20
     return None
 
 
 def memory_mib(device: str) -> int:
-    """Peak memory: `card_memory_mib` or, without one, the greatest resident size of the process."""
+    """Peak memory in MiB: `card_memory_mib`, or the process's peak resident size if it is None."""
     on_card = card_memory_mib(device)
     if on_card is not None:
         return on_card
@@ -112,6 +112,6 @@ def memory_mib(device: str) -> int:
 
 
 def hms(seconds: float) -> str:
-    """Hours, minutes and seconds as 1:02:03."""
+    """Format seconds as 1:02:03."""
     minutes, seconds = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

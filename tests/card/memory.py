@@ -53,7 +53,7 @@ def main(path: str, batch: str) -> None:
         from fcos_recipe.runs.directory import RunDir
         from fcos_recipe.training.trainer import Trainer
 
-        trainer, peak = Trainer(config, "train", device), Peak()
+        trainer, peak = Trainer(config, device), Peak()
         trainer.watchdog = peak  # type: ignore[assignment]
 
         def see(_layer, inputs) -> None:

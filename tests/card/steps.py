@@ -15,7 +15,7 @@ class Steps:
     """Takes the watchdog's place, which is told of every step."""
 
     def __init__(self, trainer):
-        from fcos_recipe.lab.benchmark.probe import TRACE, requests
+        from fcos_recipe.lab.benchmark.measured_step import TRACE, requests
 
         self.path, self.requests = TRACE, requests
         self.begin, self.batches = os.path.getsize(TRACE), []
@@ -38,7 +38,7 @@ def main(path: str, *overrides: str) -> None:
     from fcos_recipe.runs.directory import RunDir
     from fcos_recipe.training.trainer import Trainer
 
-    trainer = Trainer(config, "train", device)
+    trainer = Trainer(config, device)
     trainer.watchdog = Steps(trainer)
     with tempfile.TemporaryDirectory() as folder:
         with RunDir(Path(folder) / "run", writer=True, resume=False) as run:

@@ -38,3 +38,12 @@ def test_deformable_convolution_without_a_half_kernel_is_refused(tiny, tmp_path)
                 "ResNet.dcn_v2_stages=[1]", cwd=tmp_path, code=2)  # fmt: skip
     assert "Traceback" not in said
     assert "deformable_conv in float16" in said and said.rstrip().endswith("set amp_level: O1")
+
+
+def test_the_doctor_names_kernels_that_the_card_lacks(tiny, tmp_path):
+    check = ["doctor", "--no-comm", "-c", tiny, "-o", "device=auto", "amp=true"]
+    assert "ok   amp            no kernel is missing" in tool(*check, cwd=tmp_path, code=0)
+    dcn = ["amp_level=O2", "ResNet.dcn_v2_stages=[1]"]
+    said = tool(*check, *dcn, cwd=tmp_path, code=1)
+    assert "FAIL amp" in said and "deformable_conv in float16" in said
+    assert "-> set amp_level: O1" in said

@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from fcos_recipe.commands import demo
+from fcos_recipe.errors import UserError
 
 
 def test_summary_reads_the_run(tmp_path):
@@ -33,12 +34,17 @@ def test_help(root):
 
 
 def test_every_override_reaches_training(monkeypatch):
-    calls = []
+    class Trained(Exception):
+        pass
+
+    def train(config, *, overrides, **more):
+        assert overrides == ["epoch=1", "seed=2", "log_iter=1"] and more["evaluate"]
+        raise Trained
+
     monkeypatch.setattr(demo, "draw", lambda output: 0)
-    monkeypatch.setattr(demo, "run", lambda name, argv: calls.append((name, argv)) or 7)
-    assert demo.main(["-o", "epoch=1", "seed=2", "-o", "log_iter=1"]) == 7
-    ((name, argv),) = calls
-    assert name == "train" and argv[argv.index("-o") :] == ["-o", "epoch=1", "seed=2", "log_iter=1"]
+    monkeypatch.setattr(demo.api, "train", train)
+    with pytest.raises(Trained):
+        demo.main(["-o", "epoch=1", "seed=2", "-o", "log_iter=1"])
 
 
 @pytest.mark.e2e
@@ -58,5 +64,6 @@ def test_small_demo(root, tmp_path, monkeypatch, capfd):
         f"{result['images_per_second']:.2f} seconds={result['seconds']:.0f}"
     )
     assert len(list((tmp_path / "out/drawn").glob("*.jpg"))) == 9
-    # a run that fails ends the demonstration with its exit code
-    assert demo.main(["-c", str(config), "-o", "epochs=1"]) == 2
+    # a run that fails ends the demonstration
+    with pytest.raises(UserError, match="epochs"):
+        demo.main(["-c", str(config), "-o", "epochs=1"])

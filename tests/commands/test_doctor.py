@@ -10,6 +10,7 @@ import pytest
 from fcos_recipe.commands import doctor
 from fcos_recipe.errors import UserError
 from fcos_recipe.system import device
+from fcos_recipe.system.machine_check import GREEN, RED, YELLOW, Finding
 from tests.system.test_device import NVIDIA, ixsmi
 
 CPU = device.PaddleFacts("3.3.1", False, (), 0)
@@ -52,47 +53,47 @@ def test_healthy_cards(examine):
     found = examine(CUDA, show(ixsmi("4.3.0", "BI-V150", 2)))
     assert found["card 1"].text == "Iluvatar BI-V150, 64 of 32768 MiB used"
     assert "IXUCA 4.3.0: Paddle 3.0.0+corex.4.3.0 on Python 3.10" in found["SDK"].text
-    assert not any(item.level == doctor.RED for item in found.values())
+    assert not any(item.level == RED for item in found.values())
 
 
 @pytest.mark.parametrize("facts", [CUDA, PLUGGED], ids=["gpu", "plugin"])
 def test_a_faulty_card_is_named_with_the_ones_to_use(examine, facts):
     """The CUDA runtime counts the cards in either case, and reads this one variable."""
     card = examine(facts, show(NVIDIA), "nvidia-smi")["card 1"]
-    assert card.level == doctor.RED and card.remedy.endswith("export CUDA_VISIBLE_DEVICES=0")
+    assert card.level == RED and card.remedy.endswith("export CUDA_VISIBLE_DEVICES=0")
     hidden = examine(facts, show(NVIDIA), "nvidia-smi", CUDA_VISIBLE_DEVICES="0")["card 1"]
-    assert (hidden.level, hidden.remedy) == (doctor.YELLOW, "")
+    assert (hidden.level, hidden.remedy) == (YELLOW, "")
     on_cpu = examine(facts, show(NVIDIA), "nvidia-smi", DEVICE="cpu")["card 1"]
-    assert on_cpu.level == doctor.YELLOW
+    assert on_cpu.level == YELLOW
 
 
 def test_the_only_card_is_faulty(examine):
     alone = ixsmi("4.3.0", "BI-V150", 1).replace("64MiB", "").replace("32768MiB", "")
     card = examine(CUDA, show(alone))["card 0"]
-    assert card.level == doctor.RED
+    assert card.level == RED
     assert "no healthy card is left" in card.remedy and "CUDA_VISIBLE" not in card.remedy
 
 
 def test_releases(examine):
     old = examine(CUDA, show(ixsmi("3.0.1", "BI-V100", 2)))["SDK"]
-    assert old.level == doctor.RED and "Python >= 3.10" in old.remedy
-    assert examine(CUDA, show(ixsmi("3.1.0", "BI-V100", 2)))["SDK"].level == doctor.YELLOW
+    assert old.level == RED and "Python >= 3.10" in old.remedy
+    assert examine(CUDA, show(ixsmi("3.1.0", "BI-V100", 2)))["SDK"].level == YELLOW
     newer = examine(CUDA, show(ixsmi("4.4.0", "BI-V150", 2)))["SDK"]
-    assert newer.level == doctor.YELLOW and "nearest row" in newer.remedy
+    assert newer.level == YELLOW and "nearest row" in newer.remedy
 
 
 def test_broken_driver_idle_cards_and_no_paddle(examine):
     broken = examine(CPU, "echo 'cannot open /dev/iluvatar0' >&2; exit 9")["driver"]
-    assert broken.level == doctor.RED
+    assert broken.level == RED
     assert broken.text == "ixsmi: exit code 9: cannot open /dev/iluvatar0"
     idle = examine(CPU, show(ixsmi("4.3.8", "BI-V150", 2)))["device"]
-    assert idle.level == doctor.RED and "but Paddle 3.3.1 can use none" in idle.text
+    assert idle.level == RED and "but Paddle 3.3.1 can use none" in idle.text
     chosen = examine(CPU, show(ixsmi("4.3.8", "BI-V150", 2)), DEVICE="cpu")
-    assert not [item for item in chosen.values() if item.level == doctor.RED]
+    assert not [item for item in chosen.values() if item.level == RED]
     gone = UserError("Paddle cannot be imported: No module named 'paddle'; install it: xyz")
     absent = examine(gone)["Paddle"]
-    assert absent == doctor.Finding(
-        doctor.RED, "Paddle", "cannot be imported: No module named 'paddle'", "install it: xyz"
+    assert absent == Finding(
+        RED, "Paddle", "cannot be imported: No module named 'paddle'", "install it: xyz"
     )
 
 
@@ -103,7 +104,7 @@ def test_cards_that_only_paddle_sees(examine, monkeypatch, root):
     found = examine(PLUGGED)
     assert "2 card(s) visible" in found["Paddle"].text and "cards" not in found
     assert found["device"].text == "iluvatar_gpu; cards: Paddle 3.3.0 can use 2"
-    assert found["driver"].level == doctor.YELLOW and "Paddle counts 2" in found["driver"].text
+    assert found["driver"].level == YELLOW and "Paddle counts 2" in found["driver"].text
     none = examine(CPU, config=root / "configs/fcos/fcos_r50_fpn_1x_coco.yml")
     assert none["cards"].text.startswith("none")
     assert none["launch.cards"].text == "8, but no card here"
@@ -138,15 +139,15 @@ def test_a_planned_run(examine, tmp_path, root):
     assert f"{hours:.1f} h at the published 8.24 images/s per BI-V100" in found["time"].text
     # 32,350,490 parameters and the BatchNorm statistics: 32.4 M; 5 x 2 + 2 times 4 bytes
     assert "32.4 M parameters; disk 1.6 GB" in found["size"].text
-    assert found["card memory"].level == doctor.GREEN
+    assert found["card memory"].level == GREEN
     assert "in the 32 GiB here" in found["card memory"].text
     much = [*data, "launch.cards=2", "TrainReader.batch_size=30"]
     full = examine(CUDA, cards, config=config, overrides=much)["card memory"]
-    assert full.level == doctor.RED and "lower it: TrainReader.batch_size: " in full.remedy
+    assert full.level == RED and "lower it: TrainReader.batch_size: " in full.remedy
     few = examine(CUDA, cards, config=config, overrides=data)["launch.cards"]
-    assert few.level == doctor.RED and few.remedy == "--gpus 2, or launch.cards: 2"
+    assert few.level == RED and few.remedy == "--gpus 2, or launch.cards: 2"
     on_cpu = examine(CPU, "exit 1", config=config, overrides=[*data, "amp=true", "device=gpu"])
-    assert on_cpu["device"].level == doctor.RED and "offers cpu" in on_cpu["device"].text
+    assert on_cpu["device"].level == RED and "supports cpu" in on_cpu["device"].text
 
 
 def test_the_command_on_this_machine(root, tmp_path):

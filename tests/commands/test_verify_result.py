@@ -66,7 +66,7 @@ def test_the_band_decides(place, code, band, root, tmp_path, capsys):
     [
         (["epoch=3"], {}, "epochs: 3, not 10"),
         ([], {"batch": 16}, "images per step: 16, not 4"),
-        ([], {"images": 20}, "images judged (BCCD val): 20, not 87"),
+        ([], {"images": 20}, "evaluated images (BCCD val): 20, not 87"),
         (["LearningRate.base_lr=0.1", "LearningRate.base_batch=4"], {}, "LearningRate.base_lr"),
         (["EvalReader.batch_size=1"], {}, "EvalReader.batch_size: 1, not 4"),
         (["pretrain_weights=mine.pdparams"], {}, "pretrain_weights: mine.pdparams"),
@@ -92,10 +92,10 @@ def test_what_is_no_finished_run(root, tmp_path, capsys):
     (folder / "metrics.jsonl").write_text("\n".join(lines[:-2]) + "\n")
     assert run("verify_result", [str(folder)]) == 2
     out, err = capsys.readouterr()
-    assert "evaluated after epoch 8 of 10: not finished" in out
-    assert "images judged (BCCD val): unknown, not 87" in out and "reproduced" not in out
+    assert "not finished: evaluated after epoch 8 of 10" in out
+    assert "evaluated images (BCCD val): unknown, not 87" in out and "reproduced" not in out
     assert "there is no AP (train with --eval)" in out
-    assert "no run: neither metrics.jsonl nor config.yml" in err
+    assert "not a run: it has no metrics.jsonl, config.yml" in err
 
 
 def test_a_figure_that_was_not_reproduced_is_shown_as_such(root):
@@ -122,7 +122,7 @@ def test_weights_are_measured(tiny, shapes, tmp_path, monkeypatch, capsys):
     weights.with_suffix(".json").unlink()
     assert run("verify_result", ["--weights", str(weights), "-c", str(demo)]) == 2
     out = capsys.readouterr().out
-    assert "images judged (generated shapes): 8, not 100" in out
+    assert "evaluated images (generated shapes): 8, not 100" in out
     assert "TrainReader" not in out, "how weights were trained is not the evaluation's business"
     assert run("verify_result", ["--weights", str(weights), "-c", str(tiny)]) == 2
     assert "nothing is published for this config" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 import pytest
 
 from fcos_recipe.config import load_config
-from fcos_recipe.config.scaling import decay_factors, plan
+from fcos_recipe.config.scaling import decay_factors, plan_scaling
 from fcos_recipe.errors import UserError
 
 HEADLINE = "configs/fcos/fcos_r50_fpn_1x_coco.yml"
@@ -11,7 +11,7 @@ COCO = 117_266  # images of train2017 with objects
 
 
 def make(root, *overrides, cards=8, images=COCO, config=HEADLINE):
-    return plan(load_config(root / config, overrides), cards, images)
+    return plan_scaling(load_config(root / config, overrides), cards, images)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_lr_and_warmup_follow_the_images_per_step(
 
 def test_the_published_arithmetic_is_untouched(root):
     cfg = load_config(root / HEADLINE)
-    p = plan(cfg, 8, COCO)
+    p = plan_scaling(cfg, 8, COCO)
     rate = cfg.stock_data()["LearningRate"]
     assert p.learning_rate == rate and "base_batch" not in rate
 
@@ -58,11 +58,11 @@ def test_a_base_lr_set_alone_is_used_as_written(root, tmp_path):
     mine.write_text(f"_BASE_: [{root / HEADLINE}]\nLearningRate: {{base_lr: 0.002}}\n")
     cfg = load_config(mine)
     assert "not scaled" in cfg.warnings[0] and f"{mine}:2" in cfg.warnings[0]
-    assert plan(cfg, 1, COCO).lr == 0.002
+    assert plan_scaling(cfg, 1, COCO).lr == 0.002
     # With its own batch beside it, in the same place, it scales again.
     pair = "{base_lr: 0.002, base_batch: 4}"
     mine.write_text(f"_BASE_: [{root / HEADLINE}]\nLearningRate: {pair}\n")
-    assert plan(load_config(mine), 1, COCO).lr == pytest.approx(0.001)
+    assert plan_scaling(load_config(mine), 1, COCO).lr == pytest.approx(0.001)
     p = make(root, "LearningRate.base_lr=2e-3", "LearningRate.base_batch=4", cards=1)
     assert p.scaled and p.lr == pytest.approx(0.001) and p.warmup_steps == 1000
 
@@ -98,7 +98,7 @@ def test_warmup_in_epochs_counts_images_already(root, tmp_path):
         f"_BASE_: [{root / HEADLINE}]\nepoch: 10\nLearningRate:\n  schedulers:\n"
         "  - !CosineDecay {max_epochs: 12}\n  - !ExpWarmup {epochs: 1}\n"
     )
-    p = plan(load_config(mine), 1, 2000)
+    p = plan_scaling(load_config(mine), 1, 2000)
     assert p.warmup_steps == 1000 and p.lr == pytest.approx(0.00125)
     assert p.learning_rate["schedulers"][1] == {"name": "ExpWarmup", "steps": 1000}
     assert p.warnings == ["CosineDecay ends at epoch 12, but the run has 10 epochs"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fcos_recipe.config import load_config, schema
-from fcos_recipe.config.scaling import decay_factors, plan
+from fcos_recipe.config.scaling import decay_factors, plan_scaling
 
 from .test_load import PUBLISHED, upstream
 
@@ -58,7 +58,7 @@ json.dump(answer, open(asked["out"], "w"))
 @pytest.fixture(scope="module")
 def plans():
     cfg = load_config(Path(__file__).parents[2] / "configs/fcos/fcos_r50_fpn_1x_coco.yml")
-    return cfg, plan(cfg, *SMALL)
+    return cfg, plan_scaling(cfg, *SMALL)
 
 
 @pytest.fixture(scope="module")

@@ -135,10 +135,10 @@ def test_every_bad_yolo_line_is_named(tmp_path, capsys):
     lines = {
         "0 0.5 0.5 0.2 0.2": None, "": None, "1 .5 .5 1.0005 1": None,
         "0 0.5 0.5 0.2": "4 fields", "0 0.5 0.5 0.2 0.2 0.9": "6 fields",
-        "2 0.5 0.5 0.2 0.2": "not among the 2 names", "-1 0.5 0.5 0.2 0.2": "not among",
-        "0.5 0.5 0.5 0.2 0.2": "not among", "0 nan 0.5 0.2 0.2": "not shares",
-        "0 0.5 0.5 0.2 inf": "not shares", "0 30 20 10 10": "not shares",
-        "0 0.5 0.5 0 0.2": "no width", "0 0.5 0.5 a 0.2": "'a' is not a number",
+        "2 0.5 0.5 0.2 0.2": "not among the 2 class names", "-1 0.5 0.5 0.2 0.2": "not among",
+        "0.5 0.5 0.5 0.2 0.2": "not among", "0 nan 0.5 0.2 0.2": "must be fractions",
+        "0 0.5 0.5 0.2 inf": "must be fractions", "0 30 20 10 10": "must be fractions",
+        "0 0.5 0.5 0 0.2": "width and height must", "0 0.5 0.5 a 0.2": "'a' is not a number",
     }  # fmt: skip
     picture(tmp_path / "a.jpg")
     picture(tmp_path / "b.jpg")
@@ -192,7 +192,7 @@ def test_voc_by_hand(tmp_path, capsys):
     assert [(i["file_name"], i["width"], i["height"]) for i in data["images"]] == [
         ("a.jpg", 60, 40), ("b.jpg", 40, 60),
     ]  # fmt: skip
-    assert "1 XML files tell another size" in capsys.readouterr().out
+    assert "1 XML files give a wrong image size" in capsys.readouterr().out
     # one coordinate below 1: all count from 0
     voc(tmp_path, "c", [("dog", 0, 5, 20, 30, 0)])
     (tmp_path / "list.txt").write_text("a  1\nc -1\n")
@@ -213,7 +213,7 @@ def test_bad_voc_is_named(tmp_path, capsys):
     assert convert(*argv) == 2
     errors = capsys.readouterr().err
     wanted = [
-        "bomb.xml:1: <!DOCTYPE>", "cut.xml:2: not XML", "a.xml:7: box [8.0, 0.0, 2.0, 9.0]: no w",
+        "bomb.xml:1: <!DOCTYPE>", "cut.xml:2: not XML", "a.xml:7: box [8.0, 0.0, 2.0, 9.0]: width",
         "a.xml:11: 'x' is not a number", "a.xml:15: class 'cow'", "a.xml:19: box [69.0",
         "z.xml: its image",
     ]  # fmt: skip
@@ -250,7 +250,7 @@ def test_incomplete_coco(tmp_path, capsys):
     assert second["bbox"] == [1, 2, 8, 6] and second["segmentation"] == [[1, 2, 9, 2, 9, 8]]
     assert "2 areas were missing" in capsys.readouterr().out
     for change, message in [
-        ({"bbox": [1, 2, 0, 4]}, "annotations[0]: bbox [1.0, 2.0, 0.0, 4.0]: no width"),
+        ({"bbox": [1, 2, 0, 4]}, "annotations[0]: bbox [1.0, 2.0, 0.0, 4.0]: its width"),
         ({"bbox": [1, 2, float("inf"), 4]}, ""), ({"bbox": "x"}, "annotations[0]: bbox: not four"),
         ({"image_id": 9}, "annotations[0]: image_id 9: no such image"),
         ({"category_id": None}, "annotations[0]: category_id None: no such category"),

@@ -109,7 +109,7 @@ def test_schedules_add_up_for_every_size(tmp_path, base, scratch, cards):
         args = Request(tmp_path, out, cards=cards, from_scratch=scratch)
         out.write_text(module._text(args, tmp_path, base, fake(images), fake(8)))
         config = load_config(out, strict=True)
-        plan = scaling.plan(config, cards, images)
+        plan = scaling.plan_scaling(config, cards, images)
         assert plan.warnings == [] and plan.scaled and config.warnings == []
         assert plan.lr == pytest.approx(base.data["LearningRate"]["base_lr"] * plan.total_batch
                                         / base.data["LearningRate"]["base_batch"])  # fmt: skip
@@ -152,8 +152,8 @@ def test_negatives_names_and_numbers(tmp_path, capsys):
     assert (found["launch"]["cards"], found["TrainReader"]["batch_size"]) == (2, 1)
     text = (tmp_path / "my.yml").read_text()
     assert "# train    9 images, 6 of them without a box, 6 boxes" in text
-    assert "6 of 9 images have no box" in text and "at most half of an epoch, 3 of the 6" in text
-    assert "\x1b" not in text and "# never    1: class 5: no box to learn from" in text
+    assert "6 of 9 images have no box" in text and "at most half of an epoch: 3 of 6" in text
+    assert "\x1b" not in text and "# no boxes 1: class 5" in text
     assert "EvalDataset: null" in text
     plain = re.sub(r"!\w+ ", "", text)
     assert set(yaml.safe_load(plain)) == {

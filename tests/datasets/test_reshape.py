@@ -159,7 +159,7 @@ def test_merge_by_name_renumbers_only_what_clashes(tmp_path, capsys):
     assert dataset("merge", *paths, "-o", out) == 0
     told = capsys.readouterr().out
     assert "class cat: id 2 becomes 3" in told and "2 image ids were taken" in told
-    assert "2 annotation ids were taken" in told and f"start at {tmp_path}" in told
+    assert "2 annotation ids were taken" in told and f"relative to {tmp_path}" in told
     new = read(out)
     assert {c["name"]: c["id"] for c in new["categories"]} == {"dog": 1, "cow": 2, "cat": 3}
     images = entries(new, "images")
@@ -197,7 +197,7 @@ def test_merge_of_two_labellings_of_the_same_images(tmp_path, capsys):
     for section in ("images", "annotations", "categories"):
         assert entries(new, section) == entries(data, section)
     told = capsys.readouterr().out
-    assert "3 images are there already" in told and "3 annotations are there already" in told
+    assert "3 images exist already" in told and "3 annotations exist already" in told
 
 
 def test_parts_are_found_and_read_by_training(shapes, tmp_path):
@@ -225,7 +225,7 @@ def test_parts_are_found_and_read_by_training(shapes, tmp_path):
         (["split", "class.json", "-o", "."], "annotations[0].category_id: 5 is not among"),
         (["split", "twice.json", "-o", "."], "images: id 10 occurs twice"),
         (["merge", "a.json", "class.json", "-o", "o.json"], "category_id"),
-        (["merge", "a.json", "b/b.json", "-o", "o.json"], "b/b.json: its images are not found"),
+        (["merge", "a.json", "b/b.json", "-o", "o.json"], "b/b.json: no images found"),
         (["merge", "a.json", "-o", "o.json", "--images", "x"], "x: --images: no such folder"),
     ],
 )

@@ -265,7 +265,7 @@ def test_command(tmp_path, root):
 @pytest.mark.parametrize(
     "argv, message",
     [
-        ([], "no data named"),
+        ([], "no data given"),
         (["nowhere"], "nowhere: no such folder or annotation file"),
         (["."], "no *train*.json or *val*.json"),
         (["a.json", "--images", "gone"], "gone: --images: no such folder"),

@@ -20,6 +20,7 @@ from fcos_recipe.datasets.verify import images as image_checks
 from fcos_recipe.datasets.verify.findings import KINDS
 from fcos_recipe.datasets.verify.run import examine
 from fcos_recipe.evaluation.results_file import read_annotations
+from tests.conftest import ROOT
 from tests.helpers.coco_folders import coco
 
 
@@ -189,7 +190,9 @@ PLANTED = {
 @pytest.mark.parametrize("name", PLANTED)
 def test_planted_in_the_annotations(name, world, capsys, monkeypatch):
     """Exactly these kinds, at the right entry; a fix leaves only what cannot be mended."""
-    monkeypatch.setattr(image_checks, "inspect_all", image_checks._inspect_all)  # in this process
+    monkeypatch.setattr(  # in this process
+        image_checks, "inspect_all", lambda paths: [image_checks.inspect(path) for path in paths]
+    )
     root, splits = world
     change, wanted, id, place = PLANTED[name]
     change(splits["train"])
@@ -324,7 +327,7 @@ def test_boxes_in_another_format(corners, shared, tmp_path):
     copy.write_text(json.dumps(data))
     found = examine([Source("x", str(copy), None)], images=False)[0][0].found
     (item,) = found.items["box_format"]
-    assert ("corners?" if corners else "shares") in item["text"]
+    assert ("as corners" if corners else "fractions") in item["text"]
 
 
 def test_images_against_each_other(world):
@@ -345,7 +348,7 @@ def test_images_against_each_other(world):
     assert [i["file"] for i in train["unlisted"]["items"]] == ["new.PNG"]
     assert [i["id"] for i in val["file_unreadable"]["items"]] == [20]
     assert report["between"]["leak"]["items"] == [
-        {"id": 10, "file": "val_0.jpg", "text": "of val is train_2.jpg of train"}
+        {"id": 10, "file": "val_0.jpg", "text": "in val is also train_2.jpg in train"}
     ]
     assert run("dataset", ["verify", str(root), "--no-images"]) == 0
 
@@ -367,15 +370,20 @@ def test_one_image_folder_for_both_splits(world):
             ] == ["val_1.jpg"]  # fmt: skip
 
 
-def _crash_on_one(paths):
-    if any("train_1" in path for path in paths):
-        os.kill(os.getpid(), signal.SIGSEGV)
-    return [image_checks.inspect(path) for path in paths]
+CRASH = """
+import os
+import signal
+from fcos_recipe.datasets.verify import images
+read = images.inspect
+crash = lambda: os.kill(os.getpid(), signal.SIGSEGV)
+images.inspect = lambda path: crash() if "train_1" in path else read(path)
+"""
 
 
-def test_a_decoder_that_crashes_costs_one_image(world, monkeypatch):
+def test_a_decoder_that_crashes_costs_one_image(world, tmp_path, monkeypatch):
     root, _ = world
-    monkeypatch.setattr(image_checks, "_inspect_all", _crash_on_one)
+    (tmp_path / "sitecustomize.py").write_text(CRASH)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
     paths = [str(root / split / f"{split}_{i}.jpg") for split in ("train", "val") for i in range(3)]
     verdicts = image_checks.inspect_all(paths)
     crashed = [path for path, v in zip(paths, verdicts) if v.size is None]
@@ -474,7 +482,7 @@ def test_fix_copies_what_it_does_not_change(world):
 
 @pytest.mark.parametrize("argv, message", [
     (["nowhere"], "nowhere: no such folder or annotation file"),
-    ([], "no data named"),
+    ([], "no data given"),
     ([".", "--fix", "one.json"], "one.json: --fix: 2 splits"),
     ([".", "--fix", "report_dir/x.json/y"], "x.json"),
     (["annotations/instances_val.json", "--json", "train/train_0.jpg/x.json"], "train_0.jpg"),

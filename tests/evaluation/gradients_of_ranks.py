@@ -19,7 +19,7 @@ from fcos_recipe.training.trainer import Trainer
 
 def main(config: str, out: str, *indices: str) -> None:
     device = compute.start(os.environ.get("DEVICE", "cpu")).device
-    trainer = Trainer(load_config(config), "train", device)
+    trainer = Trainer(load_config(config), device)
     for layer in trainer.model.sublayers():
         if isinstance(layer, paddle.nn.BatchNorm2D):
             layer.eval()  # frozen: its statistics would differ between the ranks

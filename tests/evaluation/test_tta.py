@@ -10,12 +10,11 @@ import yaml
 from fcos_recipe.cli import run
 from fcos_recipe.config import load_config
 from fcos_recipe.errors import UserError
-from fcos_recipe.evaluation.loop import REFERENCE_BATCHES, build_loader
+from fcos_recipe.evaluation.loop import REFERENCE_BATCHES, build_evaluation_set
 from fcos_recipe.evaluation.tta import Augmented, Views, mirrored, resized
+from fcos_recipe.model.build import prepare
 from fcos_recipe.predict import Predictor
 from fcos_recipe.system.compute import start
-from fcos_recipe.system.watchdog import Watchdog
-from fcos_recipe.training.trainer import Trainer
 
 
 def test_other_sizes_keep_the_limit_s_proportion():
@@ -69,14 +68,15 @@ def test_one_view_is_plain_evaluation(tiny, trained, tmp_path):
 
 def test_batches_are_those_asked_for(tiny, trained):
     config, device = load_config(str(tiny)), start("cpu").device
-    with Watchdog(config.data["watchdog"], 0) as watchdog:
-        cfg = Trainer(config, "eval", device, watchdog).cfg
-    own = next(iter(build_loader(cfg, 0, 1)[0]))["image"]
-    reference = next(iter(build_loader(cfg, 0, 1, reader=REFERENCE_BATCHES)[0]))["image"]
+    cfg = prepare(config, device, 1, train=False)
+    own = next(iter(build_evaluation_set(cfg, 0, 1).loader))["image"]
+    reference = next(iter(build_evaluation_set(cfg, 0, 1, reader=REFERENCE_BATCHES).loader))[
+        "image"
+    ]
     assert own.shape[0] > 1 and reference.shape[0] == 1
     assert all(side % 128 == 0 for side in reference.shape[1:3]) and own.shape[1] % 128
-    sizes = [min(v["im_shape"][0].tolist()) for v in next(iter(build_loader(
-        cfg, 0, 1, sizes=(64, 96))[0]))["views"]]  # fmt: skip
+    sizes = [min(v["im_shape"][0].tolist()) for v in next(iter(build_evaluation_set(
+        cfg, 0, 1, sizes=(64, 96)).loader))["views"]]  # fmt: skip
     assert sizes == [64, 96]
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fcos_recipe.errors import RunFailure
-from fcos_recipe.lab.benchmark import commands, images, pipe, tasks
-from fcos_recipe.lab.benchmark.pipeline import Batches
+from fcos_recipe.lab.benchmark import commands, comparisons, drawn_data, side_process
+from fcos_recipe.lab.benchmark.data_timing import Batches
 from fcos_recipe.system.cpu_math import has_bfloat16
 from tests.conftest import run_tool
 
@@ -38,14 +38,14 @@ def benchmark(tmp_path, *argv) -> tuple[dict, str]:
 def drawn(tmp_path_factory):
     """Twelve images in COCO's layout."""
     root = tmp_path_factory.mktemp("drawn")
-    images.make_images(root, 12, seed=1)
+    drawn_data.make_images(root, 12, seed=1)
     return root
 
 
 @pytest.fixture(scope="module")
 def same_size(tmp_path_factory):
     root = tmp_path_factory.mktemp("same") / "data"
-    images.make_images(root, 4, size=(320, 256))
+    drawn_data.make_images(root, 4, size=(320, 256))
     return root
 
 
@@ -124,10 +124,10 @@ def test_nms(tmp_path, same_size):
 
 
 def test_the_evaluators_agree_on_the_set_that_is_timed(tmp_path):
-    """`tasks.eval` itself refuses to report times of figures that differ."""
-    options = tasks.Options(config="", stock_config="", rounds=1, images=60)
-    with tasks.Bench(options) as bench:
-        found = tasks.eval(bench)
+    """`comparisons.eval` itself refuses to report times of figures that differ."""
+    options = comparisons.Options(config="", stock_config="", rounds=1, images=60)
+    with comparisons.Bench(options) as bench:
+        found = comparisons.eval(bench)
     assert 0.05 < found["stats"][0] < 0.95 and found["largest_difference"] <= 1e-12
     assert found["ratio"] == pytest.approx(found["pycocotools"] / found["ours"])
     assert found["match_ratio"] > 0 and set(found["sides"]) == {"ours", "pycocotools"}
@@ -155,7 +155,9 @@ def test_bad_input_is_one_line(tmp_path, argv, words):
 
 
 def test_a_side_that_ends_is_told_with_the_end_of_its_log():
-    with pipe.Child("fcos_recipe.lab.benchmark.stock", {"task": "no such task"}, {}) as child:
+    with side_process.Child(
+        "fcos_recipe.lab.benchmark.stock", {"task": "no such task"}, {}
+    ) as child:
         with pytest.raises(RunFailure, match="no such task"):
             child.receive()
     assert child.process.returncode is not None
@@ -165,7 +167,7 @@ def test_a_side_that_is_killed_is_told_although_its_workers_hold_the_line(tmp_pa
     script = tmp_path / "side.py"
     script.write_text("import os, time\nif os.fork() == 0: time.sleep(60)\nos.kill(os.getpid(), 9)")
     where = {"PYTHONPATH": str(tmp_path)}
-    child = pipe.Child("side", {}, where)
+    child = side_process.Child("side", {}, where)
     with pytest.raises(RunFailure, match="killed, perhaps for want of memory"):
         child.receive()
     child.close()  # harmless the second time
@@ -173,7 +175,7 @@ def test_a_side_that_is_killed_is_told_although_its_workers_hold_the_line(tmp_pa
 
 def test_train2017_like_file_has_the_size_asked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    root = images.train2017(images=200, boxes=1500)
+    root = drawn_data.train2017(images=200, boxes=1500)
     content = json.loads((root / "annotations/instances_train2017.json").read_text())
     assert (len(content["images"]), len(content["annotations"])) == (200, 1500)
     assert {a["image_id"] for a in content["annotations"]} == {i["id"] for i in content["images"]}
@@ -182,17 +184,19 @@ def test_train2017_like_file_has_the_size_asked_for(tmp_path, monkeypatch):
     size = (root / "annotations/instances_train2017.json").stat().st_size
     assert size / 1500 == pytest.approx(460, rel=0.2)
     before = (root / "complete").stat().st_mtime_ns
-    assert images.train2017(images=200, boxes=1500) == root
+    assert drawn_data.train2017(images=200, boxes=1500) == root
     assert (root / "complete").stat().st_mtime_ns == before
 
 
 def test_drawn_images_are_like_coco():
     rng = np.random.default_rng(0)
-    sizes = images.draw_sizes(rng, 20_000)
+    sizes = drawn_data.draw_sizes(rng, 20_000)
     assert (sizes.max(axis=1) <= 640).all() and (sizes[:, 0] > sizes[:, 1]).mean() > 0.6
-    counts = images.draw_counts(rng, 20_000, images.BOXES_PER_IMAGE)
-    assert counts.min() >= 1 and counts.mean() == pytest.approx(images.BOXES_PER_IMAGE, rel=0.05)
-    boxes = images.draw_boxes(rng, 640, 480, 1000)
+    counts = drawn_data.draw_counts(rng, 20_000, drawn_data.BOXES_PER_IMAGE)
+    assert counts.min() >= 1 and counts.mean() == pytest.approx(
+        drawn_data.BOXES_PER_IMAGE, rel=0.05
+    )
+    boxes = drawn_data.draw_boxes(rng, 640, 480, 1000)
     assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] >= 4).all()
     assert (boxes[:, :2] + boxes[:, 2:] <= [640, 480]).all()
 

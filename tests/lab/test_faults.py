@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fcos_recipe.checkpoint import storage
-from fcos_recipe.lab.faults import inject, tools
+from fcos_recipe.lab.faults import fault_test, tools
 from tests.conftest import ROOT
 
 
@@ -44,21 +44,21 @@ def test_differences(tmp_path, changed, said):
 
 def test_two_ranks_may_differ_by_a_millionth(tmp_path):
     one, two = finished(tmp_path / "one"), finished(tmp_path / "two", weight=1.0 + 5e-7)
-    assert tools.differences(one, two, inject.TOLERANCE) == ""
+    assert tools.differences(one, two, fault_test.TOLERANCE) == ""
     three = finished(tmp_path / "three", weight=1.0 + 2e-6)
-    assert "w differs" in tools.differences(one, three, inject.TOLERANCE)
+    assert "w differs" in tools.differences(one, three, fault_test.TOLERANCE)
 
 
 def test_what_is_lost_is_counted_and_named(tmp_path, monkeypatch, capsys):
     """A reader of checkpoints that checks nothing loses every damaged one."""
-    test = object.__new__(inject.Faults)
+    test = object.__new__(fault_test.Faults)
     test.work, test.seed, test.quick = tmp_path, 0, True
     test.rng = np.random.default_rng(0)
     test.survived, test.lost, test.skipped, test.inside, test.slowest = 0, [], [], 0, 0
     folder = finished(tmp_path / "whole") / "checkpoints"
     storage.save(folder, "0002", {"model.pdparams": {"w": np.ones(9)}}, {})
     test.reference = lambda *_: 1.0
-    monkeypatch.setattr(inject, "COUNTS", {"damage": (6, 6)})
+    monkeypatch.setattr(fault_test, "COUNTS", {"damage": (6, 6)})
     assert test.run_all() == 0
     assert capsys.readouterr().out.endswith("faults tried 6, survived 6, lost 0\n")
     monkeypatch.setattr(storage, "newest", lambda path: (storage.found(path)[-1], []))
@@ -70,9 +70,9 @@ def test_what_is_lost_is_counted_and_named(tmp_path, monkeypatch, capsys):
 def test_processes_that_are_left_are_seen(tmp_path, monkeypatch):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     clock = iter([0.0, 100.0])
-    monkeypatch.setattr(inject.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(fault_test.time, "monotonic", lambda: next(clock))
     with pytest.raises(tools.Lost, match=f"left behind: processes .{child.pid}"):
-        inject.Faults.leaks(None, {child.pid})
+        fault_test.Faults.leaks(None, {child.pid})
     child.kill()
     child.wait()
 

@@ -36,6 +36,7 @@ def main(path: str, *overrides: str) -> None:
     device = compute.start(compute.requested(config)).device
     import paddle
 
+    from fcos_recipe.evaluation.evaluate import Options, evaluate_weights
     from fcos_recipe.runs.directory import RunDir
     from fcos_recipe.training.bad_numbers import Guard
     from fcos_recipe.training.trainer import Trainer
@@ -50,9 +51,10 @@ def main(path: str, *overrides: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         with RunDir(Path(folder) / "run", writer=True, resume=False) as run:
             sys.settrace(follow)
-            trainer = Trainer(config, "train", device)
+            trainer = Trainer(config, device)
             trainer.train(run, validate=True)
-            trainer.evaluate(sizes=(64,), flip=True)
+            weights = str(run.path / "model_final.pdparams")
+            evaluate_weights(config, weights, device, Options(sizes=(64,), flip=True))
             sys.settrace(None)
 
 

@@ -47,7 +47,7 @@ def our_trainer(setup: dict):
     device = ours.start("cpu")
     from fcos_recipe.training.trainer import Trainer
 
-    trainer = Trainer(ours.configure(setup), "train", device)
+    trainer = Trainer(ours.configure(setup), device)
     if setup["start"]:
         trainer.load_weights(setup["start"])
     elif not setup["resume"]:

@@ -79,10 +79,10 @@ def test_the_same_run_is_judged_by_the_tolerance(told):
 
 
 @pytest.mark.parametrize(("changed", "reason"), [
-    ({"after": 11}, "evaluated after epoch 11 of 12: not finished"),
-    ({"state": "evaluation"}, "how these weights were trained and evaluated is not known here"),
+    ({"after": 11}, "not finished: evaluated after epoch 11 of 12"),
+    ({"state": "evaluation"}, "this directory does not record how the weights were trained"),
     ({"ap": -1.0}, "no AP"),
-    ({"images": 206}, "images judged (COCO val2017): 206, not 5000"),
+    ({"images": 206}, "evaluated images (COCO val2017): 206, not 5000"),
     ({"epochs": 2}, "epochs: 2, not 12"),
     ({"total_batch": 4}, "images per step: 4, not 16"),
     ({"overrides": ["LearningRate.base_lr=0.1", "log_iter=5"]}, "LearningRate.base_lr: 0.1, not"),

@@ -38,7 +38,7 @@ def test_killed(made):
         file.write('{"time": 1, "kind": "train", "ep')
     run = read_run(made)
     assert run.state == "stopped" and len(run.train) == 12
-    assert "metrics.jsonl: the last line is incomplete and left out." in run.notes
+    assert "metrics.jsonl: the last line is incomplete and ignored." in run.notes
     assert headline(run) == "Stopped before its end, in epoch 2 of 2: AP 20.0"
     page = html.page(sections.build(run))
     assert "--resume auto" in page and "eval.json is missing" in page
@@ -64,7 +64,7 @@ def test_running_is_known_by_the_lock_which_is_left_alone(made):
         assert headline(read_run(made)).startswith("Still going on, in epoch 2 of 2: AP ")
         (made / "analysis.json").unlink()
         assert read_run(made).notes == [
-            "analysis.json is still to come: curves, confusions and errors cannot be shown."
+            "analysis.json is not written yet: curves, confusions and errors cannot be shown."
         ]
     finally:
         holder.communicate("")
@@ -124,10 +124,10 @@ def test_an_evaluation_has_no_run_files_and_misses_none(made):
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such run directory"):
         read_run(tmp_path / "none")
-    with pytest.raises(UserError, match="no run"):
+    with pytest.raises(UserError, match="not a run"):
         read_run(tmp_path)
     (tmp_path / "log.txt").write_text("x")
-    with pytest.raises(UserError, match="no run"):
+    with pytest.raises(UserError, match="not a run"):
         read_run(tmp_path)
 
 

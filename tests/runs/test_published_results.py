@@ -6,10 +6,11 @@ import pytest
 import yaml
 
 from fcos_recipe.checkpoint.zoo import ZOO
+from fcos_recipe.commands.published_results import main
 from fcos_recipe.config import load_config
 from fcos_recipe.errors import UserError
 from fcos_recipe.runs import published_results
-from fcos_recipe.runs.published_results import insert, load, main, published, table
+from fcos_recipe.runs.published_results import insert, load, published, table
 
 
 @pytest.mark.parametrize("name", ["README.md", "README_zh.md"])
@@ -17,7 +18,7 @@ def test_the_readme_shows_what_results_yml_says(root, name):
     path = root / name
     if not path.exists():
         pytest.skip(f"there is no {name}")
-    remedy = f"run: python -m fcos_recipe.runs.published_results --write {name}"
+    remedy = f"run: python -m fcos_recipe.commands.published_results --write {name}"
     assert insert(path) == path.read_text(encoding="utf-8"), remedy
 
 

@@ -54,14 +54,14 @@ def plain(monkeypatch):
         ("auto", CPU, NODES, "", "/dev lists 1 card.*device=cpu"),
         ("auto", CPU, None, BROKEN, "cannot open /dev/iluvatar0, and Paddle 3.3.1.*device=cpu"),
         ("auto", BLIND, IXSMI, "", "doctor.py.*device=cpu"),
-        ("auto", EMPTY, IXSMI, "", "can use none; look at .*doctor.py"),
-        ("auto", OTHER, None, "", "only devices of the type npu.*device=cpu"),
+        ("auto", EMPTY, IXSMI, "", "can use none; run .*doctor.py"),
+        ("auto", OTHER, None, "", "only devices of type npu.*device=cpu"),
         # a card was asked for
-        ("card", CPU, None, "", "^use_gpu: true: Paddle 3.3.1 sees no card"),
-        ("gpu", CPU, None, "", "the installed Paddle 3.3.1 offers cpu"),
-        ("gpu", PLUGGED, IXSMI, "", "offers iluvatar_gpu and cpu"),
-        (PLUGIN, CUDA, IXSMI, "", "offers gpu and cpu"),
-        ("gpu", BLIND, None, "", "sees no card"),
+        ("card", CPU, None, "", "^use_gpu: true: Paddle 3.3.1 finds no card"),
+        ("gpu", CPU, None, "", "the installed Paddle 3.3.1 supports cpu"),
+        ("gpu", PLUGGED, IXSMI, "", "supports iluvatar_gpu and cpu"),
+        (PLUGIN, CUDA, IXSMI, "", "supports gpu and cpu"),
+        ("gpu", BLIND, None, "", "finds no card"),
         ("npu", CPU, None, "", "'npu' is unknown"),
     ],
 )  # fmt: skip
@@ -87,7 +87,7 @@ def test_the_line_says_what_driver_and_paddle_count():
     alone = compute.choose("auto", compute.Found(None, "", CUDA))
     assert alone.line() == "device: gpu; cards: Paddle 2.5.2+corex can use 8"
     idle = compute.choose("cpu", compute.Found(IXSMI, "", CPU))
-    assert idle.line() == "device: cpu, as requested; ixsmi lists 1, which stay idle"
+    assert idle.line() == "device: cpu, as requested; ixsmi lists 1, which are not used"
     assert compute.Compute("cpu").line().startswith("device: cpu; no card on this machine")
 
 
@@ -236,7 +236,7 @@ def test_every_command_refuses_to_leave_cards_idle(idle, tiny, tmp_path):
 def test_the_cpu_chosen_by_name_is_the_way_around(idle, tiny):
     doctor = [sys.executable, "tools/doctor.py", "--no-comm"]
     done = idle(*doctor, DEVICE="cpu")
-    assert done.returncode == 0 and "ixsmi lists 2, which stay idle" in done.stdout
+    assert done.returncode == 0 and "ixsmi lists 2, which are not used" in done.stdout
     done = idle("bash", "scripts/train.sh", tiny, "--gpus", "2", "--dry-run")  # device: cpu
     assert done.returncode == 0 and "FCOS_DEVICE=cpu" in done.stdout
 

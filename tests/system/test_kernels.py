@@ -34,7 +34,7 @@ def test_refused_with_the_keys_and_a_remedy(check, kind):
     with pytest.raises(
         UserError,
         match="amp_level: O2 with amp_dtype: bfloat16: the optimizer "
-        f"Momentum .* merged_momentum in bfloat16, .* for {kind}; set amp_level: O1",
+        f"Momentum .* merged_momentum in bfloat16, .* on {kind}; set amp_level: O1",
     ):
         check(HEADLINE, kind, "amp_level=O2", "amp_dtype=bfloat16")
     with pytest.raises(UserError, match="deformable_conv in float16.* set amp_level: O1$"):

@@ -135,7 +135,7 @@ def test_fine_tuning_onto_two_classes(shapes, tiny, tmp_path, capfd):
 
     from fcos_recipe.training.trainer import Trainer
 
-    trainer = Trainer(load_config(tiny, here), "train", "cpu")
+    trainer = Trainer(load_config(tiny, here), "cpu")
     before = {k: v.numpy().copy() for k, v in trainer.model.state_dict().items()}
     trainer.load_weights(str(start))
     after = {k: v.numpy() for k, v in trainer.model.state_dict().items()}
@@ -154,7 +154,7 @@ def test_fine_tuning_onto_two_classes(shapes, tiny, tmp_path, capfd):
     assert f"{len(source) - 2} loaded; 2 with another shape, not loaded " \
         "(fcos_head.fcos_head_cls.bias, fcos_head.fcos_head_cls.weight)" in said  # fmt: skip
     assert "trained on 4 (circle, square, triangle, star); this data set has 2 (triangle, star): " \
-        "the classifier starts anew" in said  # fmt: skip
+        "the classifier is trained from scratch" in said  # fmt: skip
     run_dir = tmp_path / "two"
     for path in ("model_final.pdparams", "best_model.pdparams", "checkpoints/0001"):
         assert storage.class_names(run_dir / path) == CLASSES[2:]
@@ -169,7 +169,7 @@ def test_fine_tuning_onto_two_classes(shapes, tiny, tmp_path, capfd):
     assert run("eval", ["-c", str(tiny), "--weights", str(start), "--no-plots", "--output",
                         str(tmp_path / "e"), "-o", *copied(shapes, tmp_path / "data2", renamed)]
                ) == 0  # fmt: skip
-    assert "classes are matched by number, not by name" in capfd.readouterr().out
+    assert "classes are matched by index, not by name" in capfd.readouterr().out
 
 
 def renamed(split, data, images):

@@ -254,7 +254,7 @@ def test_an_edited_config_is_shown_and_refused_where_it_matters(
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert train(tiny, path, "--resume", "auto", "--force", *edited) == 0
     out = capfd.readouterr().out
-    assert "math threads became 7" in out
+    assert "math threads changed from" in out and "to 7: results" in out
     assert "changed since the checkpoint: log_iter: 1 -> 5" in out
     assert "changed since the checkpoint: seed: 0 -> 3" in out
     assert records(path)[-1]["epoch"] == 3
@@ -280,16 +280,16 @@ def test_another_total_batch_keeps_images_epoch_and_lr_rule(finished, tiny, tmp_
     capfd.readouterr()
     assert train(tiny, tmp_path / "on", "--resume", older, "-o", "TrainReader.batch_size=2") == 0
     out = capfd.readouterr().out
-    assert "1 cards x 4 images x 1 accumulated became 1 x 2 x 1" in out
-    assert "goes on in epoch 2 at step 8 of 12; LR follows the epochs" in out
+    assert "1 cards x 4 images x 1 accumulated changed to 1 x 2 x 1" in out
+    assert "continues in epoch 2 at step 8 of 12; the LR follows the epochs" in out
     rows = [r for r in records(tmp_path / "on") if r["kind"] == "train"]
     assert [r["step"] for r in rows] == [21, 22, 23, 24]  # in steps of two images
     assert [r["images_seen"] for r in rows] == [42, 44, 46, 48]
     # base_lr 0.005 for 4 images, a tenth after the first epoch, half of it for 2 images
     assert [r["lr"] for r in rows] == pytest.approx([0.005 * 0.1 / 2] * 4)
-    # 16 images are no whole number of steps of 6: the last 4 of them are seen again
+    # 16 images are no whole number of steps of 6: the last 4 of them are repeated
     assert train(tiny, tmp_path / "six", "--resume", older, "-o", "TrainReader.batch_size=6") == 0
-    assert "at step 2 of 4, 4 images of it are seen again" in capfd.readouterr().out
+    assert "at step 2 of 4, 4 images of the epoch are repeated" in capfd.readouterr().out
 
 
 @pytest.mark.e2e
@@ -343,7 +343,7 @@ def test_a_signal_to_the_whole_group_saves_and_exits(tiny, tmp_path, number):
     assert process.returncode == expected, rest
     assert "a checkpoint is saved after this step" in rest and "Traceback" not in rest
     path, rejected = storage.newest(tmp_path / "run" / "checkpoints")
-    assert not rejected and f"saved {path}: `--resume auto` goes on" in rest
+    assert not rejected and f"saved {path}: `--resume auto` continues" in rest
     done = records(tmp_path / "run")[-1]["step"]
     assert storage.read_state(path)["progress"]["steps_done"] == done
 
@@ -370,7 +370,7 @@ leave(run("train", ["-c", {str(tiny)!r}, "--output", {str(tmp_path / "run")!r}])
     )  # fmt: skip
     wait_for(process, "stuck")
     process.send_signal(signal.SIGINT)
-    wait_for(process, "Ctrl-C again ends at once")
+    wait_for(process, "press Ctrl-C again to exit at once")
     assert process.poll() is None
     start = time.monotonic()
     process.send_signal(signal.SIGINT)

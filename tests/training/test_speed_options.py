@@ -12,7 +12,7 @@ from fcos_recipe.training.trainer import Trainer
 def weights_after(tiny, steps, *overrides, compiled=False) -> tuple[list, list]:
     """Losses of each step and the parameters after the last."""
     config = load_config(tiny, ["OptimizerBuilder.clip_grad_by_norm=1.0", *overrides])
-    trainer = Trainer(config, "train", "cpu")
+    trainer = Trainer(config, "cpu")
     if compiled:
         trainer.compile()
     trainer.model.train()

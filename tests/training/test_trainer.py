@@ -123,7 +123,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny, tmp_path, capfd):
 def test_accumulated_gradients_are_the_mean(tiny):
     from fcos_recipe.training.trainer import Trainer
 
-    trainer = Trainer(load_config(tiny), "train", "cpu")
+    trainer = Trainer(load_config(tiny), "cpu")
     trainer.model.eval()  # BatchNorm frozen
     trainer.model.training = True
     trainer.model.fcos_head.training = True

@@ -6,13 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fcos_recipe import exit_codes
-from fcos_recipe.commands.dataset.shared import add_source, find_sources
+from fcos_recipe import api, exit_codes
+from fcos_recipe.commands.dataset.shared import add_source
 from fcos_recipe.commands.options import add_json, parser, write
 from fcos_recipe.config.load import display
-from fcos_recipe.datasets.locate import SPLITS
 from fcos_recipe.datasets.verify.findings import KINDS
-from fcos_recipe.datasets.verify.run import verify
 from fcos_recipe.errors import UserError, printable
 
 EXAMPLES = 5  # of each kind that the console shows
@@ -56,23 +54,19 @@ def main(argv: list[str]) -> int:
     add("--allow", nargs="+", action="extend", default=[], metavar="KIND", choices=KINDS,
         help="kinds of errors that are to be warnings")  # fmt: skip
     args = ask.parse_args(argv)
-    found, config = find_sources(args, look=False)
-    missing: list[str] = []
-    if args.target is None and not args.split:
-        for name in {*SPLITS} - {source.name for source in found}:
-            missing += config.missing_files(SPLITS[name])
+    found = api.verify(
+        args.target, config=args.config, overrides=args.opt, split=args.split,
+        image_folder=args.images, read_images=not args.no_images, fix=args.fix, allow=args.allow,
+    )  # fmt: skip
+    report = found.report
     try:
-        report = verify(
-            found, config if args.config else None, not args.no_images, args.target is not None,
-            args.fix, missing, args.allow,
-        )  # fmt: skip
         if args.json:
             write(args.json, json.dumps(report, indent=1) + "\n")
     except OSError as error:
-        raise UserError(f"{error.filename or args.json}: {error.strerror}") from None
+        raise UserError(f"{args.json}: {error.strerror}") from None
     for line in lines(report, args.no_images):
         print(line)
-    return exit_codes.FAILED if report["errors"] else exit_codes.OK
+    return exit_codes.FAILED if found.errors else exit_codes.OK
 
 
 def _epilog() -> str:

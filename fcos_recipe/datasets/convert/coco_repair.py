@@ -1,4 +1,4 @@
-"""An incomplete COCO file into a complete one."""
+"""Complete a COCO file in which ids, sizes, boxes, areas or iscrowd are missing."""
 
 import math
 from pathlib import Path
@@ -14,12 +14,16 @@ from fcos_recipe.errors import UserError
 
 
 def from_coco(source: Path, images: Path | None) -> Converted:
-    """A COCO file with what it lacks: whole ids, sizes, boxes from polygons, area, iscrowd.
+    """Add what a COCO file lacks: integer ids, image sizes, boxes (from polygons), area, iscrowd.
 
-    All other fields stay. Entries are named by section and position.
+    All other fields are kept. Messages name entries by section and position.
+
+    Args:
+        source: the COCO file.
+        images: the image folder; None: the folder near `source` that holds the images.
 
     Raises:
-        UserError: not JSON, no sections.
+        UserError: the file is not JSON, or lacks one of the three sections.
     """
     try:
         data = msgspec.json.decode(source.read_bytes())
@@ -32,7 +36,7 @@ def from_coco(source: Path, images: Path | None) -> Converted:
         isinstance(data.get(key), list) and all(isinstance(e, dict) for e in data[key])
         for key in sections
     ):
-        raise UserError(f"{source}: images, annotations and categories are not lists of objects")
+        raise UserError(f"{source}: images, annotations and categories must be lists of objects")
     names = [str(image.get("file_name")) for image in data["images"]]
     root = images or Path(image_folder(str(source), names[:LOOK_AT]) or source.parent)
     found = Converted(root, [str(c.get("name")) for c in data["categories"]])
@@ -50,10 +54,10 @@ def from_coco(source: Path, images: Path | None) -> Converted:
             size = header_size(root / image["file_name"])
             if size is None:
                 name = entry["file_name"]
-                found.bad.append(f"{source}: images[{n}]: no size, and no image {name}")
+                found.bad.append(f"{source}: images[{n}]: it has no size, and {name} can't be read")
                 continue
             entry |= {"height": size[0], "width": size[1]}
-            found.said["sizes of images were missing: read from the files"] += 1
+            found.said["image sizes were missing and are read from the files"] += 1
         by_id[_key(image.get("id"))] = entry
         found.images.append(entry)
     classes = {_key(c.get("id")): k for c, k in zip(data["categories"], ids["categories"])}
@@ -77,11 +81,11 @@ def _key(value: Any) -> Any:
 
 
 def _renumber(entries: list[dict[str, Any]], section: str, found: Converted) -> list[int]:
-    """Ids of a section if they are whole and differ, else 1, 2, ..."""
+    """The ids of a section if they are distinct integers, otherwise 1, 2, ..."""
     ids = [_key(entry.get("id")) for entry in entries]
     if all(isinstance(i, int) for i in ids) and len(set(ids)) == len(ids):
         return ids
-    found.said[f"ids of {section} were missing, not whole, or not unique: now from 1"] += len(ids)
+    found.said[f"ids of {section} were missing, not integers, or repeated; now from 1"] += len(ids)
     return list(range(1, len(entries) + 1))
 
 
@@ -101,15 +105,15 @@ def _box(
             box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
         except (TypeError, ValueError):
             raise Bad("segmentation: not polygons") from None
-        found.said["boxes were missing: drawn around their polygons"] += 1
+        found.said["boxes were missing and are now the bounds of their polygons"] += 1
     if not isinstance(box, list) or len(box) != 4:
         raise Bad("bbox: not four numbers")
     box = [as_number(v) for v in box]
     if not all(map(math.isfinite, box)) or min(box[2:]) <= 0:
-        raise Bad(f"bbox {box}: no width or no height")
+        raise Bad(f"bbox {box}: its width and height must be positive")
     entry = {**annotation, "image_id": image["id"], "category_id": label, "bbox": box}
     if entry.get("area") is None:
         entry["area"] = box[2] * box[3]
-        found.said["areas were missing: width x height"] += 1
+        found.said["areas were missing and are now width x height"] += 1
     entry["iscrowd"] = int(bool(entry.get("iscrowd")))
     return entry

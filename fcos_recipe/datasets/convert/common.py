@@ -1,8 +1,8 @@
-"""What becomes of the annotations of another format, and how files of lines are read.
+"""The COCO file that a conversion builds, and helpers that all formats share.
 
-Tried instead: hotcoco 1.3 loses the files' endings, subfolders and images without a label, lets NaN
-through and stops at the first bad line; globox 2.9 knows one ending of images per call and names
-neither file nor line of an error. Datumaro and FiftyOne can do it, and need 17 and 50 packages.
+Libraries that were tried: hotcoco 1.3 loses file extensions, subfolders and images without a label,
+accepts NaN and stops at the first bad line; globox 2.9 handles one image extension per call and
+names neither file nor line of an error. Datumaro and FiftyOne work but need 17 and 50 packages.
 """
 
 import math
@@ -23,7 +23,7 @@ class Bad(Exception):
 
 @dataclass
 class Converted:
-    """What is written, with what was wrong on the way.
+    """The COCO file under construction, with the problems that were met.
 
     Args:
         root: folder that file names are relative to.
@@ -32,14 +32,14 @@ class Converted:
 
     root: Path
     classes: list[str]
-    other: dict[str, Any] = field(default_factory=dict)  #: sections that are there already
+    other: dict[str, Any] = field(default_factory=dict)  #: sections of the source that are kept
     images: list[dict[str, Any]] = field(default_factory=list)
     annotations: list[dict[str, Any]] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)  #: "file:line: what"
-    said: Counter = field(default_factory=Counter)  #: what is worth telling: how often
+    said: Counter = field(default_factory=Counter)  #: remark -> how often it applies
 
     def image(self, file: Path, size: tuple[int, int]) -> dict[str, Any]:
-        """Add an image of height and width `size`."""
+        """Add an image of `size` (height, width) in pixels; returns its entry."""
         name = Path(os.path.relpath(file, self.root)).as_posix()
         entry = {"id": len(self.images) + 1, "file_name": name, "height": size[0], "width": size[1]}
         self.images.append(entry)
@@ -49,19 +49,19 @@ class Converted:
         """Add a box x1, y1, x2, y2 in pixels, clipped to the image.
 
         Raises:
-            Bad: no number, or nothing of it on the image.
+            Bad: a coordinate is not finite, or no part of the box is inside the image.
         """
         if not all(map(math.isfinite, corners)):
             raise Bad(f"box {corners}: not a finite number")
         x1, y1, x2, y2 = corners
         if x2 <= x1 or y2 <= y1:
-            raise Bad(f"box {[round(v, 2) for v in corners]}: no width or no height")
+            raise Bad(f"box {[round(v, 2) for v in corners]}: width and height must be positive")
         width, height = image["width"], image["height"]
         inside = [max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))]
         if inside[2] <= inside[0] or inside[3] <= inside[1]:
             raise Bad(f"box {[round(v, 2) for v in corners]}: outside the {width}x{height} image")
         if max(abs(a - b) for a, b in zip(inside, corners)) > 1:
-            self.said["boxes reached beyond their image: clipped"] += 1
+            self.said["boxes extended beyond their image and are clipped"] += 1
         x1, y1, x2, y2 = inside
         bbox = [round(v, 4) for v in (x1, y1, x2 - x1, y2 - y1)]
         entry = {
@@ -71,24 +71,24 @@ class Converted:
         self.annotations.append(entry)
 
     def content(self) -> dict[str, Any]:
-        """The COCO file."""
+        """The COCO file as a dict."""
         names = [{"id": k, "name": n} for k, n in enumerate(self.classes, start=1)]
         mine = {"images": self.images, "annotations": self.annotations}
         return {"categories": names, **self.other, **mine}
 
 
 def read_names(path: Path) -> list[str]:
-    """Class names, one a line.
+    """Class names from a text file with one name per line.
 
     Raises:
-        UserError: unreadable, or none in it.
+        UserError: the file can't be read, is empty, or has a name twice.
     """
     try:
         names = [n.strip() for n in path.read_text(encoding="utf-8-sig").splitlines() if n.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error}") from None
     if not names or len(set(names)) < len(names):
-        raise UserError(f"{path}: no class name in it, or one twice")
+        raise UserError(f"{path}: it must have at least one class name, and none twice")
     return names
 
 

@@ -1,4 +1,4 @@
-"""A Pascal VOC data set into COCO."""
+"""Convert a Pascal VOC data set to COCO format."""
 
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,21 @@ from fcos_recipe.errors import UserError
 def from_voc(
     source: Path, images: Path | None, classes: list[str] | None, listed: Path | None, origin: str
 ) -> Converted:
-    """A Pascal VOC data set: a folder with Annotations/ and JPEGImages/, or one of XML files.
+    """Read a Pascal VOC data set: a folder with Annotations/ and JPEGImages/, or of XML files.
 
-    Objects marked difficult become iscrowd 1: not trained on, and finding them costs nothing in
-    evaluation, as in VOC's own.
+    Objects marked difficult get iscrowd 1: training skips them, and evaluation ignores detections
+    that match them, as VOC's own evaluation does.
 
     Args:
         source: the folder.
-        images: folder of the images; default: JPEGImages/, images/ or beside the XML.
-        classes: names, in order; default: those that occur, sorted.
-        listed: file of image names, as ImageSets/Main/train.txt.
-        origin: of pixel coordinates, "1" (VOC: 1 to width, the last pixel included), "0" (0 to
-            width), or "auto": 0 if some coordinate is below 1.
+        images: image folder; default: JPEGImages/, images/ or the folder of the XML files.
+        classes: names, in order; default: the names that occur, sorted.
+        listed: file of image names, such as ImageSets/Main/train.txt.
+        origin: of pixel coordinates: "1" (VOC: 1 to width, last pixel included), "0" (0 to
+            width), or "auto": 0 if any coordinate is below 1.
 
     Raises:
-        UserError: no XML files.
+        UserError: there are no XML files.
     """
     folder = source / "Annotations" if (source / "Annotations").is_dir() else source
     if listed:
@@ -37,7 +37,7 @@ def from_voc(
     else:
         files = sorted(folder.rglob("*.xml"))
     if not files:
-        raise UserError(f"{folder}: no XML files; give the folder that has Annotations/")
+        raise UserError(f"{folder}: no XML files; give the folder that contains Annotations/")
     places = [images] if images else [source / "JPEGImages", source / "images"]
     bad, trees = [], []
     for file in tqdm(files, disable=None, unit="file", desc="annotations"):
@@ -56,19 +56,19 @@ def from_voc(
     used: dict[Path, Path] = {}
     for (file, tree), path in zip(trees, paths):
         if used.setdefault(path, file) != file:
-            found.bad.append(f"{file}: its image {path} is that of {used[path]}")
+            found.bad.append(f"{file}: its image {path} also belongs to {used[path]}")
             continue
         size = tree.find("size")
         told_size = tuple(_text(size, key) for key in ("height", "width"))
         true_size = header_size(path)
         if true_size is None:
             if not all(text.isdigit() and int(text) for text in told_size):
-                found.bad.append(f"{path}: missing or not an image, and {file} tells no size")
+                found.bad.append(f"{path}: missing or no image, and {file} gives no size")
                 continue
-            found.said["images are missing: their sizes are those of the XML"] += 1
+            found.said["images are missing; their sizes are taken from the XML"] += 1
             true_size = int(told_size[0]), int(told_size[1])
         elif told_size != tuple(map(str, true_size)):
-            found.said["XML files tell another size than their image, which is used"] += 1
+            found.said["XML files give a wrong image size; the image file's size is used"] += 1
         image = found.image(path, true_size)
         for item in tree.iter("object"):
             try:
@@ -79,18 +79,18 @@ def from_voc(
 
 
 def read_xml(path: Path) -> ElementTree.Element:
-    """An XML file as a tree whose elements carry their line; declarations are refused.
+    """Parse an XML file; each element gets its line number as the attribute `line`.
 
-    Without a document type there are no entities: none that expand to gigabytes, none that name
-    other files.
+    A document type declaration is refused: it could define entities that expand to gigabytes or
+    read other files.
 
     Raises:
-        Bad: unreadable, not XML, a document type declaration.
+        Bad: the file can't be read, is not XML, or has a document type declaration.
     """
     builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()
 
     def refuse(*_: Any) -> None:
-        raise Bad(f"{path}:{parser.CurrentLineNumber}: <!DOCTYPE>: not taken from a data set")
+        raise Bad(f"{path}:{parser.CurrentLineNumber}: <!DOCTYPE> is not allowed in a data set")
 
     parser.StartDoctypeDeclHandler = refuse
     parser.StartElementHandler = lambda tag, _: builder.start(
@@ -123,7 +123,7 @@ def _below_one(item: ElementTree.Element) -> bool:
 
 
 def _image(file: Path, tree: ElementTree.Element, places: list[Path]) -> Path:
-    """The image of an XML file: by its <filename>, else by its own name."""
+    """The image of an XML file, found by <filename> or else by the XML file's name."""
     name = Path(_text(tree, "filename").replace("\\", "/")).name or f"{file.stem}.jpg"
     for place in (*places, file.parent):
         for candidate in (name, *(file.stem + ending for ending in ENDINGS)):
@@ -137,18 +137,18 @@ def _add_box(
 ) -> None:
     name = _text(item, "name")
     if name not in found.classes:
-        raise Bad(f"class {name!r}: not among the {len(found.classes)} names")
+        raise Bad(f"class {name!r} is not among the {len(found.classes)} class names")
     x1, y1, x2, y2 = _corners(item)
     more = {}
     if _text(item, "difficult") == "1":
         more = {"iscrowd": 1, "difficult": 1}
     found.box(image, found.classes.index(name), [x1 - origin, y1 - origin, x2, y2], **more)
     if more:
-        found.said["objects are marked difficult: iscrowd 1, not trained on"] += 1
+        found.said["objects are marked difficult and get iscrowd 1: training skips them"] += 1
 
 
 def _words(listed: Path) -> list[str]:
-    """The first word of each line: ImageSets has -1, 0, 1 after it."""
+    """The first word of each line; ImageSets files have -1, 0 or 1 after it."""
     try:
         lines = listed.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""A YOLO data set into COCO."""
+"""Convert a YOLO data set to COCO format."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,27 +18,27 @@ from fcos_recipe.datasets.convert.common import (
 from fcos_recipe.datasets.look.stats import header_size
 from fcos_recipe.errors import UserError
 
-SLACK = 1e-3  # by which YOLO's values may leave the image: they were rounded by somebody
+SLACK = 1e-3  # tolerance for values outside 0 to 1, which come from rounding
 
 
 def from_yolo(
     source: Path, images: Path | None, classes: list[str] | None, split: str, listed: Path | None
 ) -> Converted:
-    """A YOLO data set: data.yaml, or a folder of images with labels.
+    """Read a YOLO data set: data.yaml, or a folder of images with labels.
 
     The labels of images/a.jpg are in labels/a.txt, or in a.txt beside the image; an image without
-    such a file has no boxes. Lines are a class and cx, cy, w, h, or a class and a polygon, in
-    shares of width and height.
+    such a file has no boxes. Each line has a class and cx, cy, w, h, or a class and a polygon, as
+    fractions of the image's width and height.
 
     Args:
         source: folder, or data.yaml.
-        images: folder of the images; default: by data.yaml, or all below `source`.
-        classes: names; default: by data.yaml, classes.txt or obj.names.
+        images: image folder; default: the one in data.yaml, or all images below `source`.
+        classes: names; default: those in data.yaml, classes.txt or obj.names.
         split: key of data.yaml.
-        listed: file of image paths, one a line.
+        listed: file with one image path per line.
 
     Raises:
-        UserError: no names, no images.
+        UserError: there are no class names, no images or no labels.
     """
     config = source if source.is_file() else source / "data.yaml"
     folder = config.parent
@@ -49,16 +49,16 @@ def from_yolo(
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{config}: not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(named, dict):
-            raise UserError(f"{config}: not a mapping with names and {split}")
+            raise UserError(f"{config}: it must be a mapping with names and {split}")
     classes = classes or _names(folder, config, named.get("names"))
     base = folder / str(named.get("path") or "")
     base = base if base.is_dir() else folder
     parts = named.get(split) or []
     parts = [parts] if isinstance(parts, str) else parts
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
-        raise UserError(f"{config}: {split}: not a folder, a file, or a list of them")
+        raise UserError(f"{config}: {split} must be a folder, a file, or a list of them")
     if not (parts or images or listed) and {"train", "val", "test"} & set(named):
-        raise UserError(f"{config}: no {split} in it; choose --split, or name --images")
+        raise UserError(f"{config}: it has no {split}; choose another --split, or give --images")
     if listed:
         files = _listed(listed, base)
     elif images or not parts:
@@ -67,7 +67,7 @@ def from_yolo(
         files = []
         for part in parts:
             place = base / part
-            # Roboflow writes ../train/images, counted from a folder that is not there
+            # Roboflow writes ../train/images, relative to a folder that does not exist
             place = place if place.exists() else folder / part.replace("../", "", 1)
             files += _listed(place, base) if place.is_file() else _images_below(place)
     found = Converted(common_folder(images, files), classes)
@@ -80,7 +80,7 @@ def from_yolo(
             continue
         image = found.image(file, size)
         if label_file is None:
-            found.said["images have no label file: taken as images without boxes"] += 1
+            found.said["images have no label file and count as images without boxes"] += 1
             continue
         labels += 1
         for place, line in _lines(label_file, found):
@@ -90,8 +90,8 @@ def from_yolo(
                 found.bad.append(f"{place}: {error}")
     if not labels:
         raise UserError(
-            f"{source}: no label file for any of {len(files)} images; labels/NAME.txt are looked "
-            "for beside images/, or NAME.txt beside the image"
+            f"{source}: none of the {len(files)} images has a label file; expected "
+            "labels/NAME.txt next to images/, or NAME.txt next to the image"
         )
     return found
 
@@ -99,14 +99,14 @@ def from_yolo(
 def _names(folder: Path, config: Path, names: Any) -> list[str]:
     if isinstance(names, dict):
         if sorted(names) != list(range(len(names))):
-            raise UserError(f"{config}: names: keys are not 0 to {len(names) - 1}")
+            raise UserError(f"{config}: names: keys must be 0 to {len(names) - 1}")
         names = [names[k] for k in range(len(names))]
     if isinstance(names, list) and names:
         return [str(name) for name in names]
     for file in ("classes.txt", "obj.names", "labels/classes.txt"):
         if (folder / file).is_file():
             return read_names(folder / file)
-    raise UserError(f"{folder}: no class names in data.yaml, classes.txt or obj.names; --classes")
+    raise UserError(f"{folder}: no class names in data.yaml, classes.txt, obj.names; add --classes")
 
 
 def _label_file(file: Path) -> Path | None:
@@ -123,13 +123,13 @@ def _label_file(file: Path) -> Path | None:
 
 def _add_box(found: Converted, image: dict[str, Any], words: list[str]) -> None:
     if len(words) != 5 and (len(words) < 7 or len(words) % 2 == 0):
-        raise Bad(f"{len(words)} fields: expected class cx cy w h, or class and a polygon")
+        raise Bad(f"{len(words)} fields; expected a class and cx cy w h, or a class and a polygon")
     label = as_number(words[0])
     if not label.is_integer() or not 0 <= label < len(found.classes):
-        raise Bad(f"class {words[0]}: not among the {len(found.classes)} names")
+        raise Bad(f"class {words[0]} is not among the {len(found.classes)} class names")
     values = [as_number(word) for word in words[1:]]
     if not all(-SLACK <= v <= 1 + SLACK for v in values):
-        raise Bad(f"{' '.join(words[1:5])}: not shares of width and height from 0 to 1")
+        raise Bad(f"{' '.join(words[1:5])}: must be fractions of width and height, from 0 to 1")
     width, height = image["width"], image["height"]
     if len(values) == 4:
         cx, cy, w, h = values
@@ -158,7 +158,7 @@ def _listed(listed: Path, base: Path) -> list[Path]:
 
 
 def _lines(file: Path, found: Converted) -> Iterator[tuple[str, str]]:
-    """Each line that is not empty, with "file:number"."""
+    """Yield ("file:line number", line) for each line that is not empty."""
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""Images with their boxes, to be looked at: `fcos dataset browse`.
+"""`fcos dataset browse`: draw images with their boxes into one file.
 
 hotcoco's COCO.browse() needs Gradio and a server; this writes one file.
 """
@@ -35,7 +35,7 @@ from fcos_recipe.drawing import draw, outline, pen_sizes, readable, tag
 from fcos_recipe.errors import UserError
 
 ENDINGS = (".html", ".png", ".jpg", ".jpeg")
-# Okabe and Ito's colours, which colour-blind readers can tell apart; discs also grow with the level
+# Okabe and Ito's palette for colour-blind readers; the discs also grow with the level
 LEVEL_COLORS = (
     (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167), (0, 114, 178),
 )  # fmt: skip
@@ -44,14 +44,14 @@ OWNED, LOST = (255, 255, 255), (255, 40, 40)
 
 @dataclass
 class Choice:
-    """What of a data set is shown.
+    """Which images and boxes of a data set to show.
 
     Args:
-        classes: names; None: all.
-        size: one of `levels.SIZES`, by the box's area; None: all.
-        ids: of images, in this order; None: drawn at random.
-        limit: images of a split at most.
-        seed: of the draw.
+        classes: class names; None: all.
+        size: one of `fpn_levels.SIZES`, by the box's area; None: all.
+        ids: image ids, shown in this order; None: random images.
+        limit: most images per split.
+        seed: of the random choice.
     """
 
     classes: list[str] | None = None
@@ -61,10 +61,10 @@ class Choice:
     seed: int = 0
 
     def boxes(self, path: str, names: list[str], label: np.ndarray, box: np.ndarray) -> np.ndarray:
-        """bool [M]: which boxes are of the classes and the size.
+        """bool [M]: which boxes have the chosen classes and size.
 
         Raises:
-            UserError: a class that the file does not have.
+            UserError: the file lacks a chosen class.
         """
         use = np.ones(len(box), bool)
         if self.classes is not None:
@@ -79,14 +79,14 @@ class Choice:
         return use
 
     def rows(self, index: Index, wanted: np.ndarray) -> np.ndarray:
-        """Image rows in the order in which they are tried.
+        """int64 [n]: image rows in the order in which to show them.
 
         Args:
             index: of the annotations.
-            wanted: rows that hold something to show.
+            wanted: int64 [n], rows of images with something to show.
 
         Raises:
-            UserError: an id that the file does not have.
+            UserError: the file lacks a chosen image id.
         """
         if self.ids is None:
             return np.random.default_rng(self.seed).permutation(wanted)
@@ -102,7 +102,7 @@ class Choice:
 
 @dataclass
 class Detections:
-    """Detections on the images of an index, those that score at least the threshold."""
+    """Detections on the images of an index whose score reaches the threshold."""
 
     row: np.ndarray  #: int64 [D], image row
     label: np.ndarray  #: int64 [D], class
@@ -115,13 +115,13 @@ class _Detection(Detection, gc=False):
 
 
 def read_detections(path: Path, index: Index, threshold: float) -> Detections:
-    """COCO results, as `fcos infer` writes them.
+    """Read COCO results, as `fcos infer` writes them.
 
-    It numbers images that the annotations do not have by itself; where a row has a file's name,
-    that has to fit, too.
+    `fcos infer` makes up ids for images that the annotations do not list, so if a row has a file
+    name, the name must match as well as the id.
 
     Raises:
-        UserError: not COCO results, or none of an image and class of the annotations.
+        UserError: not COCO results, or no row matches an image and class of the annotations.
     """
     try:
         found = msgspec.json.decode(path.read_bytes(), type=list[_Detection])
@@ -144,7 +144,7 @@ def read_detections(path: Path, index: Index, threshold: float) -> Detections:
         if d.file_name is None or os.path.basename(d.file_name) == name:
             known.append((row, label, d.bbox, d.score))
     if found and not known:
-        raise UserError(f"{path}: no image and class of {index.path} in it; from other data?")
+        raise UserError(f"{path}: no detection matches {index.path}; was it made with other data?")
     if len(known) < len(found):
         say(
             f"warning: {path}: {len(found) - len(known)} of {len(found)} detections belong to "
@@ -162,14 +162,14 @@ def annotated(
     source: Source, choice: Choice, most: int, predictions: Path | None = None,
     threshold: float = 0.5,
 ) -> Iterator[Tile]:  # fmt: skip
-    """Tiles of ground truth, with detections beside it where there are some.
+    """Yield tiles with the ground truth, and predictions next to it if there are any.
 
     Args:
-        source: needs `images`.
-        choice: what is shown.
+        source: the split; `images` must be set.
+        choice: what to show.
         most: long side of a picture, pixels.
-        predictions: COCO results.
-        threshold: lowest score that is drawn.
+        predictions: file of COCO results.
+        threshold: lowest score to draw.
     """
     index = source.index()
     names = index.class_names
@@ -223,9 +223,9 @@ def annotated(
 def seen_by_network(
     config: Config, source: Source, choice: Choice, most: int, epoch: int
 ) -> Iterator[tuple[Tile, Seen]]:
-    """Tiles of the training's batches: see `network_input`.
+    """Yield tiles of training batches, see `network_input`.
 
-    Without ids, classes or size these are the first batches of the epoch, as one card gets them.
+    If `choice` has no ids, classes or size, these are the first batches of the epoch on one card.
     """
     network = NetworkInput(config, source)
     names = network.dataset.index.class_names
@@ -233,7 +233,7 @@ def seen_by_network(
     for batch in _batches(network, choice, epoch):
         arrays, images = network.batch(epoch, batch)
         for message in arrays["bad"]:
-            say(f"warning: {message}; skipped (training takes the next image)")
+            say(f"warning: {message}; skipped (training uses the next image)")
         for seen in images:
             if shown == choice.limit:
                 return
@@ -271,7 +271,7 @@ def _tile(seen: Seen, names: list[str], source: Source, rules: Assignment, most:
     width, size = pen_sizes(picture)[0], max(10, round(max(picture.shape) / 64))
     lost = seen.why >= 0
     for fill, thick, mask in (((0, 0, 0), width + 2, ~lost), (OWNED, width, ~lost)):
-        for box in seen.box[mask] * factor:  # white on black: to be seen on any ground
+        for box in seen.box[mask] * factor:  # white on black is visible on any background
             outline(pen, box + (width - thick) / 2 * np.array([1, 1, -1, -1]), fill, thick)
     for box in seen.box[lost] * factor:
         outline(pen, box, LOST, width + 1, dashed=True)
@@ -279,7 +279,7 @@ def _tile(seen: Seen, names: list[str], source: Source, rules: Assignment, most:
         color, r = LEVEL_COLORS[level % len(LEVEL_COLORS)], _radius(level, rules, factor)
         for x, y in seen.point[seen.level == level] * factor:
             pen.ellipse([x - r, y - r, x + r, y + r], color, "black")
-    for k in np.argsort(lost, kind="stable"):  # what is lost on top
+    for k in np.argsort(lost, kind="stable"):  # boxes without a location on top
         text, font = readable(names[seen.label[k]], int(seen.label[k]), size)
         text, fill = (f"{text}: {REASONS[seen.why[k]]}", LOST) if lost[k] else (text, OWNED)
         tag(pen, seen.box[k] * factor, text, fill, font)
@@ -295,23 +295,23 @@ def _tile(seen: Seen, names: list[str], source: Source, rules: Assignment, most:
         notes.append("positives: " + ", ".join(of_stride))
     for reason, text in enumerate(WHY.values()):
         if missed := int((seen.why == reason).sum()):
-            notes.append(f"{_boxes(missed)} on no location: {text}")
+            notes.append(f"{_boxes(missed)} without a location: {text}")
     file = os.path.relpath(seen.file, source.images)
     on_it = [names[c] for c in sorted(set(seen.label.tolist()))]
     return Tile(file, notes, [("", np.asarray(image))], on_it, bool(lost.any()))
 
 
 def _radius(level: int, rules: Assignment, factor: float) -> float:
-    """Of a level's discs: neighbours on the finest level stay apart."""
+    """Radius of a level's discs; discs of neighbouring locations do not touch."""
     return min(3 + 1.5 * level, max(1.5, rules.strides[level] * factor * 0.3))
 
 
 def level_keys(rules: Assignment, counts: np.ndarray) -> list[Key]:
-    """The legend of positives.
+    """The legend of positive locations.
 
     Args:
         rules: as `assign` takes them.
-        counts: int [levels], positives that are shown.
+        counts: int [levels], number of positives shown.
     """
     keys = []
     for level, (stride, (low, high)) in enumerate(zip(rules.strides, rules.ranges)):
@@ -321,8 +321,8 @@ def level_keys(rules: Assignment, counts: np.ndarray) -> list[Key]:
                 LEVEL_COLORS[level % len(LEVEL_COLORS)], 4 + level)
         )  # fmt: skip
     keys.append(Key("white: box with positives"))
-    keys.append(Key("red, dashed: box on no location, not trained on"))
-    keys.append(Key("plain border right and below: padding, zero to the network"))
+    keys.append(Key("red, dashed: box without a location, not trained on"))
+    keys.append(Key("plain border right and below: padding, zeros for the network"))
     return keys
 
 
@@ -335,9 +335,9 @@ class Drawing:
     """How `browse` draws.
 
     Args:
-        predictions: COCO results to draw beside the ground truth.
-        threshold: lowest score that is drawn.
-        epoch: show the training's batches of this epoch instead of the files; None: the files.
+        predictions: COCO results to draw next to the ground truth.
+        threshold: lowest score to draw.
+        epoch: show the training batches of this epoch; None: show the image files.
     """
 
     predictions: Path | None = None
@@ -348,27 +348,27 @@ class Drawing:
 def browse(
     found: list[Source], config: Config, choice: Choice, drawing: Drawing, output: Path
 ) -> int:
-    """Write one page or contact sheet of several splits.
+    """Write several splits to one page or contact sheet.
 
     Args:
         found: the splits.
-        config: whose rules hold.
-        choice: what is shown of each.
-        drawing: how.
-        output: a new file, with one of `ENDINGS`.
+        config: the config that applies.
+        choice: what to show of each split.
+        drawing: how to draw it.
+        output: file to write, with one of `ENDINGS`.
 
     Returns:
-        how many images it shows.
+        number of images shown.
 
     Raises:
-        UserError: images that are not found, nothing to show, a file that can't be read or written.
+        UserError: no image is found or fits the choice, or a file can't be read or written.
     """
     seen = drawing.epoch is not None
     most = PAGE_WIDTH if output.suffix == ".html" else int(SHEET_WIDTH * (1.5 if seen else 1))
     tiles, legend, titles = [], [], []
     for source in found:
         if source.images is None:
-            raise UserError(f"{source.path}: its images are not found near it; add --images DIR")
+            raise UserError(f"{source.path}: no images found near it; add --images DIR")
         if drawing.epoch is not None:
             pairs = list(seen_by_network(config, source, choice, most, drawing.epoch))
             rows = [tile for tile, _ in pairs]

@@ -1,4 +1,4 @@
-"""Pictures with captions as one contact sheet, or as one page that needs nothing but itself."""
+"""Pictures with captions as one contact sheet, or as one self-contained HTML page."""
 
 import base64
 import hashlib
@@ -19,8 +19,8 @@ from fcos_recipe.errors import UserError, printable
 
 PAGE_WIDTH, SHEET_WIDTH, LEAST_WIDTH = 1000, 520, 480  # long side of a picture, pixels
 HERE = Path(__file__).parent
-ACROSS = 2200  # of a sheet, pixels
-MOST_SIDE = 65_000  # what JPEG can hold
+ACROSS = 2200  # width of a sheet, pixels
+MOST_SIDE = 65_000  # pixels; JPEG allows 65,535
 
 
 @dataclass
@@ -28,15 +28,15 @@ class Tile:
     """One image of the data set."""
 
     title: str  #: its file name
-    notes: list[str]  #: lines below
+    notes: list[str]  #: lines below the title
     pictures: list[tuple[str, np.ndarray]]  #: heading and uint8 [H, W, 3], RGB
-    classes: list[str] = field(default_factory=list)  #: that are on it
-    missed: bool = False  #: worth a look: a box that training leaves out
+    classes: list[str] = field(default_factory=list)  #: class names on the image
+    missed: bool = False  #: whether a box has no positive location
 
 
 @dataclass
 class Key:
-    """A row of the legend: a disc of this colour and radius, or without colour a note."""
+    """An entry of the legend: a disc of this RGB colour and radius, or without colour a note."""
 
     text: str
     color: tuple[int, int, int] | None = None
@@ -44,9 +44,9 @@ class Key:
 
 
 def scaled(image: np.ndarray, most: int) -> tuple[np.ndarray, float]:
-    """An image [H, W, 3] at a size to draw on, and by what it was scaled.
+    """Scale a uint8 image [H, W, 3] to a size to draw on; returns it and the factor.
 
-    A small one is enlarged by a whole number, so that its pixels stay what they are.
+    A small image is enlarged by an integer factor, which keeps its pixels visible as squares.
     """
     long = max(image.shape[:2])
     if long > most:
@@ -61,7 +61,7 @@ def save(tiles: list[Tile], legend: list[Key], title: str, path: Path) -> None:
     """Write a page (.html) or a contact sheet (.png, .jpg).
 
     Raises:
-        UserError: another ending, or more pictures than fit a sheet.
+        UserError: more pictures than fit on a sheet.
         OSError: the file can't be written.
     """
     if path.suffix == ".html":
@@ -75,7 +75,11 @@ def save(tiles: list[Tile], legend: list[Key], title: str, path: Path) -> None:
 
 
 def contact_sheet(tiles: list[Tile], legend: list[Key], title: str) -> Image.Image:
-    """All tiles in rows below title and legend."""
+    """Draw all tiles in rows below a title and a legend.
+
+    Raises:
+        UserError: the sheet would be higher than `MOST_SIDE`.
+    """
     margin, line = 14, 20
     cell = max(sum(p.shape[1] + 4 for _, p in tile.pictures) for tile in tiles)
     columns = max(1, min(len(tiles), ACROSS // (cell + margin)))
@@ -90,7 +94,7 @@ def contact_sheet(tiles: list[Tile], legend: list[Key], title: str) -> Image.Ima
     entries: list[tuple] = []
     x: float = margin
     y = 3 * margin + 12
-    for key in legend:  # wrapped as words are
+    for key in legend:  # wrapped like words
         text, font = _shown(key.text, 15)
         wide = 28 + font.getlength(text)
         if x + wide > width - margin and x > margin:
@@ -101,7 +105,7 @@ def contact_sheet(tiles: list[Tile], legend: list[Key], title: str) -> Image.Ima
     if top + sum(high) > MOST_SIDE:
         raise UserError(
             f"--limit: {len(tiles)} images make a sheet {top + sum(high)} pixels high; show fewer "
-            "or write .html"
+            "or write an .html page"
         )
     sheet = Image.new("RGB", (width, top + sum(high)), "white")
     pen = ImageDraw.Draw(sheet)
@@ -143,7 +147,7 @@ def _place(
 def _text(
     pen: ImageDraw.ImageDraw, x: int, y: int, text: str, width: int, size: int, fill: str
 ) -> None:
-    """One line, cut where it is wider than `width`."""
+    """Draw one line of text, shortened if it is wider than `width` pixels."""
     text, font = _shown(text, size)
     if font.getlength(text) > width:
 
@@ -156,14 +160,14 @@ def _text(
 
 
 def _shown(text: str, size: int) -> tuple[str, Font]:
-    """Text without control characters, and as escapes where no font has its characters."""
+    """Text without control characters, with escapes for characters that no font has."""
     text = " ".join(printable(text).split())
     name, font = readable(text, 0, size)
     return (text if name == text else text.encode("ascii", "backslashreplace").decode()), font
 
 
 def page(tiles: list[Tile], legend: list[Key], title: str) -> str:
-    """HTML with pictures, style and script inside; it asks no server for anything."""
+    """HTML with pictures, style and script embedded; it loads nothing from a server."""
     names = sorted({name for tile in tiles for name in tile.classes})
     options = "".join(f'<option value="{i}">{_safe(name)}</option>' for i, name in enumerate(names))
     script = (HERE / "page.js").read_text()
@@ -175,7 +179,7 @@ def page(tiles: list[Tile], legend: list[Key], title: str) -> str:
     width = 420 * max(len(tile.pictures) for tile in tiles)
     missed = ""
     if any(tile.missed for tile in tiles):
-        missed = "<label><input type=checkbox id=missed> only with a box on no location</label>"
+        missed = "<label><input type=checkbox id=missed> only with a box without a location</label>"
     return Template((HERE / "page.html").read_text()).substitute(
         title=_safe(title),
         digest=digest,

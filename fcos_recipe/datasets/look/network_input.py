@@ -1,8 +1,7 @@
-"""What the network gets in training: the reader's own batches, taken apart again for the eye.
+"""What the network gets in training: the reader's batches, prepared for display.
 
-Nothing is computed a second time that training computes: images come from `Pipeline` with the
-config's chain, order and seeds, boxes are those that it hands to the target operator, and positives
-are read from the arrays that the operator returned.
+Everything comes from training's own code: images from `Pipeline` with the config's transforms,
+order and seeds, boxes from the call of the target operator, and positives from what it returned.
 """
 
 import inspect
@@ -27,22 +26,22 @@ FIELDS = ["image", "gt_bbox", "gt_class", "is_crowd"]
 
 @dataclass
 class Seen:
-    """One image of a batch. G boxes, P positive locations, L levels."""
+    """One image of a batch with G boxes, P positive locations and L levels."""
 
     file: str  #: path of the image
     image_id: int
-    pixels: np.ndarray  #: uint8 [H, W, 3], RGB; padding in the colour that is zero to the network
+    pixels: np.ndarray  #: uint8 [H, W, 3], RGB; padding has the colour that normalises to 0
     inside: tuple[float, float]  #: height and width of the image without padding, pixels
     box: np.ndarray  #: float32 [G, 4], x1, y1, x2, y2 in pixels of the batch
     label: np.ndarray  #: int64 [G], class
     point: np.ndarray  #: float64 [P, 2], x, y of the positive locations
     level: np.ndarray  #: int64 [P], level of each
-    positives: np.ndarray  #: int64 [G, L], locations that each box owns
-    why: np.ndarray  #: int64 [G], -1 or why a box owns none, a position in `levels.REASONS`
+    positives: np.ndarray  #: int64 [G, L], number of positive locations
+    why: np.ndarray  #: int64 [G], -1 or an index into `fpn_levels.REASONS`
 
 
 class _Boxes:
-    """The target operator, and what it was last given."""
+    """Wraps the target operator and keeps its last arguments."""
 
     def __init__(self, target: Gt2FCOSTarget):
         self.target = target
@@ -60,11 +59,11 @@ class NetworkInput:
     """The training batches of a source under a config.
 
     Args:
-        config: its TrainReader is used, whatever the split.
-        source: annotations and images; needs `images`.
+        config: its TrainReader is used for any split.
+        source: annotations and images; `images` must be set.
 
     Raises:
-        UserError: no FCOS targets in the config, or no image to train on.
+        UserError: the config has no Gt2FCOSTarget, or there is no image to train on.
     """
 
     def __init__(self, config: Config, source: Source):
@@ -92,7 +91,7 @@ class NetworkInput:
         self.pixel_of = Pixels(steps.get("NormalizeImage"))
 
     def order(self, epoch: int) -> list[list[int]]:
-        """Batches of an epoch as one card gets them: positions in the data set."""
+        """Batches of an epoch on one card, as positions in the data set."""
         reader = self.reader
         return TrainBatches(
             len(self.dataset), reader.batch_size, shuffle=reader.shuffle,
@@ -102,13 +101,13 @@ class NetworkInput:
         ).batches(epoch)  # fmt: skip
 
     def positions(self, rows: np.ndarray) -> np.ndarray:
-        """Positions in the data set of image rows of the index, -1 where training leaves it out."""
+        """Positions in the data set of index rows, int64 [n]; -1 for images not trained on."""
         place = np.full(len(self.dataset.index), -1)
         place[self.dataset.rows] = np.arange(len(self.dataset.rows))
         return place[rows]
 
     def batch(self, epoch: int, batch: list[int]) -> tuple[dict[str, Any], list[Seen]]:
-        """One batch as training gets it (`bad` has what could not be read), and its images."""
+        """One batch as training gets it (`bad` lists unreadable images), and its images."""
         items = [self.pipeline[epoch, i] for i in batch]
         arrays = self.pipeline.collate(items)
         if "image" not in arrays:
@@ -143,12 +142,12 @@ class NetworkInput:
 def located(
     arrays: dict[str, np.ndarray], size: tuple[int, int], strides: list[int], num_shift: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where the positives of `targets.collate` are.
+    """Locate the positives of a batch from `targets.collate`.
 
     Args:
         arrays: a collated batch of N images.
         size: height and width of its images, pixels.
-        strides: of the levels.
+        strides: of the levels, pixels.
         num_shift: offset of a location inside its cell, in strides.
 
     Returns:
@@ -167,10 +166,10 @@ def located(
 
 
 class Pixels:
-    """From what the network computes with back to RGB.
+    """Converts network input back to RGB.
 
     Args:
-        normalize: arguments of NormalizeImage; None: the config does not normalise.
+        normalize: arguments of NormalizeImage; None if the config does not normalise.
     """
 
     def __init__(self, normalize: dict[str, Any] | None):
@@ -184,12 +183,12 @@ class Pixels:
             self.std = np.asarray(normalize.get("std", [0.229, 0.224, 0.225]), np.float64)
 
     def __call__(self, image: np.ndarray, inside: np.ndarray) -> np.ndarray:
-        """uint8 [H, W, 3], RGB.
+        """Return uint8 [H, W, 3], RGB.
 
         Args:
             image: uint8 [H, W, 3], which the model normalises and sets to zero outside `inside`,
-                or float [3, H, W], normalised.
-            inside: height and width, pixels.
+                or float [3, H, W], already normalised.
+            inside: height and width without padding, pixels.
         """
         if image.dtype == np.uint8:
             padding = np.ones(image.shape[:2], bool)

@@ -1,8 +1,7 @@
-"""What an annotation file holds, and what FCOS makes of it: `fcos dataset stats`.
+"""`fcos dataset stats`: statistics of an annotation file, and how FCOS assigns its boxes.
 
-Images are opened only where the annotations do not tell their size. hotcoco's COCO.stats() counts
-classes as well, but has neither the boxes' sizes nor anything per level, and parses the whole file
-again, where the index is mapped.
+Images are opened only if the annotations lack their size. hotcoco's COCO.stats() also counts
+classes, but has no box sizes and nothing per FPN level, and parses the whole file again.
 """
 
 import os
@@ -20,20 +19,20 @@ from fcos_recipe.datasets.locate import Source
 SIZE_LIMITS = np.array([32**2, 96**2])  # areas in pixels, COCO's
 SIDES = 2.0 ** np.arange(0, 12.5, 0.5)  # bins of the square root of a box's area, pixels
 RATIOS = 2.0 ** np.arange(-4, 4.5, 0.5)  # bins of width / height
-EXAMPLES = 10  # boxes without a location that are listed, of each reason
+EXAMPLES = 10  # boxes without a location that are listed per reason
 
 
 def size_class(area: np.ndarray) -> np.ndarray:
-    """Position in `SIZES` of areas in square pixels."""
+    """int64 [n]: index into `SIZES` of areas in square pixels."""
     return SIZE_LIMITS.searchsorted(area, side="right")
 
 
 def image_sizes(index: Index, images: str | None) -> np.ndarray:
-    """int64 [N, 2]: height and width, from the files where the annotations do not tell; 0: unknown.
+    """int64 [N, 2]: height and width, read from the image if not annotated; 0: unknown.
 
     Args:
         index: of the annotations.
-        images: directory of the images; None where there is none.
+        images: image directory; None: images are not read.
     """
     size = index.size.astype(np.int64)
     for row in np.flatnonzero((size <= 0).any(axis=1)) if images is not None else ():
@@ -42,7 +41,7 @@ def image_sizes(index: Index, images: str | None) -> np.ndarray:
 
 
 def header_size(path: str | os.PathLike) -> tuple[int, int] | None:
-    """Height and width of an image as training turns it, from its header; None: no image."""
+    """Height and width from an image's header after EXIF rotation; None: not an image."""
     try:
         with Image.open(path) as file:
             width, height = file.size
@@ -53,15 +52,15 @@ def header_size(path: str | os.PathLike) -> tuple[int, int] | None:
 
 
 def statistics(source: Source, rules: Rules | None) -> dict[str, Any]:
-    """Everything that is told of one split.
+    """All statistics of one split.
 
     Args:
         source: the split.
-        rules: how FCOS sees it; None: what the index alone tells, which takes no time.
+        rules: how FCOS assigns boxes; None: only what the index gives at once.
 
     Returns:
-        a JSON-ready dict; keys are documented by `fcos dataset stats --help`. Boxes marked iscrowd
-        are counted apart and in no other figure, unless the config trains on them.
+        a JSON-ready dict; `fcos dataset stats --help` documents its keys. Boxes marked iscrowd
+        are only counted separately, unless the config trains on them.
 
     Raises:
         UserError: the annotation file can't be read.
@@ -117,7 +116,7 @@ def _levels(
     rules: Rules, index: Index, box: np.ndarray, image: np.ndarray, size: np.ndarray,
     known: np.ndarray,
 ) -> tuple[dict[str, Any], np.ndarray]:  # fmt: skip
-    """Shares per level, and for each box why it has no location (-1: it has some)."""
+    """Shares per level, and for each box why it has no location (-1 if it has one)."""
     seen = np.flatnonzero(known[image])
     resized, shape = rules.resized(box[seen], size[image[seen]])
     counts = positives(rules.targets, resized, shape, image[seen])
@@ -187,9 +186,9 @@ class _Annotations(msgspec.Struct, gc=False):
 
 
 def _coco_sizes(path: str) -> dict[str, int]:
-    """Boxes per size by the field `area`, as AP small, medium and large count them.
+    """Boxes per size by the field `area`, which decides AP small, medium and large.
 
-    In COCO it is the mask's area, less than the box's: 41 % of COCO is small by it.
+    In COCO this is the area of the mask, which is less than the box's: 41 % of COCO is small by it.
     """
     boxes = msgspec.json.decode(coco_json.mapped(path), type=_Annotations).annotations or []
     area = [
@@ -214,13 +213,13 @@ def _spread(values: np.ndarray) -> dict[str, float | None]:
 
 
 def _histogram(values: np.ndarray, edges: np.ndarray) -> dict[str, list]:
-    """Counts between the edges; the outer bins also hold what lies beyond."""
+    """Counts per bin; the first and last bin include all values beyond them."""
     counts = np.histogram(values.clip(edges[0], edges[-1]), edges)[0]
     return {"edges": edges.round(4).tolist(), "counts": counts.tolist()}
 
 
 def _sizes(size: np.ndarray) -> list[list[int]]:
-    """[width, height, images] of every size, the commonest first."""
+    """[width, height, number of images] of every size, most frequent first."""
     if not len(size):
         return []
     unique, counts = np.unique(size, axis=0, return_counts=True)

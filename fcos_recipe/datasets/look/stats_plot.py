@@ -1,4 +1,4 @@
-"""The picture of `fcos dataset stats`: one PNG per split, readable with 80 classes."""
+"""The plot of `fcos dataset stats`: one PNG per split, legible with 80 classes."""
 
 import warnings
 from pathlib import Path
@@ -24,11 +24,11 @@ FALLBACKS = (
 
 
 def save(found: dict[str, Any], title: str, path: Path) -> None:
-    """Draw `stats.statistics` of one split.
+    """Plot the statistics of one split.
 
     Args:
-        found: what it returned.
-        title: above the picture.
+        found: result of `stats.statistics`.
+        title: title of the plot.
         path: PNG to write.
 
     Raises:
@@ -43,8 +43,8 @@ def save(found: dict[str, Any], title: str, path: Path) -> None:
     _classes(sides[0], sides[1], classes[:rows], len(classes))
     panels = right.subplots(3, 2)
     boxes = found["boxes"]
-    _bins(panels[0, 0], boxes["sqrt_area"], "side of the box's square, pixels", [32, 96])
-    panels[0, 0].set_title("sizes; lines: COCO's small, medium, large")
+    _bins(panels[0, 0], boxes["sqrt_area"], "square root of the box area, pixels", [32, 96])
+    panels[0, 0].set_title("box sizes; lines: COCO's small, medium, large")
     _bins(panels[0, 1], boxes["aspect_ratio"], "width / height", [1])
     panels[0, 1].set_title("aspect ratios")
     _per_image(panels[1, 0], found["boxes_per_image"])
@@ -74,7 +74,7 @@ def _classes(counts: Axes, shares: Axes, classes: list[dict[str, Any]], total: i
     counts.set_xscale("symlog", linthresh=10)
     counts.set_xlim(0, 3 * boxes.max(initial=1))
     counts.set_ylim(max(len(classes), LEAST_ROWS) - 0.4, -0.6)
-    # Shares apart: parts of a bar mean nothing on a logarithmic axis.
+    # A separate axis: parts of a bar are meaningless on a logarithmic one.
     start = np.zeros(len(classes))
     for size, color in zip(SIZES, COLORS):
         width = 100 * np.array([row[size] for row in classes]) / np.maximum(boxes, 1)
@@ -91,7 +91,7 @@ def _classes(counts: Axes, shares: Axes, classes: list[dict[str, Any]], total: i
 
 
 def fonts() -> list[str]:
-    """Matplotlib's own font, then the installed ones that have what it lacks."""
+    """Matplotlib's own font, then installed fonts with characters that it lacks."""
     installed = set(fontManager.get_font_names())
     return ["DejaVu Sans", *(name for name in FALLBACKS if name in installed)]
 
@@ -117,11 +117,11 @@ def _per_image(axes: Axes, row: dict[str, Any]) -> None:
     axes.bar(np.arange(len(counts)) * step, counts, step, align="edge", color=OTHER,
              edgecolor="white", linewidth=0.3)  # fmt: skip
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="boxes on an image", ylabel="images", title="boxes per image")
+    axes.set(xlabel="boxes per image", ylabel="images", title="boxes per image")
 
 
 def _image_sizes(axes: Axes, sizes: list[list[int]]) -> None:
-    axes.set_title("image sizes; area: how many")
+    axes.set_title("image sizes; disc area: number of images")
     axes.set(xlabel="width, pixels", ylabel="height, pixels")
     if not sizes:
         axes.text(0.5, 0.5, "unknown", ha="center", transform=axes.transAxes)
@@ -146,7 +146,7 @@ def _levels(axes: Axes, levels: dict[str, Any]) -> None:
         for row in rows
     ]  # fmt: skip
     axes.set_xticks(where, names)
-    axes.set(ylabel="%", title="FPN levels: objects with a location there, share of locations")
+    axes.set(ylabel="%", title="FPN levels: shares of objects and locations")
     axes.margins(y=0.15)
     axes.legend(fontsize=8, frameon=False)
 

@@ -1,9 +1,8 @@
-"""An annotation file as it is carried over: `fcos dataset subset`, `split` and `merge`.
+"""Annotation files for `fcos dataset subset`, `split` and `merge`.
 
-Entries stay the bytes they are, with every field that somebody has put into them; only an id or
-file name that has to change is written anew. Images are not copied: file names stay relative to
-their folder. hotcoco's sample, split and merge keep neither unknown fields nor ids, know no
-classes, and refuse to merge files of different classes.
+Entries are copied byte for byte, with all their fields; only an id or file name that must change is
+rewritten. Images are not copied: file names stay relative to their folder. hotcoco's sample, split
+and merge drop unknown fields and ids, ignore classes, and can't merge files of different classes.
 """
 
 from collections import Counter
@@ -31,7 +30,7 @@ class Annotations:
     """An annotation file: its entries as bytes, and the ids in them."""
 
     path: str
-    other: dict[str, Raw]  #: all that is neither of SECTIONS, as `info` and `licenses`
+    other: dict[str, Raw]  #: all keys except SECTIONS, such as `info` and `licenses`
     images: list[Raw]
     annotations: list[Raw]
     categories: list[Raw]
@@ -48,7 +47,7 @@ class Annotations:
         """Read an annotation file.
 
         Raises:
-            UserError: missing, not COCO, an id twice, an unknown category.
+            UserError: the file is missing or not COCO, an id occurs twice, a category is unknown.
         """
         with coco_json.explained(path):
             top = msgspec.json.decode(coco_json.mapped(path), type=dict[str, Raw])
@@ -67,7 +66,7 @@ class Annotations:
         for section, ids in (("images", image_id), ("categories", category_id)):
             if len(np.unique(ids)) < len(ids):
                 again = Counter(ids.tolist()).most_common(1)[0][0]
-                raise UserError(f"{path}: {section}: id {again} occurs twice; give each its own")
+                raise UserError(f"{path}: {section}: id {again} occurs twice; make ids unique")
         of_class = coco_json.rows_of(
             category_id, coco_json.ids(name, "annotations", annotations, "category_id")
         )
@@ -89,14 +88,14 @@ class Annotations:
         )  # fmt: skip
 
     def labels(self) -> np.ndarray:
-        """int64 [n, 2]: each image row with each class on it, once, in order of the images."""
+        """int64 [n, 2]: the distinct pairs of image row and class row, sorted."""
         listed = self.of_image >= 0
         pairs = np.stack([self.of_image[listed], self.of_class[listed]], axis=1)
         return np.unique(pairs, axis=0)
 
     def part(self, rows: np.ndarray) -> dict[str, Any]:
-        """The file of some of the images: all categories, and those images' annotations."""
-        keep = np.zeros(len(self.images) + 1, bool)  # the last is for those of no image
+        """The file reduced to image rows, int64 [n]: their annotations and all categories."""
+        keep = np.zeros(len(self.images) + 1, bool)  # the last is for annotations without an image
         keep[rows] = True
         chosen = np.flatnonzero(keep[self.of_image])
         return {
@@ -108,15 +107,15 @@ class Annotations:
 
     @property
     def orphans(self) -> int:
-        """Annotations of images that the file does not list."""
+        """Number of annotations whose image the file does not list."""
         return int((self.of_image < 0).sum())
 
 
 def refuse_overwriting(paths: Iterable[Path], force: bool) -> None:
-    """Check that no output is there yet.
+    """Check that no output file exists.
 
     Raises:
-        UserError: one is, and `force` is not set.
+        UserError: one exists, and `force` is not set.
     """
     for path in paths:
         if path.exists() and not force:
@@ -124,7 +123,7 @@ def refuse_overwriting(paths: Iterable[Path], force: bool) -> None:
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Write an annotation file: whole, or not at all.
+    """Write an annotation file atomically.
 
     Raises:
         UserError: it can't be written.

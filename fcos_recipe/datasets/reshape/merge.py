@@ -1,4 +1,4 @@
-"""Annotation files put together; what has to change in them is noted."""
+"""Merge annotation files, and note what had to change."""
 
 import os
 from collections import Counter
@@ -16,7 +16,7 @@ from fcos_recipe.errors import UserError
 
 @dataclass
 class Merged:
-    """What `merge` makes: the file, the folder its names are relative to, and what to say."""
+    """The merged file, the folder that its file names are relative to, and remarks."""
 
     content: dict[str, Any]
     folder: str | None
@@ -24,25 +24,24 @@ class Merged:
 
 
 def merge(files: list[Annotations], folders: Sequence[str | None]) -> Merged:
-    """Put annotation files together.
+    """Merge annotation files.
 
-    Categories are those of one name. The first file's ids stay; another's are changed only where
-    they are taken. Images of one path are one image, with the annotations of all files, each once.
-    File names stay when all images lie in one folder, else they start at the folder above all.
+    Categories with the same name become one. The first file's ids are kept; ids of later files
+    change only if they are taken. Images with the same path become one, with the annotations of
+    all files and duplicates removed. File names are kept if all images are in one folder;
+    otherwise they become relative to the common parent folder.
 
     Args:
         files: at least one.
-        folders: of the images of each file; None: unknown, which only goes if all are.
+        folders: image folder of each file; None if unknown, which is allowed only for all at once.
 
     Raises:
-        UserError: a class name twice in a file, or folders unknown.
+        UserError: a file has a class name twice, or only some folders are known.
     """
     known = {os.path.realpath(folder) for folder in folders if folder is not None}
     for file, folder in zip(files, folders):
         if known and folder is None and file.images:
-            raise UserError(
-                f"{file.path}: its images are not found near it; give --images for each file"
-            )
+            raise UserError(f"{file.path}: no images found near it; give --images for each file")
     root = os.path.commonpath(known) if known else None
     notes: list[str] = []
     other = dict(files[0].other)
@@ -52,7 +51,7 @@ def merge(files: list[Annotations], folders: Sequence[str | None]) -> Merged:
     class_id: dict[str, int | str] = {}
     image_of: dict[str, int | str] = {}
     images, annotations, categories = [], [], []
-    seen: set[bytes] = set()  # annotations of images that several files have
+    seen: set[bytes] = set()  # annotations of images that occur in several files
     every_path = [_paths(folder, file.file_name) for file, folder in zip(files, folders)]
     times = Counter(path for paths in every_path for path in paths)
     for file, paths in zip(files, every_path):
@@ -72,7 +71,7 @@ def merge(files: list[Annotations], folders: Sequence[str | None]) -> Merged:
         new_image = []
         for raw, old, path in zip(file.images, file.image_id.tolist(), paths):
             if path in image_of:
-                say["images are there already: their annotations are added to them"] += 1
+                say["images exist already; their annotations are added to them"] += 1
                 new_image.append(image_of[path])
                 continue
             image_of[path] = image_ids.give(old)
@@ -80,7 +79,7 @@ def merge(files: list[Annotations], folders: Sequence[str | None]) -> Merged:
             change: dict[str, Any] = {}
             if image_of[path] != old:
                 change["id"] = image_of[path]
-                say["image ids were taken: renumbered"] += 1
+                say["image ids were taken and are renumbered"] += 1
             if len(known) > 1:
                 change["file_name"] = os.path.relpath(path, root)
             if license_of:
@@ -92,7 +91,7 @@ def merge(files: list[Annotations], folders: Sequence[str | None]) -> Merged:
             file.annotations, file.annotation_id, file.of_image.tolist(), file.of_class.tolist()
         ):
             if row < 0:
-                say["annotations of images that it does not list: left out"] += 1
+                say["annotations belong to unlisted images and are left out"] += 1
                 continue
             change = {}
             if new_image[row] != file.image_id[row]:
@@ -102,27 +101,27 @@ def merge(files: list[Annotations], folders: Sequence[str | None]) -> Merged:
             if times[paths[row]] > 1:
                 same = _content(raw, new_image[row], new_class[label])
                 if same in seen:
-                    say["annotations are there already: left out"] += 1
+                    say["annotations exist already and are left out"] += 1
                     continue
                 seen.add(same)
             if old is not None and (new := annotation_ids.give(old)) != old:
                 change["id"] = new
-                say["annotation ids were taken: renumbered"] += 1
+                say["annotation ids were taken and are renumbered"] += 1
             annotations.append(_with(raw, **change) if change else raw)
         notes += [f"{short}: {count} {text}" for text, count in say.items()]
         for key in file.other:
             if key not in other:
                 other[key] = file.other[key]
             elif key != "licenses" and bytes(other[key]) != bytes(file.other[key]):
-                notes.append(f"{short}: {key!r} is not as in {files[0].path}, whose own stays")
+                notes.append(f"{short}: {key!r} differs from {files[0].path}, whose value is kept")
     if len(known) > 1:
-        notes.append(f"file names now start at {display(root or '')}")
+        notes.append(f"file names are now relative to {display(root or '')}")
     content = {**other, "images": images, "annotations": annotations, "categories": categories}
     return Merged(content, root, notes)
 
 
 class _Ids:
-    """Ids given away once each; new ones are larger than all that any file has."""
+    """Hands out each id once; new ids are larger than all ids in the files."""
 
     def __init__(self, every: list[int]):
         self.next = max(every, default=0) + 1
@@ -140,7 +139,7 @@ class _License(msgspec.Struct, gc=False):
 
 
 def _merge_licenses(other: dict[str, Raw], file: Annotations) -> dict[Any, int]:
-    """Add a file's licences to those there are; the ids that had to change."""
+    """Add a file's licences to `other`; returns old id -> new id where they differ."""
     try:
         mine, theirs = (
             msgspec.json.decode(top.get("licenses") or Raw(b"[]"), type=list[dict] | None) or []
@@ -157,7 +156,7 @@ def _merge_licenses(other: dict[str, Raw], file: Annotations) -> dict[Any, int]:
             if have[key] != old:
                 changed[old] = have[key]
     except (msgspec.ValidationError, KeyError, TypeError):
-        raise UserError(f"{file.path}: licenses: not a list of objects with a numeric id") from None
+        raise UserError(f"{file.path}: licenses: must be objects with a numeric id") from None
     if mine:
         other["licenses"] = Raw(msgspec.json.encode(mine))
     return changed
@@ -168,7 +167,7 @@ def _license_key(entry: dict[str, Any]) -> bytes:
 
 
 def _content(raw: Raw, image: int, category: int) -> bytes:
-    """An annotation without its id, to know equal ones by."""
+    """An annotation without its own id, to detect duplicates."""
     entry = msgspec.json.decode(raw)
     entry.pop("id", None)
     entry |= {"image_id": image, "category_id": category}
@@ -176,7 +175,7 @@ def _content(raw: Raw, image: int, category: int) -> bytes:
 
 
 def _paths(folder: str | None, names: list[str]) -> list[str]:
-    """What images of different files are known to be the same by."""
+    """Absolute image paths, which identify the same image in several files."""
     root = "" if folder is None else os.path.realpath(folder)
     return [os.path.normpath(os.path.join(root, name)) for name in names]
 

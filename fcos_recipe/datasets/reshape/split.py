@@ -1,4 +1,4 @@
-"""Images dealt out to parts so that each class is dealt out in the same proportion."""
+"""Split images into parts with the same proportions of each class."""
 
 import re
 from dataclasses import dataclass
@@ -11,19 +11,18 @@ from fcos_recipe.errors import UserError
 
 
 def stratify(labels: np.ndarray, unit: np.ndarray, shares: list[float], seed: int) -> np.ndarray:
-    """Deal images out to parts so that each class is dealt out in the same proportion.
+    """Assign images to parts with the same proportions of each class.
 
     Iterative stratification (Sechidis, Tsoumakas and Vlahavas, "On the Stratification of
-    Multi-Label Data", ECML PKDD 2011): the images of the rarest class go first, each to the part
-    that lacks most of that class. Parts are never overfilled, and of a class with few images the
-    first part gets one before any other does. Images without a box are a class of their own.
+    Multi-Label Data", ECML PKDD 2011): images of the rarest class are assigned first, each to the
+    part that lacks most of that class. Parts are not overfilled, and of a class with few images
+    the first part gets one first. Images without a box count as a class of their own.
 
     Args:
-        labels: int64 [n, 2], (image, class) pairs, each once.
-        unit: int64 [N], number of what each image belongs to (0 to U - 1); images of one unit stay
-            together.
-        shares: of the parts, adding up to 1.
-        seed: of the order within a class.
+        labels: int64 [n, 2], distinct (image, class) pairs.
+        unit: int64 [N], group of each image (0 to U - 1); images of a group stay together.
+        shares: fraction of each part; they add up to 1.
+        seed: of the random order within a class.
 
     Returns:
         int64 [N], the part of each image.
@@ -51,7 +50,7 @@ def stratify(labels: np.ndarray, unit: np.ndarray, shares: list[float], seed: in
         for u in rng.permutation(waiting).tolist():
             fits = [p for p in everyone if room[p] >= size[u]]
             fits = fits or [max(everyone, key=room.__getitem__)]
-            best = max(fits, key=lambda p: want[p][rarest])  # of equal ones the first
+            best = max(fits, key=lambda p: want[p][rarest])  # the first of equal ones
             part[u] = best
             room[best] -= size[u]
             for k in of_unit[u]:
@@ -61,7 +60,7 @@ def stratify(labels: np.ndarray, unit: np.ndarray, shares: list[float], seed: in
 
 
 def _apportion(total: int, shares: list[float]) -> list[int]:
-    """Whole numbers that add up to the total, each its share rounded up or down."""
+    """Integers that add up to `total`, each its share rounded up or down."""
     exact = np.array(shares) * total
     whole = np.floor(exact + 1e-9).astype(int)
     for p in np.argsort(whole - exact, kind="stable")[: total - whole.sum()]:
@@ -70,15 +69,15 @@ def _apportion(total: int, shares: list[float]) -> list[int]:
 
 
 def units(data: Annotations, pattern: str | None) -> np.ndarray:
-    """Number of what each image belongs to: its file, or what the pattern finds in its name.
+    """int64 [N]: group number of each image, by its file name or a pattern in it.
 
     Args:
         data: the annotation file.
-        pattern: regular expression; its first group is the key, else all that it matches. An image
-            in whose name it finds nothing stands for itself.
+        pattern: regular expression; the key is its first group, or else the whole match. An image
+            whose name does not match is a group of its own.
 
     Raises:
-        UserError: no regular expression, or nothing found in any name.
+        UserError: the pattern is no regular expression, or matches no file name.
     """
     keys = data.file_name
     if pattern is not None:
@@ -87,7 +86,7 @@ def units(data: Annotations, pattern: str | None) -> np.ndarray:
         except re.error as error:
             raise UserError(f"--group-by {pattern!r}: {error}") from None
         if data.file_name and not any(found):
-            raise UserError(f"--group-by {pattern!r}: in no name, such as {data.file_name[0]!r}")
+            raise UserError(f"--group-by {pattern!r}: matches no name, as {data.file_name[0]!r}")
         keys = [
             ("group", m[m.re.groups and 1]) if m else name for m, name in zip(found, data.file_name)
         ]
@@ -97,20 +96,20 @@ def units(data: Annotations, pattern: str | None) -> np.ndarray:
 
 @dataclass
 class Part:
-    """One part of a file: its content, and the classes of the whole that none of its images has."""
+    """One part of a file: its content, and the classes that only other parts have."""
 
     content: dict[str, Any]
     without: list[str]
 
 
 def split(data: Annotations, shares: list[float], pattern: str | None, seed: int) -> list[Part]:
-    """Deal the images of a file out to parts.
+    """Split a file into parts.
 
     Args:
         data: the file.
-        shares: of the parts, adding up to 1.
-        pattern: of images that stay together, see `units`.
-        seed: of the choice.
+        shares: fraction of each part; they add up to 1.
+        pattern: groups images that stay together, see `units`.
+        seed: of the random choice.
 
     Raises:
         UserError: see `units`.

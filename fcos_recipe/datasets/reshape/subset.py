@@ -1,4 +1,4 @@
-"""Some of the images of a file, each class in proportion."""
+"""Choose some images of a file and keep the proportions of the classes."""
 
 from fcos_recipe.datasets.reshape.annotations import Annotations
 from fcos_recipe.datasets.reshape.split import Part, split
@@ -12,10 +12,10 @@ def subset(
 
     Args:
         data: the file.
-        count: images; None: by `share`.
-        share: of the images, at least one.
-        pattern: of images that stay together, see `split.units`.
-        seed: of the choice.
+        count: number of images; None: decided by `share`.
+        share: fraction of the images; at least one image is chosen.
+        pattern: groups images that stay together, see `split.units`.
+        seed: of the random choice.
 
     Raises:
         UserError: the file has fewer images; see `split.units`.

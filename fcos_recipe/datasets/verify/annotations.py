@@ -1,9 +1,9 @@
-"""What is wrong with one COCO annotation file, entry by entry.
+"""Find everything that is wrong with one COCO annotation file, entry by entry.
 
-Training's own parser (`index.parse`) stops at the first entry that it can't use. Here each entry
-is decoded by itself, with the same types, so that all of them are found, and what is called sound
-here is what training reads. hotcoco's healthcheck contributes the near duplicates: it refuses the
-whole file for one wrong type and takes a missing size for 0, so it is given sound columns only.
+Training's parser (`index.parse`) stops at the first entry that it can't use. Here each entry is
+decoded separately, with the same types, so all faults are found, and an entry called valid here is
+one that training reads. hotcoco's healthcheck finds near duplicates; it gets valid columns only,
+because it rejects a whole file for one wrong type and reads a missing size as 0.
 """
 
 import contextlib
@@ -30,13 +30,13 @@ NOT_FINITE = ("NaN", "Infinity", "-Infinity")  # as Python's json writes them
 
 @dataclass
 class Entries:
-    """The sound entries of one section, decoded.
+    """The valid entries of one section, decoded.
 
     Args:
-        at: place of each in the file.
-        rows: what training's parser makes of them.
-        id: int64 [N], of images and categories; of annotations the image's.
-        category: int64 [N], of annotations.
+        at: position of each in the section.
+        rows: the structs that training's parser makes.
+        id: int64 [N], id of images and categories; for annotations the image_id.
+        category: int64 [N], category_id of annotations.
     """
 
     at: list[int] | range
@@ -57,10 +57,10 @@ class Content:
 
     Args:
         path: of the file.
-        top: the file's keys in order, their values as they are written.
-        raw: per section the entries as they are written.
-        entries: per section the sound ones.
-        sizes: height and width of image files by name, for where the annotations don't tell.
+        top: the file's keys in order, with their values as raw JSON.
+        raw: all entries of each section, as raw JSON.
+        entries: the valid entries of each section.
+        sizes: image name -> height and width of the file, used if the annotations lack them.
     """
 
     path: str
@@ -70,7 +70,7 @@ class Content:
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def class_names(self) -> list[str]:
-        """As training numbers the classes."""
+        """Class names in the order in which training numbers them."""
         categories = self.entries["categories"]
         return coco_json.class_names(categories.rows, categories.id)
 
@@ -84,10 +84,10 @@ def read(path: str, found: Findings) -> Content | None:
 
     Args:
         path: the annotation file.
-        found: gets what is wrong with structure, types and ids.
+        found: receives faults of structure, types and ids.
 
     Returns:
-        None where there are no images to speak of.
+        the content, or None if the file has no list of images.
 
     Raises:
         UserError: the file can't be opened.
@@ -96,14 +96,14 @@ def read(path: str, found: Findings) -> Content | None:
 
 
 def decode(path: str, text, found: Findings) -> Content | None:
-    """`read` of a file's bytes."""
+    """Like `read`, for the bytes of a file."""
     with _no_collection():
         return _decode(path, text, found)
 
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Without looking for cycles, of which a million new objects have none: half the time."""
+    """Disable garbage collection, which would double the time to create a million objects."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -117,12 +117,12 @@ def _decode(path: str, text, found: Findings) -> Content | None:
     try:
         top = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
     except msgspec.ValidationError as error:
-        found.add("structure", text=f"want an object with images, categories: {error}")
+        found.add("structure", text=f"expected an object with images, categories: {error}")
         return None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         text = _as_json(text)
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        more = "" if text is None else " (NaN, or not UTF-8: Python's json reads it)"
+        more = "" if text is None else " (it has NaN or is not UTF-8; Python's json can read it)"
         found.add("not_json", text=f"{reason}{more}")
         return None if text is None else _decode(path, text, found)
     content = Content(path, top, {}, {})
@@ -144,7 +144,7 @@ def _decode(path: str, text, found: Findings) -> Content | None:
 
 
 def _as_json(text) -> bytes | None:
-    """What Python's json makes of it, non-finite numbers as strings; None: nothing."""
+    """Valid JSON from what Python's json reads, non-finite numbers as strings; None on failure."""
     try:
         data = json.loads(bytes(text), parse_constant=str)
         if not isinstance(data, dict):
@@ -161,7 +161,7 @@ def _entries(name: str, raws: list, found: Findings) -> Entries:
     try:
         at: list[int] | range = range(len(raws))
         rows = list(map(decoder.decode, raws))
-    except (ValueError, RecursionError):  # some are wrong: one by one
+    except (ValueError, RecursionError):  # some entries are invalid: decode one by one
         at, rows = [], []
         for i, raw in enumerate(raws):
             try:
@@ -187,7 +187,7 @@ def _entries(name: str, raws: list, found: Findings) -> Entries:
 
 
 def loose(raw: msgspec.Raw) -> Any:
-    """An entry as it is written, bytes that are no UTF-8 replaced; None where it is no JSON."""
+    """Decode an entry, with invalid UTF-8 replaced; None if it is not JSON."""
     try:
         return json.loads(bytes(raw).decode(errors="replace"))
     except (ValueError, RecursionError):
@@ -216,16 +216,16 @@ def check(
     options: dict[str, Any] | None = None,
     training: bool = False,
 ) -> Columns:
-    """Check everything that the annotation file alone can tell.
+    """Check everything that needs only the annotation file.
 
     Args:
         content: from `read`.
-        found: gets the findings.
-        options: the config's, `load_crowd` and `allow_empty`.
-        training: it is the split that is trained on.
+        found: receives the findings.
+        options: `load_crowd` and `allow_empty` of the config.
+        training: whether this is the training split.
 
     Returns:
-        the sound annotations.
+        the valid annotations; `good` marks those that training learns.
     """
     options = options or {}
     names = [image.file_name for _, image, _ in content.entries["images"]]
@@ -274,7 +274,7 @@ def check(
 
 
 def _check_images(content: Content, found: Findings) -> np.ndarray:
-    """float64 [N, 2]: height and width, 0 where unknown."""
+    """float64 [N, 2]: height and width, 0 if unknown."""
     images = content.entries["images"]
     size = np.zeros((len(images), 2))
     by_id: dict[int, str] = {}

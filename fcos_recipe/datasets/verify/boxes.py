@@ -1,6 +1,7 @@
-"""What is wrong with the boxes, areas and ids of one file's sound annotations, as arrays.
+"""Checks of boxes, areas and ids of the valid annotations of one file, as arrays.
 
-`files(kind, mask, text)` of each check adds a finding for every row of a mask, `text(row)` to it.
+The argument `files` is called as `files(kind, mask, text)`: it adds a finding with `text(row)` for
+every row of the mask.
 """
 
 from dataclasses import dataclass
@@ -12,28 +13,28 @@ from fcos_recipe.data.coco_json import is_id, number
 from fcos_recipe.data.index import EPSILON, HUGE
 from fcos_recipe.datasets.verify.findings import Findings, by
 
-LARGE = 1 << 20  # pixels; coordinates from here on are "huge" where the image's size is unknown
-CORNERS = 10  # boxes that it takes to tell corners from sizes
-OUTSIDE = 1.0  # pixels by which a box may leave its image unremarked: pixels counted inclusively
+LARGE = 1 << 20  # pixels; larger coordinates are "huge" if the image's size is unknown
+CORNERS = 10  # fewest boxes needed to tell corners from sizes
+OUTSIDE = 1.0  # tolerance in pixels, for tools that count the last pixel
 
 
 @dataclass
 class Columns:
-    """The sound annotations as arrays; M rows."""
+    """The valid annotations as arrays with M rows."""
 
-    at: np.ndarray  # int64 [M], place in the file
-    id: list  # as written; None: missing
-    image: np.ndarray  # int64 [M], row of the sound images; -1: none
-    category: np.ndarray  # int64 [M], row of the sound categories; -1: none
-    xywh: np.ndarray  # float64 [M, 4]; NaN: no bbox
-    area: np.ndarray  # float64 [M]; NaN: not given
+    at: np.ndarray  # int64 [M], position in the file
+    id: list  # as in the file; None: missing
+    image: np.ndarray  # int64 [M], row among the valid images; -1: none
+    category: np.ndarray  # int64 [M], row among the valid categories; -1: none
+    xywh: np.ndarray  # float64 [M, 4], pixels; NaN: no bbox
+    area: np.ndarray  # float64 [M], square pixels; NaN: not given
     crowd: np.ndarray  # bool [M]
     ignore: np.ndarray  # bool [M]
-    good: np.ndarray  # bool [M], training would learn it (crowds with `load_crowd`)
+    good: np.ndarray  # bool [M], whether training learns it (crowds need `load_crowd`)
 
 
 def check_annotation_ids(rows: Columns, files) -> None:
-    """Ids that are missing or occur twice; "7" and 7 are the same."""
+    """Find ids that are missing or occur twice; "7" equals 7."""
     missing = np.fromiter((i is None for i in rows.id), bool, len(rows.id))
     files("annotation_id_missing", missing, lambda i: "")
     ids = [number(i) if is_id(i) else i for i in rows.id]
@@ -45,10 +46,10 @@ def check_annotation_ids(rows: Columns, files) -> None:
 
 
 def check_boxes(rows: Columns, size: np.ndarray, files) -> np.ndarray:
-    """Each box is of one kind of error at most, in the order of these lines.
+    """Find invalid boxes; each gets at most one kind of error, the first in this order.
 
     Returns:
-        float64 [M, 2]: width and height of each box's image, infinite where unknown.
+        float64 [M, 2]: width and height of each box's image, infinite if unknown.
     """
     xywh = rows.xywh
     size = np.concatenate([size, np.zeros((1, 2))])  # row -1: no such image
@@ -85,24 +86,24 @@ def check_boxes(rows: Columns, size: np.ndarray, files) -> np.ndarray:
 
 
 def check_format(rows: Columns, limit: np.ndarray, found: Findings) -> None:
-    """Shares of the image, or two corners, in place of x, y, width and height in pixels."""
+    """Find boxes given as image fractions or corners instead of x, y, width, height in pixels."""
     known = np.isfinite(limit).all(axis=1) & np.isfinite(rows.xywh).all(axis=1)
     box, limit = rows.xywh[known], limit[known]
     if not len(box):
         return
     if 0 <= box.min() and box.max() <= 1 and limit.min() > 1:
-        found.add("box_format", text="all values are from 0 to 1: shares of the image's sides?")
+        found.add("box_format", text="all values are from 0 to 1: fractions of the image size?")
     with np.errstate(over="ignore"):
         end = box[:, :2] + box[:, 2:]
     beyond = (end > limit + OUTSIDE).any(axis=1)
     corners = (box[:, 2:] > box[:, :2]).all(axis=1) & (box[:, 2:] <= limit + OUTSIDE).all(axis=1)
     if len(box) >= CORNERS and beyond.mean() > 0.2 and corners.mean() > 0.99:
-        share = f"{beyond.sum()} of {len(box)} boxes leave their image"
-        found.add("box_format", text=f"{share}, but none as x1, y1, x2, y2: corners?")
+        share = f"{beyond.sum()} of {len(box)} boxes extend beyond their image"
+        found.add("box_format", text=f"{share}, but none does if read as corners x1, y1, x2, y2")
 
 
 def check_areas(rows: Columns, entries: list, files) -> None:
-    """Areas that are not positive, that exceed the box's, or differ from it without a mask."""
+    """Find areas that are not positive, exceed the box's, or differ from it without a mask."""
     given = ~np.isnan(rows.area) & rows.good
     with np.errstate(invalid="ignore", over="ignore"):
         box = rows.xywh[:, 2:].prod(axis=1)
@@ -119,7 +120,7 @@ def check_areas(rows: Columns, entries: list, files) -> None:
 
 
 def check_duplicates(rows: Columns, images: int, categories: int, files) -> None:
-    """The same box again, of the same or of another category, or nearly the same."""
+    """Find boxes that repeat another one, exactly or nearly, in any category."""
     use = np.flatnonzero(rows.good & (rows.image >= 0) & (rows.category >= 0))
     keys = [rows.at[use], rows.category[use], *rows.xywh[use].T, rows.image[use]]
     order = use[np.lexsort(keys)]
@@ -143,7 +144,7 @@ def check_duplicates(rows: Columns, images: int, categories: int, files) -> None
 
 
 def _near_duplicates(rows: Columns, use: np.ndarray, images: int, categories: int) -> np.ndarray:
-    """Which of the rows `use` hotcoco's healthcheck calls near duplicates; none without hotcoco."""
+    """Positions in `use` of hotcoco's near duplicates, int64 [n]; empty without hotcoco."""
     try:
         from hotcoco import COCO
     except ImportError:  # no wheel for this platform

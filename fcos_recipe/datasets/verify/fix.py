@@ -1,8 +1,8 @@
-"""A cleaned copy of an annotation file: what `fcos dataset verify --fix` writes.
+"""`fcos dataset verify --fix`: write a cleaned copy of an annotation file.
 
-One change per entry and round, then the copy is checked again: what a change brings to light, as
-the annotations of an image that was removed, is the next round's. Entries that are not touched
-are copied byte for byte, and so are other sections.
+Each round makes at most one change per entry and checks the copy again, so the next round handles
+what a change causes, such as annotations of a removed image. Unchanged entries and other sections
+are copied byte for byte.
 """
 
 import os
@@ -19,7 +19,7 @@ from fcos_recipe.datasets.verify.annotations import SECTIONS, Content, check, de
 from fcos_recipe.datasets.verify.findings import KINDS, Findings
 from fcos_recipe.files.atomic import replace_file
 
-ROUNDS = 12  # a guard: three are the most that were seen
+ROUNDS = 12  # safety limit; at most three were needed so far
 # Kinds whose entry is removed.
 DROP = (
     "id_not_number", "image_id_twice", "image_repeated", "file_name", "category_id_twice",
@@ -29,7 +29,7 @@ DROP = (
 )  # fmt: skip
 _PLACE = re.compile(r"(\w+)\[(\d+)\]")
 
-Change = dict[str, Any]  # kind, id, file, at (place in the original), text: what was done
+Change = dict[str, Any]  # kind, id, file, at (position in the original), text (what was done)
 
 
 def fix(
@@ -41,13 +41,13 @@ def fix(
     """Clean an annotation file.
 
     Args:
-        content: the file, see `annotation_checks.read`.
-        found: what is wrong with it, images included where they were read.
-        options: see `annotation_checks.check`.
-        order: class names in the order that another split has them in.
+        content: the file, from `annotations.read`.
+        found: what is wrong with it, including its images if they were read.
+        options: see `annotations.check`.
+        order: class names in the order of another split.
 
     Returns:
-        the copy in parts; the changes; what is still found in the copy.
+        the copy as a list of byte strings; the changes; findings that remain in the copy.
     """
     changes: list[Change] = []
     rewritten = "not_json" in found.items
@@ -83,7 +83,7 @@ def fix(
 def _edits(
     content: Content, found: Findings, origin: dict[str, list[int]], changes: list[Change]
 ) -> dict[str, dict[int, bytes | None]] | None:
-    """Section -> place -> the new entry, None: removed; None where there is nothing to do."""
+    """Section -> position -> new entry (None: remove it); None if there is nothing to do."""
     edits: dict[str, dict[int, bytes | None]] = {name: {} for name in SECTIONS}
     numbers = content.entries["annotations"].rows
     new_id = max((number(row.id) for row in numbers if is_id(row.id)), default=0)
@@ -104,7 +104,7 @@ def _edits(
             section, i = place[1], int(place[2])
             if i in edits[section]:
                 continue
-            if kind == "image_id_twice":  # whose are its annotations? nobody knows
+            if kind == "image_id_twice":  # its annotations can't be attributed
                 same = np.flatnonzero(content.entries["images"].id == item["id"])
                 for row in same.tolist():
                     put(section, content.entries["images"].at[row], None, item, kind, "removed")
@@ -121,7 +121,7 @@ def _edits(
 
 
 def _merge(content: Content, i: int, item: dict, put) -> None:
-    """One entry for a file that has several: the first gets all annotations."""
+    """Merge entries of one file: the first gets all annotations."""
     images, annotations = content.entries["images"], content.entries["annotations"]
     names = [os.path.normpath(image.file_name) for image in images.rows]
     row = list(images.at).index(i)
@@ -136,7 +136,7 @@ def _merge(content: Content, i: int, item: dict, put) -> None:
 
 
 def _of_type(entry: Any, section: str, _id: int, _content: Content) -> str:
-    """Remove optional fields of the wrong type: what is missing is derived."""
+    """Remove optional fields of the wrong type, which readers then derive."""
     wanted: Any = SECTIONS[section]  # a Struct
     gone = []
     for one in msgspec.structs.fields(wanted):
@@ -193,17 +193,17 @@ _CHANGES = {
 
 
 def _reorder(content: Content, order: list[str], changes: list[Change]) -> None:
-    """Put the categories into another split's order, if they are the same."""
+    """Put the categories into another split's order if the names are the same."""
     names = content.class_names()
     if len(names) != len(content.raw["categories"]) or len(set(order)) != len(order):
         return
     if sorted(names) == sorted(order) and names != order:
         content.raw["categories"] = [content.raw["categories"][names.index(n)] for n in order]
-        changes.append({"kind": "category_order", "text": "categories in training's order"})
+        changes.append({"kind": "category_order", "text": "categories are now in training's order"})
 
 
 def _parts(content: Content, edits: dict[str, dict[int, bytes | None]]) -> list[bytes]:
-    """The file in parts, changed entries in place."""
+    """The file as a list of byte strings, with the edits applied."""
     parts, first = [], b"{\n"
     for key, raw in content.top.items():
         parts += [first, msgspec.json.encode(key), b": "]
@@ -218,6 +218,6 @@ def _parts(content: Content, edits: dict[str, dict[int, bytes | None]]) -> list[
 
 
 def write(path: Path, parts: Iterable[bytes]) -> None:
-    """Write a file: all of it or nothing."""
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, lambda file: file.writelines(parts))

@@ -1,31 +1,32 @@
-"""Whether training can read each image, and what it would silently make of it.
+"""Check that training can read each image, and what it would silently convert.
 
-The verdict is that of training's own `read_image`; Pillow, which reads the header only, tells
-what the file is. All in processes of their own: a decoder that crashes ends one of them, and the
-image is named.
+Training's own `read_image` decides whether an image is readable; Pillow reads the header to find
+out what the file is. This runs in separate processes: a decoder that crashes ends only one of them,
+and the image is reported.
 """
 
 import contextlib
 import hashlib
 import io
-import multiprocessing
 import os
+import pickle
 import signal
+import subprocess
 import sys
 import tempfile
 import unicodedata
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fcos_recipe.console import Progress
 from fcos_recipe.datasets.verify.findings import Findings, by
+from fcos_recipe.system.device import child_environment
 
-CHUNK = 32  # images that a process is given at once
+CHUNK = 32  # images that a process gets at once
 # Pillow's format: extensions
 EXTENSIONS = {
     "JPEG": ("jpg", "jpeg", "jpe", "jfif"), "MPO": ("jpg", "jpeg", "mpo"), "PNG": ("png", "apng"),
@@ -43,16 +44,16 @@ ORIENTATION = 0x0112  # EXIF tag
 
 @dataclass
 class Verdict:
-    """What was seen of one image file."""
+    """What was found out about one image file."""
 
-    size: tuple[int, int] | None = None  #: height and width as training gets it; None: not at all
-    stored: tuple[int, int] | None = None  #: height and width before the turn that EXIF asks for
-    notes: list[tuple[str, str]] = field(default_factory=list)  #: kinds of finding and their text
-    digest: bytes = b""  #: of the file's content
+    size: tuple[int, int] | None = None  #: height and width as training reads it; None: unreadable
+    stored: tuple[int, int] | None = None  #: height and width before EXIF rotation
+    notes: list[tuple[str, str]] = field(default_factory=list)  #: (kind of finding, text)
+    digest: bytes = b""  #: BLAKE2b of the file's content
 
 
 def inspect(path: str) -> Verdict:
-    """Read one image as training does; never raises for what is in the file."""
+    """Read one image as training does; never raises because of the file's content."""
     from fcos_recipe.data.images import BadImage, read_image
 
     seen = Verdict()
@@ -92,24 +93,24 @@ def _bad(seen: Verdict, kind: str, text: str = "") -> Verdict:
 
 
 def _is_cut(data: bytes) -> bool:
-    """A JPEG whose last scan has no end. A thumbnail in the header has an end of its own."""
+    """Whether a JPEG lacks the end marker after its last scan; thumbnails have their own."""
     return data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
 
 
 def _describe(seen: Verdict, data: bytes, extension: str) -> None:
-    """Add what Pillow sees in the header."""
+    """Add what Pillow finds in the header."""
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            Image.MAX_IMAGE_PIXELS = None  # nothing is decoded here; training's limit has spoken
+            Image.MAX_IMAGE_PIXELS = None  # nothing is decoded here; training applied its limit
             with Image.open(io.BytesIO(data)) as file:
                 kind, mode, size = file.format, file.mode, file.size
                 transparent = "transparency" in file.info
                 frames = kind != "MPO" and getattr(file, "is_animated", False)
                 turn = file.getexif().get(ORIENTATION, 1)
-    except Exception:  # Pillow's plugins raise anything; OpenCV, which training uses, read it
+    except Exception:  # Pillow's plugins raise any error; training uses OpenCV
         return
     seen.stored = size[::-1]
     add = seen.notes.append
@@ -129,7 +130,7 @@ def _describe(seen: Verdict, data: bytes, extension: str) -> None:
 
 @contextlib.contextmanager
 def _native_stderr() -> Iterator[Callable[[], list[str]]]:
-    """Keep what C libraries write to standard error; afterwards the yielded function tells it."""
+    """Capture what C libraries write to standard error; the yielded function returns it."""
     lines: list[str] = []
     sys.stderr.flush()
     before = os.dup(2)
@@ -144,41 +145,75 @@ def _native_stderr() -> Iterator[Callable[[], list[str]]]:
             lines += file.read(4096).decode(errors="replace").strip().splitlines()
 
 
-def _start() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer, also during the import
+class _Reader:
+    """A process that inspects images, so that a decoder that crashes ends only this process.
+
+    It is a program of its own: a process of `multiprocessing` would import the caller's script.
+    """
+
+    def __init__(self) -> None:
+        program = f"from {__name__} import serve; serve()"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env=child_environment(),
+        )  # fmt: skip
+
+    def inspect(self, paths: list[str]) -> list[Verdict] | None:
+        """`inspect` of every path; None: the process crashed on one of them."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        try:
+            pickle.dump(paths, stdin)
+            stdin.flush()
+            return pickle.load(stdout)
+        except (EOFError, BrokenPipeError):
+            return None
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def serve() -> None:
+    """The program of `_Reader`: lists of paths on standard input, verdicts on standard output."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a decoder prints must not come between the answers
     import cv2
 
     cv2.setNumThreads(1)
-
-
-def _inspect_all(paths: list[str]) -> list[Verdict]:
-    return [inspect(path) for path in paths]
+    while True:
+        try:
+            paths = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        pickle.dump([inspect(path) for path in paths], answers)
+        answers.flush()
 
 
 def inspect_all(paths: list[str], processes: int | None = None) -> list[Verdict]:
-    """`inspect` of every path, in parallel and with progress on standard error.
+    """Call `inspect` for every path in parallel, with progress on standard error.
 
     Args:
         paths: of image files.
-        processes: default one for each core that this process may use.
+        processes: number of processes; default: the cores available to this process.
     """
     processes = processes or len(os.sched_getaffinity(0))
     chunks = deque(range(i, min(i + CHUNK, len(paths))) for i in range(0, len(paths), CHUNK))
     verdicts = [Verdict() for _ in paths]
-    context = multiprocessing.get_context("forkserver")  # not fork: hotcoco's threads may run here
 
     def work(progress: Progress) -> None:
-        """A thread with a process of its own, and with a new one after each that died."""
+        """A thread with a process of its own, and with a new one after each that crashed."""
         while chunks:
-            with ProcessPoolExecutor(1, context, _start) as pool:
+            reader = _Reader()
+            try:
                 while chunks:
                     try:
                         chunk = chunks.popleft()
                     except IndexError:  # another thread was quicker
                         return
-                    try:
-                        seen = pool.submit(_inspect_all, [paths[i] for i in chunk]).result()
-                    except BrokenProcessPool:
+                    seen = reader.inspect([paths[i] for i in chunk])
+                    if seen is None:
                         if len(chunk) > 1:  # which one was it?
                             chunks.extendleft(range(i, i + 1) for i in reversed(chunk))
                         else:
@@ -188,6 +223,8 @@ def inspect_all(paths: list[str], processes: int | None = None) -> list[Verdict]
                     for i, verdict in zip(chunk, seen):
                         verdicts[i] = verdict
                     progress.add(len(chunk))
+            finally:
+                reader.close()
 
     with (
         Progress("images", len(paths), unit="image") as progress,
@@ -197,7 +234,7 @@ def inspect_all(paths: list[str], processes: int | None = None) -> list[Verdict]
         try:
             for job in jobs:
                 job.result()
-        except BaseException:  # Ctrl-C: not all the others first
+        except BaseException:  # Ctrl-C: skip the remaining chunks
             chunks.clear()
             raise
     return verdicts
@@ -211,7 +248,7 @@ def report(
 
     Args:
         found: of the split.
-        images: place in the file, id, name, and height and width by the annotations (0: unknown).
+        images: position, id, name, and annotated (height, width) of each image; 0: unknown.
         verdicts: by image name.
         folder: of the images.
     """
@@ -220,7 +257,7 @@ def report(
     told = set()
     for at, id, name, given in images:
         verdict, place = verdicts[name], ("images", at)
-        if name not in told:  # a file that is listed twice is told of once
+        if name not in told:  # report a file that is listed twice only once
             told.add(name)
             for kind, text in verdict.notes:
                 if kind == "file_missing":
@@ -235,7 +272,7 @@ def report(
             text = f"{by(given[::-1])} in the annotations, {by(verdict.size[::-1])} in the file"
             turned = {k for k, _ in verdict.notes} & {"exif_turned"}
             if turned and tuple(map(int, given)) == verdict.stored:
-                text += " once turned as its EXIF tag says"
+                text += " after rotation by its EXIF tag"
             found.add("image_size_differs", id, name, place, text)
 
 
@@ -244,7 +281,7 @@ def _plain(name: str) -> str:
 
 
 def _alike(folder: str) -> dict[str, str]:
-    """Files of the folder by their name without case and with composed accents."""
+    """Files of the folder by their names without case and with composed accents."""
     try:
         return {_plain(name): name for name in os.listdir(folder or ".")}
     except OSError:

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, before hours are spent on it: `fcos dataset verify`."""
+"""`fcos dataset verify`: find data problems before training starts."""
 
 import os
 import time
@@ -26,7 +26,7 @@ from fcos_recipe.errors import UserError
 
 @dataclass
 class Split:
-    """One annotation file under examination."""
+    """One annotation file and what was found out about it."""
 
     source: Source
     found: Findings = field(default_factory=Findings)
@@ -36,7 +36,7 @@ class Split:
     fixed: dict[str, Any] | None = None
 
     def names(self) -> list[str]:
-        """File names of the sound image entries."""
+        """File names of the valid image entries."""
         return [] if self.content is None else [
             image.file_name for image in self.content.entries["images"].rows
         ]  # fmt: skip
@@ -51,16 +51,16 @@ def verify(
     missing: Iterable[str] = (),
     allow: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """Check a data set, and write cleaned copies of its annotations where they are wanted.
+    """Check a data set, and optionally write cleaned copies of its annotations.
 
     Args:
         found, config, images, search: see `examine`.
         fix: file or folder for the copies, see `targets`.
-        missing: further findings: annotation files that are not there, in words.
+        missing: messages about annotation files that are missing, added to the findings.
         allow: kinds of errors that count as warnings.
 
     Returns:
-        the report, JSON-ready; documented by `fcos dataset verify --help`.
+        the report, JSON-ready; `fcos dataset verify --help` documents it.
 
     Raises:
         UserError: see `examine` and `targets`.
@@ -82,10 +82,10 @@ def examine(
     """Check annotation files and their images, and the splits against each other.
 
     Args:
-        found: the splits; one named "train" is taken for the one that is trained on.
-        config: compared with the annotations: num_classes, and the classes of TestDataset.
-        images: read all images.
-        search: look for a folder of images where the one that is named does not exist.
+        found: the splits; one whose name starts with "train" is the training split.
+        config: its num_classes and TestDataset classes are compared with the annotations.
+        images: whether to read all images.
+        search: whether to search for image folders that are missing.
 
     Returns:
         the splits with their findings, and findings between splits or about the config.
@@ -98,7 +98,7 @@ def examine(
         source = split.source
         split.content = annotation_checks.read(source.path, split.found)
         if search and not (source.images and os.path.isdir(source.images)):
-            names = split.names()[:LOOK_AT]  # another split's folder for want of its own
+            names = split.names()[:LOOK_AT]  # falls back to another split's folder
             source.images = image_folder(source.path, names, source.name) or image_folder(
                 source.path, names
             )
@@ -142,7 +142,7 @@ def _read_images(splits: list[Split]) -> None:
             (at, id, image.file_name, (image.height or 0, image.width or 0))
             for at, image, id in split.content.entries["images"]
         ]
-        images = split.source.images or ""  # sought by then: an error where there are none
+        images = split.source.images or ""  # searched for above
         image_checks.report(split.found, rows, split.verdicts, images)
         folder = os.path.realpath(images)
         told = [i["file"] for items in split.found.items.values() for i in items if "file" in i]
@@ -154,7 +154,7 @@ def _read_images(splits: list[Split]) -> None:
 
 
 def _leaks(splits: list[Split], between: Findings) -> None:
-    """Images of one split in another: by content where they were read, else by their path."""
+    """Find images that occur in two splits, by content if they were read, otherwise by path."""
     seen: dict[Any, tuple[Split, str]] = {}
     for split in splits:
         if split.source.images is None:
@@ -169,13 +169,13 @@ def _leaks(splits: list[Split], between: Findings) -> None:
             own[key] = (split, name)
             if key in seen:
                 other, there = seen[key]
-                text = f"of {split.source.name} is {there} of {other.source.name}"
+                text = f"in {split.source.name} is also {there} in {other.source.name}"
                 between.add("leak", id, name, text=text)
         seen = {**own, **seen}
 
 
 def _classes(splits: list[Split], config: Config | None, between: Findings) -> None:
-    """Number, names and order of the classes, between splits and against the config."""
+    """Compare number, names and order of the classes between splits and with the config."""
     lists = [(s.source.name, s.content) for s in splits if s.content is not None]
     if config is not None:
         classes = config.data.get("num_classes")
@@ -205,7 +205,7 @@ def _names(content: Content | list[str]) -> list[str]:
 
 
 def _test_names(config: Config, known: set[str]) -> list[tuple[str, Any]]:
-    """The names list of TestDataset, unless it is one of the files that are checked anyway."""
+    """The class names of TestDataset, unless its file is checked anyway."""
     path = next(iter(data_paths(config.data.get("TestDataset") or {}, "anno_path")), "")
     if os.path.realpath(path) in known or not os.path.isfile(path):
         return []
@@ -220,22 +220,22 @@ def _test_names(config: Config, known: set[str]) -> list[tuple[str, Any]]:
 
 
 def targets(fix: Path, found: list[Source]) -> list[Path]:
-    """Where the cleaned copies go: one file, or a directory for several splits.
+    """Paths of the cleaned copies: one file, or a directory for several splits.
 
     Raises:
-        UserError: it exists already, or would be one of the files that are read.
+        UserError: a path exists, or two splits would write the same file.
     """
     if fix.suffix.lower() == ".json" and not fix.is_dir():
         if len(found) > 1:
-            raise UserError(f"{fix}: --fix: {len(found)} splits: name a directory, or --split")
+            raise UserError(f"{fix}: --fix: {len(found)} splits need a directory, or --split")
         paths = [fix]
     else:
         paths = [fix / os.path.basename(source.path) for source in found]
     if len(set(paths)) < len(paths):
-        raise UserError(f"{fix}: --fix: two splits have files of one name; use --split")
+        raise UserError(f"{fix}: --fix: two splits have files with the same name; add --split")
     for path in paths:
         if os.path.lexists(path):
-            raise UserError(f"{path}: --fix: exists; nothing is overwritten, choose another name")
+            raise UserError(f"{path}: --fix: it exists and is not overwritten; choose another name")
     return paths
 
 
@@ -296,7 +296,7 @@ def _totals(split: Split) -> dict[str, Any]:
             "images": len(split.content.raw["images"]),
             "images_read": sum(v.size is not None for v in split.verdicts.values()),
             "images_without_boxes": len(images) - len(set(rows.image[rows.good].tolist())),
-            "images_of_unknown_size": unknown,  # whose boxes are not compared with it
+            "images_of_unknown_size": unknown,  # their boxes can't be checked against it
             "annotations": len(split.content.raw["annotations"]),
             "boxes_to_train_on": int(rows.good.sum()),
             "crowds": int(rows.crowd.sum()),

@@ -13,7 +13,7 @@ import yaml
 
 from fcos_recipe.commands import options
 from fcos_recipe.errors import UserError
-from fcos_recipe.lab.benchmark import tasks
+from fcos_recipe.lab.benchmark import comparisons
 from fcos_recipe.places import ROOT
 from fcos_recipe.system import cpu_math
 from fcos_recipe.system.device import DEVICES
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> int:
     if args.against == "torchvision" and (reason := _no_torchvision(args.torch_python)):
         print(f"skipped: {reason}")
         return 0
-    asked = tasks.Options(
+    asked = comparisons.Options(
         config=args.config,
         stock_config=args.stock_config,
         overrides=[_override(text) for text in args.opt],
@@ -104,8 +104,12 @@ def main(argv: list[str]) -> int:
         batch=args.batch_size,
         **({"torch_python": args.torch_python} if args.torch_python else {}),
     )
-    task = tasks.train_torchvision if args.against == "torchvision" else getattr(tasks, args.task)
-    with tasks.Bench(asked) as bench:
+    task = (
+        comparisons.train_torchvision
+        if args.against == "torchvision"
+        else getattr(comparisons, args.task)
+    )
+    with comparisons.Bench(asked) as bench:
         found = task(bench)
     result = {"task": args.task, **found, "settings": _settings(args), "machine": machine()}
     report(result)

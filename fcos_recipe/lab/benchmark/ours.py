@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from fcos_recipe.config import load_config
-from fcos_recipe.lab.benchmark.pipe import Line
+from fcos_recipe.lab.benchmark.side_process import Line
 from fcos_recipe.system.compute import start
 
 
@@ -23,11 +23,11 @@ def train(line: Line) -> None:
     setup = line.setup
     device = start(setup["device"]).device
 
-    from fcos_recipe.lab.benchmark.probe import Gate
+    from fcos_recipe.lab.benchmark.measured_step import Gate
     from fcos_recipe.runs.directory import RunDir
     from fcos_recipe.training.trainer import Trainer
 
-    trainer = Trainer(configure(setup), "train", device)
+    trainer = Trainer(configure(setup), device)
     trainer.load_weights(setup["weights"])
     if setup["to_static"]:
         trainer.compile()
@@ -61,7 +61,7 @@ def reader(setup: dict):
 def data(line: Line) -> None:
     """What a data worker does for one batch, without the worker."""
     from fcos_recipe.data.reader import Pipeline, _one_thread
-    from fcos_recipe.lab.benchmark.pipeline import Batches
+    from fcos_recipe.lab.benchmark.data_timing import Batches
 
     made, config = reader(line.setup), configure(line.setup).data["TrainReader"]
     _one_thread(0)
@@ -81,7 +81,7 @@ def targets(line: Line) -> None:
     import numpy as np
 
     from fcos_recipe.data.targets import Gt2FCOSTarget
-    from fcos_recipe.lab.benchmark.pipeline import timed
+    from fcos_recipe.lab.benchmark.data_timing import timed
 
     operator = Gt2FCOSTarget(**line.setup["arguments"])
     height, width = line.setup["size"]
@@ -105,7 +105,7 @@ def startup(line: Line) -> None:
 def memory(line: Line) -> None:
     """What the indexed annotations hold in one process, after every record was read."""
     from fcos_recipe.data.dataset import COCODataSet
-    from fcos_recipe.lab.benchmark.pipeline import proportional_mib
+    from fcos_recipe.lab.benchmark.data_timing import proportional_mib
 
     config = configure(line.setup).data["TrainDataset"]
     before = proportional_mib()
@@ -128,7 +128,7 @@ def weights(line: Line) -> None:
 
     from fcos_recipe.training.trainer import Trainer
 
-    trainer = Trainer(configure(setup), "train", device)
+    trainer = Trainer(configure(setup), device)
     fit_norms(trainer.model, next(iter(trainer.loader)))
     if "class_bias" in setup:
         head = trainer.model.fcos_head

@@ -1,7 +1,7 @@
 """Stock's side: paddledet 2.6.0 with PaddleDetection's own FCOS config, as a newcomer runs it.
 
 A process of its own that loads nothing of this recipe that could change stock: run it with
-`python -m fcos_recipe.lab.benchmark.stock`, a `pipe.Child` does.
+`python -m fcos_recipe.lab.benchmark.stock`, a `side_process.Child` does.
 """
 
 import inspect
@@ -11,7 +11,7 @@ import time
 import numpy as np
 
 from fcos_recipe.compat import before_paddle, missing_stand_ins
-from fcos_recipe.lab.benchmark.pipe import Line
+from fcos_recipe.lab.benchmark.side_process import Line
 
 
 def mend_reshape() -> None:
@@ -49,7 +49,7 @@ def train(line: Line) -> None:
     from ppdet.engine import Trainer
     from ppdet.engine.callbacks import Callback
 
-    from fcos_recipe.lab.benchmark.probe import Gate
+    from fcos_recipe.lab.benchmark.measured_step import Gate
 
     setup = line.setup
     paddle.set_device(setup["device"])
@@ -78,7 +78,7 @@ def data(line: Line) -> None:
     """What a data worker does for one batch, without the worker."""
     from ppdet.core.workspace import global_config
 
-    from fcos_recipe.lab.benchmark.pipeline import Batches
+    from fcos_recipe.lab.benchmark.data_timing import Batches
 
     loader = reader(line.setup).dataloader
     dataset, sampler = loader.dataset, loader.batch_sampler
@@ -96,7 +96,7 @@ def targets(line: Line) -> None:
     """Seconds of Gt2FCOSTarget on one image."""
     from ppdet.data.transform import Gt2FCOSTarget
 
-    from fcos_recipe.lab.benchmark.pipeline import timed
+    from fcos_recipe.lab.benchmark.data_timing import timed
 
     operator = Gt2FCOSTarget(**line.setup["arguments"])
     height, width = line.setup["size"]
@@ -125,7 +125,7 @@ def memory(line: Line) -> None:
     """What the parsed annotations hold in one process."""
     from ppdet.core.workspace import create
 
-    from fcos_recipe.lab.benchmark.pipeline import proportional_mib
+    from fcos_recipe.lab.benchmark.data_timing import proportional_mib
 
     configure(line.setup)
     before = proportional_mib()

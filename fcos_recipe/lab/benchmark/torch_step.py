@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from fcos_recipe.lab.benchmark.pipe import Line
+from fcos_recipe.lab.benchmark.side_process import Line
 
 
 def build(sides: tuple[int, int]):

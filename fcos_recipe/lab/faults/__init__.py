@@ -1,3 +1,3 @@
-"""Training runs that are hurt on purpose (`scripts/fault_test.sh`): `inject` makes the faults,
+"""Training runs that are hurt on purpose (`scripts/fault_test.sh`): `fault_test` makes the faults,
 `soak` kills the demo for an hour, `tools` looks at what is left.
 """

@@ -24,7 +24,7 @@ class Gate:
     for the batch that replaces the one it takes.
 
     Args:
-        line: a `pipe.Line`.
+        line: a `side_process.Line`.
         model: the layer whose input batch tells the number of images and pixels.
     """
 

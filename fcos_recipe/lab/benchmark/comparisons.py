@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from fcos_recipe.lab.benchmark import evaluator, images
-from fcos_recipe.lab.benchmark.pipe import Child
+from fcos_recipe.lab.benchmark import drawn_data, evaluator
+from fcos_recipe.lab.benchmark.side_process import Child
 from fcos_recipe.system import cpu_math
 
 OURS, STOCK, TORCH = (
@@ -138,7 +138,7 @@ class Bench:
         if self.options.data:
             return self.options.data
         root = self.folder / "data"
-        images.make_images(root, count, **drawn)
+        drawn_data.make_images(root, count, **drawn)
         return root
 
     def overrides(self, root: Path) -> list[tuple[str, object]]:
@@ -265,7 +265,7 @@ def data(bench: Bench) -> dict:
     variants = {"mean": root}
     for boxes in (1, 7, 30, 100):
         variants[str(boxes)] = bench.folder / f"boxes{boxes}"
-        images.with_boxes(root, variants[str(boxes)], boxes)
+        drawn_data.with_boxes(root, variants[str(boxes)], boxes)
     rates: dict = {}
     for boxes, place in variants.items():
         overrides = bench.overrides(place)
@@ -319,7 +319,7 @@ def targets(bench: Bench) -> dict:
         child.receive()
     by_boxes: dict = {}
     for count in (1, 7, 30, 90):
-        boxes = images.draw_boxes(rng, size[1], size[0], count)
+        boxes = drawn_data.draw_boxes(rng, size[1], size[0], count)
         boxes[:, 2:] += boxes[:, :2]
         request = {
             "boxes": boxes.tolist(), "classes": rng.integers(0, 80, count).tolist(), "repeat": 5
@@ -351,7 +351,7 @@ def startup(bench: Bench) -> dict:
     the system's page cache either way.
     """
     options = bench.options
-    root = options.data or images.train2017()
+    root = options.data or drawn_data.train2017()
     overrides = bench.overrides(root)
     runs: dict[str, list[dict]] = {"ours": [], "ours_warm": [], "stock": []}
     begin = time.perf_counter()

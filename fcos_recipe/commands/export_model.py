@@ -1,0 +1,47 @@
+"""`fcos export_model`: exports weights for inference, and checks the export."""
+
+import os
+
+from fcos_recipe import api, exit_codes
+from fcos_recipe.commands import options
+from fcos_recipe.commands.infer import add_weights, config_and_weights
+from fcos_recipe.console import to_console
+
+_EXAMPLE = """\
+The model takes uint8 images of any size and number, zero outside each image (`image`
+[N, H, W, 3], RGB), with the height and width inside (`im_shape` [N, 2]) and resized over original
+size (`scale_factor` [N, 2], y then x), all as the reader makes them; normalisation is inside.
+It gives class, score, x1, y1, x2, y2 in pixels of the original image: paddle `bbox` [M, 6] and
+`bbox_num` [N]; onnx `bbox` [N, keep_top_k, 6], of which the first `bbox_num` [N] count. With
+--no-nms: boxes [N, K, 4] and scores [N, classes, K] of the candidates.
+Before it is kept it must find what the trained model finds: on 8 images of different shapes, on a
+batch of two, and on blank images before, between and after them, alone and within a batch.
+An export that differs stays as NAME.rejected, and an earlier export stays as it is.
+examples:
+  python tools/export_model.py -c configs/fcos/fcos_r18_fpn_demo.yml \\
+      --weights output/fcos_r18_fpn_demo/best_model.pdparams --format onnx
+  python tools/infer.py --weights output/export/fcos_r18_fpn_demo-onnx --input cat.jpg
+"""
+_CODES = {exit_codes.FAILED: "the check failed"}
+
+
+def main(argv: list[str]) -> int:
+    """Export a model and check it."""
+    text = "Export weights for inference, and check the export."
+    parser = options.parser("export_model", text, _EXAMPLE, _CODES)
+    add_weights(parser)
+    add = parser.add_argument
+    add("--format", choices=["paddle", "onnx"], default="paddle", help="default: %(default)s")
+    add("--no-nms", action="store_true", help="end before NMS")
+    add("--output", "--output_dir", default=os.path.join("output", "export"), metavar="DIR",
+        help="gets the folder CONFIG_NAME-FORMAT (default: %(default)s)")  # fmt: skip
+    args = parser.parse_args(argv)
+    config, weights = config_and_weights(args)
+    to_console(0)
+    done = api.export(weights, args.output, format=args.format, nms=not args.no_nms, config=config)
+    print(
+        f"checked on {done.images} images, {done.empty} without detections: "
+        f"{done.detections} detections, scores within {done.score:.1e}, boxes within "
+        f"{done.pixels:.4f} pixels, {done.exempt} exempt at a limit\nexported: {done.folder}"
+    )
+    return exit_codes.OK
