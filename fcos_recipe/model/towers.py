@@ -31,10 +31,12 @@ def run_towers(feat: nn.Layer, levels: list[Tensor]) -> tuple[Sequence[Tensor], 
     biases = _pack([x.conv.bias for x in layers], [depth, 1, -1, 1, 1])
     affine = [x.norm.weight for x in layers] + [x.norm.bias for x in layers]
     affine = _pack(affine, [2 * depth, -1])
-    levels = [paddle.concat([x, x], axis=1) for x in levels]
+    first = [x.conv.weight for x in layers[:2]]
+    levels = [paddle.concat([F.conv2d(x, w, padding=1) for w in first], axis=1) for x in levels]
     for i in range(depth):
-        weight = paddle.concat([x.conv.weight for x in layers[2 * i : 2 * i + 2]])
-        levels = [F.conv2d(x, weight, padding=1, groups=2) for x in levels]
+        if i > 0:
+            weight = paddle.concat([x.conv.weight for x in layers[2 * i : 2 * i + 2]])
+            levels = [F.conv2d(x, weight, padding=1, groups=2) for x in levels]
         # Paddle before 3.0 has no F.group_norm
         args = affine[i], affine[depth + i], norm._epsilon, 2 * norm._num_groups, "NCHW"
         levels = [F.relu(paddle._C_ops.group_norm(x + biases[i], *args)) for x in levels]
