@@ -1,1 +1,1 @@
-"""From a run directory to figures that can be read, compared and sent in."""
+"""Reports of run directories as HTML and Markdown, with comparisons between runs."""

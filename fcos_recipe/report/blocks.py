@@ -1,4 +1,4 @@
-"""What a report consists of, before it becomes HTML or Markdown. All text is raw: not escaped."""
+"""The blocks of a report before rendering to HTML or Markdown. No text is escaped yet."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from fcos_recipe.report.svg import Series, line_chart
 
 @dataclass
 class Text:
-    """A paragraph, or a heading; `kind`: "", "verdict", "good", "bad", "note" or "heading"."""
+    """A paragraph or heading; `kind` is "", "verdict", "good", "bad", "note" or "heading"."""
 
     text: str
     kind: str = ""
@@ -25,14 +25,14 @@ class Items:
 
 @dataclass
 class Tiles:
-    """Figures at a glance: (name, value, remark)."""
+    """Key figures: (name, value, remark)."""
 
     tiles: list[tuple[str, str, str]]
 
 
 @dataclass
 class Cell:
-    """A table's cell with a bar of this share of its width, or a background of this strength."""
+    """A table cell with a bar or a coloured background; both range from 0 to 1."""
 
     text: str
     bar: float | None = None
@@ -41,7 +41,7 @@ class Cell:
 
 @dataclass
 class Table:
-    """Rows of text or `Cell`; the first cell of a row names it. `left`: columns of words."""
+    """Rows of text or `Cell`; the first cell is the row's header. `left`: text columns."""
 
     caption: str
     head: list[str]
@@ -51,7 +51,7 @@ class Table:
 
 @dataclass
 class Chart:
-    """Curves; `summary` says in words what they show."""
+    """Curves; `summary` describes them in words."""
 
     title: str
     svg: str
@@ -77,7 +77,7 @@ class Pair:
 
 @dataclass
 class Code:
-    """Lines as they are; (line, whether it is marked)."""
+    """Preformatted lines: (line, whether it is marked)."""
 
     lines: list[tuple[str, bool]]
     label: str = ""
@@ -85,7 +85,7 @@ class Code:
 
 @dataclass
 class Fold:
-    """What is shown on demand."""
+    """Blocks that the reader can unfold."""
 
     summary: str
     blocks: list
@@ -93,7 +93,7 @@ class Fold:
 
 @dataclass
 class Section:
-    """A part with a heading and an address."""
+    """A part with a heading and an anchor for links."""
 
     title: str
     anchor: str
@@ -102,7 +102,7 @@ class Section:
 
 @dataclass
 class Report:
-    """The whole: a title, a line below it and sections."""
+    """A report: title, subtitle and sections."""
 
     title: str
     subtitle: str
@@ -110,7 +110,7 @@ class Report:
 
 
 def chart(title: str, series: list[Series], x_name: str, y_name: str, summary: str, **options):
-    """A `Chart`, or None where there is nothing to draw."""
+    """Make a `Chart` of up to six series; None if there is nothing to draw."""
     series = [s for s in series if s.points()][:6]
     svg = line_chart(series, f"{title}: {summary}", x_name, y_name, **options)
     return Chart(title, svg, [s.label for s in series], summary) if svg else None

@@ -1,9 +1,9 @@
-"""Runs beside each other: figures, AP differences with their interval, differing config keys.
+"""Comparison of runs: figures, AP differences with an interval, differing config keys.
 
-The interval is a paired bootstrap over the images of one validation set (hotcoco's): images are
-drawn with replacement, both runs are judged on the same draw, and the 2.5 % and 97.5 % of the
-differences are told. It holds for these two trained models on other images of the kind; it does
-not tell how far two trainings with other seeds would lie apart.
+The interval is hotcoco's paired bootstrap over the images of one validation set: images are drawn
+with replacement, both runs are evaluated on the same draw, and the 2.5 and 97.5 percentiles of the
+differences are reported. It covers these two models on similar images; it does not cover how much
+trainings with different seeds would differ.
 """
 
 from fcos_recipe.config.effects import differences
@@ -15,19 +15,19 @@ from fcos_recipe.report.headline import duration, percent
 from fcos_recipe.report.sections import labels
 from fcos_recipe.runs.contents import Run
 
-SAMPLES = 300  #: draws; the interval's ends are then good to about a tenth of its width
+SAMPLES = 300  #: draws; they give the interval's ends to about a tenth of its width
 _METRICS = (("AP", "AP"), ("AP50", "AP50"), ("AP75", "AP75"), ("AP small", "APs"),
             ("AP medium", "APm"), ("AP large", "APl"))  # fmt: skip
-_APART = 0.002  # AP by which float32 boxes may change a figure
+_APART = 0.002  # tolerance in AP: the stored boxes are float32
 
 
 def blocks(run: Run, others: list[Run], samples: int = SAMPLES) -> list:
     """The section "Comparison".
 
     Args:
-        run: the run that the report is of; differences are its figures minus the other's.
-        others: what it is compared with.
-        samples: draws of the bootstrap; 0: no intervals.
+        run: the run of the report; differences are its figures minus the other run's.
+        others: the runs to compare it with.
+        samples: bootstrap draws; 0: no intervals.
     """
     names = labels([run, *others])
     found: list = [_figures([run, *others], names)]
@@ -63,8 +63,8 @@ def _pair(run: Run, other: Run, name: str, other_name: str, samples: int) -> lis
         found = compared(run, other, samples)
     except UserError as error:
         if run.ap is None or other.ap is None:
-            return [Text(f"{title}: no difference, {error}.")]
-        return [Text(f"{title}: AP {_signed(run.ap - other.ap)} points. No interval can be given: "
+            return [Text(f"{title}: no AP difference, because {error}.")]
+        return [Text(f"{title}: AP {_signed(run.ap - other.ap)} points. No interval, because "
                      f"{error}.")]  # fmt: skip
     rows, interval = [], found["ci"] or {}
     for shown, key in _METRICS:
@@ -77,7 +77,7 @@ def _pair(run: Run, other: Run, name: str, other_name: str, samples: int) -> lis
             f"{_signed(bounds['lower'])} to {_signed(bounds['upper'])}" if bounds else "-",
         ])  # fmt: skip
     table = Table(
-        f"{title}, points; interval: 95 %, {samples} paired draws of the {found['num_images']} "
+        f"{title}, points; 95 % interval from {samples} paired draws of {found['num_images']} "
         "images",
         ["", other_name, name, "difference", "95 % interval"], rows,
     )  # fmt: skip
@@ -85,7 +85,7 @@ def _pair(run: Run, other: Run, name: str, other_name: str, samples: int) -> lis
     classes.sort(key=lambda c: -abs(c["delta"]))
     most = max((abs(c["delta"]) for c in classes), default=0) or 1
     per_class = Table(
-        "AP per class, largest differences first (no interval: classes have few objects)",
+        "AP per class, largest differences first (no intervals: classes have too few objects)",
         ["class", other_name, name, "difference"],
         [
             [c["cat_name"], percent(c["ap_a"]), percent(c["ap_b"]),
@@ -103,21 +103,21 @@ def _pair(run: Run, other: Run, name: str, other_name: str, samples: int) -> lis
 def _words(difference: float, bounds: dict, title: str) -> str:
     low, high = bounds["lower"], bounds["upper"]
     if low > 0 or high < 0:
-        verdict = "the difference is larger than the choice of images explains"
+        verdict = "the choice of validation images does not explain the difference"
     else:
-        verdict = "the choice of images alone can explain the difference"
+        verdict = "the choice of validation images alone can explain the difference"
     return (
         f"{title}: AP {_signed(difference)} points, {_signed(low)} to {_signed(high)} in 95 % of "
         f"the draws: {verdict}. "
-        "How far trainings with other seeds lie apart is not part of it."
+        "This does not include the variation between training seeds."
     )
 
 
 def compared(run: Run, other: Run, samples: int) -> dict:
-    """hotcoco's `compare` of what both runs kept of their last evaluation; `other` is its A.
+    """hotcoco's `compare` of the detections kept by both runs; `other` is its model A.
 
     Raises:
-        UserError: why there can be none.
+        UserError: the runs can't be compared; the message gives the reason.
     """
     arrays = []
     for r in (other, run):
@@ -134,22 +134,22 @@ def compared(run: Run, other: Run, samples: int) -> dict:
     found = hotcoco.compare(*map(judge, arrays), n_bootstrap=samples, seed=0)
     for r, key in ((other, "metrics_a"), (run, "metrics_b")):
         if r.ap is not None and abs(found[key]["AP"] - r.ap) > _APART:
-            raise UserError(f"{r.name}'s {JUDGED} is not that of its last evaluation")
+            raise UserError(f"{r.name}'s {JUDGED} does not match its last evaluation")
     return found
 
 
 def _configs(run: Run, other: Run, name: str, other_name: str) -> Table | Text:
     if not (run.config and other.config):
-        return Text(f"{other_name}: config.yml is missing in one of the two: no list of what the "
-                    "configs differ in.")  # fmt: skip
+        return Text(f"{other_name}: config.yml is missing in one of the two runs, so their "
+                    "configs can't be compared.")  # fmt: skip
     try:
         rows = differences(*(plain_values(r.config, str(r.path / "config.yml"))
                              for r in (other, run)))  # fmt: skip
     except UserError as error:
         return Text(f"The configs cannot be compared: {error}")
     if not rows:
-        return Text(f"The configs of {name} and {other_name} say the same.")
-    return Table(f"What the configs differ in: {len(rows)} keys", ["key", other_name, name],
+        return Text(f"The configs of {name} and {other_name} are the same.")
+    return Table(f"Config keys that differ: {len(rows)}", ["key", other_name, name],
                  [list(row) for row in rows], {0, 1, 2})  # fmt: skip
 
 

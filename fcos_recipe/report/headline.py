@@ -1,4 +1,4 @@
-"""What a run came to, and what may be said about it beside the published figure of its config."""
+"""The result of a run, and its comparison with the published figures of its config."""
 
 from pathlib import PurePosixPath
 
@@ -7,16 +7,16 @@ from fcos_recipe.report.blocks import Items, Table, Text, Tiles
 from fcos_recipe.runs.contents import Run, value
 from fcos_recipe.runs.judgement import NOT_COMPARABLE, Verdict, found_in, judge
 
-SHOWN = 6  #: reasons why a run cannot be compared; a verdict is one sentence
+SHOWN = 6  #: how many reasons against a comparison are listed
 
 
 def percent(ap: float | None) -> str:
-    """AP in [0, 1] as COCO's tables have it: 39.7."""
+    """AP in [0, 1] as text in percent: "39.7"; "-" if undefined."""
     return "-" if ap is None or ap < 0 else f"{100 * ap:.1f}"
 
 
 def duration(hours: float) -> str:
-    """Hours in words: 7.4 h, 12 min, 41 s."""
+    """Hours as text: "7.4 h", "12 min", "41 s"."""
     if hours >= 1:
         return f"{hours:.1f} h"
     return f"{60 * hours:.0f} min" if hours >= 1 / 30 else f"{3600 * hours:.0f} s"
@@ -27,7 +27,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def headline(run: Run) -> str:
-    """One sentence: the result, or how far it is."""
+    """One sentence: the state of the run and its AP."""
     ap, best, epochs, epoch = run.ap, run.best, run.epochs, run.epoch
     of = f"{epoch or 0}" + (f" of {epochs}" if epochs else "")
     if run.state == "evaluation":
@@ -35,9 +35,9 @@ def headline(run: Run) -> str:
         source = (e.weights or e.predictions or "") if e else ""
         return f"Evaluation of {PurePosixPath(source).name}: AP {percent(ap)}"
     if ap is None:
-        result = "no AP yet" if run.state == "running" else "no AP: it was never evaluated"
+        result = "no AP yet" if run.state == "running" else "no AP, because it was never evaluated"
         if run.evaluation or run.evals:
-            result = "AP undefined: there was nothing to find"
+            result = "AP undefined, because there were no objects"
     else:
         after = run.evaluation.epoch if run.evaluation else None
         result = f"AP {percent(ap)}" + (f" after epoch {after}" if after else "")
@@ -45,14 +45,14 @@ def headline(run: Run) -> str:
             result += f" (best {percent(best[0])} after epoch {best[1]})"
     return {
         "finished": f"Finished: {result}",
-        "running": f"Still going on, in epoch {of}: {result}",
-        "stopped": f"Stopped before its end, in epoch {of}: {result}",
+        "running": f"Running, in epoch {of}: {result}",
+        "stopped": f"Stopped before the end, in epoch {of}: {result}",
         "empty": "Nothing was trained yet",
     }[run.state]
 
 
 def tiles(run: Run) -> Tiles:
-    """The figures of the first glance."""
+    """The key figures."""
     rows = []
     e = run.evaluation
     ap50 = e.figure("AP50") if e else None
@@ -73,7 +73,7 @@ def tiles(run: Run) -> Tiles:
         f = run.facts
         rows.append(("Images per step", str(f.total_batch), f"LR {f.lr:g}" if f.lr else ""))
     if e and e.images_per_second:
-        rows.append(("Evaluation, images/s", f"{e.images_per_second:.2f}", "of all cards together"))
+        rows.append(("Evaluation, images/s", f"{e.images_per_second:.2f}", "all cards together"))
     return Tiles(rows)
 
 
@@ -85,18 +85,18 @@ def blocks(run: Run) -> list:
     if run.evaluation:
         found += [Text(note, "note") for note in run.evaluation.notes]
     if run.state == "running" and (left := _left(run)):
-        found.append(Text(f"About {left} of training are left at the present speed."))
+        found.append(Text(f"About {left} of training remain at the current speed."))
     if run.state == "stopped":
-        found.append(Text("It can be continued from its newest checkpoint: the command that "
-                          "started it, with --resume auto.", "note"))  # fmt: skip
+        found.append(Text("To continue from its newest checkpoint, run the same command with "
+                          "--resume auto.", "note"))  # fmt: skip
     if run.bad_steps:
-        found.append(Text(f"{plural(len(run.bad_steps), 'step')} had numbers that are not finite; "
+        found.append(Text(f"{plural(len(run.bad_steps), 'step')} had NaN or infinite values; "
                           "see the log and bad_steps/.", "bad"))  # fmt: skip
     found += against_published(run)
     found.append(Text(
-        "AP is COCO's box AP at IoU 0.50:0.95, in percent. Images/s is the median over the logged "
-        "stretches of training without the first, waiting for data included, evaluation and saves "
-        "not; time to train is the sum of the same stretches.", "note",
+        "AP is COCO's box AP at IoU 0.50:0.95, in percent. Images/s is the median over the logging "
+        "intervals of training except the first; it includes data loading but not evaluation or "
+        "saving. Time to train is the sum of these intervals.", "note",
     ))  # fmt: skip
     return found
 
@@ -110,14 +110,14 @@ def _left(run: Run) -> str:
 
 
 def against_published(run: Run) -> list:
-    """The judgement on this run beside the published rows of its config, and their throughput."""
+    """Compare the run's AP and throughput with the published rows of its config."""
     name = run.config_name
     try:
         verdict = judge(found_in(run)) if name else None
     except UserError as error:
         return [Text(f"No comparison with the published figures: {error}", "note")]
     if verdict is None or not verdict.rows:
-        what = f"of the config {name}" if name else "to compare with: the config is not known"
+        what = f"of the config {name}" if name else "to compare with, because the config is unknown"
         return [Text(f"There is no published figure {what}.", "note")]
     rows = [compared.row for compared in verdict.rows]
     table = Table(
@@ -138,7 +138,9 @@ def against_published(run: Run) -> list:
 def _speed(row) -> str:
     if row.images_per_second is None:
         return "-"
-    unit = {"total": " in total", "card": " per card"}.get(row.throughput_of, ", of what: unstated")
+    unit = {"total": " in total", "card": " per card"}.get(
+        row.throughput_of, " (per card or total?)"
+    )
     return f"{row.images_per_second:.2f}{unit}"
 
 
@@ -149,7 +151,7 @@ def _sentence(verdict: Verdict) -> Text:
     what = f"the published {row.ap:.1f} ({on})"
     if verdict.word == NOT_COMPARABLE or ap is None:
         more = f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
-        return Text(f"Not to be compared with {what}: {'; '.join(reasons[:SHOWN])}{more}.")
+        return Text(f"Not comparable with {what}: {'; '.join(reasons[:SHOWN])}{more}.")
     return Text(
         f"AP {ap:.1f} is {abs(ap - row.ap):.1f} {'above' if ap >= row.ap else 'below'} "
         f"{what}: {'within' if nearest.side == 'inside' else 'outside'} the tolerance of "
@@ -159,21 +161,21 @@ def _sentence(verdict: Verdict) -> Text:
 
 
 def same_hardware(run: Run, row) -> bool:
-    """Whether the run's cards are those of a published row, and as many."""
+    """Whether the run used the same cards, and as many, as a published row."""
     if row.device is None or run.cards != row.cards or run.environment is None:
         return False
     if row.device.lower() == "cpu":
-        return False  # one CPU's figure says nothing about another's
+        return False  # CPUs differ too much to compare
     return any(row.device.lower() in card.lower() for card in run.environment.cards)
 
 
 def _speed_words(run: Run, row) -> str:
     if run.speed is None:
-        return "this run has no throughput to set beside it"
+        return "this run has no throughput to compare"
     if not same_hardware(run, row):
-        return "images/s of other hardware, which this run's cannot be compared with"
+        return "images/s measured on other hardware; not comparable with this run"
     one, total = run.speed
     this = {"total": [total], "card": [one]}.get(row.throughput_of, [one, total])
     shares = " or ".join(f"{100 * v / row.images_per_second:.0f} %" for v in this)
     doubt = "" if len(this) == 1 else " (per card or in total: the source does not state which)"
-    return f"this run is at {shares} of its images/s{doubt}"
+    return f"this run reaches {shares} of its images/s{doubt}"

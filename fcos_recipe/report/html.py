@@ -1,4 +1,4 @@
-"""Blocks as one HTML file: no script, no outside request, every text escaped."""
+"""Render a report as one HTML file without scripts or external requests; all text is escaped."""
 
 import base64
 import re
@@ -12,7 +12,7 @@ from fcos_recipe.report import blocks
 from fcos_recipe.report.svg import swatch
 from fcos_recipe.runs.contents import MOST_PICTURE
 
-# Nothing may be fetched and no script runs, whatever a name in the page manages to smuggle in.
+# Forbids scripts and requests even if a malicious file or class name should get past the escaping.
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
     "form-action 'none'"
@@ -21,17 +21,17 @@ STYLE = Path(__file__).with_name("style.css")
 
 
 def page(report: blocks.Report, refresh: int | None = None) -> str:
-    """The file's text.
+    """The HTML text.
 
     Args:
-        report: what it shows.
-        refresh: seconds after which a browser asks again; None: never.
+        report: the report.
+        refresh: interval in seconds at which the browser reloads the page; None: never.
     """
     live = ""
     if refresh:
         live = (
-            f'<p class="live" role="status">Live: this page asks again every {refresh} s. '
-            '<a href="/?still">Hold it still</a></p>'
+            f'<p class="live" role="status">Live: this page reloads every {refresh} s. '
+            '<a href="/?still">Stop reloading</a></p>'
         )
     meta = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
     links = "".join(f'<li><a href="#{s.anchor}">{text(s.title)}</a></li>' for s in report.sections)
@@ -57,7 +57,7 @@ def page(report: blocks.Report, refresh: int | None = None) -> str:
 
 
 def text(value: object) -> str:
-    """Text for any place of the page, attributes included."""
+    """Escape text for use in elements and attributes."""
     return escape(printable(str(value)))
 
 
@@ -108,7 +108,7 @@ def _table(block: blocks.Table) -> str:
 
 
 def _breakable(value: str) -> str:
-    """Text whose dotted keys and paths may go on in the next line."""
+    """Escaped text in which long keys and paths may wrap after a dot or slash."""
     return re.sub(r"([./])(?=\w)", r"\1<wbr>", text(value))
 
 
@@ -144,10 +144,10 @@ def _pair(p: blocks.Pair) -> str:
             if not path.is_file() or path.stat().st_size > MOST_PICTURE:
                 raise OSError
             content = path.read_bytes()
-            if not content.startswith(b"\xff\xd8\xff"):  # a link to somebody's secrets, say
+            if not content.startswith(b"\xff\xd8\xff"):  # for example a link to a private file
                 raise OSError
         except OSError:
-            lost = f"{path.name}: missing, too large, or no JPEG"
+            lost = f"{path.name}: missing, too large, or not a JPEG"
             pictures.append(f'<p class="note">{text(lost)}</p>')
             continue
         data = base64.b64encode(content).decode()

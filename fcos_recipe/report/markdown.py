@@ -1,4 +1,4 @@
-"""Blocks as Markdown for issues and reviews: words and tables; pictures by their path."""
+"""Render a report as Markdown for issues and reviews; pictures are links to files."""
 
 import os
 import re
@@ -12,11 +12,11 @@ from fcos_recipe.report import blocks
 
 
 def page(report: blocks.Report, folder: Path) -> str:
-    """The file's text.
+    """The Markdown text.
 
     Args:
-        report: what it shows.
-        folder: where the file will be; pictures are named relative to it.
+        report: the report.
+        folder: where the file will be saved; picture links are relative to it.
     """
     parts = [f"# {text(report.title)}", text(report.subtitle)]
     for section in report.sections:
@@ -26,7 +26,7 @@ def page(report: blocks.Report, folder: Path) -> str:
 
 
 def text(value: object) -> str:
-    """One line in which nothing is markup."""
+    """Escape text so that it stays on one line and contains no markup."""
     line = " ".join(printable(str(value)).split())
     return re.sub(r"([\\`*_\[\]#|~])", r"\\\1", escape(line, quote=False))
 
@@ -55,7 +55,7 @@ def _block(block, folder: Path) -> str:
         case blocks.Code():
             lines = [printable(line) for line, _ in block.lines]
             longest = max(map(len, re.findall("`+", "\n".join(lines))), default=0)
-            fence = "`" * max(3, longest + 1)  # longer than any in the text
+            fence = "`" * max(3, longest + 1)  # longer than any fence in the text
             return "\n".join([fence, *lines, fence])
         case blocks.Fold():
             inner = "\n\n".join(_block(b, folder) for b in block.blocks)

@@ -1,4 +1,4 @@
-"""The sections of a report, from what a run directory holds."""
+"""Build the sections of a report from a run directory."""
 
 import re
 import shlex
@@ -25,17 +25,17 @@ from fcos_recipe.report.headline import percent
 from fcos_recipe.report.svg import Series, number
 from fcos_recipe.runs.contents import MOST_PICTURES, Run, value
 
-MOST_CLASSES = 20  #: of a confusion matrix that can be read
-MOST_ROWS = 400  #: of a table of classes
+MOST_CLASSES = 20  #: largest confusion matrix that is legible
+MOST_ROWS = 400  #: rows in a table of classes
 MOST_WARNINGS = 30
 
 
 def build(run: Run, others: Sequence[Run] = (), comparison: list | None = None) -> Report:
-    """All sections.
+    """Build a report with all sections.
 
     Args:
         run: the run.
-        others: runs whose curves are drawn beside its own.
+        others: runs whose curves are drawn next to it.
         comparison: blocks of `compare.blocks`, shown after the verdict.
     """
     parts = [("Verdict", "verdict", headline.blocks(run))]
@@ -50,10 +50,10 @@ def build(run: Run, others: Sequence[Run] = (), comparison: list | None = None) 
         ("Data", "data", data(run)),
         ("Config", "config", config(run)),
         ("Environment", "environment", environment(run)),
-        ("Repeat it", "repeat", repeat(run)),
+        ("Reproduce it", "repeat", repeat(run)),
     ]
     if run.notes or run.warnings:
-        parts.append(("Missing and warned of", "missing", missing(run)))
+        parts.append(("Missing files and warnings", "missing", missing(run)))
     name = run.config_name
     shown = time.strftime("%Y-%m-%d %H:%M:%S %z")
     return Report(
@@ -64,10 +64,10 @@ def build(run: Run, others: Sequence[Run] = (), comparison: list | None = None) 
 
 
 def curves(run: Run, others: Sequence[Run]) -> list:
-    """Loss, LR, throughput, memory and AP over the run."""
+    """Charts of loss, LR, throughput, memory and AP."""
     runs = [run, *others]
     if not any(r.train or r.evals for r in runs):
-        return [Text("No step was logged: there are no curves.")]
+        return [Text("No step was logged, so there are no curves.")]
 
     def of(key: str, scale: float = 1.0, kind: str = "train") -> list[Series]:
         result = []
@@ -81,12 +81,12 @@ def curves(run: Run, others: Sequence[Run]) -> list:
 
     def add(title: str, series: list[Series], unit: str, words, x_name="step", **options):
         points = series[0].points()
-        summary = words([y for _, y in points]) if points else f"{run.name}: nothing logged."
+        summary = words([y for _, y in points]) if points else f"{run.name}: nothing was logged."
         if found := chart(title, series, x_name, unit, summary, **options):
             charts.append(found)
 
     def ends(ys):
-        return f"From {number(ys[0])} to {number(ys[-1])}, lowest {number(min(ys))}."
+        return f"From {number(ys[0])} to {number(ys[-1])}, minimum {number(min(ys))}."
 
     def steady(ys):
         return f"Median {number(sorted(ys)[len(ys) // 2])}, {number(min(ys))} to {number(max(ys))}."
@@ -99,7 +99,7 @@ def curves(run: Run, others: Sequence[Run]) -> list:
         series = [Series(k, xs, [value(r, k) for r in run.train]) for k in parts[:6]]
         if series and None not in xs:
             last = ", ".join(f"{s.label} {number(s.y[-1])}" for s in series if s.y[-1] is not None)
-            if found := chart("Parts of the loss", series, "step", "loss", f"Last: {last}.",
+            if found := chart("Loss components", series, "step", "loss", f"Last: {last}.",
                               y_range=(0, None)):  # fmt: skip
                 charts.append(found)
     ap = of("AP", 100, "evals")
@@ -114,20 +114,20 @@ def curves(run: Run, others: Sequence[Run]) -> list:
         "Learning rate",
         of("lr"),
         "LR",
-        lambda ys: f"Peak {number(max(ys))}, at the end {number(ys[-1])}.",
+        lambda ys: f"Maximum {number(max(ys))}, last {number(ys[-1])}.",
         y_range=(0, None),
     )
     add("Throughput", of("images_per_second_per_card"), "images/s per card", steady,
         y_range=(0, None))  # fmt: skip
-    add("Memory, peak", of("memory_mib"), "MiB", lambda ys: f"{max(ys):.0f} MiB at most"
-        + (", of the process (resident)." if run.environment and run.environment.device == "cpu"
+    add("Peak memory", of("memory_mib"), "MiB", lambda ys: f"Maximum {max(ys):.0f} MiB"
+        + (" resident memory of the process." if run.environment and run.environment.device == "cpu"
            else "."), y_range=(0, None))  # fmt: skip
     add("Waiting for data", of("data_time"), "seconds per batch", steady, y_range=(0, None))
     return [Charts(charts)]
 
 
 def labels(runs: list[Run]) -> list[str]:
-    """Short names of runs that tell them apart."""
+    """Short names that distinguish the runs."""
     names = [r.name for r in runs]
     if len(set(names)) == len(names):
         return names
@@ -135,12 +135,12 @@ def labels(runs: list[Run]) -> list[str]:
 
 
 def classes(run: Run) -> list:
-    """AP of each class with its counts."""
+    """AP and counts of each class."""
     e = run.evaluation
     if e is None:
         return [Text(_no_evaluation(run))]
     figures = Table(
-        "COCO's twelve figures, percent",
+        "COCO's twelve metrics, percent",
         ["", *e.names],
         [["all classes", *(percent(v) for v in e.stats)]],
     )
@@ -163,14 +163,14 @@ def classes(run: Run) -> list:
     )  # fmt: skip
     found: list = [figures, table]
     if len(e.per_class) > MOST_ROWS:
-        found.append(Text(f"{len(e.per_class) - MOST_ROWS} classes more are in eval.json.", "note"))
+        found.append(Text(f"{len(e.per_class) - MOST_ROWS} more classes are in eval.json.", "note"))
     return found
 
 
 def _no_evaluation(run: Run) -> str:
     if run.state == "running":
         return "Not evaluated yet."
-    return "There is no evaluation: train with --eval, or see `fcos eval --help`."
+    return "There is no evaluation. Train with --eval, or see `fcos eval --help`."
 
 
 def _no_analysis(run: Run) -> list:
@@ -178,8 +178,8 @@ def _no_analysis(run: Run) -> list:
         return [Text(_no_evaluation(run))]
     if not run.evaluation.detections:
         return [Text("The model found nothing, so there is nothing to analyse.")]
-    return [Text("analysis.json is written at the end of a run with evaluation, and needs hotcoco; "
-                 "it is not here.")]  # fmt: skip
+    return [Text("There is no analysis.json. It is written at the end of a run with evaluation if "
+                 "hotcoco is installed.")]  # fmt: skip
 
 
 def precision(run: Run) -> list:
@@ -189,8 +189,8 @@ def precision(run: Run) -> list:
         return _no_analysis(run)
     series = [Series(f"IoU {iou}", a.pr.recall, ys) for iou, ys in a.pr.precision.items()]
     charts = [
-        chart("Precision over recall, mean of classes", series, "recall", "precision",
-              "The area below a curve is the AP at that IoU.", x_range=(0, 1), y_range=(0, 1))
+        chart("Precision over recall, mean over classes", series, "recall", "precision",
+              "The area under a curve is the AP at that IoU.", x_range=(0, 1), y_range=(0, 1))
     ]  # fmt: skip
     shown = sorted((c for c in a.per_class if c.pr50), key=lambda c: -sum(c.pr50 or ()))
     if 1 < len(shown):
@@ -208,16 +208,16 @@ def precision(run: Run) -> list:
     ece = value(a.calibration, "ece")
     if bins and None not in xs:
         charts.append(chart(
-            "Calibration", [Series("right boxes", xs, ys)], "score", "share of right boxes",
-            "On the dotted line a score of 0.7 is right in 7 of 10 cases"
-            + (f"; mean distance {ece:.3f}." if ece is not None else "."),
+            "Calibration", [Series("correct boxes", xs, ys)], "score", "fraction of correct boxes",
+            "On the dotted line, 7 of 10 boxes with score 0.7 are correct"
+            + (f"; expected calibration error {ece:.3f}." if ece is not None else "."),
             x_range=(0, 1), y_range=(0, 1), diagonal=True, markers=True,
         ))  # fmt: skip
     return [Charts([c for c in charts if c])]
 
 
 def errors(run: Run) -> list:
-    """What each kind of error costs."""
+    """How much AP50 each kind of error costs (TIDE, Bolya et al., ECCV 2020)."""
     a = run.analysis
     if a is None:
         return _no_analysis(run)
@@ -230,7 +230,7 @@ def errors(run: Run) -> list:
     base = value(a.errors, "AP50")
     return [
         Table(
-            "What AP50 would gain if errors of one kind alone were mended (TIDE)"
+            "Gain in AP50 if only errors of one kind were corrected (TIDE)"
             + (f"; AP50 is {percent(base)}" if base is not None else ""),
             ["kind", "gain, AP50 points", "count", "meaning"],
             [
@@ -244,11 +244,11 @@ def errors(run: Run) -> list:
 
 
 def confusion(run: Run) -> list:
-    """Which classes are taken for which."""
+    """Which classes are confused with which."""
     if run.analysis is None:
         return []
     c, threshold = run.analysis.confusion, run.analysis.score_threshold
-    about = f"IoU 0.50, scores from {threshold:.2f} on (the best F1)"
+    about = f"IoU 0.50, score at least {threshold:.2f} (best F1)"
     pairs = sorted(
         ((n, a, b) for a, row in enumerate(c.matrix) for b, n in enumerate(row) if a != b and n),
         reverse=True,
@@ -257,29 +257,29 @@ def confusion(run: Run) -> list:
     top = Table(f"Most frequent confusions at {about}", ["object", "detected as", "times"], rows,
                 {0, 1})  # fmt: skip
     if len(c.names) > MOST_CLASSES:
-        return [top if rows else Text("No class was taken for another.")]
+        return [top if rows else Text("No class was confused with another.")]
     body = []
     for name, row in zip(c.names, c.matrix):
         total = sum(row) or 1
         body.append([name, *(Cell(str(n), heat=n / total) for n in row)])
     matrix = Table(f"Confusion matrix: rows are objects, columns detections; {about}",
                    ["object", *c.names], body)  # fmt: skip
-    return [matrix, Text("The last column counts objects that were missed, the last row boxes on "
+    return [matrix, Text("The last column counts missed objects, the last row detections on "
                          "background.", "note")]  # fmt: skip
 
 
 def images(run: Run) -> list:
-    """Pictures of where the model did worst and best."""
+    """The images on which the model did worst and best."""
     if run.examples is None or not run.examples.images:
         found: list = _no_analysis(run)
         if run.analysis:
-            found = [Text("No example images were kept: the images were not at hand, or pictures "
-                          "were turned off.")]  # fmt: skip
+            found = [Text("No example images were saved: the images were not available, or "
+                          "pictures were turned off.")]  # fmt: skip
         return found
     found = [
-        Text(f"Annotations beside detections that score {run.examples.score_threshold:.2f} or "
-             "more. Blue: found and right. Orange and dashed: missed on the one side, false on the "
-             "other.")
+        Text(f"Annotations next to detections with a score of at least "
+             f"{run.examples.score_threshold:.2f}. Blue: correct. Orange, dashed: missed objects "
+             "on the annotations, false detections on the other picture.")
     ]  # fmt: skip
     folder = run.path / "examples"
     safe = re.compile(r"[a-z]+_\d+_(truth|found)\.jpg").fullmatch
@@ -293,25 +293,25 @@ def images(run: Run) -> list:
             files = [folder / row.truth, folder / row.found]
             room -= sum(file.stat().st_size for file in files if file.is_file())
             if room < 0:
-                found.append(Text("Further images are left out: the page would be too large. They "
-                                  f"are in {folder}.", "note"))  # fmt: skip
+                found.append(Text("More images would make the page too large; they are in "
+                                  f"{folder}.", "note"))  # fmt: skip
                 return found
-            counts = f"{row.right} right, {row.false} false, {row.missed} missed"
+            counts = f"{row.right} correct, {row.false} false, {row.missed} missed"
             found.append(Pair(
                 files[0], files[1], (row.width, row.height),
                 f"{row.file} (image {row.image_id}): {counts}",
                 (f"{row.file} with its annotations, {row.missed} of them missed",
-                 f"{row.file} with detections, {row.right} right and {row.false} false"),
+                 f"{row.file} with detections, {row.right} correct and {row.false} false"),
             ))  # fmt: skip
     return found
 
 
 def data(run: Run) -> list:
-    """What was trained and judged on."""
+    """The training and validation data."""
     if run.facts is None or not run.facts.data:
         e = run.evaluation
-        judged = f" It was judged on {e.images} images with {e.instances} objects." if e else ""
-        return [Text(f"facts.json, which tells of the data, is not here.{judged}")]
+        judged = f" It was evaluated on {e.images} images with {e.instances} objects." if e else ""
+        return [Text(f"There is no facts.json, which describes the data.{judged}")]
     splits = run.facts.data
     rows: list[tuple] = [
         ("annotations", lambda d: d.annotations),
@@ -329,7 +329,7 @@ def data(run: Run) -> list:
             + (f" and {d.sizes - 3} more" if d.sizes > 3 else "")),
     ]  # fmt: skip
     table = Table(
-        "Small: boxes below 32 x 32 pixels of the original image; large: from 96 x 96 on",
+        "Small: boxes below 32 x 32 pixels of the original image; large: at least 96 x 96",
         ["", *splits],
         [[name, *(tell(d) for d in splits.values())] for name, tell in rows],
         set(range(len(splits) + 1)),
@@ -357,7 +357,7 @@ def data(run: Run) -> list:
 
 
 def config(run: Run) -> list:
-    """What the config changes, and all of it."""
+    """The config: its changes to the base configs, and all resolved values."""
     found = []
     f = run.facts.config if run.facts else None
     marked: set[str] = {"command line"}
@@ -365,18 +365,18 @@ def config(run: Run) -> list:
         origins = {where for *_, where in f.changes if where}
         marked |= origins
         found.append(Table(
-            f"What {f.name} says otherwise than the files that it builds on",
+            f"What {f.name} changes in the configs it is based on",
             ["key", "base", "here", "written in"],
-            [[key, base, here, where or "(gone)"] for key, base, here, where in f.changes],
+            [[key, base, here, where or "(removed)"] for key, base, here, where in f.changes],
             {0, 1, 2, 3},
-        ) if f.changes else Text(f"{f.name} changes nothing of what it builds on."))  # fmt: skip
+        ) if f.changes else Text(f"{f.name} changes nothing in its base configs."))  # fmt: skip
     elif f:
-        found.append(Text(f"{f.path} is written in full: it builds on no other file, so nothing "
-                          "can be marked as changed."))  # fmt: skip
+        found.append(Text(f"{f.path} is not based on another config, so no value is marked as "
+                          "changed."))  # fmt: skip
     else:
-        found.append(Text("Without facts.json only what came from the command line is marked."))
+        found.append(Text("Without facts.json only values from the command line are marked."))
     if not run.config:
-        return [*found, Text("config.yml is not here.")]
+        return [*found, Text("There is no config.yml.")]
     lines = []
     for line in run.config.splitlines():
         origin = line.rpartition("  # ")[2] if "  # " in line else None
@@ -390,16 +390,16 @@ def environment(run: Run) -> list:
     """Versions and hardware."""
     env = run.environment
     if env is None:
-        return [Text("environment.json is not here.")]
+        return [Text("There is no environment.json.")]
     git = env.git or "unknown: not a git checkout"
     if git.endswith("-dirty"):
-        git += " (with changes that are in no commit)"
+        git += " (with uncommitted changes)"
     cards = ", ".join(f"{len(list(same))} x {name}" for name, same in groupby(sorted(env.cards)))
     rows = [
         ("fcos_recipe", env.fcos_recipe), ("commit", git), ("Python", env.python),
         *env.packages.items(), ("platform", env.platform), ("device", env.device),
-        ("cards seen", cards or "none"), ("CPU", f"{env.cpu}, {env.cores or '?'} cores in use"),
-        ("started (last time)", env.started),
+        ("cards found", cards or "none"), ("CPU", f"{env.cpu}, {env.cores or '?'} cores used"),
+        ("last started", env.started),
     ]  # fmt: skip
     if f := run.facts:
         parameters = f"{f.parameters / 1e6:.2f} M" if f.parameters else "-"
@@ -410,41 +410,41 @@ def environment(run: Run) -> list:
 
 
 def repeat(run: Run) -> list:
-    """The command, and what else makes the run again."""
+    """The command of the run, and what else is needed to reproduce it."""
     env = run.environment
     if env is None or not env.command:
-        return [Text("environment.json, which has the command, is not here.")]
+        return [Text("There is no environment.json, which holds the command.")]
     found = [Code([(command_line(run), False)], "command")]
     steps = []
     if env.git:
-        steps.append(f"from the checkout of commit {env.git.removesuffix('-dirty')}"
-                     + (", which had changes" if env.git.endswith("-dirty") else ""))  # fmt: skip
+        steps.append(f"use the checkout of commit {env.git.removesuffix('-dirty')}"
+                     + (" with local changes" if env.git.endswith("-dirty") else ""))  # fmt: skip
     if run.facts and run.facts.seed is not None:
-        steps.append(f"seed {run.facts.seed} is in the config; on the same device and versions the "
-                     "steps are the same")  # fmt: skip
+        steps.append(f"the config holds seed {run.facts.seed}; the same device and versions give "
+                     "the same steps")  # fmt: skip
     resolved = shlex.quote(str(run.path / "config.yml"))
-    steps.append("or by the resolved config alone: python tools/train.py -c "
+    steps.append("or use only the resolved config: python tools/train.py -c "
                  f"{resolved} --eval --output NEW_DIR")  # fmt: skip
     if run.facts and run.facts.cards > 1:
-        steps.append(f"the resolved config, too, has to be started on {run.facts.cards} cards: "
+        steps.append(f"start the resolved config on {run.facts.cards} cards as well: "
                      "bash scripts/train.sh --gpus N CONFIG ...")  # fmt: skip
     return [*found, Items(steps)]
 
 
 def command_line(run: Run) -> str:
-    """environment.json's command as one would type it in the checkout; there must be one."""
+    """The command of environment.json as typed in the checkout; it must exist."""
     assert run.environment is not None
     program, *arguments = run.environment.command
     cards = run.facts.cards if run.facts else 1
     if program == "demo.py":
         for k, word in enumerate(arguments):
-            if word == "--started":  # seconds of the day on which it was run
+            if word == "--started":  # time of day of the original run
                 arguments = arguments[:k] + arguments[k + 2 :]
                 break
         words = ["python", "-m", "fcos_recipe.commands.demo", *arguments]
     elif program.endswith(".py"):
         words = ["python", f"tools/{program}", *arguments]
-        if cards > 1:  # what one of the processes was given
+        if cards > 1:  # the arguments of one process
             words = ["bash", "scripts/train.sh", "--gpus", str(cards), *arguments]
             if run.environment.device == "cpu":
                 if arguments[-1:] == ["device=cpu"]:  # train.sh's own addition
@@ -456,7 +456,7 @@ def command_line(run: Run) -> str:
 
 
 def missing(run: Run) -> list:
-    """What the directory lacks, and what the log warned of."""
+    """Missing files, and warnings from the log."""
     found: list = []
     if run.notes:
         found.append(Items(run.notes))

@@ -1,4 +1,4 @@
-"""The report of a run that is still going on, on this machine's loopback only."""
+"""Serve the report of a running training, on the loopback interface only."""
 
 import sys
 import threading
@@ -14,13 +14,16 @@ REFRESH = 5  #: seconds
 class Server(ThreadingHTTPServer):
     """Answers `/` with a page and nothing else.
 
-    Only names of this machine are accepted as Host: a page elsewhere whose name was made to point
-    here (DNS rebinding) gets nothing.
+    Only 127.0.0.1 and localhost are accepted as Host, which prevents DNS rebinding: a foreign name
+    that was made to point to this machine gets no page.
 
     Args:
-        port: 0 takes a free one.
+        port: port number; 0 chooses a free one.
         make: `make(refresh)` returns the page; called again when a file of the run has changed.
         folder: run directory.
+
+    Raises:
+        UserError: the port can't be used.
     """
 
     daemon_threads = True
@@ -30,7 +33,7 @@ class Server(ThreadingHTTPServer):
             super().__init__(("127.0.0.1", port), _Handler)
         except (OSError, OverflowError) as error:
             why = getattr(error, "strerror", None) or str(error)
-            raise UserError(f"--serve {port}: {why}; choose another, 0 for a free one") from None
+            raise UserError(f"--serve {port}: {why}; choose another port, or 0 for any") from None
         self.hosts = {f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")}
         self._make, self._folder = make, folder
         self._lock = threading.Lock()
@@ -41,7 +44,7 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/"
 
     def page(self, refresh: int | None) -> bytes:
-        """The page, from memory as long as the run's files stay as they are."""
+        """The page; made again only if a file of the run has changed."""
         with self._lock:
             state: list[tuple[int, int] | None] = []
             for name in ("metrics.jsonl", "eval.json", "analysis.json", "facts.json",
@@ -56,23 +59,23 @@ class Server(ThreadingHTTPServer):
             return self._made[refresh][1]
 
     def handle_error(self, request, client_address):
-        if not isinstance(sys.exc_info()[1], ConnectionError):  # a browser that went away
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a browser that disconnected
             super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: Server
     server_version, sys_version = "fcos", ""
-    timeout = 20  # of a connection that says nothing
+    timeout = 20  # seconds until an idle connection is closed
 
     def do_GET(self):
         if self.headers.get("Host", "").lower() not in self.server.hosts:
-            return self._answer(403, b"this server answers to its own name only\n", "text/plain")
+            return self._answer(403, b"use the address 127.0.0.1 or localhost\n", "text/plain")
         if self.path not in ("/", "/?still"):
-            return self._answer(404, b"only / is here\n", "text/plain")
+            return self._answer(404, b"this server only has the page /\n", "text/plain")
         try:
             content = self.server.page(REFRESH if self.path == "/" else None)
-        except UserError as error:  # the directory has gone, say
+        except UserError as error:  # for example, the directory was removed
             return self._answer(503, f"{printable(str(error))}\n".encode(), "text/plain")
         self._answer(200, content, "text/html")
 

@@ -1,7 +1,7 @@
-"""Charts as inline SVG that follow the page's light or dark colours.
+"""Line charts as inline SVG that follow the page's light or dark theme.
 
-Colours are CSS variables (--s0, --s1, ...) and `currentColor`; series also differ in their dashes,
-for print and for those who do not see the colours.
+Colours are CSS variables (--s0, --s1, ...) and `currentColor`. Series also differ in their dashes,
+for print and for colour-blind readers.
 """
 
 import math
@@ -12,12 +12,12 @@ from html import escape
 WIDTH, HEIGHT = 380, 230
 LEFT, RIGHT, TOP, BOTTOM = 64, 12, 10, 38
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "4 2")
-MOST_POINTS = 240  # of a curve; more cannot be seen and make the page large
+MOST_POINTS = 240  # per curve; more are not visible and make the page large
 
 
 @dataclass
 class Series:
-    """One curve: label, x and y; a y of None leaves a gap."""
+    """One curve; points whose y is None are skipped."""
 
     label: str
     x: Sequence[float]
@@ -37,15 +37,15 @@ def line_chart(
     diagonal: bool = False,
     markers: bool = False,
 ) -> str:
-    """An SVG element.
+    """Draw an SVG element; "" if there are no points.
 
     Args:
         series: up to six curves.
-        label: what it shows, for those who do not see it.
-        x_name, y_name: under and beside the axes.
-        x_range, y_range: of the axes; None: those of the values.
-        diagonal: draw y = x.
-        markers: mark the points even where there are many.
+        label: description for screen readers.
+        x_name, y_name: axis labels.
+        x_range, y_range: of the axes; None: the range of the values.
+        diagonal: draw the line y = x.
+        markers: mark each point.
     """
     lines = [thin(s.points()) for s in series]
     every = [p for line in lines for p in line[0]]
@@ -61,7 +61,7 @@ def line_chart(
     if top <= bottom:
         top = bottom + (abs(bottom) or 1) * 0.1
     x_ticks, y_ticks = ticks(low, high), ticks(bottom, top)
-    if all(float(x).is_integer() for x in xs):  # there is no half a step or epoch
+    if all(float(x).is_integer() for x in xs):  # steps and epochs are integers
         x_ticks = [x for x in x_ticks if float(x).is_integer()]
     top = max(top, y_ticks[-1])
     across = (WIDTH - LEFT - RIGHT) / (high - low)
@@ -114,7 +114,7 @@ def line_chart(
 
 
 def swatch(k: int) -> str:
-    """The line of series k for a legend."""
+    """The line sample of series k for a legend."""
     dash = f' stroke-dasharray="{DASHES[k]}"' if DASHES[k] else ""
     return (
         '<svg class="swatch" viewBox="0 0 30 10" aria-hidden="true"><line class="line" x1="1" '
@@ -123,10 +123,10 @@ def swatch(k: int) -> str:
 
 
 def thin(points: list[tuple[float, float]]):
-    """Means of neighbouring points, `MOST_POINTS` at most, and their range.
+    """Reduce a curve to at most `MOST_POINTS` means of neighbouring points.
 
     Returns:
-        points [(x, y)], and [(x, lowest, highest)], empty where nothing was averaged.
+        points [(x, mean y)], and ranges [(x, lowest y, highest y)], empty if nothing was averaged.
     """
     if len(points) <= MOST_POINTS:
         return points, []
@@ -140,7 +140,7 @@ def thin(points: list[tuple[float, float]]):
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers in a range."""
+    """Up to `most` + 1 round numbers in a range, for the marks of an axis."""
     step = 10 ** math.floor(math.log10((high - low) / most))
     step *= next(f for f in (1, 2, 5, 10) if (high - low) / (step * f) <= most)
     first = math.ceil(low / step - 1e-9)
@@ -149,7 +149,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def number(v: float) -> str:
-    """As short as its size allows: 0.00025, 0.5, 12, 3.4k."""
+    """A number as short text: 0.00025, 0.5, 12, 34k."""
     if abs(v) >= 10_000:
         return f"{v / 1000:g}k"
     return f"{v:.4g}"

@@ -1,4 +1,4 @@
-"""The report of a run directory, made and written."""
+"""Make and write the report of a run directory."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +11,10 @@ HTML, MARKDOWN = "report.html", "report.md"
 
 
 def make(path: Path, compare: Sequence[Path] = (), samples: int | None = None):
-    """The report of a run directory as `blocks.Report`.
+    """Make the report of a run directory, a `blocks.Report`.
 
     Raises:
-        UserError: one of the directories is not a run's.
+        UserError: one of the directories is not a run directory.
     """
     from fcos_recipe.report.sections import build
     from fcos_recipe.runs.contents import read_run
@@ -35,9 +35,9 @@ def write(
 
     Args:
         path: run directory.
-        compare: others to set beside it.
-        samples: draws of the bootstrap; None: the default.
-        folder: where to; default the run directory.
+        compare: run directories to compare it with.
+        samples: bootstrap draws; None: the default.
+        folder: output folder; default: the run directory.
 
     Returns:
         the two files.
@@ -55,12 +55,12 @@ def write(
             replace_file(folder / name, text.encode(errors="replace"))
     except OSError as error:
         where = error.filename or folder
-        raise UserError(f"{where}: {error.strerror}; choose another place with --output") from None
+        raise UserError(f"{where}: {error.strerror}; choose another folder with --output") from None
     return [folder / name for name in texts]
 
 
 def after_training(path: Path) -> None:
-    """Write the report of a run that has just ended. It never fails: one line instead."""
+    """Write the report of a run that has ended; a failure is only logged as a warning."""
     try:
         log.info("report: %s", write(path)[0])
     except Exception as error:

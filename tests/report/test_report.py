@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 from tests.helpers.made_runs import judged, write_run
 
 SECTIONS = ["Verdict", "Curves", "AP per class", "Precision and recall", "Errors and confusions",
-            "Best and worst images", "Data", "Config", "Environment", "Repeat it"]  # fmt: skip
+            "Best and worst images", "Data", "Config", "Environment", "Reproduce it"]  # fmt: skip
 VOID = {"meta", "link", "img", "br", "hr", "wbr"}
 
 
@@ -117,7 +117,7 @@ def test_without_evaluation(tiny, tmp_path):
     page = Page((tmp_path / "r/report.html").read_text())
     check(page)
     words = " ".join(page.words)
-    assert "Finished: no AP: it was never evaluated" in words and "train with --eval" in words
+    assert "no AP, because it was never evaluated" in words and "Train with --eval" in words
     assert [name for level, name in page.headings if level == 2][: len(SECTIONS)] == SECTIONS
 
 
@@ -142,7 +142,7 @@ def test_all_of_a_run_is_in_it(made):
     assert len([a for a in page.named("svg") if "chart" in a["class"]]) == 10
     words = " ".join(page.words)
     for part in ("triangle", "Loc", "Confusion matrix", "abc",
-                 "with changes that are in no commit", "resolved config"):  # fmt: skip
+                 "with uncommitted changes", "resolved config"):  # fmt: skip
         assert part in words
     result = json.loads((made / "eval.json").read_text())
     for row in result["per_class"]:
@@ -224,12 +224,12 @@ def test_pictures_are_bounded_and_are_pictures(made):
     first = made / "examples" / read_run(made).examples.images[0].truth
     first.write_bytes(b"root:x:0:0")
     text = html.page(build(read_run(made)))
-    assert "missing, too large, or no JPEG" in text and "cm9vdD" not in text
+    assert "missing, too large, or not a JPEG" in text and "cm9vdD" not in text
     index = json.loads((made / "examples/index.json").read_text())
     for row in index["images"]:
         (made / "examples" / row["found"]).write_bytes(b"\xff\xd8\xff" + bytes(390_000))
     text = html.page(build(read_run(made)))
-    assert "the page would be too large" in text and len(text) < 3_000_000
+    assert "would make the page too large" in text and len(text) < 3_000_000
 
 
 def test_markdown_fences_are_longer_than_those_inside():

@@ -78,7 +78,7 @@ def test_other_names_get_nothing(server, host):
                                   "/x//", "/examples/", "/?x", "/?still&x"])  # fmt: skip
 def test_no_file_and_no_listing(server, path):
     answer, text = ask(server, path)
-    assert answer.status == 404 and text == "only / is here\n"
+    assert answer.status == 404 and text == "this server only has the page /\n"
     assert ask(server, method="POST")[0].status == 501
 
 

@@ -39,7 +39,7 @@ def test_killed(made):
     run = read_run(made)
     assert run.state == "stopped" and len(run.train) == 12
     assert "metrics.jsonl: the last line is incomplete and ignored." in run.notes
-    assert headline(run) == "Stopped before its end, in epoch 2 of 2: AP 20.0"
+    assert headline(run) == "Stopped before the end, in epoch 2 of 2: AP 20.0"
     page = html.page(sections.build(run))
     assert "--resume auto" in page and "eval.json is missing" in page
 
@@ -61,7 +61,7 @@ def test_running_is_known_by_the_lock_which_is_left_alone(made):
     try:
         assert holder.stdout.readline() == "held\n"
         assert read_run(made).state == "running"
-        assert headline(read_run(made)).startswith("Still going on, in epoch 2 of 2: AP ")
+        assert headline(read_run(made)).startswith("Running, in epoch 2 of 2: AP ")
         (made / "analysis.json").unlink()
         assert read_run(made).notes == [
             "analysis.json is not written yet: curves, confusions and errors cannot be shown."
