@@ -124,6 +124,29 @@ def resolve_config(
     return load_config(config, overrides, strict=strict)
 
 
+def build(
+    config: Source | Config,
+    *,
+    overrides: Overrides = (),
+    device: str | None = None,
+    log_to: Log = None,
+) -> None:
+    """Build a config's model with random weights and send one image through it.
+
+    Args:
+        config, overrides: see `resolve_config`.
+        device, log_to: see `train`.
+
+    Raises:
+        UserError: the parts of the model do not accept their arguments or do not fit together.
+    """
+    config = resolve_config(config, overrides)
+    with _work(config, device, log_to) as found:
+        from fcos_recipe.model.build import build_model, prepare
+
+        build_model(prepare(config, found, 1, train=False))
+
+
 def train(
     config: Source | Config,
     *,

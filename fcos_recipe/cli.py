@@ -1,4 +1,4 @@
-"""Command name -> function. `fcos NAME ...` and `python tools/NAME.py ...` both end here."""
+"""The table of commands; `fcos NAME ...` and `python tools/NAME.py ...` both call `run`."""
 
 import atexit
 import ctypes
@@ -13,20 +13,20 @@ from fcos_recipe.console import exit_code
 from fcos_recipe.exit_codes import BAD_INPUT, FAILED, OK
 from fcos_recipe.system.watchdog import announce_failure, rank
 
-# name: (module:function, one line for `fcos --help`). Modules are imported only when called,
-# so that `--help` and the commands without a model never pay for importing Paddle.
+# name: (module:function, one line for `fcos --help`). Modules are imported only when called, so
+# that `--help` and commands without a model do not import Paddle.
 COMMANDS = {
     "train": ("fcos_recipe.commands.train:train", "train a model, with --eval after each epoch"),
-    "eval": ("fcos_recipe.commands.eval:evaluate", "COCO figures of a weights file"),
+    "eval": ("fcos_recipe.commands.eval:evaluate", "evaluate a weights file with COCO's metrics"),
     "infer": ("fcos_recipe.commands.infer:main", "draw boxes on images, write COCO results"),
     "export_model": (
         "fcos_recipe.commands.export_model:main",
-        "to Paddle Inference or ONNX, checked",
+        "export to Paddle Inference or ONNX and check it",
     ),
-    "dataset": ("fcos_recipe.commands.dataset:main", "fetch COCO; look at data before training"),
+    "dataset": ("fcos_recipe.commands.dataset:main", "download COCO; check, convert and view data"),
     "weights": (
         "fcos_recipe.commands.weights:main",
-        "published weights; convert to safetensors",
+        "download published weights; convert formats",
     ),
     "config": ("fcos_recipe.commands.config:main", "print, validate or compare configs"),
     "analyze_model": (
@@ -35,12 +35,12 @@ COMMANDS = {
     ),
     "benchmark": (
         "fcos_recipe.lab.benchmark.commands:main",
-        "measure speed side by side with stock paddledet",
+        "compare the speed with stock paddledet",
     ),
-    "report": ("fcos_recipe.commands.report:main", "a run directory as one page; compare runs"),
+    "report": ("fcos_recipe.commands.report:main", "show a run as one page; compare runs"),
     "verify_result": (
         "fcos_recipe.commands.verify_result:main",
-        "compare a run with the published figure",
+        "compare a run with the published AP",
     ),
     "doctor": ("fcos_recipe.commands.doctor:main", "check this machine before a long run"),
 }
@@ -62,30 +62,30 @@ def run(name: str, argv: list[str] | None = None) -> int:
         return getattr(import_module(module), function)(sys.argv[1:] if argv is None else argv)
 
     def announce(error: Exception) -> None:
-        if rank():  # Paddle's launcher shows the log of rank 0 alone
+        if rank():  # Paddle's launcher only shows the log of rank 0
             announce_failure(rank(), error)
 
     try:
         return exit_code(call, announce)
     except Exception as error:
-        if "PADDLE_TRAINER_ID" in os.environ:  # one of several: say which one, then as usual
+        if "PADDLE_TRAINER_ID" in os.environ:  # one of several ranks: name it first
             announce_failure(rank(), error)
         sys.excepthook = _excepthook
         raise
 
 
 def _excepthook(*error: Any) -> None:
-    """The traceback, then out: Paddle aborts when Python ends while a collective waits."""
+    """Print the traceback and leave: Paddle aborts if Python ends during a collective."""
     sys.__excepthook__(*error)
     leave(FAILED)
 
 
 def leave(code: int) -> NoReturn:
-    """End the process with this code, after everything that Python has registered for its end.
+    """Run Python's exit handlers and end the process with this code.
 
-    Native code has no say any more: the plugin for Iluvatar was reported to crash while it
-    unloads after a finished run, and Paddle 2.6 aborts when a reader's thread is still alive,
-    which would turn the exit code into a signal.
+    Native exit handlers are skipped, because they can crash and replace the exit code by a signal:
+    the Iluvatar plugin was reported to crash while it unloads, and Paddle 2.6 aborts if a reader's
+    thread is still alive.
     """
     if "paddle" in sys.modules:
         sys.stdout.flush()
@@ -104,7 +104,7 @@ def usage() -> str:
     rows = "\n".join(f"  {name:<15}{text}" for name, (_, text) in COMMANDS.items())
     return (
         f"fcos {__version__}: FCOS on PaddlePaddle\n\nusage: fcos COMMAND [options]\n\n{rows}\n\n"
-        "`fcos COMMAND --help` has the options and an example.\n"
+        "`fcos COMMAND --help` shows the options and an example.\n"
         "example: fcos train -c configs/fcos/fcos_r18_fpn_demo.yml --eval"
     )
 

@@ -257,10 +257,10 @@ def set_lr_scheduler(optimizer, scheduler) -> None:
 
 
 def stop_loading(iterator) -> None:
-    """End the thread and the worker processes of a DataLoader's iterator before its last batch.
+    """End the thread and worker processes of a DataLoader's iterator before its last batch.
 
-    Paddle ends them when the iterator is collected, but the thread itself and a variable of
-    Paddle's module keep it alive until the process ends.
+    Paddle ends them only when the iterator is garbage-collected, which never happens because the
+    thread itself and a variable of Paddle's module refer to it.
     """
     if iterator._shutdown:
         return
@@ -269,7 +269,7 @@ def stop_loading(iterator) -> None:
     if workers:
         iterator._try_shutdown_all(5)
         for worker in workers:
-            if worker.is_alive():  # blocked in a write that nobody reads
+            if worker.is_alive():  # blocked while writing to a pipe that is no longer read
                 worker.kill()
                 worker.join()
     else:

@@ -34,7 +34,7 @@ def to_console(rank: int) -> None:
 
 
 class _Forward(logging.Handler):
-    """Hands records of at least a level on to a logger, a function, or the earlier handlers."""
+    """Passes log records to a logger, a function, or the earlier handlers."""
 
     def __init__(self, target: "logging.Logger | Callable[[str], None] | None"):
         super().__init__()
@@ -56,18 +56,18 @@ class _Forward(logging.Handler):
                 self.up.callHandlers(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        raise  # noqa: PLE0704  # an error of the caller's function is the caller's to see
+        raise  # noqa: PLE0704  # let the caller see errors of its own function
 
 
 @contextmanager
 def messages(target: "logging.Logger | Callable[[str], None] | None" = None) -> Iterator[None]:
-    """Record all messages of the package while the block lasts; restore the logger afterwards.
+    """Record all messages of the package inside this context; then restore the logger.
 
-    A run directory's log.txt needs them all, whatever the caller's own level is.
+    A run directory's log.txt needs all messages, regardless of the caller's log level.
 
     Args:
         target: receives the messages: a logger, or a function that is called with each line of
-            level INFO and above. None: where the logger `fcos` was configured to send them.
+            level INFO and above. None: the handlers that the logger `fcos` had before.
     """
     forward = _Forward(target)
     before = log.level, log.propagate, log.handlers[:]
@@ -84,14 +84,14 @@ def messages(target: "logging.Logger | Callable[[str], None] | None" = None) -> 
 def exit_code(
     call: Callable[[], int], announce: Callable[[Exception], None] = lambda error: None
 ) -> int:
-    """Call a command and turn its expected errors into a message and an exit code.
+    """Call a command and convert its expected errors to a message and an exit code.
 
     Args:
-        call: returns an exit code of its own.
+        call: returns an exit code.
         announce: also called with a `UserError` or `RunFailure`.
 
     Raises:
-        Exception: anything that is not expected.
+        Exception: an unexpected error.
     """
     try:
         return call()

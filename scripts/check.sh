@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Lint, format, types, shell; every part runs, also after a failure; exit 1 if any failed.
-# --fix writes what the tools can mend. example: bash scripts/check.sh --fix
+# Check lint, format, types and shell scripts. All parts run; exit 1 if any failed.
+# --fix applies the corrections that the tools can make. example: bash scripts/check.sh --fix
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 case ${1:-} in
@@ -11,7 +11,7 @@ case ${1:-} in
 esac
 BIN=.venv/bin
 if ! [ -x "$BIN/shfmt" ] || ! [ -x "$BIN/mypy" ]; then
-    echo "error: the tools are not in .venv: bash scripts/install.sh --dev" >&2
+    echo "error: the tools are missing in .venv; run bash scripts/install.sh --dev" >&2
     exit 2
 fi
 PYTHON=(fcos_recipe tools tests scripts setup.py)
@@ -31,6 +31,6 @@ part types "$BIN/mypy"
 part shell "$BIN/shellcheck" "${SHELL_SCRIPTS[@]}"
 part 'shell format' "$BIN/shfmt" -i 4 -ci -bn "${SHFMT[@]}" "${SHELL_SCRIPTS[@]}"
 
-[ ${#FAILED[@]} -eq 0 ] && echo "check: all well" && exit 0
+[ ${#FAILED[@]} -eq 0 ] && echo "check: all passed" && exit 0
 printf 'check: failed: %s\n' "${FAILED[@]}" >&2
 exit 1

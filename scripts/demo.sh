@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The demonstration, from a clean clone: install, draw a data set of shapes, train a small FCOS on
-# it (configs/fcos/fcos_r18_fpn_demo.yml), evaluate it with COCO's figures, draw its predictions.
-# Some minutes on two CPU cores. Leaves output/demo/: result.json, run/ (log, metrics, weights),
-# drawn/. Options go to `python -m fcos_recipe.commands.demo` (--output DIR, -o KEY=VALUE ...).
+# Demo from a clean clone: install, draw a data set of shapes, train a small FCOS on it
+# (configs/fcos/fcos_r18_fpn_demo.yml), evaluate it with COCO's metrics, draw its predictions.
+# Takes some minutes on two CPU cores. Writes output/demo/: result.json, run/ (log, metrics, weights),
+# drawn/. Options are passed to `python -m fcos_recipe.commands.demo` (--output DIR, -o KEY=VALUE).
 # example: bash scripts/demo.sh
 set -euo pipefail
 if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then

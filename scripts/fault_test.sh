@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Kill, starve and damage training runs, go on with them, compare them with undisturbed ones. The
-# last line says how many faults were tried, survived and lost; exit 1 if any was lost.
+# Disturb training runs (kills, hangs, full disk, damaged files), resume them, and compare them with
+# undisturbed runs. The last line counts faults tried, survived and lost; exit 1 if any was lost.
 # example: bash scripts/fault_test.sh --quick
 set -eu
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

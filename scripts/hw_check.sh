@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# For somebody with the cards: within 30 minutes doctor, 200 steps at 1, 2, 4 and 8 cards in fp32
-# and AMP on drawn images of 800x1333, evaluation, export and resume; one JSON to send in.
-# example: bash scripts/hw_check.sh     (DEVICE=cpu bash scripts/hw_check.sh --quick tries it out)
+# Measure a machine with cards in 30 minutes: doctor, 200 steps on 1, 2, 4 and 8 cards in fp32 and
+# AMP on generated images of 800x1333, evaluation, export and resume. Writes one JSON to send in.
+# example: bash scripts/hw_check.sh     (to try it: DEVICE=cpu bash scripts/hw_check.sh --quick)
 set -eu
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-$root/.venv/bin/python}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make or refresh the virtual environment for this machine; see --help.
+# Create or update the virtual environment for this machine; see --help.
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 SYSROOT=${FCOS_SYSROOT:-} # tests put stand-ins for /dev and /usr/local/corex there
@@ -11,25 +11,25 @@ usage() {
     cat <<'EOF'
 usage: bash scripts/install.sh [options]
 
-Makes or refreshes .venv; returns at once when nothing has changed. What it installs:
-  vendor  the active Python already has a Paddle (vendor's container, activated environment): that
-          Paddle, its NumPy and its OpenCV are used as they are, only what is missing is added
+Creates or updates .venv; returns at once if nothing has changed. What it installs:
+  vendor  if the active Python already has Paddle (vendor's container, activated environment): keeps
+          that Paddle, its NumPy and its OpenCV, and adds only missing packages
   gpu     an NVIDIA card and no Paddle: paddlepaddle-gpu (requirements/gpu.txt)
   cpu     otherwise: CPU Paddle, exact versions with hashes (requirements/lock-cpu.txt)
-An Iluvatar card without a Paddle is an error: only the vendor has Paddle for it.
+An Iluvatar card without Paddle is an error: only the vendor provides Paddle for it.
 
-  --mode cpu|gpu|vendor  do not decide by the machine
-  --python PY            this Python instead of the first usable one on PATH (>= 3.10)
-  --venv DIR             another directory; an activated environment of yours that has a Paddle is
-                         added to, never cleared
+  --mode cpu|gpu|vendor  choose instead of detecting the machine
+  --python PY            use this Python instead of the first suitable one on PATH (>= 3.10)
+  --venv DIR             use another directory; packages are added to your own activated environment
+                         with Paddle, which is never cleared
   --paddle VERSION       in cpu mode: 3.3.1 (default), 3.0.0 or 2.6.2
-  --wheels DIR           offline: take every package from DIR, which was filled by
+  --wheels DIR           offline: take all packages from DIR; fill it with
                          pip download --no-deps --require-hashes -d DIR -r requirements/lock-cpu.txt
-  --dev                  also the test tools (requirements/lock-dev.txt)
+  --dev                  also install the test tools (requirements/lock-dev.txt)
   --dry-run              print the decision and the exact commands, change nothing
   -h, --help
 
-FCOS_PADDLE_INDEX=URL    package index for gpu mode instead of Paddle's own for the driver's CUDA
+FCOS_PADDLE_INDEX=URL    package index for gpu mode (default: Paddle's, for the driver's CUDA)
 
 example: bash scripts/install.sh --dry-run
 EOF

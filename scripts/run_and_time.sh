@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One command from a config to a result: prepares, trains, evaluates, and ends with a RESULT line
-# that has AP, throughput and time to train, compared with what is published for the config.
+# Prepare, train and evaluate a config. The last line is RESULT with AP, throughput, time to train and
+# the comparison with the published figures of the config.
 # example: DEVICE=cpu bash scripts/run_and_time.sh configs/fcos/fcos_r18_fpn_demo.yml
 set -eu
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

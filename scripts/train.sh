@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Train on one or more cards: bash scripts/train.sh [CONFIG] [--gpus N|LIST] [options of tools/train.py]
-# --max-restarts N goes on from the newest checkpoint when a rank dies or hangs, at most N times.
+# --max-restarts N restarts from the newest checkpoint if a rank dies or hangs, at most N times.
 # --nnodes N --master HOST:PORT --node-rank R on each of N hosts: docs/cluster.md.
-# DEVICE=cpu runs processes over Gloo instead of cards; --dry-run prints what would run.
+# DEVICE=cpu trains on the CPU (ranks communicate over Gloo); --dry-run prints the commands.
 set -eu
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-$root/.venv/bin/python}

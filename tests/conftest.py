@@ -22,7 +22,7 @@ def cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _own_log():
-    """A run in this process leaves handlers on a stream that pytest closes: no test gets them."""
+    """Remove log handlers that a run in this process left on a stream that pytest closes."""
     yield
     log = logging.getLogger("fcos")
     for handler in log.handlers[:]:
@@ -40,7 +40,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Real images and reference figures kept beside the checkout; skips where they are absent."""
+    """Real images and reference figures outside the checkout; skips if they are absent."""
     path = Path(os.environ.get("FCOS_SHARED", ROOT.parent / "shared"))
     if not path.is_dir():
         pytest.skip(f"shared data not found at {path} (set FCOS_SHARED)")
@@ -59,7 +59,7 @@ def shapes(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(shapes) -> Path:
-    """A config that trains on `shapes` in seconds: the demo's, on smaller pictures."""
+    """A config that trains on `shapes` in seconds: the demo's, with smaller images."""
     path = shapes / "tiny.yml"
     path.write_text(f"""\
 _BASE_: ['{ROOT}/configs/fcos/fcos_r18_fpn_demo.yml']
@@ -100,7 +100,7 @@ EvalReader:
 
 
 def run_tool(name: str, *argv, cwd=None, env=None, timeout=300, launch: int = 0):
-    """Run tools/NAME.py in its own process; `launch` processes under Paddle's launcher if > 0."""
+    """Run tools/NAME.py in a separate process; with `launch` > 0 as that many ranks."""
     command = [sys.executable]
     if launch:
         command += ["-m", "paddle.distributed.launch", "--nproc_per_node", str(launch)]

@@ -1,4 +1,4 @@
-"""The functions of fcos_recipe.api: results, errors, and a process that is as it was before."""
+"""fcos_recipe.api: results, errors, and no global state left behind."""
 
 import json
 import logging

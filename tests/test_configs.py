@@ -1,4 +1,4 @@
-"""Every YAML of the project trains and evaluates, on small pictures instead of its own."""
+"""Every YAML of the project trains and evaluates, with small images."""
 
 import json
 

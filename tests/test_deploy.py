@@ -1,4 +1,4 @@
-"""scripts/ for clusters and containers: dry runs, linters, schemas. No Slurm, Kubernetes, Docker.
+"""scripts/ for clusters and containers: dry runs, linters, schemas; no Slurm, Kubernetes or Docker.
 
 `pip install -r requirements/deploy.txt` brings the linters and schemas.
 """

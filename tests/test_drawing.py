@@ -1,4 +1,4 @@
-"""Drawings can be read and leave the rest of the image alone."""
+"""Drawings are legible and do not change the rest of the image."""
 
 import numpy as np
 import pytest

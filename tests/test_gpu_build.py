@@ -1,4 +1,4 @@
-"""Lines that only a CUDA build of Paddle runs, as far as they go on a machine without a card."""
+"""Code that only a CUDA build of Paddle runs, as far as possible without a card."""
 
 import paddle
 import pytest

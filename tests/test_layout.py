@@ -1,5 +1,5 @@
-"""The rooms of the package stand in one order: a module imports only from its own room or from
-rooms before it. Imports inside functions count as well."""
+"""The rooms of the package are in a fixed order: a module imports only from its own room or from
+earlier ones. Imports inside functions count as well."""
 
 import ast
 import re

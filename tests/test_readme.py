@@ -175,3 +175,11 @@ def test_own_data_as_the_readme_says(shapes, tiny, tmp_path):
     done = run_tool("train", "-c", config, "--eval", "-o", "epoch=1", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "output" / "mine" / "best_model.pdparams").is_file()
+
+
+def test_files_that_pages_name_exist():
+    pages = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "docs/architecture.svg"]
+    for page in pages:
+        for name in re.findall(r"\b[\w/-]+/\w+\.py\b", page.read_text()):
+            places = ROOT / name, ROOT / "fcos_recipe" / name
+            assert any(path.is_file() for path in places), f"{page.name}: {name}"

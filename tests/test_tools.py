@@ -1,4 +1,4 @@
-"""Every tool answers --help with an example, and is nothing but a call into the package."""
+"""Every tool has --help with an example, and only calls the package."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Size, cost and time of a model, by part: the same as `fcos analyze_model`; see `--help`."""
+"""Size, cost and time of a model: the same as `fcos analyze_model`; see `--help`."""
 
 from fcos_recipe.cli import leave, run
 

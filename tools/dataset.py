@@ -1,4 +1,4 @@
-"""Fetch and look at data sets: the same as `fcos dataset`; see `--help`."""
+"""Download, check and view data sets: the same as `fcos dataset`; see `--help`."""
 
 from fcos_recipe.cli import leave, run
 

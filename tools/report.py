@@ -1,4 +1,4 @@
-"""One file that tells all of a run: the same as `fcos report`; see `--help`."""
+"""Show a run in one file: the same as `fcos report`; see `--help`."""
 
 from fcos_recipe.cli import leave, run
 

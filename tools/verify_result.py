@@ -1,4 +1,4 @@
-"""Compare a run or weights with the published figure: as `fcos verify_result`; see `--help`."""
+"""Compare a run or weights with the published AP: as `fcos verify_result`; see `--help`."""
 
 from fcos_recipe.cli import leave, run
 

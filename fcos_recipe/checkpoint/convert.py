@@ -8,7 +8,8 @@ from fcos_recipe.errors import UserError
 from fcos_recipe.files.atomic import draft
 
 ENDINGS = {".safetensors": "safetensors", ".pdparams": "paddledet"}
-NOTES = ("config", "class_names", "category_ids", "AP")  # of `weights.facts`, copied to the target
+# of `weights.description`, copied to the target
+NOTES = ("config", "class_names", "category_ids", "AP")
 
 
 def convert(source: str, target: Path, form: str | None = None) -> list[Path]:
@@ -42,7 +43,7 @@ def convert(source: str, target: Path, form: str | None = None) -> list[Path]:
     for file in new.values():
         if file.exists():
             raise UserError(f"{file}: exists; choose another name or remove it")
-    known = weights.facts(path)
+    known = weights.description(path)
     notes = {key: known[key] for key in NOTES if key in known}
     state = weights.read(path)
     try:

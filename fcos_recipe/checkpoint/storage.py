@@ -350,4 +350,4 @@ def class_names(path: str | Path) -> list[str] | None:
     """
     if "://" in str(path):
         return None
-    return weights.facts(weights.resolve(str(path))).get("class_names")
+    return weights.description(weights.resolve(str(path))).get("class_names")

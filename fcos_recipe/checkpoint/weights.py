@@ -2,20 +2,51 @@
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import paddle
 
-from fcos_recipe.checkpoint.safe_pickle import loads
+from fcos_recipe.checkpoint.safe_pickle import Refused, loads
 from fcos_recipe.checkpoint.zoo import cached
 from fcos_recipe.console import log
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.download import digest
+from fcos_recipe.files.reading import decode_json, given_path, read_bytes, read_json
 
-MOST_BYTES = 16 << 30  # largest accepted file, ten times the largest known detector
+MOST_BYTES = 4 << 30  # largest accepted file; twice the largest detector with its optimizer
+_CONVERT = (
+    "{}; convert it where {} is installed and give the new file: python -c '{}'; the names in it "
+    "must be PaddleDetection's"
+)
+_PYTORCH = _CONVERT.format(
+    "a PyTorch file",
+    "PyTorch",
+    "import torch, safetensors.torch as s; "
+    's.save_file(torch.load("FILE", map_location="cpu", weights_only=True), "FILE.safetensors")',
+)
+_NPZ = _CONVERT.format(
+    "a NumPy archive (npz)",
+    "safetensors",
+    "import numpy, safetensors.numpy as s; "
+    's.save_file(dict(numpy.load("FILE")), "FILE.safetensors")',
+)
+
+
+class Note(TypedDict, total=False):
+    """What is known about weights: of NAME.json, of state.json, or of a .safetensors file."""
+
+    class_names: list[str] | None
+    category_ids: list[int] | None
+    config: str
+    AP: float | None
+    sha256: str
+    replaces: str  #: SHA-256 of the file before, while the new one is being written
+    ending: str  #: of the weights file; the JSON file may belong to one of another format
+    files: dict[str, str]  #: of a checkpoint: name -> SHA-256
 
 
 def read(path: str | Path, sha256: str | None = None) -> dict:
@@ -23,7 +54,7 @@ def read(path: str | Path, sha256: str | None = None) -> dict:
 
     Args:
         path: the file.
-        sha256: expected hash of the file; default: the one in `facts`, if any.
+        sha256: expected hash of the file; default: the one in `description`, if any.
 
     Returns:
         names to np.ndarray (or plain values), as `paddle.save` wrote them. bfloat16, which NumPy
@@ -33,32 +64,37 @@ def read(path: str | Path, sha256: str | None = None) -> dict:
         UserError: missing, damaged, or it contains something other than arrays in plain containers.
     """
     path = Path(path)
-    try:
-        if not path.is_file() and path.exists():
-            raise UserError(f"{path}: not a file")
-        if path.stat().st_size > MOST_BYTES:
-            raise UserError(f"{path}: larger than {MOST_BYTES >> 30} GiB; not a weights file")
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such weights file") from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    note = {"sha256": sha256} if sha256 else facts(path)
+    data = read_bytes(path, MOST_BYTES)
+    note = {"sha256": sha256} if sha256 else description(path)
     wanted = [note[key] for key in ("sha256", "replaces") if key in note]
     if wanted and hashlib.sha256(data).hexdigest() not in wanted:
         raise UserError(
             f"{path}: damaged, its SHA-256 differs from the recorded one; use another file or, if "
             f"you replaced it yourself, delete {path.with_suffix('.json')}"
         )
+    if form := _foreign(data):
+        raise UserError(f"{path}: {form}")
     try:
         return (_safetensors(path).load if path.suffix == ".safetensors" else loads)(data)
     except UserError:
         raise
+    except Refused as error:
+        raise UserError(f"{path}: not a readable weights file: {error}") from None
     except Exception as error:  # a damaged pickle can raise any exception
         why = str(error) or type(error).__name__
         raise UserError(
             f"{path}: not a readable weights file ({why}); truncated? download it again"
         ) from None
+
+
+def _foreign(data: bytes) -> str | None:
+    """Name another program's format and how to convert it; None for any other content."""
+    if data[:4] != b"PK\x03\x04":
+        return _PYTORCH if b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19." in data[:32] else None
+    name = data[30 : 30 + int.from_bytes(data[26:28], "little")]  # of the archive's first entry
+    if name.endswith(b".npy"):
+        return _NPZ
+    return _PYTORCH if name.endswith((b"data.pkl", b"version")) else "a zip archive; unpack it"
 
 
 def _safetensors(path: Path):
@@ -76,31 +112,34 @@ def _safetensors(path: Path):
     return safetensors.numpy
 
 
-def facts(path: Path) -> dict:
-    """Read the description of a weights file: `class_names`, `config`, `sha256`, ...
+def description(path: Path) -> dict:
+    """Read the description of a weights file.
 
     Args:
         path: the file. Its description is in NAME.json, in a checkpoint in state.json, and for
             safetensors in the file itself.
 
     Returns:
-        {} if there is none, as for files of PaddleDetection's model zoo.
+        the entries of `Note` that exist; {} for files of PaddleDetection's model zoo.
+
+    Raises:
+        UserError: the JSON file is damaged, or an entry is not of its type.
     """
     for note in (path.with_suffix(".json"), path.with_name("state.json")):
-        try:
-            found = json.loads(note.read_text(encoding="utf-8"))
-            if note.stem == path.stem:
-                if found.get("ending", path.suffix) == path.suffix:  # else of another format's file
-                    return dict(found)
-                continue
-            return {**found, "sha256": found["files"][path.name]}
-        except (OSError, ValueError, KeyError, TypeError):
+        if not os.path.lexists(note):
             continue
+        found = read_json(note, Note)
+        if note.stem == path.stem:
+            if found.get("ending", path.suffix) == path.suffix:
+                return found
+        elif path.name in found.get("files", {}):
+            return {**found, "sha256": found["files"][path.name]}
     if path.suffix == ".safetensors":
         try:
             with _safetensors(path).safe_open(path, framework="np") as file:
                 stored = file.metadata() or {}
-            return {key: json.loads(value) for key, value in stored.items()}
+            pairs = ",".join(f"{json.dumps(key)}:{value}" for key, value in stored.items())
+            return decode_json(f"{{{pairs}}}", Note)
         except Exception:  # safetensors' own class; `read` reports what is wrong with the file
             return {}
     return {}
@@ -112,7 +151,7 @@ def write_safetensors(path: Path, state: dict, notes: dict) -> None:
     Args:
         path: the new file.
         state: names to np.ndarray; other values are left out.
-        notes: JSON values, stored as the file's metadata, which `facts` reads.
+        notes: JSON values, stored as the file's metadata, which `description` reads.
     """
     arrays = {k: np.ascontiguousarray(v) for k, v in state.items() if isinstance(v, np.ndarray)}
     kept = {key: json.dumps(value) for key, value in notes.items()}
@@ -129,7 +168,7 @@ def resolve(source: str) -> Path:
     """
     if re.match(r"https?://|ppdet://", source):
         return cached(source.replace("ppdet://", "https://paddledet.bj.bcebos.com/"))
-    given = Path(source).expanduser()
+    given = given_path(source)
     named = [given.with_name(given.name + end) for end in (".pdparams", ".safetensors")]
     for path in (given, *named, given / "model.pdparams"):
         if path.is_file():

@@ -1,4 +1,4 @@
-"""`fcos analyze_model`: parameters, multiply-adds, activations and time, by part of the model."""
+"""`fcos analyze_model`: parameters, multiply-adds, activations and time of each model part."""
 
 import json
 import statistics
@@ -13,38 +13,38 @@ from fcos_recipe.system import compute
 PARTS = ("backbone", "neck", "head")
 _EXAMPLE = """\
 columns:
-  parameters   millions of numbers, in brackets those that are trained
-  GMACs        thousand million multiply-adds of convolutions, for the whole batch (FLOPs: twice
-               that); norms, activations and additions, together a few per cent, are left out
-  activations  MiB of what convolutions and norms put out, float32: training keeps them
+  parameters   in millions; trained parameters in brackets
+  GMACs        10^9 multiply-adds of convolutions for the whole batch (FLOPs: twice that); norms,
+               activations and additions, together a few per cent, are not counted
+  activations  MiB of outputs of convolutions and norms in float32, which training stores
   forward, +backward  median milliseconds on this device
 examples:
   python tools/analyze_model.py -c configs/fcos/fcos_r50_fpn_1x_coco.yml
   python tools/analyze_model.py -c configs/fcos/fcos_r18_fpn_demo.yml --size 160x224 --batch 4
   python tools/analyze_model.py -c configs/fcos/fcos_r50_fpn_1x_coco.yml --scaling --step-ms 243
---scaling calculates, from the bytes of the gradients and the time of a step on one card, which
-share of their time cards compute: without any overlap with communication, and with the best;
-"worth it": half of the time or more without overlap. docs/cluster.md explains it.
+--scaling estimates the fraction of time in which cards compute, from the size of the gradients and
+the time of a step on one card, without overlap of communication and with the best overlap.
+"worth it" means at least half of the time without overlap. docs/cluster.md explains it.
 """
 
 
 def main(argv: list[str]) -> int:
-    """Print the facts of a config's model."""
-    ask = parser("analyze_model", "Size, cost and time of a model, by part.", _EXAMPLE, {})
+    """Print size, cost and time of a config's model."""
+    ask = parser("analyze_model", "Print size, cost and time of a model by part.", _EXAMPLE, {})
     add = ask.add_argument
     add_config(ask, required=True)
     add_overrides(ask)
     add("--size", default="800x1344", metavar="HxW",
-        help="pixels of the padded image (default: %(default)s)")  # fmt: skip
-    add("--batch", type=int, default=1, help="images (default: %(default)s)")
-    add("--repeat", type=int, default=3, help="times each part is timed; 0: not at all")
+        help="size of the padded image in pixels (default: %(default)s)")  # fmt: skip
+    add("--batch", type=int, default=1, help="images per batch (default: %(default)s)")
+    add("--repeat", type=int, default=3, help="timed calls; 0: no timing (default: %(default)s)")
     add_json(ask)
-    add("--scaling", action="store_true", help="instead: efficiency by cards and network")
+    add("--scaling", action="store_true", help="instead estimate efficiency by cards and network")
     add(
         "--step-ms",
         type=float,
         metavar="MS",
-        help="with --scaling: time of a training step on one card; it is not measured here",
+        help="with --scaling: time of a training step on one card, which you measured",
     )
     add(
         "--network",
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
         type=float,
         default=20,
         metavar="US",
-        help="with --scaling: microseconds of one round (default: %(default)g)",
+        help="with --scaling: latency of one message round (default: %(default)g)",
     )
     args = ask.parse_args(argv)
     if args.scaling and not (args.step_ms and args.step_ms > 0 and args.latency_us >= 0):
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
     try:
         height, width = (int(x) for x in args.size.lower().split("x"))
     except ValueError:
-        raise UserError(f"--size {args.size}: want HEIGHTxWIDTH, such as 800x1344") from None
+        raise UserError(f"--size {args.size}: expected HEIGHTxWIDTH, such as 800x1344") from None
     if height < 1 or width < 1 or height % 32 or width % 32 or args.batch < 1:
         raise UserError(f"--size {args.size}, --batch {args.batch}: want multiples of 32, and >= 1")
     config = load_config(args.config, args.opt)
@@ -93,13 +93,13 @@ def main(argv: list[str]) -> int:
 
 
 def analyze(model, size: tuple[int, int], batch: int = 1, repeat: int = 3) -> dict:
-    """Facts of an FCOS model.
+    """Size, cost and time of an FCOS model.
 
     Args:
         model: `model.fcos.FCOS`.
         size: height and width of the padded image, pixels, multiples of 32.
-        batch: images.
-        repeat: how often each part is timed; 0: not at all.
+        batch: images per batch.
+        repeat: repetitions of the timing; 0: no timing.
 
     Returns:
         JSON-ready: `size`, `batch`, `parts`: backbone, neck, head and total, each with
@@ -147,14 +147,14 @@ def numbers(text: str) -> list[float]:
 
 
 def scaling(model, config, step: float, networks: list[float], latency: float) -> str:
-    """Calculated efficiency by cards and network, as a table.
+    """Estimate the efficiency by cards and network; returns a table.
 
     Args:
-        model: its trained parameters are what ranks exchange.
-        config: `comm_buffer_mb` of it is the size of a message.
+        model: ranks exchange the gradients of its trained parameters.
+        config: its `comm_buffer_mb` is the size of a message.
         step: seconds of a training step on one card.
-        networks: Gbit/s.
-        latency: seconds of one round of a message.
+        networks: bandwidths of the slowest link, Gbit/s.
+        latency: seconds per round of a message.
     """
     size = sum(p.size * p.element_size() for p in model.parameters() if not p.stop_gradient)
     messages = -(-size // (config.data["comm_buffer_mb"] * 2**20))
@@ -164,7 +164,7 @@ def scaling(model, config, step: float, networks: list[float], latency: float) -
 
 
 def _layer_by_layer(head, levels: list) -> None:
-    """The head as its layers have it; `FCOSHead` itself runs them merged, past their hooks."""
+    """Run the head layer by layer; `FCOSHead` itself merges layers and bypasses hooks."""
     for level in levels:
         cls_feat, reg_feat = head.fcos_feat(level)
         head.fcos_head_cls(cls_feat)
@@ -173,7 +173,7 @@ def _layer_by_layer(head, levels: list) -> None:
 
 
 def _count(part, call) -> tuple:
-    """What `call()` returns, multiply-adds of the convolutions in it, MiB that layers put out."""
+    """The result of `call()`, its convolutions' multiply-adds, and MiB of layer outputs."""
     from paddle import nn
     from paddle.vision.ops import DeformConv2D
 
@@ -182,7 +182,7 @@ def _count(part, call) -> tuple:
     def hook(layer, _, out):
         counted["bytes"] += out.size * out.element_size()
         if isinstance(layer, nn.Conv2D | DeformConv2D):
-            # weight: [out, in / groups, kh, kw]; each of its numbers meets each output location
+            # weight [out, in / groups, kh, kw] is applied at each output location
             counted["macs"] += layer.weight.size * out.shape[0] * out.shape[2] * out.shape[3]
 
     kinds = (nn.Conv2D, DeformConv2D, nn.GroupNorm, nn.layer.norm._BatchNormBase)
@@ -218,7 +218,7 @@ def _time(call, inputs: list, repeat: int) -> dict:
         wait()
         return 1000 * (time.perf_counter() - start)
 
-    run(True)  # buffers are allocated, kernels chosen
+    run(True)  # warm-up: allocates buffers, chooses kernels
     return {
         name: round(statistics.median(run(backward) for _ in range(repeat)), 1)
         for name, backward in (("forward_ms", False), ("forward_backward_ms", True))

@@ -1,11 +1,12 @@
-"""`fcos config print|validate|diff|keys|new`."""
+"""`fcos config print|validate|diff|keys|new`: show, check, compare and write configs."""
 
 import argparse
 import os
 import shlex
 from pathlib import Path
 
-from fcos_recipe.commands.options import add_overrides, parser
+from fcos_recipe import api
+from fcos_recipe.commands.options import add_config, add_overrides, parser
 from fcos_recipe.config import reference
 from fcos_recipe.config.effects import differences
 from fcos_recipe.config.load import Config, display, load_config, project_configs
@@ -16,9 +17,9 @@ DESCRIPTION = """\
 examples:
   fcos config print configs/fcos/fcos_r50_fpn_1x_coco.yml -o LearningRate.base_lr=1e-3
   fcos config validate                          # every YAML of the project
-  fcos config validate my.yml --strict --files
+  fcos config validate my.yml --strict --files --build
   fcos config keys
-  fcos config new --data /data/cells -o cells.yml   # for a folder in COCO format
+  fcos config new --data /data/cells -o cells.yml   # for data in COCO format
   fcos config diff configs/fcos/fcos_r50_fpn_1x_coco.yml configs/fcos/fcos_r50_fpn_iou_1x_coco.yml
 """
 
@@ -35,23 +36,33 @@ def main(argv: list[str]) -> int:
     ask = parser("config", None, DESCRIPTION, {})
     commands = ask.add_subparsers(dest="command", required=True)
     show = commands.add_parser("print", help="the resolved YAML with the origin of each value")
-    show.add_argument("config")
-    check = commands.add_parser("validate", help="check files; default: the project's configs/")
+    show.add_argument("config", nargs="?")
+    add_config(show, "the same as CONFIG, as in other commands", dest="named")
+    check = commands.add_parser("validate", help="check files (default: the project's configs/)")
     check.add_argument("config", nargs="*")
-    check.add_argument("--files", action="store_true", help="data and weights must exist, too")
-    compare = commands.add_parser("diff", help="keys in which two configs differ, both values")
+    add_config(check, "the same as CONFIG, as in other commands", dest="named")
+    check.add_argument("--build", action="store_true",
+                       help="also build each model and send one image through it")  # fmt: skip
+    check.add_argument("--files", action="store_true", help="data and weights must also exist")
+    compare = commands.add_parser("diff", help="print the keys that differ in two configs")
     compare.add_argument("a", metavar="A")
     compare.add_argument("b", metavar="B")
     for sub in (show, check, compare):
         add_overrides(sub)
         sub.add_argument("--strict", action="store_true", default=None,
-                         help="what PaddleDetection silently ignores is an error")  # fmt: skip
+                         help="keys that PaddleDetection silently ignores are errors")  # fmt: skip
     keys = commands.add_parser("keys", help="the recipe's keys: type, default, meaning")
     keys.add_argument("--markdown", action="store_true", help="as docs/configuration.md has them")
     create = commands.add_parser("new", help="write a short config for your own data", epilog=_NEW,
                                  formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     _add_new(create)
     args = ask.parse_args(argv)
+    if args.command in ("print", "validate") and args.named:
+        if args.config:
+            raise UserError(f"-c {args.named}: name the config once, here or as an argument")
+        args.config = args.named if args.command == "print" else [args.named]
+    if args.command == "print" and not args.config:
+        raise UserError("print: name a config")
     if args.command == "new":
         return _new(args)
     if args.command == "keys":
@@ -82,6 +93,8 @@ def _validate(args: argparse.Namespace) -> int:
             config = load_config(path, args.opt, args.strict)
             if args.files and (missing := config.missing_files()):
                 raise UserErrors(missing)
+            if args.build:
+                api.build(config)
             print(f"ok  {display(Path(path))}")
             _warn(config)
         except UserErrors as error:
@@ -89,7 +102,7 @@ def _validate(args: argparse.Namespace) -> int:
         except UserError as error:
             errors.append(str(error))
     if errors:
-        raise UserErrors(list(dict.fromkeys(errors)))  # a shared base is told once
+        raise UserErrors(list(dict.fromkeys(errors)))  # report a shared base only once
     return 0
 
 
@@ -102,26 +115,32 @@ def _warn(config: Config) -> int:
 def _add_new(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="DIR", help="a folder in COCO format")
-    add("-o", "--output", type=Path, required=True, metavar="FILE.yml", help="the new config")
+    add("-o", "--output", type=Path, required=True, metavar="FILE.yml", help="config to write")
     add("--base", default="fcos_r50_fpn_1x_coco", metavar="CONFIG",
         help="a config of configs/fcos, or a file (default: %(default)s)")  # fmt: skip
-    add("--train", metavar="JSON", help="annotations for training, where they are not found")
-    add("--val", metavar="JSON|none", help="annotations for evaluation; none: do without")
+    add("--train", metavar="JSON", help="annotations for training, if they can't be found")
+    add("--val", metavar="JSON|none", help="annotations for evaluation; none: no evaluation")
     add("--images", type=Path, metavar="DIR",
-        help="where to look for the images: here or one folder below")  # fmt: skip
-    add("--cards", type=_count, default=1, metavar="N", help="processes (default: %(default)s)")
-    add("--batch-size", type=_count, metavar="N", help="images per card (default: the base's)")
+        help="folder with the images, or whose subfolders have them")  # fmt: skip
+    add(
+        "--cards",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="cards to train on (default: %(default)s)",
+    )
+    add("--batch-size", type=_count, metavar="N", help="images per card (default: as in the base)")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--weights", metavar="W",
                        help="start from this file, URL or name of `fcos weights list` "
-                            "(default: the base's, trained on COCO)")  # fmt: skip
+                            "(default: those of the base, trained on COCO)")  # fmt: skip
     start.add_argument("--from-scratch", action="store_true", help="start from random weights")
     add("--force", action="store_true", help="replace FILE.yml")
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
     return int(text)
 
 
@@ -136,9 +155,9 @@ def _new(args: argparse.Namespace) -> int:
     for line in plan.lines + [f"warning: {line}" for line in plan.warnings]:
         print(f"  {line}")
     if not val:
-        print(f"{os.path.abspath(args.data)}: no annotations for evaluation: training goes "
-              "without. To have some, name them (--val JSON), or `fcos dataset split` those that "
-              "there are")  # fmt: skip
+        print(f"{os.path.abspath(args.data)}: no annotations for evaluation, so training does "
+              "not evaluate. Name some with --val JSON, or split the existing ones with "
+              "`fcos dataset split`")  # fmt: skip
     elif both := len(train.files & val.files):
         print(f"warning: {both} of {val.images} images for evaluation are also trained on: "
               "AP will be too high")  # fmt: skip

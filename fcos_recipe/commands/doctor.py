@@ -1,4 +1,4 @@
-"""`fcos doctor`: whether a training run would work on this machine, on one screen."""
+"""`fcos doctor`: check whether training would work on this machine."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def examine(config_path: str | None, overrides: list[str], communication: bool) 
     """All findings, in the order of the report.
 
     Raises:
-        UserError: the config cannot be loaded.
+        UserError: the config can't be loaded.
     """
     config = load_config(config_path, overrides) if config_path else None
     paddle, found = machine_check.look_at_paddle()
@@ -57,12 +57,12 @@ def _show(found: list[Finding]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Entry of `fcos doctor`. Returns 1 when training would fail, else 0."""
-    text = "Check this machine, and with -c the run that is planned on it."
+    """Run `fcos doctor`; returns 1 if training would fail, else 0."""
+    text = "Check this machine, and with -c a planned run on it."
     ask = options.parser("doctor", text, _EXAMPLE, _CODES)
-    options.add_config(ask, "also check this run: data, memory, disk, hours")
+    options.add_config(ask, "also check this run: data, memory, disk space, duration")
     options.add_overrides(ask, None)
-    ask.add_argument("--json", action="store_true", help="the findings as JSON")
+    ask.add_argument("--json", action="store_true", help="print the findings as JSON")
     ask.add_argument(
         "--no-comm", action="store_true", help="skip the communication check (some seconds)"
     )

@@ -5,12 +5,13 @@ import json
 from pathlib import Path
 
 from fcos_recipe import api, exit_codes
-from fcos_recipe.commands.options import add_json, write
+from fcos_recipe.commands.elsewhere import add_refusals
+from fcos_recipe.commands.options import add_json, finite, write
 from fcos_recipe.commands.train import common_parser, load
 from fcos_recipe.console import to_console
 from fcos_recipe.errors import UserError, printable
-from fcos_recipe.evaluation.metric import MAX_DETS, CocoMetric, table
-from fcos_recipe.evaluation.options import Options
+from fcos_recipe.evaluation.metric import CocoMetric, table
+from fcos_recipe.evaluation.options import MAX_DETS, Options
 from fcos_recipe.predict.backends import PRECISIONS
 from fcos_recipe.system.watchdog import rank
 
@@ -37,7 +38,7 @@ def evaluate(argv: list[str]) -> int:
     add_json(parser)
     add("--save-predictions", metavar="FILE", help="write all detections as COCO results")
     add("--classwise", action="store_true", help="more figures for each class")
-    add("--score-threshold", type=float, default=0.0, metavar="S",
+    add("--score-threshold", type=finite, default=0.0, metavar="S",
         help="leave out detections that score less; figures are then not COCO's")  # fmt: skip
     add("--max-dets", type=int, default=MAX_DETS, metavar="N",
         help="detections judged per image; other than %(default)s is not COCO's")  # fmt: skip
@@ -52,18 +53,25 @@ def evaluate(argv: list[str]) -> int:
         help="bf16: faster, other scores; exports of --format paddle")  # fmt: skip
     add("--amp", action="store_true", help="automatic mixed precision (cards only)")
     add("--output_eval", metavar="DIR", help="PaddleDetection's name of --output")
+    add_refusals(parser, "eval")
     args = parser.parse_args(argv)
     args.output = args.output or args.output_eval
     judging = {"score_threshold": args.score_threshold, "max_dets": args.max_dets}
     if args.predictions:
-        if args.tta_sizes or args.tta_flip or args.padding_effect:
-            parser.error("--tta-* and --padding-effect need a model, not --predictions")
+        given = {"-c": args.config, "-o": args.opt, "--weights": args.weights,
+                 "--tta-*": args.tta_sizes or args.tta_flip, "--amp": args.amp,
+                 "--padding-effect": args.padding_effect,
+                 "--precision": args.precision != "fp32"}  # fmt: skip
+        if needless := [name for name, value in given.items() if value]:
+            parser.error(f"--predictions is judged without a model: leave out {needless[0]}")
         if not args.annotations:
             parser.error("--predictions needs --annotations GT.json")
         metric = CocoMetric(args.annotations, **judging)
         metric.load_result_json(args.predictions)
         _report(args, metric, metric.result(), args.output, args.predictions)
         return exit_codes.OK
+    if args.annotations:
+        parser.error("--annotations belongs to --predictions; else the config names them")
     config, path = load(args, parser, ["amp=true"] if args.amp else [])
     weights = args.weights or config.data.get("weights")
     if not weights:
@@ -73,6 +81,8 @@ def evaluate(argv: list[str]) -> int:
         sizes=args.tta_sizes or (), flip=args.tta_flip, precision=args.precision,
         padding_effect=args.padding_effect, **judging,
     )  # fmt: skip
+    args.classwise |= config.data["classwise"]
+    args.output = args.output or config.data["output_eval"]
     evaluation = api.evaluate(config, weights, options=options, own_process=True)
     if rank() == 0:
         assert evaluation.metric is not None
@@ -105,14 +115,15 @@ def _report(
             folder = Path(output)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "eval.json").write_text(content + "\n")
-            for line in finish_evaluation(metric, folder, pictures=not args.no_plots):
-                print(line)
         if args.json:
             write(args.json, content + "\n")
         if args.save_predictions:
             metric.write_predictions(args.save_predictions)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be written: {error.strerror}") from None
+    if output:  # last: the figures are safe by now
+        for line in finish_evaluation(metric, folder, pictures=not args.no_plots):
+            print(line)
     if "tta" in result:
         print(f"test-time augmentation, not to be compared with plain figures: {result['tta']}")
     if "reference_ap" in result:

@@ -4,6 +4,7 @@ import os
 
 from fcos_recipe import api, exit_codes
 from fcos_recipe.commands import options
+from fcos_recipe.commands.elsewhere import add_refusals
 from fcos_recipe.commands.infer import add_weights, config_and_weights
 from fcos_recipe.console import to_console
 
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> int:
     add("--no-nms", action="store_true", help="end before NMS")
     add("--output", "--output_dir", default=os.path.join("output", "export"), metavar="DIR",
         help="gets the folder CONFIG_NAME-FORMAT (default: %(default)s)")  # fmt: skip
+    add_refusals(parser, "export_model")
     args = parser.parse_args(argv)
     config, weights = config_and_weights(args)
     to_console(0)

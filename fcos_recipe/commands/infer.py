@@ -7,6 +7,7 @@ from typing import Any
 
 from fcos_recipe import api, exit_codes
 from fcos_recipe.commands import options
+from fcos_recipe.commands.elsewhere import add_refusals
 from fcos_recipe.config import Config, load_config
 from fcos_recipe.console import to_console
 from fcos_recipe.errors import UserError
@@ -88,13 +89,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     add("--output", "--output_dir", default=os.path.join("output", "infer"), metavar="DIR",
         help=f"for the drawings and {PREDICTIONS} (default: %(default)s)")  # fmt: skip
-    add("--draw_threshold", "--draw-threshold", type=float, default=0.5, metavar="SCORE",
+    add("--draw_threshold", "--draw-threshold", type=options.finite, default=0.5, metavar="SCORE",
         help="lowest score that is drawn (default: %(default)s)")  # fmt: skip
-    add("--score_threshold", "--score-threshold", type=float, default=0.0, metavar="SCORE",
+    add("--score_threshold", "--score-threshold", type=options.finite, default=0.0, metavar="SCORE",
         help=f"lowest score in {PREDICTIONS} (default: all that NMS keeps)")  # fmt: skip
     add("--batch-size", type=int, default=1, metavar="N",
         help="images that run together, padded to the largest, which changes scores a little "
-        "(default: %(default)s, as evaluation)")  # fmt: skip
+        "(default: %(default)s; evaluation has EvalReader's)")  # fmt: skip
     add("--precision", choices=PRECISIONS, default="fp32",
         help="bf16: faster, other scores; exports of --format paddle")  # fmt: skip
     add("--csv", action="store_true", help="also write predictions.csv")
@@ -105,6 +106,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--save_results", **ignored)
     add("--use_vdl", **ignored)
     add("--vdl_log_dir", default=None, help="accepted, without effect")
+    add_refusals(parser, "infer")
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         parser.error("--batch-size: at least 1")

@@ -1,6 +1,7 @@
-"""Options that several commands share, each written once."""
+"""Options that several commands share."""
 
 import argparse
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ def parser(
     """The parser of a command.
 
     Args:
-        name: of the command, after `fcos`.
-        text: what it does.
+        name: name of the command, after `fcos`.
+        text: description of the command.
         epilog: examples.
         codes: exit code -> its meaning for this command, as `exit_codes.help_text` takes them;
             None: the epilog has them.
-        more: for ArgumentParser; `prog` where the command is not called by `fcos NAME`.
+        more: arguments of ArgumentParser; `prog` if the command is not called as `fcos NAME`.
     """
     if codes is not None:
         epilog += exit_codes.help_text(codes)
@@ -30,21 +31,28 @@ def parser(
 
 
 def add_config(parser: argparse.ArgumentParser, text: str = "YAML file", **more: Any) -> None:
-    """-c CONFIG."""
+    """Add -c CONFIG."""
     parser.add_argument("-c", "--config", help=text, **more)
 
 
 def add_overrides(
     parser: argparse.ArgumentParser, text: str | None = "override config values"
 ) -> None:
-    """-o KEY=VALUE ...: a second -o adds to the first."""
+    """Add -o KEY=VALUE ...; a second -o adds to the first."""
     parser.add_argument("-o", "--opt", nargs="*", action="extend", default=[],
                         metavar="KEY=VALUE", help=text)  # fmt: skip
 
 
-def add_json(parser: argparse.ArgumentParser, text: str = "also write the result here") -> None:
-    """--json FILE."""
+def add_json(parser: argparse.ArgumentParser, text: str = "also write the result to FILE") -> None:
+    """Add --json FILE."""
     parser.add_argument("--json", type=Path, metavar="FILE", help=text)
+
+
+def finite(text: str) -> float:
+    """The value of an option that takes a number, which nan and inf are not."""
+    if not math.isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
 
 
 def listed(text: str) -> list[str]:
@@ -53,6 +61,6 @@ def listed(text: str) -> list[str]:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a text file where an option says, with the folders that it goes into."""
+    """Write a text file and create its parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`fcos report`: a run directory -> report.html and report.md."""
+"""`fcos report`: write report.html and report.md for a run directory."""
 
 import argparse
 import signal
@@ -15,38 +15,38 @@ _HELP = """\
 examples:
   python tools/report.py output/fcos_r18_fpn_demo
   python tools/report.py output/new --compare output/old output/older
-  python tools/report.py output/new --serve          # refreshes while the run goes on
+  python tools/report.py output/new --serve          # reloads while the run continues
 
-Reads the run directory and nothing else; a training run writes both files itself at its end.
-report.html is one file that opens without a network; report.md is for issues and reviews.
---compare draws the runs' curves together and lists what their configs differ in; where both kept
-their detections (detections.npz) on the same validation set, AP differences get a 95 % interval.
+It reads only the run directory; a training run writes both files at its end. report.html is one
+file that opens without a network; report.md is for issues and reviews. --compare draws the curves
+of the runs together and lists the config keys that differ; if both runs kept their detections
+(detections.npz) on the same validation set, AP differences get a 95 % interval.
 """
 _CODES = {
-    exit_codes.OK: "written, or --serve ended by SIGTERM",
+    exit_codes.OK: "written, or --serve was ended by SIGTERM",
     exit_codes.BAD_INPUT: "not a run directory, or not writable",
-    exit_codes.INTERRUPTED: "--serve or writing ended by Ctrl-C",
+    exit_codes.INTERRUPTED: "interrupted by Ctrl-C",
 }
 
 
 def main(argv: list[str]) -> int:
     """Parse and run; see `fcos report --help`."""
-    ask = parser("report", "One file that tells all of a run.", _HELP, _CODES)
+    ask = parser("report", "Show everything about a run in one file.", _HELP, _CODES)
     add = ask.add_argument
-    add("run", type=Path, metavar="RUN_DIR", help="of fcos train, or an output of fcos eval")
+    add("run", type=Path, metavar="RUN_DIR", help="output directory of fcos train or fcos eval")
     add("--compare", type=Path, nargs="+", default=[], metavar="OTHER",
-        help="run directories, at most five")  # fmt: skip
+        help="run directories to compare with, at most five")  # fmt: skip
     add("--bootstrap", type=int, default=None, metavar="N",
-        help="draws behind an interval; 0: no interval (default: 300)")  # fmt: skip
+        help="bootstrap draws per interval; 0: no intervals (default: 1000)")  # fmt: skip
     add("--output", type=Path, metavar="DIR",
-        help=f"gets {HTML} and {MARKDOWN} (default: RUN_DIR)")  # fmt: skip
+        help=f"folder for {HTML} and {MARKDOWN} (default: RUN_DIR)")  # fmt: skip
     add(
         "--serve",
         type=int,
         nargs="?",
         const=PORT,
         metavar="PORT",
-        help=f"show it on this machine at http://127.0.0.1:PORT (default {PORT}; 0: a free one)",
+        help=f"serve it at http://127.0.0.1:PORT (default: {PORT}; 0: any free port)",
     )
     args = ask.parse_args(argv)
     if len(args.compare) > 5:
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     if args.serve is not None:
         return _serve(args)
     if args.compare and args.bootstrap != 0:
-        print("drawing images for the intervals: seconds, minutes for COCO's 5000 images "
+        print("computing intervals takes seconds, or a minute for COCO's 5000 images "
               "(--bootstrap 0: no intervals)", file=sys.stderr)  # fmt: skip
     for path in write(args.run, args.compare, args.bootstrap, args.output):
         print(printable(str(path)))
@@ -70,10 +70,10 @@ def _serve(args: argparse.Namespace) -> int:
     def page(refresh: int | None) -> str:
         return html.page(make(args.run, args.compare, args.bootstrap or 0), refresh)
 
-    page(None)  # what is wrong with the directories shows now
+    page(None)  # reports wrong directories now
     with Server(args.serve, page, args.run) as server:
-        said = f"{server.url} shows {printable(str(args.run))}, again every {REFRESH} s"
-        print(f"{said}; Ctrl-C ends it", flush=True)
+        said = f"{server.url} shows {printable(str(args.run))} and reloads every {REFRESH} s"
+        print(f"{said}; stop it with Ctrl-C", flush=True)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         server.serve_forever(poll_interval=0.2)
     return 0

@@ -1,8 +1,8 @@
-"""scripts/run_and_time.sh: prepare, train, evaluate, and one `RESULT` line with the time to train.
+"""scripts/run_and_time.sh: prepare, train, evaluate, and print a `RESULT` line.
 
-The clock runs from the start of the training command to the end of the last evaluation: with
-imports, data workers, evaluations and saves, without the preparation (data, backbone weights), as
-benchmark suites count it.
+The time to train is measured as benchmark suites do: from the start of the training command to the
+end of the last evaluation. It includes imports, data workers, evaluations and saves, but not the
+preparation of data and backbone weights.
 """
 
 import json
@@ -31,20 +31,19 @@ examples:
   DEVICE=cpu bash scripts/run_and_time.sh configs/fcos/fcos_r18_fpn_demo.yml --seed 1
 Other options go to scripts/train.sh (--gpus N, -o KEY=VALUE, --seed N ...).
 The last line is RESULT with key=value pairs; RUN_DIR/result.json has the same and more.
-Where the training fails, its exit code is this command's.
+If training fails, this command returns its exit code.
 """
 _CODES = {
-    exit_codes.OK: "trained and, where a figure is published, inside its noise band, or not "
-    "comparable",
-    exit_codes.FAILED: "outside",
+    exit_codes.OK: "trained; AP is inside the published noise band, or there is nothing comparable",
+    exit_codes.FAILED: "AP is outside the published noise band",
 }
 
 
 def prepare(config: Config) -> None:
-    """Everything that is not training: data in place, backbone weights in the cache.
+    """Check the data, draw those of the demo, and download the backbone weights.
 
     Raises:
-        UserError: data are missing; the demo's are drawn.
+        UserError: data or weights are missing.
     """
     if config.name == DEMO:
         from fcos_recipe.datasets.drawn_shapes import make_shapes
@@ -59,12 +58,12 @@ def prepare(config: Config) -> None:
 
 
 def result(run: Run, verdict: Verdict, started: float) -> dict:
-    """What a finished run is worth telling.
+    """The content of result.json for a finished run.
 
     Args:
-        run: its directory.
-        verdict: on it.
-        started: when the training command began, seconds since the epoch.
+        run: the run.
+        verdict: its comparison with the published rows.
+        started: time at which the training command began, seconds since 1970.
 
     Returns:
         JSON-ready dict; times in seconds, AP in percent. `time_to_target_s` is the time to the
@@ -94,7 +93,7 @@ def result(run: Run, verdict: Verdict, started: float) -> dict:
 def main(argv: list[str] | None = None) -> int:
     """`python -m fcos_recipe.commands.run_and_time`: see `--help`."""
     ask = parser(
-        "", "Prepare, train, evaluate; tell AP, throughput and time to train.", _EXAMPLE, _CODES,
+        "", "Prepare, train, evaluate; print AP, throughput and time to train.", _EXAMPLE, _CODES,
         prog="scripts/run_and_time.sh", allow_abbrev=False,
     )  # fmt: skip
     add = ask.add_argument

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fcos_recipe import api, exit_codes
 from fcos_recipe.commands import options
+from fcos_recipe.commands.elsewhere import add_refusals
 from fcos_recipe.config import load_config
 from fcos_recipe.config.schema import LOGGERS
 from fcos_recipe.console import to_console
@@ -72,6 +73,7 @@ def train(argv: list[str]) -> int:
     add("--to_static", action="store_true", help="compile the model to a static graph")
     add("--enable_ce", type=yes, nargs="?", const=True, default=False, metavar="BOOL",
         help="PaddleDetection's switch for repeatable runs: seed 0")  # fmt: skip
+    add_refusals(parser, "train")
     args = parser.parse_args(argv)
     overrides = [f"{name}=true" for name in ("amp", "to_static") if getattr(args, name)]
     if args.seed is not None or args.enable_ce:

@@ -1,4 +1,4 @@
-"""`fcos weights`: what is published and cached, and conversion to other formats."""
+"""`fcos weights`: list, download and verify published weights, and convert formats."""
 
 import re
 import sys
@@ -18,13 +18,13 @@ examples:
   fcos weights verify
   fcos weights convert output/run/checkpoints/0012 fcos.safetensors
   fcos weights convert output/run/checkpoints/0012 fcos --format paddledet
-The publisher gives no hashes. The SHA-256 of a file is recorded when it is first fetched and
-compared at every later use: that shows damage since then, not whether the first download was
-genuine. A file copied into the cache from elsewhere gets its record from `get` or at its first use.
+The publisher provides no hashes. The SHA-256 of a file is recorded at its first download and
+compared at every later use, so later damage is found, but not a wrong first download. For a file
+copied into the cache, `get` or the first use records it.
 """
 _CODES = {
-    exit_codes.FAILED: "not completed, call again to continue",
-    exit_codes.DAMAGED: "a file isn't the one recorded",
+    exit_codes.FAILED: "not completed; run again to continue",
+    exit_codes.DAMAGED: "a file differs from its recorded hash",
     exit_codes.DISK_FULL: "the disk is full",
 }
 
@@ -33,15 +33,15 @@ def main(argv: list[str]) -> int:
     """`fcos weights list|get|verify|convert`."""
     ask = parser("weights", None, _EXAMPLE, _CODES)
     commands = ask.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="what is published and what is in the cache")
-    get = commands.add_parser("get", help="fetch into the cache")
+    commands.add_parser("list", help="show published and cached weights")
+    get = commands.add_parser("get", help="download into the cache")
     get.add_argument("name", nargs="+", help="a name from the list, `all`, or a URL")
-    commands.add_parser("verify", help="compare every cached file with its record")
+    commands.add_parser("verify", help="compare every cached file with its recorded hash")
     convert = commands.add_parser("convert", help="to safetensors, or to PaddleDetection's files")
     convert.add_argument("source", help="checkpoint, .pdparams, .safetensors, name or URL")
-    convert.add_argument("target", type=Path, help="new file; --format adds a missing ending")
+    convert.add_argument("target", type=Path, help="output file; --format adds a missing extension")
     convert.add_argument("--format", choices=("safetensors", "paddledet"),
-                         help="default: by the target's ending")  # fmt: skip
+                         help="default: by the target's extension")  # fmt: skip
     args = ask.parse_args(argv)
     if args.command == "convert":
         from fcos_recipe.checkpoint.convert import convert as to  # imports Paddle
@@ -59,7 +59,7 @@ def _list() -> int:
     for name, entry in zoo.ZOO.items():
         path = zoo.place(entry.url)
         note = zoo.note(path)
-        state = "not fetched, hash not known"
+        state = "not downloaded, hash unknown"
         if path.is_file():
             known = f"SHA-256 {note.read_text().strip()}" if note.is_file() else "no hash recorded"
             state = f"{amount(path.stat().st_size)}, {known}"
@@ -95,7 +95,7 @@ def _verify() -> int:
         elif download.digest(path, "sha256", path.name) == zoo.note(path).read_text().strip():
             print(f"{path.name}: ok")
         else:
-            print(f"{path.name}: not the file that was recorded; delete it to fetch it again")
+            print(f"{path.name}: differs from its recorded hash; delete it to download it again")
             worst = download.Damaged.code
     print(f"{len(files)} files in {zoo.cache_dir()}")
     return worst

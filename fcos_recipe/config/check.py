@@ -1,6 +1,7 @@
 """Check a config against the schema: keys at any depth, types, class names."""
 
 import re
+from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
 
@@ -8,6 +9,8 @@ from fcos_recipe.config import schema
 from fcos_recipe.config.schema import RECIPE, REQUIRED, Key, Signature
 
 SCHEDULERS = (("PiecewiseDecay", "CosineDecay"), ("LinearWarmup", "ExpWarmup"))
+# Sections in which a misplaced key is looked for first.
+SECTIONS = ("TrainReader", "LearningRate", "OptimizerBuilder", "FCOSHead", "FPN", "ResNet")
 # Sections whose `name` is a data set class; the other keys are its arguments.
 DATASETS = ("TrainDataset", "EvalDataset", "TestDataset")
 
@@ -58,18 +61,39 @@ class _Checker:
         self.warnings: list[str] = []
         self.components = set(schema.components())
         self.operators = set(schema.operators())
+        self.sections: list[str] = []
+        self.paths: dict[str, str] = {}  # of `all_paths`, made when it is needed
 
     def error(self, node, key: str, text: str) -> None:
         self.errors.append(f"{node.where}: {key}: {text}")
 
     def unknown(self, node, key: str, known, ignored: bool = True, what: str = "unknown key"):
         """Report an unknown key; `ignored`: PaddleDetection would silently ignore it."""
-        hint = nearest(key.rsplit(".", 1)[-1], known)
+        name = key.rsplit(".", 1)[-1]
+        hint = self.elsewhere(name, exactly=True) or nearest(name, known) or self.elsewhere(name)
         place = "command line" if node.where == "command line" else "file"
         if ignored and place in self.loose:
             self.warnings.append(f"{node.where}: {key}: {what}, ignored{hint}")
         else:
             self.error(node, key, what + hint)
+
+    def elsewhere(self, name: str, exactly: bool = False) -> str:
+        """Suggest the full path of a key of this or a similar name; '' if there is none."""
+        paths = self.paths = self.paths or self.all_paths()
+        close = [] if exactly else get_close_matches(name, sorted(paths), n=1)
+        near = [name] if name in paths else close
+        return f"; did you mean {paths[near[0]]!r}?" if near else ""
+
+    def all_paths(self) -> dict[str, str]:
+        """Last part of a dotted key -> the whole key, for all keys that this config may set."""
+        paths = {"lr": "LearningRate.base_lr", "epochs": "epoch"}
+        sections = [(name, name) for name in dict.fromkeys([*SECTIONS, *self.sections])]
+        for path, name in [*sections, *_named(self.tree)]:
+            for argument in schema.signature(name).args:
+                paths.setdefault(argument, f"{path}.{argument}")
+        for key, _ in schema.keys(RECIPE):
+            paths.setdefault(key.rsplit(".", 1)[-1], key)
+        return paths
 
     def is_class(self, node, key: str) -> bool:
         """Whether the value is the name of a registered class; if not, report an error."""
@@ -82,6 +106,8 @@ class _Checker:
     def top(self, tree) -> None:
         shared = schema.shared_keys()
         known = set(RECIPE) | self.components | shared
+        self.tree = tree
+        self.sections = [name for name in tree.value if name in self.components]
         for name, node in tree.value.items():
             if name in RECIPE:
                 self.recipe(name, node, RECIPE[name])
@@ -114,6 +140,8 @@ class _Checker:
             self.error(node, name, f"expected {describe(key.kind)}, found {node.plain()!r}")
         elif key.least is not None and isinstance(node.value, int) and node.value < key.least:
             self.error(node, name, f"expected at least {key.least}, found {node.value}")
+        elif key.instead and node.value != key.default:
+            self.warnings.append(f"{node.where}: {name}: no effect; {key.instead}")
         elif key.items and (strange := [x for x in node.plain() if x not in key.items]):
             self.error(node, name, f"expected some of {', '.join(key.items)}, found {strange[0]!r}")
 
@@ -137,7 +165,9 @@ class _Checker:
             path = f"{key}.{arg}"
             if arg == skip:
                 continue
-            if arg not in found.args:
+            if arg not in found.args and arg in schema.NOT_HERE:
+                self.error(child, path, f"not supported: {schema.NOT_HERE[arg]}; remove it")
+            elif arg not in found.args:
                 self.unknown(child, path, found.args, found.swallows, f"unknown argument of {name}")
             else:
                 self.value(path, child, found.args[arg], arg)
@@ -213,6 +243,16 @@ class _Checker:
             shown = kind.plain() if kind else None
             return self.error(kind or node, f"{key}.type", f"paddle.optimizer has no {shown!r}")
         self.against(found, node, key, "type", kind.value)
+
+
+def _named(node, path: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, class) of each mapping below a node that names its class."""
+    for key, child in node.value.items():
+        if isinstance(child.value, dict):
+            here = f"{path}.{key}" if path else key
+            if "name" in child.value:
+                yield here, str(child.value["name"].value)
+            yield from _named(child, here)
 
 
 def _matches(value: Any, kind: Any) -> bool:

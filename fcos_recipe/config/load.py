@@ -15,8 +15,9 @@ from typing import Any
 
 import yaml
 
+from fcos_recipe.config.agreement import disagreements
 from fcos_recipe.config.check import SCHEDULERS, check, nearest
-from fcos_recipe.config.schema import ONLY_OURS, RECIPE, RESULTS, UNSET
+from fcos_recipe.config.schema import ONLY_OURS, RECIPE, RESULTS, UNSET, components
 from fcos_recipe.errors import UserErrors
 from fcos_recipe.places import ROOT
 
@@ -184,8 +185,9 @@ def load_config(
     else:
         loose = set() if strict else {"file", COMMAND_LINE}
     errors, warnings = check(tree, loose)
-    if reader.errors or errors:
-        raise UserErrors(reader.errors + errors)
+    errors = reader.errors + errors or disagreements(tree)
+    if errors:
+        raise UserErrors(errors)
     _fill(tree, RECIPE)
     if reader.base:
         _fill(reader.base, RECIPE)
@@ -317,10 +319,14 @@ class _Reader:
             bomb = f"{file}: more than {MAX_NODES} values; check its YAML aliases and _BASE_"
             raise UserErrors([*self.errors, bomb])
         where = self.place(node.start_mark, file)
-        name = node.tag[1:] if node.tag[1:] in sum(SCHEDULERS, ()) else None
+        # PaddleDetection's `!ClassName {...}` means `{name: ClassName, ...}`; nothing is called
+        name = node.tag[1:] if re.fullmatch(r"![A-Za-z]\w*", node.tag) else None
+        if name and name not in (known := {*sum(SCHEDULERS, ()), *components()}):
+            self.errors.append(f"{where}: tag !{name}: no registered class{nearest(name, known)}")
+            return Node(None, where)
         if not name and node.tag.removeprefix(TAG) not in PLAIN_TAGS:
-            tags = " ".join("!" + s for s in sum(SCHEDULERS, ()))
-            self.errors.append(f"{where}: tag {node.tag} is not allowed; allowed are {tags}")
+            self.errors.append(f"{where}: tag {node.tag} is not allowed; only !CLASS is, with the "
+                               "name of a registered class")  # fmt: skip
             return Node(None, where)
         if isinstance(node, yaml.MappingNode):
             start = {"name": Node(name, where)} if name else {}

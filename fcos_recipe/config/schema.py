@@ -30,6 +30,7 @@ class Key:
         stock: whether PaddleDetection also has this key.
         least: the smallest number allowed.
         items: allowed elements of a list; (): any.
+        instead: for a key of PaddleDetection that nothing reads here: what to use.
     """
 
     kind: Any
@@ -38,12 +39,15 @@ class Key:
     stock: bool = False
     least: int | None = None
     items: tuple[str, ...] = ()
+    instead: str = ""
 
 
 UNSET = object()
 LOGGERS = ("visualdl", "tensorboard", "wandb", "csv")
 NUMBER = (int, float)
 WATCH = "seconds without progress before a run counts as hung; 0: "
+
+NO_EFFECT = "PaddleDetection's key; no effect here"
 
 # Top-level keys; a dict is a section with its own keys. No other module repeats a default.
 RECIPE: dict[str, Any] = {
@@ -116,14 +120,18 @@ RECIPE: dict[str, Any] = {
     "use_vdl": Key(bool, False, "write VisualDL logs", True),
     "vdl_log_dir": Key(str, UNSET, "folder for VisualDL logs", True),
     "output_eval": Key((str, type(None)), None, "folder for the COCO results file", True),
-    "save_prediction_only": Key(bool, False, "write detections, compute no AP", True),
-    "print_flops": Key(bool, False, "PaddleDetection's key; no effect here", True),
-    "print_params": Key(bool, False, "PaddleDetection's key; no effect here", True),
+    "save_prediction_only": Key(
+        bool, False, NO_EFFECT, True, instead="use `fcos eval --save-predictions FILE`"
+    ),
+    "print_flops": Key(bool, False, NO_EFFECT, True, instead="use `fcos analyze_model`"),
+    "print_params": Key(bool, False, NO_EFFECT, True, instead="use `fcos analyze_model`"),
     "export": {
-        "post_process": Key(bool, True, "include decoding in the exported model", True),
-        "nms": Key(bool, True, "include NMS in the exported model", True),
-        "benchmark": Key(bool, False, "include neither", True),
-        "fuse_conv_bn": Key(bool, False, "fold BatchNorm into convolutions", True),
+        "post_process": Key(bool, True, NO_EFFECT, True, instead="exports always decode boxes"),
+        "nms": Key(bool, True, NO_EFFECT, True, instead="use `fcos export_model --no-nms`"),
+        "benchmark": Key(bool, False, NO_EFFECT, True, instead="use `fcos export_model --no-nms`"),
+        "fuse_conv_bn": Key(
+            bool, False, NO_EFFECT, True, instead="inference engines fold BatchNorm themselves"
+        ),
     },
 }
 
@@ -145,6 +153,14 @@ READ_ELSEWHERE: dict[str, dict[str, Any]] = {
         name: {"mixup_epoch": -1, "cutmix_epoch": -1, "mosaic_epoch": -1, "pre_img_epoch": -1}
         for name in ("BaseDataLoader", "BaseSemiDataLoader")
     },
+}
+# Transform that mixes samples -> the Reader's argument for its epochs, and how many samples it
+# needs besides the first. PaddleDetection uses the first one of this order that is active.
+MIXING = {"Mixup": ("mixup_epoch", 1), "Cutmix": ("cutmix_epoch", 1), "Mosaic": ("mosaic_epoch", 4)}
+# Arguments of PaddleDetection's classes that this project's classes in their place do not have.
+NOT_HERE = {
+    "ssod_loss": "semi-supervised training is not part of this recipe",
+    "pre_img_epoch": "it serves CenterTrack alone",
 }
 # Arguments that OptimizerBuilder sets itself, so that YAML must not.
 BUILDER_SETS = {"learning_rate", "parameters", "grad_clip"}
@@ -233,6 +249,9 @@ def signature(name: str) -> Signature:
         result.swallows = one.swallows  # the last one is ppdet's, if it has the class
     result.args.update(ONLY_OURS.get(name, {}))
     result.args.update(READ_ELSEWHERE.get(name, {}))
+    if any(source.own for source in chosen):
+        for argument in NOT_HERE:
+            result.args.pop(argument, None)
     return result
 
 

@@ -63,6 +63,7 @@ class GroundTruth(msgspec.Struct, gc=False):
     image_id: Id
     category_id: Id
     bbox: Box
+    id: Any = None  # of any type: nothing is looked up by it
     area: float | None = None
     iscrowd: float | bool | None = None
 
@@ -89,16 +90,25 @@ def explained(path: Any) -> Iterator[None]:
         raise UserError(f"{path}: not COCO's instances format: nested too deeply") from None
 
 
+def refuse_packed(path: Any, start: bytes) -> None:
+    """Raise UserError if a file that begins with these bytes is compressed by gzip or ZIP."""
+    if start.startswith((b"\x1f\x8b", b"PK\x03\x04")):
+        raise UserError(f"{path}: packed (gzip or ZIP), not JSON; unpack it first")
+
+
 def mapped(path: str | os.PathLike) -> mmap.mmap | bytes:
     """Map a file into memory, so that `msgspec.Raw` values need no copy of its bytes.
 
     Raises:
-        UserError: the file cannot be read or mapped.
+        UserError: the file cannot be read or mapped, or is compressed.
     """
     try:
         with open(path, "rb") as file:
-            empty = not os.fstat(file.fileno()).st_size
-            return b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            if not os.fstat(file.fileno()).st_size:
+                return b""
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            refuse_packed(path, content[:4])
+            return content
     except (OSError, ValueError) as error:  # a pipe cannot be mapped
         raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 

@@ -18,7 +18,7 @@ from fcos_recipe.compat import stop_loading
 from fcos_recipe.data.images import BadImage, Sample
 from fcos_recipe.data.sampler import TrainBatches
 from fcos_recipe.data.targets import Gt2FCOSTarget
-from fcos_recipe.data.transforms import StockChain, UsualChain, named
+from fcos_recipe.data.transforms import StockChain, UsualChain, named, others_needed
 from fcos_recipe.errors import UserError
 
 logger = logging.getLogger("fcos.data")
@@ -36,10 +36,15 @@ class Pipeline:
         seed: of all random transforms.
         replace: use the next readable image instead of an unreadable one; False: leave it out.
         most_bad: number of unreadable images in a row after which no other image is tried.
+        mixing: transforms that mix samples, see `transforms.others_needed`.
     """
 
-    def __init__(self, dataset, chain, target, seed: int, replace: bool, most_bad: int):
+    def __init__(
+        self, dataset, chain, target, seed: int, replace: bool, most_bad: int,
+        mixing: dict[str, int] | None = None,
+    ):  # fmt: skip
         self.dataset, self.chain, self.target = dataset, chain, target
+        self.mixing = mixing or {}
         self.seed, self.replace, self.most_bad = seed, replace, most_bad
 
     def __len__(self) -> int:
@@ -49,11 +54,15 @@ class Pipeline:
         """Return the sample (None if no image was readable) and the errors of unreadable images."""
         epoch, first = item if isinstance(item, tuple) else (0, item)
         bad: list[str] = []
+        others = others_needed(self.mixing, epoch)
         for offset in range(min(self.most_bad + 1, len(self)) if self.replace else 1):
             i = (first + offset) % len(self)
             rng = np.random.default_rng([self.seed, epoch, i])
             try:
-                return self.chain.sample(self._record(i), rng), bad
+                if not others:
+                    return self.chain.sample(self._record(i), rng), bad
+                drawn = [self._record(int(k)) for k in rng.integers(len(self), size=others)]
+                return self.chain.sample(self._record(i), rng, drawn), bad
             except BadImage as error:
                 bad.append(str(error))
         return None, bad
@@ -131,6 +140,10 @@ class Reader:
         group_by_aspect: put images of similar aspect ratio into one batch (training only).
         seed: of order and augmentation.
         max_bad_images: unreadable images that are skipped before the run stops.
+        mixup_epoch: epochs, from the first, in which the transform Mixup is used; 0: all; -1: all
+            if the transform is listed, without which it must not be set. Training only.
+        cutmix_epoch: the same for Cutmix.
+        mosaic_epoch: the same for Mosaic.
     """
 
     __shared__ = ["num_classes", "seed", "max_bad_images"]
@@ -151,6 +164,9 @@ class Reader:
         group_by_aspect: bool = False,
         seed: int = 0,
         max_bad_images: int = 10,
+        mixup_epoch: int = -1,
+        cutmix_epoch: int = -1,
+        mosaic_epoch: int = -1,
     ):
         name = type(self).__name__
         self.batch_size = batch_size
@@ -164,6 +180,11 @@ class Reader:
         self.chain = usual or StockChain(sample_transforms, batch_transforms, num_classes)
         if usual is None:
             logger.info("%s: PaddleDetection's transforms are used (slower)", name)
+        listed = dict(named(sample_transforms))
+        epochs = {"Mixup": mixup_epoch, "Cutmix": cutmix_epoch, "Mosaic": mosaic_epoch}
+        self.mixing = {
+            name: max(last, 0) for name, last in epochs.items() if self.training and name in listed
+        }
         rules = dict(named(batch_transforms)).get("Gt2FCOSTarget")
         self.target: Any = None if rules is None else Gt2FCOSTarget(**rules)
         self.bad_images: dict[str, int] = {}
@@ -207,8 +228,9 @@ class Reader:
         workers = worker_count(worker_num, cards)
         shared = self.use_shared_memory and shared_memory_fits(self.batch_size, workers, cards)
         pipeline = Pipeline(
-            dataset, self.chain, self.target, self.seed, self.training, self.max_bad_images
-        )
+            dataset, self.chain, self.target, self.seed, self.training, self.max_bad_images,
+            self.mixing,
+        )  # fmt: skip
 
         def load(batches):
             return DataLoader(
@@ -270,7 +292,7 @@ class Reader:
             stop_loading(stream)
 
     def close(self) -> None:
-        """End the threads and processes that run ahead of training."""
+        """End the threads and worker processes that prefetch batches."""
         if self._stream is not None:
             stream, self._stream = self._stream, None
             stop_loading(stream)

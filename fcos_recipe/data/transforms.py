@@ -9,9 +9,11 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from fcos_recipe.config.schema import MIXING
 from fcos_recipe.data.images import Sample, clip, decode, flip, random_resize, resize
 
 # Names of sample and batch transforms, joined, for which `UsualChain` can be used. Only one resize:
@@ -86,6 +88,16 @@ def padded(shape: np.ndarray, stride: int) -> tuple[int, int]:
     return height, width
 
 
+def others_needed(epochs: dict[str, int], epoch: int) -> int:
+    """Number of samples to mix into each sample of an epoch, as in PaddleDetection's data sets.
+
+    Args:
+        epochs: transform of `MIXING` -> epochs in which it is used, from the first; 0: all.
+        epoch: counted from 0.
+    """
+    return next((MIXING[name][1] for name, last in epochs.items() if last == 0 or epoch < last), 0)
+
+
 class StockChain:
     """Any list of PaddleDetection's transforms, with a random seed for each sample."""
 
@@ -109,10 +121,18 @@ class StockChain:
         self.sample_operators = build(sample_transforms)
         self.batch_operators = build(batch_transforms)
 
-    def sample(self, record: Sample, rng: np.random.Generator) -> Sample:
+    def sample(
+        self, record: Sample, rng: np.random.Generator, others: Sequence[Sample] = ()
+    ) -> Sample:
+        """Transform one record, mixed with others by Mosaic, Mixup or Cutmix."""
         seed_stock(rng)
+        mixed: Any = [record, *others] if others else record
         for operator in self.sample_operators:
-            record = operator(record)
+            if operator is decode and others:
+                mixed = [decode(each) for each in mixed]
+            else:
+                mixed = operator(mixed)
+        record = mixed
         record["batch_seed"] = int(rng.integers(2**32))
         return record
 

@@ -33,7 +33,7 @@ class Archive:
 
 
 @dataclass(frozen=True)
-class Split:
+class PublishedSplit:
     """Images of one archive, counted in `annotations/instances_FOLDER.json`."""
 
     archive: Archive
@@ -52,7 +52,7 @@ class Release:
     title: str
     url: str
     annotations: Archive
-    splits: dict[str, Split]
+    splits: dict[str, PublishedSplit]
 
 
 COCO_2017 = Release(
@@ -63,14 +63,14 @@ COCO_2017 = Release(
         "annotations", 252_907_541, 850_000_000,
     ),
     {
-        "val": Split(
+        "val": PublishedSplit(
             Archive(
                 "zips/val2017.zip", "442b8da7639aecaf257c1dceb8ba8c80",
                 "val2017", 815_585_330, 840_000_000,
             ),
             5_000, 36_781,
         ),
-        "train": Split(
+        "train": PublishedSplit(
             Archive(
                 "zips/train2017.zip", "cced6f7f71b7629ddf16f17bbcfab6b2",
                 "train2017", 19_336_861_798, 19_600_000_000,
@@ -123,7 +123,9 @@ def get(folder: Path, release: Release = COCO_2017, options: Options = _DEFAULTS
     return job.summary(job.count())
 
 
-def plan(folder: Path, release: Release = COCO_2017, options: Options = _DEFAULTS) -> list[str]:
+def planned_steps(
+    folder: Path, release: Release = COCO_2017, options: Options = _DEFAULTS
+) -> list[str]:
     """What `get` would do, as lines of text; contacts no server and writes nothing."""
     job = _Job(folder, release, options)
     missing = job.missing()

@@ -26,7 +26,7 @@ EVALUATIONS = 12  # per run, as in the published schedule
 MOST_NAMES = 20  # classes listed in the header
 
 
-class Split(NamedTuple):
+class ChosenSplit(NamedTuple):
     """Annotations and images of one split; paths are absolute.
 
     Args:
@@ -88,8 +88,8 @@ class Request:
 class Written:
     """The splits that `new` found, and how the config scales the learning rate."""
 
-    train: Split
-    val: Split | None
+    train: ChosenSplit
+    val: ChosenSplit | None
     plan: scaling.ScalePlan
 
 
@@ -165,7 +165,7 @@ def _annotations(args: Request, data: Path, split: str) -> str | None:
     return str(found[0]) if found else None
 
 
-def _open(split: str, path: str, images: Path | None, judged: bool) -> Split:
+def _open(split: str, path: str, images: Path | None, judged: bool) -> ChosenSplit:
     import numpy as np
 
     from fcos_recipe.data.dataset import COCODataSet
@@ -198,16 +198,16 @@ def _open(split: str, path: str, images: Path | None, judged: bool) -> Split:
     names = {printable(name): count for name, count in zip(index.class_names, boxes)}
     if len(names) < len(boxes):
         raise UserError(f"{path}: categories: a name occurs twice; rename one of them")
-    return Split(path, folder, files, len(dataset), empty, names)
+    return ChosenSplit(path, folder, files, len(dataset), empty, names)
 
 
-def _used(train: Split) -> int:
+def _used(train: ChosenSplit) -> int:
     """Images per epoch: at most half of them have no box."""
     full = train.images - train.empty
     return full + min(train.empty, full)
 
 
-def _text(args: Request, data: Path, base: Config, train: Split, val: Split | None):
+def _text(args: Request, data: Path, base: Config, train: ChosenSplit, val: ChosenSplit | None):
     """The text of the config, with a reason for each value."""
     images, source = _used(train), base.data["TrainReader"]
     batch = args.batch_size or source.get("batch_size", 1)
@@ -275,7 +275,7 @@ def _text(args: Request, data: Path, base: Config, train: Split, val: Split | No
     )
 
 
-def _header(train: Split, val: Split | None) -> list[str]:
+def _header(train: ChosenSplit, val: ChosenSplit | None) -> list[str]:
     absent = [name for name, count in train.boxes.items() if not count]
     lines = [
         "# Written by `fcos config new`; change it as you like.",
@@ -300,7 +300,7 @@ def _listed(names, counts: bool = False) -> str:
     return f"{len(names)}: {', '.join(shown)}" + ", ..." * (len(names) > MOST_NAMES)
 
 
-def _data(data: Path, train: Split, val: Split | None) -> list:
+def _data(data: Path, train: ChosenSplit, val: ChosenSplit | None) -> list:
     def block(name: str, section: dict[str, Any], notes: dict[str, str]) -> list:
         return [f"{name}:"] + [
             (f"  {key}: {_yaml(value)}", notes[key]) if key in notes else

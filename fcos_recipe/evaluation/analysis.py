@@ -4,7 +4,9 @@ All of it is hotcoco's and from the matching that the figures come from: the two
 Written to a folder as analysis.json and, if matplotlib can, as pictures.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +32,7 @@ def analyse(metric: CocoMetric) -> dict | None:
     """Curves, confusions and errors of the metric's last `result()`.
 
     Args:
-        metric: its `judge` is read.
+        metric: its `coco_eval` is read.
 
     Returns:
         JSON-ready dict, None without hotcoco's matching or where nothing can be matched:
@@ -46,80 +48,109 @@ def analyse(metric: CocoMetric) -> dict | None:
         - `calibration`: bins of score with the share of right boxes; `ece`, the mean gap.
         - `worst_images`: image ids with most missed and false boxes at that score threshold; boxes
           that score less do not count.
+        - `absent`: part -> why it could not be made; each part is made on its own.
     """
-    judge = metric.judge
-    if judge is None or not len(metric.detections()["score"]):
+    coco_eval = metric.coco_eval
+    if coco_eval is None or not len(metric.judged["found"]["score"]):
         return None
-    tables = judge.eval
-    precision = tables["precision"][:, :, :, 0, 2]
-    names = [metric.categories[i] for i in sorted(metric.categories)]
-    recall = np.linspace(0, 1, precision.shape[1])
-    scores = tables["scores"][0, :, :, 0, 2]
-    classes = [
-        {"id": i, "name": name, **_best_f1(recall, precision[0, :, k], scores[:, k])}
-        for k, (i, name) in enumerate(zip(sorted(metric.categories), names, strict=True))
+    found: dict = {}
+    absent: dict[str, str] = {}
+
+    def part(name: str, make: Callable[[], Any]) -> None:
+        try:
+            found[name] = make()
+        except Exception as error:  # of hotcoco, of any kind
+            absent[name] = str(error) or type(error).__name__
+            log.warning("analysis: %s: not made: %s", name, absent[name])
+
+    part("pr", lambda: _curves(coco_eval.eval["precision"][:, :, :, 0, 2]))
+    part("per_class", lambda: _classes(metric))
+    threshold = _weighted_median(found.get("per_class", []), metric.instances())
+    part("score_threshold", lambda: threshold)
+    part("confusion", lambda: _confusion(metric, threshold))
+    part("errors", lambda: _errors(coco_eval.tide_errors()))
+    part("calibration", lambda: _calibration(coco_eval.calibration()))
+    part("worst_images", lambda: _worst(outcomes(metric, threshold)))
+    return {**found, "absent": absent}
+
+
+def _classes(metric: CocoMetric) -> list[dict]:
+    tables = metric.coco_eval.eval
+    precision, scores = (tables[name][0, :, :, 0, 2] for name in ("precision", "scores"))
+    recall = np.linspace(0, 1, len(precision))
+    return [
+        {"id": i, "name": metric.categories[i], **_best_f1(recall, precision[:, k], scores[:, k])}
+        for k, i in enumerate(sorted(metric.categories))
     ]
-    threshold = _weighted_median(classes, metric.instances())
-    confusion = judge.confusion_matrix(iou_thr=0.5, min_score=threshold)
-    errors = judge.tide_errors()
-    images = outcomes(metric, threshold)  # hotcoco's own summary counts boxes of any score
-    worst, _ = ranked(images)
-    calibration = judge.calibration()
+
+
+def _curves(precision: np.ndarray) -> dict:
     return {
-        "pr": {
-            "recall": recall.round(2).tolist(),
-            "precision": {
-                "0.50": _curve(precision[0]),
-                "0.75": _curve(precision[5]),
-                "0.50:0.95": _curve(precision),
-            },
+        "recall": np.linspace(0, 1, precision.shape[1]).round(2).tolist(),
+        "precision": {
+            "0.50": _curve(precision[0]),
+            "0.75": _curve(precision[5]),
+            "0.50:0.95": _curve(precision),
         },
-        "per_class": classes,
-        "score_threshold": threshold,
-        "confusion": {"names": [*names, "background"], "matrix": confusion["matrix"].tolist()},
-        "errors": {
-            "AP50": errors["ap_base"],
-            **{
-                kind: {
-                    "count": errors["counts"][kind],
-                    "cost": errors["delta_ap"][kind],
-                    "means": ERRORS[kind],
-                }
-                for kind in ERRORS
-            },
-        },
-        "calibration": {k: calibration[k] for k in ("bins", "ece", "num_detections")},
-        "worst_images": [
-            {"image_id": i, **{key: len(images[i][key]) for key in ("false", "missed", "right")}}
-            for i in worst[:50]
-        ],
     }
+
+
+def _confusion(metric: CocoMetric, threshold: float) -> dict:
+    names = [metric.categories[i] for i in sorted(metric.categories)]
+    matrix = metric.coco_eval.confusion_matrix(iou_thr=0.5, min_score=threshold)["matrix"]
+    return {"names": [*names, "background"], "matrix": matrix.tolist()}
+
+
+def _errors(errors: dict) -> dict:
+    return {
+        "AP50": errors["ap_base"],
+        **{
+            kind: {
+                "count": errors["counts"][kind],
+                "cost": errors["delta_ap"][kind],
+                "means": ERRORS[kind],
+            }
+            for kind in ERRORS
+        },
+    }
+
+
+def _calibration(calibration: dict) -> dict:
+    return {k: calibration[k] for k in ("bins", "ece", "num_detections")}
+
+
+def _worst(images: dict[int, dict]) -> list[dict]:
+    """Of `outcomes`; hotcoco's own summary counts boxes of any score."""
+    return [
+        {"image_id": i, **{key: len(images[i][key]) for key in ("false", "missed", "right")}}
+        for i in ranked(images)[0][:50]
+    ]
 
 
 def lines(analysis: dict | None) -> list[str]:
     """The gist of an analysis for the console."""
     if analysis is None:
         return []
-    errors = analysis["errors"]
-    kinds = sorted(ERRORS, key=lambda kind: -errors[kind]["cost"])
-    found = [
-        f"{100 * errors[kind]['cost']:.1f} {ERRORS[kind]}"
-        for kind in kinds
-        if errors[kind]["cost"] >= 0.0005
-    ]
-    result = [f"what errors cost, in points of AP50: {'; '.join(found) or 'nothing'}"]
-    matrix = np.array(analysis["confusion"]["matrix"])[:-1, :-1]
-    np.fill_diagonal(matrix, 0)
-    names = analysis["confusion"]["names"]
-    order = np.argsort(-matrix, axis=None, kind="stable")[:3]
-    pairs = [np.unravel_index(k, matrix.shape) for k in order]
-    mixed = [f"{names[a]} as {names[b]} ({matrix[a, b]})" for a, b in pairs if matrix[a, b]]
-    if mixed:
-        result.append(f"most confused: {', '.join(mixed)}")
-    result.append(
-        f"best F1 at a score of about {analysis['score_threshold']:.2f}; calibration error "
-        f"{analysis['calibration']['ece']:.3f}"
-    )
+    result = []
+    if errors := analysis.get("errors"):
+        kinds = sorted(ERRORS, key=lambda kind: -errors[kind]["cost"])
+        found = [
+            f"{100 * errors[kind]['cost']:.1f} {ERRORS[kind]}"
+            for kind in kinds
+            if errors[kind]["cost"] >= 0.0005
+        ]
+        result.append(f"what errors cost, in points of AP50: {'; '.join(found) or 'nothing'}")
+    if confusion := analysis.get("confusion"):
+        matrix, names = np.array(confusion["matrix"])[:-1, :-1], confusion["names"]
+        np.fill_diagonal(matrix, 0)
+        order = np.argsort(-matrix, axis=None, kind="stable")[:3]
+        pairs = [np.unravel_index(k, matrix.shape) for k in order]
+        mixed = [f"{names[a]} as {names[b]} ({matrix[a, b]})" for a, b in pairs if matrix[a, b]]
+        if mixed:
+            result.append(f"most confused: {', '.join(mixed)}")
+    error = analysis.get("calibration", {}).get("ece")
+    result.append(f"best F1 at a score of about {analysis['score_threshold']:.2f}"
+                  + (f"; calibration error {error:.3f}" if error is not None else ""))  # fmt: skip
     return result
 
 
@@ -140,10 +171,10 @@ def finish_evaluation(metric: CocoMetric, folder: Path, pictures: bool = True) -
         _try(JUDGED, lambda: save(metric, folder / JUDGED))
     analysis = analyse(metric)
     if analysis is None:
-        if metric.judge is None:
+        if metric.coco_eval is None:
             log.warning("analysis: curves, confusions and errors need hotcoco: pip install hotcoco")
         return []
-    write_json(folder / ANALYSIS, analysis)
+    _try(ANALYSIS, lambda: write_json(folder / ANALYSIS, analysis))
     if pictures:
         _try("pictures", lambda: _draw_plots(metric, analysis, folder / PLOTS))
         threshold = analysis["score_threshold"]
@@ -155,7 +186,7 @@ def _try(what: str, make) -> None:
     try:
         make()
     except Exception as error:  # matplotlib's are of any kind, and so are broken images
-        log.warning("%s: not %s: %s: %s", what, "written" if what == JUDGED else "drawn",
+        log.warning("%s: not %s: %s: %s", what, "written" if "." in what else "drawn",
                     type(error).__name__, error)  # fmt: skip
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fcos_recipe.data.coco_json import rows_of
 from fcos_recipe.errors import UserError
-from fcos_recipe.evaluation.metric import CocoMetric, match
+from fcos_recipe.evaluation.metric import CocoMetric
 from fcos_recipe.files.atomic import replace_file
 
 JUDGED = "detections.npz"
@@ -25,10 +26,6 @@ def save(metric: CocoMetric, path: Path) -> None:
     judged = metric.judged
     arrays = {
         "images": judged["image_id"],
-        "sizes": np.array(
-            [[metric.images[i].get(k) or 0 for k in ("width", "height")]
-             for i in judged["image_id"].tolist()], np.float32,
-        ).reshape(-1, 2),
         "categories": np.array(sorted(metric.categories), np.int64),
         "names": np.array([str(metric.categories[i]) for i in sorted(metric.categories)], np.str_),
         "limits": np.array(metric.limits, np.int64),
@@ -60,8 +57,9 @@ def read(path: Path) -> dict[str, np.ndarray]:
                 shape = (rows[part], 4) if name == "bbox" else (rows[part],)
                 if found[f"{part}_{name}"].shape != shape:
                     raise ValueError(f"{part}_{name} has another length")
-        if found["sizes"].shape != (len(found["images"]), 2):
-            raise ValueError("sizes has another length")
+            for name, ids in (("image_id", found["images"]), ("category_id", found["categories"])):
+                if (rows_of(ids, found[f"{part}_{name}"]) < 0).any():
+                    raise ValueError(f"{part}_{name} is not among those judged")
         if len(found["names"]) != len(found["categories"]):
             raise ValueError("names has another length")
         found["limits"].reshape(3)
@@ -84,25 +82,3 @@ def same_truth(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> str:
     if not all(np.array_equal(a[f"truth_{name}"], b[f"truth_{name}"]) for name in _TRUTH):
         return "their annotations differ"
     return ""
-
-
-def judge(arrays: dict[str, np.ndarray]):
-    """hotcoco's COCOeval of `read`'s arrays, matched and accumulated, see `metric.match`.
-
-    Raises:
-        ImportError: hotcoco is missing.
-    """
-    images = [
-        {"id": i, "width": w, "height": h}
-        for i, (w, h) in zip(arrays["images"].tolist(), arrays["sizes"].tolist())
-    ]
-    categories = [
-        {"id": i, "name": name}
-        for i, name in zip(arrays["categories"].tolist(), arrays["names"].tolist())
-    ]
-    wide = {np.int32: np.int64, np.uint8: np.int64, np.float32: np.float64}
-    truth, found = (
-        {name: arrays[f"{part}_{name}"].astype(wide[dtype]) for name, dtype in table.items()}
-        for part, table in (("truth", _TRUTH), ("found", _FOUND))
-    )
-    return match("hotcoco", images, categories, truth, found, arrays["limits"].tolist())[2]

@@ -59,7 +59,7 @@ def evaluate_weights(
         raise UserError(NEEDS_EXPORT.format(options.precision, weights))
     else:
         log.info("weights: %s: %s", weights, weights_file.load(model, weights, exact=True))
-        trained_on = weights_file.facts(weights_file.resolve(weights)).get("class_names")
+        trained_on = weights_file.description(weights_file.resolve(weights)).get("class_names")
 
     def figures(reader: dict | None = None) -> tuple[dict, CocoMetric]:
         data = build_evaluation_set(

@@ -28,7 +28,7 @@ def outcomes(metric: CocoMetric, threshold: float) -> dict[int, dict]:
         `found`, `found` and `truth`, int lists; and `objects`, the rows of `truth` that were found.
     """
     found, truth = metric.judged["found"], metric.judged["truth"]
-    diagnostics = metric.judge.image_diagnostics(iou_thr=0.5, score_thr=threshold)
+    diagnostics = metric.coco_eval.image_diagnostics(iou_thr=0.5, score_thr=threshold)
     result: dict[int, dict[str, list[int]]] = {
         i: {"right": [], "false": [], "missed": [], "objects": []}
         for i in metric.judged["image_id"].tolist()

@@ -17,6 +17,7 @@ import numpy as np
 
 from fcos_recipe.data.coco_json import rows_of
 from fcos_recipe.errors import UserError
+from fcos_recipe.evaluation.options import MAX_DETS
 from fcos_recipe.evaluation.results_file import COLUMNS, read_annotations, read_results
 
 NAMES = [
@@ -32,7 +33,6 @@ _DEFINITIONS = [
 ]  # fmt: skip
 _AREAS = ["all", "small", "medium", "large"]
 _IOUS = {"0.50:0.95": slice(None), "0.50": slice(0, 1), "0.75": slice(5, 6)}
-MAX_DETS = 100  #: COCO's: figures with another limit are not COCO's
 _BINS = np.array([0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, *np.arange(0.1, 1.05, 0.1)])
 
 
@@ -50,7 +50,7 @@ class CocoMetric:
 
     Attributes:
         last: the last `result()`; None before.
-        judge: hotcoco's COCOeval behind it; None where pycocotools judged.
+        coco_eval: hotcoco's COCOeval behind it; None where pycocotools judged.
         judged: what the last `result()` was made of: `image_id` int64 [N], and as dicts of columns
             `truth` and `found`; their rows, counted from 1, are the ids that hotcoco gives them.
         dataset: the `COCODataSet` that the images came from, where one is known.
@@ -69,11 +69,13 @@ class CocoMetric:
     ):
         files = annotations if isinstance(annotations, list) else [annotations]
         self.source = " + ".join("annotations" if isinstance(x, dict) else str(x) for x in files)
-        self.images, self.categories, self._truth = read_annotations(annotations)
+        self.images, self.categories, self._truth, self._remarks = read_annotations(annotations)
         self.score_threshold, self.limits = score_threshold, sorted({1, 10, max_dets})
+        if not np.isfinite(score_threshold):
+            raise UserError(f"score threshold: {score_threshold} is no number to compare with")
         if len(self.limits) != 3 or max_dets < 10:
             raise UserError(f"--max-dets {max_dets}: want more than 10, as AR1 and AR10 stay")
-        self.judge: Any = None  # hotcoco's; None with pycocotools, and before compute()
+        self.coco_eval: Any = None  # hotcoco's; None with pycocotools, and before compute()
         self.last: Any = None  # dict of figures
         self.judged: Any = None  # dict of columns
         self.dataset: Any = None
@@ -175,7 +177,7 @@ class CocoMetric:
         """The figures.
 
         Args:
-            img_ids: images to judge on; default all in the annotations. `metric.seen` for those
+            img_ids: images to evaluate on; default all in the annotations. `metric.seen` for those
                 that were really evaluated.
 
         Returns:
@@ -198,7 +200,7 @@ class CocoMetric:
         categories = [{"id": i, "name": self.categories[i]} for i in ids]
 
         tables = match(self.engine, images, categories, truth, known, self.limits)
-        precision, recall, self.judge = tables
+        precision, recall, self.coco_eval = tables
         self.judged = {"image_id": chosen, "truth": truth, "found": known}
         stats = []
         for k, (iou, area, limit) in enumerate(_DEFINITIONS):
@@ -234,7 +236,8 @@ class CocoMetric:
             "max_dets": self.limits[2],
             "score_threshold": self.score_threshold,
             "reason": reason,
-            "notes": self.notes
+            "notes": self._remarks
+            + self.notes
             + _unknown_note(detections["category_id"][unknown], ids)
             + self._deviations(),
             "engine": self.engine,
@@ -283,20 +286,12 @@ class CocoMetric:
     def write_predictions(self, path: str | Path) -> None:
         """Write all detections as a COCO results file (a list of one dict per box).
 
-        Boxes keep 3 decimals of a pixel; scores keep the 9 digits that tell float32 apart, so
-        that no ties arise.
+        Numbers are written so that they read back exactly: judged again, the file gives the same
+        figures.
         """
         columns = self.detections()
-        rows = [
-            {"image_id": i, "category_id": c, "bbox": b, "score": float(f"{s:.9g}")}
-            for i, c, b, s in zip(
-                columns["image_id"].tolist(),
-                columns["category_id"].tolist(),
-                columns["bbox"].round(3).tolist(),
-                columns["score"].tolist(),
-                strict=True,
-            )
-        ]
+        values = zip(*(columns[name].tolist() for name in COLUMNS), strict=True)
+        rows = [dict(zip(COLUMNS, row, strict=True)) for row in values]
         Path(path).write_text(json.dumps(rows), encoding="utf-8")
 
     def load_result_json(self, path: str | Path) -> None:
@@ -427,11 +422,11 @@ def _hotcoco(images: list, categories: list, truth: dict, found: dict, limits: l
     results = annotations.load_res(
         np.column_stack([found[n] for n in ("image_id", "bbox", "score", "category_id")])
     )
-    judge = hotcoco.COCOeval(annotations, results, "bbox")
-    judge.params.max_dets = limits
-    judge.evaluate()
-    judge.accumulate()
-    return judge.eval["precision"], judge.eval["recall"], judge
+    coco_eval = hotcoco.COCOeval(annotations, results, "bbox")
+    coco_eval.params.max_dets = limits
+    coco_eval.evaluate()
+    coco_eval.accumulate()
+    return coco_eval.eval["precision"], coco_eval.eval["recall"], coco_eval
 
 
 def _pycocotools(images: list, categories: list, truth: dict, found: dict, limits: list[int]):
@@ -452,11 +447,11 @@ def _pycocotools(images: list, categories: list, truth: dict, found: dict, limit
             tables.append(COCO())
             tables[-1].dataset = dict(images=images, categories=categories, annotations=annotations)
             tables[-1].createIndex()
-        judge = COCOeval(*tables, "bbox")
-        judge.params.maxDets = limits
-        judge.evaluate()
-        judge.accumulate()
-    return judge.eval["precision"], judge.eval["recall"], None
+        coco_eval = COCOeval(*tables, "bbox")
+        coco_eval.params.maxDets = limits
+        coco_eval.evaluate()
+        coco_eval.accumulate()
+    return coco_eval.eval["precision"], coco_eval.eval["recall"], None
 
 
 _ENGINES = {"hotcoco": _hotcoco, "pycocotools": _pycocotools}
@@ -476,7 +471,8 @@ def _unknown_note(category_ids: np.ndarray, known: list[int]) -> list[str]:
     if not len(category_ids):
         return []
     listed = ", ".join(map(str, np.unique(category_ids)[:5]))
+    theirs = f"theirs are {known[0]} to {known[-1]}" if known else "they have none"
     return [
         f"{len(category_ids)} detections of categories that the annotations do not have "
-        f"({listed}) were left out; theirs are {known[0]} to {known[-1]}"
+        f"({listed}) were left out; {theirs}"
     ]

@@ -1,10 +1,10 @@
-"""How weights are evaluated, and the figures that come of it. Imports no Paddle."""
+"""How weights are evaluated, and the figures that come of it. Imports neither Paddle nor NumPy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fcos_recipe.evaluation.metric import MAX_DETS, CocoMetric
+MAX_DETS = 100  # per image, as COCO's figures count them
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,16 @@ class Evaluation:
     Args:
         result: everything that was measured, as eval.json holds it; JSON values. The keys are
             described in docs/evaluation.md.
-        metric: the detections and their matches with the ground truth, complete on rank 0; None
-            where the figures were read from a file.
+        metric: a `CocoMetric`: the detections and their matches with the ground truth, complete on
+            rank 0; None where the figures were read from a file.
     """
 
     result: dict[str, Any]
-    metric: CocoMetric | None = field(default=None, repr=False)
+    metric: Any = field(default=None, repr=False)
 
     @property
     def figures(self) -> dict[str, float]:
-        """COCO's twelve figures by name (AP, AP50, ..., ARl), from 0 to 1; -1 is undefined."""
+        """COCO's twelve figures by name (AP, AP50, ..., AR_large), from 0 to 1; -1 is undefined."""
         return dict(zip(self.result["names"], self.result["stats"], strict=True))
 
     @property

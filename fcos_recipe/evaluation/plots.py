@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fcos_recipe.console import log
 from fcos_recipe.evaluation.metric import CocoMetric
 
 HEATMAP = 40  #: classes up to which a confusion matrix can be read
@@ -34,29 +35,35 @@ def draw_plots(metric: CocoMetric, analysis: dict, folder: Path) -> list[Path]:
     import matplotlib.pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
-    judge, done = metric.judge, []
+    coco_eval, done = metric.coco_eval, []
     with contextlib.redirect_stdout(io.StringIO()):  # the curves want its summary, which it prints
-        judge.summarize()
+        coco_eval.summarize()
     few = len(metric.categories) <= HEATMAP
-    confusion = judge.confusion_matrix(iou_thr=0.5, min_score=analysis["score_threshold"])
-    draw_confusion = plot.confusion_matrix if few else plot.top_confusions
-    matrix = np.asarray(confusion["matrix"])
     pictures = {
-        "pr_curve": lambda: plot.pr_curve_iou_sweep(judge),
-        "errors": lambda: plot.tide_errors(judge.tide_errors()),
-        "calibration": lambda: plot.reliability_diagram(judge.calibration()),
+        "pr_curve": lambda: plot.pr_curve_iou_sweep(coco_eval),
+        "errors": lambda: plot.tide_errors(coco_eval.tide_errors()),
         "ap_per_class": lambda: _ap_per_class(plt, analysis, metric),
         "scores": lambda: _scores(plt, metric),
     }
-    if matrix.sum() and (few or matrix.sum() > np.trace(matrix)):
-        pictures["confusion"] = lambda: draw_confusion(confusion)
+    if "calibration" in analysis:
+        pictures["calibration"] = lambda: plot.reliability_diagram(coco_eval.calibration())
+    if "confusion" in analysis:
+        matrix = np.array(analysis["confusion"]["matrix"])
+        if matrix.sum() and (few or matrix.sum() > np.trace(matrix)):
+            draw_confusion = plot.confusion_matrix if few else plot.top_confusions
+            pictures["confusion"] = lambda: draw_confusion(
+                coco_eval.confusion_matrix(iou_thr=0.5, min_score=analysis["score_threshold"])
+            )
     for name, draw in pictures.items():
-        with plot.style():
-            figure = draw()[0]
-            path = folder / f"{name}.png"
-            figure.savefig(path, dpi=100, bbox_inches="tight")
-            plt.close(figure)
-            done.append(path)
+        path = folder / f"{name}.png"
+        try:
+            with plot.style():
+                figure = draw()[0]
+                figure.savefig(path, dpi=100, bbox_inches="tight")
+                plt.close(figure)
+                done.append(path)
+        except Exception as error:  # matplotlib's are of any kind; the other pictures go on
+            log.warning("%s: not drawn: %s: %s", path.name, type(error).__name__, error)
     return done
 
 

@@ -23,7 +23,7 @@ class _Annotations(msgspec.Struct, gc=False):
 
 def read_annotations(
     source: str | Path | dict | list[str | Path],
-) -> tuple[dict[int, dict], dict[int, str], dict[str, np.ndarray]]:
+) -> tuple[dict[int, dict], dict[int, str], dict[str, np.ndarray], list[str]]:
     """A COCO annotation file, or several as one, for judging.
 
     `area` and `iscrowd` may be missing: width x height and 0 stand in. Ids are read as by
@@ -36,7 +36,7 @@ def read_annotations(
     Returns:
         images: id -> {id, width, height}; categories: id -> name, in the file's order; columns
         `image_id`, `category_id`, `iscrowd` int64 [G], `bbox` float64 [G, 4] (x, y, w, h in
-        pixels), `area` float64 [G].
+        pixels), `area` float64 [G]; lines about annotation ids that pycocotools misreads.
 
     Raises:
         UserError: what is wrong, with file, entry and field.
@@ -66,6 +66,7 @@ def read_annotations(
         "area": coco_json.areas(rows),
         "iscrowd": coco_json.flags(rows, "iscrowd", np.int64),
     }
+    notes = _odd_ids(name, rows)
     listed = np.isin(columns["image_id"], image_id)
     unknown = listed & ~np.isin(columns["category_id"], category_id)
     if unknown.any():
@@ -78,15 +79,41 @@ def read_annotations(
     with np.errstate(over="ignore"):
         area = box[:, 2] * box[:, 3]
     columns["area"] = np.where(np.isnan(columns["area"]), area, columns["area"])
-    return images, categories, {key: column[listed] for key, column in columns.items()}
+    return images, categories, {key: column[listed] for key, column in columns.items()}, notes
+
+
+def _odd_ids(name: str, rows: list[coco_json.GroundTruth]) -> list[str]:
+    """A line on annotation ids by which pycocotools goes wrong, if there are any."""
+    try:
+        ids = coco_json.numbers([row.id for row in rows if row.id is not None])
+    except (ValueError, TypeError):  # text, with which pycocotools does not get far
+        return []
+    odd = [
+        text
+        for text, found in (
+            ("the id 0, which pycocotools takes for not found", (ids == 0).any()),
+            (
+                "ids that occur twice, of which pycocotools knows one annotation only",
+                len(np.unique(ids)) < len(ids),
+            ),
+        )
+        if found
+    ]
+    if not odd:
+        return []
+    return [
+        f"{name}: annotations with {' and '.join(odd)}: here each annotation is judged, so that "
+        "pycocotools' figures may differ"
+    ]
 
 
 def _joined(files: list[str | Path]):
     """As `read_annotations`, of several files."""
-    images, categories, first = read_annotations(files[0])
+    images, categories, first, notes = read_annotations(files[0])
     parts = [first]
     for file in files[1:]:
-        more, theirs, columns = read_annotations(file)
+        more, theirs, columns, odd = read_annotations(file)
+        notes += odd
         if both := sorted(images.keys() & more.keys()):
             raise UserError(
                 f"{file}: images: id {both[0]} is also in an earlier one of {len(files)} files "
@@ -100,7 +127,8 @@ def _joined(files: list[str | Path]):
         ids = dict(zip(theirs, np.array(list(categories), np.int64)[row].tolist(), strict=True))
         renamed = [ids[i] for i in columns["category_id"].tolist()]
         parts.append({**columns, "category_id": np.array(renamed, np.int64)})
-    return images, categories, {key: np.concatenate([p[key] for p in parts]) for key in first}
+    joined = {key: np.concatenate([p[key] for p in parts]) for key in first}
+    return images, categories, joined, notes
 
 
 def read_results(path: str | Path) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -137,6 +165,7 @@ def _decode(source: str | Path | dict, name: str, kind: type, wanted: str):
             content = json.dumps(source).encode()
         else:
             content = Path(source).read_bytes()
+            coco_json.refuse_packed(name, content[:4])
         return msgspec.json.decode(content, type=kind)
     except OSError as error:
         raise UserError(f"{name}: {error.strerror}") from None
@@ -145,6 +174,8 @@ def _decode(source: str | Path | dict, name: str, kind: type, wanted: str):
         field = re.match(r"Object missing required field `(\w+)`", what)
         where = where.rstrip("`").lstrip(".") + (f".{field[1]}" if field else "")
         what = "missing" if field else what[0].lower() + what[1:]
+        if field and field[1] == "bbox" and b'"segmentation"' in content:
+            what = "missing: boxes are judged here, and results of segmentation have none"
         where = where.lstrip(".") or "content"
         raise UserError(f"{name}: {where}: {what}; want {wanted}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -59,9 +59,9 @@ def replace_file(
 
 
 def replace_folder(part: Path, final: Path) -> None:
-    """Rename a finished folder to `final`, in place of the folder of that name, if there is one.
+    """Rename a finished folder to `final` and remove the previous folder of that name, if any.
 
-    A reader may find neither for a moment, but never a mixture of the two.
+    For a moment a reader may find no folder, but never a mixture of the two.
     """
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""scripts/hw_check.sh: what a machine with cards does with this recipe, as one JSON to send in.
+"""scripts/hw_check.sh: measure this recipe on a machine with cards; one JSON to send in.
 
-Drawn images of 800x1333 stand for COCO, so that nothing but the recipe is needed. Each step is a
-command of its own with a time limit; one that fails or takes too long is noted, and the rest goes
-on. `--quick` runs the same steps on small images, which is how they are tested without cards.
+Generated images of 800x1333 replace COCO, so no download is needed. Each step is a separate command
+with a time limit; if it fails or takes too long, this is recorded and the next step runs. `--quick`
+runs the same steps on small images, which also tests them without cards.
 """
 
 import json
@@ -28,30 +28,30 @@ from fcos_recipe.system import compute, device
 HEADLINE = ROOT / "configs" / "fcos" / "fcos_r50_fpn_1x_coco.yml"
 BACKBONE = "ResNet50_cos_pretrained"
 OK, FAILED, TIMEOUT, SKIPPED = "ok", "failed", "timeout", "skipped"
-TAIL = 15  # lines of a failed step's output that go into the JSON
-# Kept for evaluation, export and resume while cards train: seconds, at most this share of all.
+TAIL = 15  # last lines of a failed step's output, stored in the JSON
+# Seconds that training leaves for evaluation, export and resume, and their largest share of all.
 RESERVE, SHARE = 420, 0.4
-GRACE = 60  # seconds for a run that is asked to stop: it may be saving
+GRACE = 60  # seconds that a run has to stop, since it may be saving
 _EXAMPLE = """\
 examples:
-  bash scripts/hw_check.sh                   # all cards there are, 30 minutes at most
+  bash scripts/hw_check.sh                   # all cards, at most 30 minutes
   DEVICE=cpu bash scripts/hw_check.sh --quick
-Send output/hw_check/hw_check.json with an issue of the kind "A result on your hardware".
+Send output/hw_check/hw_check.json with an issue of the type "A result on your hardware".
 """
 _CODES = {
     exit_codes.OK: "training was measured and no step failed",
-    exit_codes.FAILED: "otherwise",
+    exit_codes.FAILED: "a step failed, or no training was measured",
     exit_codes.INTERRUPTED: "interrupted",
 }
 
 
 class Check:
-    """Runs commands one after the other and keeps what became of them.
+    """Runs commands one after the other and records their results.
 
     Args:
-        folder: gets the logs of the commands and hw_check.json.
-        seconds: for all of it; steps that come later are skipped.
-        facts: top level of the JSON.
+        folder: receives the logs of the commands and hw_check.json.
+        seconds: time for the whole check; steps after that are skipped.
+        facts: top-level entries of the JSON.
     """
 
     def __init__(self, folder: Path, seconds: float, facts: dict):
@@ -62,7 +62,7 @@ class Check:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
 
     def skip(self, name: str, reason: str) -> None:
-        """Note a step that is left out."""
+        """Record a skipped step."""
         self._keep({"name": name, "status": SKIPPED, "reason": reason})
 
     def run(
@@ -74,15 +74,16 @@ class Check:
         good: tuple[int, ...] = (0,),
         reserve: float = 0,
     ) -> bool:
-        """Run one command to its end or its limit.
+        """Run one command until it ends or reaches its time limit.
 
         Args:
             name: of the step.
-            command: without the interpreter.
+            command: arguments of the Python interpreter.
             limit: seconds.
-            read: the command's output -> figures for the JSON; a failure of it is the step's.
-            good: exit codes of success.
-            reserve: seconds of the whole check's time that are kept for later steps.
+            read: returns figures for the JSON from the command's output; an exception in it fails
+                the step.
+            good: exit codes that mean success.
+            reserve: seconds of the whole check that are kept for later steps.
 
         Returns:
             whether the step succeeded.
@@ -109,7 +110,7 @@ class Check:
         try:
             if code in good:
                 step.update(read(output))
-        except Exception as error:  # what a command left behind is not what it should be
+        except Exception as error:  # the command's result is not as expected
             step.update(status=FAILED, reason=f"{type(error).__name__}: {error}")
         if code is None:
             step.update(status=TIMEOUT, reason=f"ended after {min(limit, left):.0f} s")
@@ -121,7 +122,7 @@ class Check:
         return step["status"] == OK
 
     def _keep(self, step: dict) -> None:
-        """After each step, so that what is known survives whatever the next one does."""
+        """Record a step and write the JSON, so that a later crash loses nothing."""
         self.steps.append(step)
         told = {k: v for k, v in step.items() if k not in ("name", "status", "output", "findings")}
         said = ", ".join(f"{key} {value}" for key, value in told.items())
@@ -129,12 +130,12 @@ class Check:
         self.write()
 
     def write(self) -> None:
-        """Write hw_check.json anew."""
+        """Rewrite hw_check.json."""
         write_json(self.folder / "hw_check.json", {**self.facts, "steps": self.steps})
 
 
 def _end(child: subprocess.Popen) -> None:
-    """End a command and what it started, if it still runs."""
+    """End a command and its child processes if it still runs."""
     for number, wait in ((signal.SIGTERM, GRACE), (signal.SIGKILL, 10)):
         if child.poll() is not None:
             return
@@ -150,18 +151,18 @@ def read_training(folder: Path, steps: int, before: int = 0) -> dict:
 
     Args:
         folder: its run directory.
-        steps: which it had to reach.
-        before: steps of the run that it went on from.
+        steps: number of steps that it must have reached.
+        before: steps done before it was resumed.
 
     Raises:
-        ValueError: it did not get there, or its loss is not finite.
+        ValueError: it did not reach `steps`, or a loss is not finite.
     """
     from fcos_recipe.runs.contents import read_run
     from fcos_recipe.runs.throughput import throughput
 
     rows = [r for r in read_run(folder).train if r["step"] > before]
     if not rows or rows[-1]["step"] != steps:
-        raise ValueError(f"{steps} steps wanted, the last in metrics.jsonl is "
+        raise ValueError(f"expected {steps} steps, the last in metrics.jsonl is "
                          f"{rows[-1]['step'] if rows else 'missing'}")  # fmt: skip
     if not all(math.isfinite(row["loss"]) for row in rows):
         raise ValueError("the loss is not finite")
@@ -175,14 +176,14 @@ def read_training(folder: Path, steps: int, before: int = 0) -> dict:
 
 
 def draw_data(folder: Path, size: tuple[int, int], images: int, entries: int) -> None:
-    """Images to train and evaluate on.
+    """Draw images to train and evaluate on.
 
     Args:
-        folder: to make.
+        folder: output folder.
         size: height and width in pixels.
-        images: how many are drawn.
-        entries: of the training annotations, repeated.json, which name the images in turns: an
-            epoch of any length without the hours of drawing one.
+        images: number of images to draw.
+        entries: number of entries in the training annotations, repeated.json. They list the images
+            repeatedly, so an epoch of any length needs few images.
     """
     from fcos_recipe.datasets.drawn_shapes import make_shapes
 
@@ -203,21 +204,21 @@ def draw_data(folder: Path, size: tuple[int, int], images: int, entries: int) ->
 
 
 def write_config(path: Path, data: Path, size: tuple[int, int], backbone: bool, log: int) -> None:
-    """The headline's config on the drawn images.
+    """Write the headline config for the drawn images.
 
     Args:
         path: file to write.
         data: from `draw_data`.
-        size: of the images, height and width.
-        backbone: start from the published ImageNet weights; else from random ones, whose
-            BatchNorm must train, as frozen it would let activations grow beyond float16.
+        size: height and width of the images, pixels.
+        backbone: start from the published ImageNet weights; otherwise from random weights, whose
+            BatchNorm must train because frozen it lets activations grow beyond float16.
         log: steps between two log lines.
     """
     data = data.resolve()
     sections: dict = {
         "_BASE_": [str(HEADLINE)], "num_classes": 4, "epoch": 1, "log_iter": log,
         "snapshot_minutes": 0,
-        # a model of a few steps has to find something that an export can be compared on
+        # after few steps, the model must still find boxes to compare an export on
         "FCOSHead": {"nms": {"score_threshold": 0.001}},
         "TrainDataset": {"dataset_dir": str(data), "image_dir": "train",
                          "anno_path": "repeated.json", "allow_empty": True},
@@ -239,14 +240,14 @@ def write_config(path: Path, data: Path, size: tuple[int, int], backbone: bool, 
 
 
 def counts(available: int, asked: list[int] | None) -> list[int]:
-    """How many cards to try: 1, 2, 4, 8 and all of them, or those that were asked for.
+    """Numbers of cards to try: 1, 2, 4, 8 as far as available, or those asked for.
 
     Raises:
-        UserError: more than there are.
+        UserError: more cards were asked for than there are.
     """
     if asked:
         if not 1 <= min(asked) <= max(asked) <= available:
-            raise UserError(f"--cards {' '.join(map(str, asked))}: {available} are visible")
+            raise UserError(f"--cards {' '.join(map(str, asked))}: only {available} are visible")
         return sorted(set(asked))
     return [n for n in (1, 2, 4, 8) if n <= available]
 
@@ -258,16 +259,22 @@ def main(argv: list[str] | None = None) -> int:
     add = ask.add_argument
     add("--output", type=Path, default=Path("output/hw_check"), metavar="DIR",
         help="default: %(default)s")  # fmt: skip
-    add("--cards", type=int, nargs="+", metavar="N", help="default: 1 2 4 8, as many as there are")
-    add("--steps", type=int, help="of each run (default: 200; --quick: 3)")
-    add("--minutes", type=float, default=30, help="for everything (default: %(default)s)")
-    add("--quick", action="store_true", help="images of 96x128 and few steps: a try of this script")
+    add(
+        "--cards",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="numbers of cards to try (default: 1 2 4 8 as available)",
+    )
+    add("--steps", type=int, help="training steps of each run (default: 200; --quick: 3)")
+    add("--minutes", type=float, default=30, help="time for the whole check (default: %(default)s)")
+    add("--quick", action="store_true", help="images of 96x128 and few steps, to try this script")
     args = ask.parse_args(argv)
     found = compute.decide(compute.requested(None), device.ask_paddle_outside)
     kind, driver = found.device, found.driver
     print(found.line(), flush=True)
     if kind == "cpu" and not args.quick:
-        raise UserError("no cards here: 800x1333 would take hours on a CPU; try --quick")
+        raise UserError("no cards found; 800x1333 would take hours on a CPU, so try --quick")
     available = len(found.cards) or 2
     wanted = counts(available, args.cards)
     size, steps = ((96, 128), 3) if args.quick else ((800, 1333), 200)
@@ -289,9 +296,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def summary(steps: list[dict]) -> tuple[str, bool]:
-    """The steps in one line, and whether the check measured what it is for.
+    """One line about the steps, and whether the check succeeded.
 
-    It did where nothing failed and at least one training run succeeded.
+    It succeeded if no step failed and at least one training run was measured.
     """
     named = {
         status: [step["name"] for step in steps if step["status"] in members]
@@ -310,10 +317,10 @@ def summary(steps: list[dict]) -> tuple[str, bool]:
 
 
 def check_all(check: Check, kind: str, cards: list[int], steps: int, size: tuple[int, int]) -> None:
-    """All steps in their order.
+    """Run all steps in order.
 
     Args:
-        check: runs and keeps them.
+        check: runs and records them.
         kind: "cpu", "gpu" or "iluvatar_gpu".
         cards: numbers of cards to train on.
         steps: of each training run.
@@ -345,7 +352,7 @@ def check_all(check: Check, kind: str, cards: list[int], steps: int, size: tuple
         for precision in ("fp32", "amp"):
             name = f"train-{count}-{precision}"
             if precision == "amp" and kind == "cpu":
-                check.skip(name, "no AMP on a CPU")
+                check.skip(name, "AMP is not measured on a CPU")
                 continue
             run = folder / name
             options = [f"TrainDataset.sample_num={2 * count * steps}", f"device={kind}"]
@@ -389,9 +396,9 @@ def check_all(check: Check, kind: str, cards: list[int], steps: int, size: tuple
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (UserError, OSError) as error:  # OSError: --output cannot be written
+    except (UserError, OSError) as error:  # OSError: --output can't be written
         print(f"error: {error}", file=sys.stderr)
         sys.exit(exit_codes.BAD_INPUT)
     except KeyboardInterrupt:
-        print("interrupted; hw_check.json has what was done", file=sys.stderr)
+        print("interrupted; hw_check.json has the results so far", file=sys.stderr)
         sys.exit(exit_codes.INTERRUPTED)

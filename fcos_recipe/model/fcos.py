@@ -7,6 +7,7 @@ import paddle
 from paddle import Tensor, nn
 from ppdet.core.workspace import create
 
+from fcos_recipe.errors import UserError
 from fcos_recipe.model.constants import constant, count_up
 from fcos_recipe.model.loss import as_float32
 from fcos_recipe.model.postprocess import level_size
@@ -40,9 +41,9 @@ class FCOS(nn.Layer):
     @classmethod
     def from_config(cls, cfg: dict) -> dict[str, nn.Layer]:
         """Build the parts; each gets the output shapes of the part before it."""
-        backbone = create(cfg["backbone"])
-        neck = create(cfg["neck"], input_shape=backbone.out_shape)
-        head = create(cfg["fcos_head"], input_shape=neck.out_shape)
+        backbone = _create(cfg, "backbone")
+        neck = _create(cfg, "neck", input_shape=_shapes(backbone))
+        head = _create(cfg, "fcos_head", input_shape=neck.out_shape)
         return {"backbone": backbone, "neck": neck, "fcos_head": head}
 
     def load_meanstd(self, transforms: list[dict]) -> None:
@@ -119,6 +120,34 @@ class FCOS(nn.Layer):
     def _features(self, batch: dict[str, Tensor]) -> list[Tensor]:
         image = self.normalize(batch["image"], batch["im_shape"])
         return self.neck(self.backbone({"image": image}))
+
+
+def _create(cfg: dict, role: str, **more) -> Any:
+    """Build one part of the model.
+
+    Raises:
+        UserError: the class does not accept its arguments.
+    """
+    try:
+        return create(cfg[role], **more)
+    except UserError:
+        raise
+    except Exception as error:  # ppdet's classes check little: anything may be raised
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(
+            f"FCOS.{role}: {cfg[role]} cannot be built with its arguments: {reason}"
+        ) from None
+
+
+def _shapes(backbone: nn.Layer) -> list:
+    """`out_shape` of a backbone, with measured strides where ppdet's class gives none."""
+    shapes = backbone.out_shape
+    if any(shape.stride is None for shape in shapes):
+        side = 256
+        with paddle.no_grad():
+            maps = backbone({"image": paddle.zeros([1, 3, side, side])})
+        shapes = [s._replace(stride=side // m.shape[2]) for s, m in zip(shapes, maps)]
+    return shapes
 
 
 def _inside(height: int | Tensor, width: int | Tensor, h: Tensor, w: Tensor) -> Tensor:

@@ -61,14 +61,12 @@ class Eager:
     name = "eager"
 
     def __init__(self, weights: str, config, device: str):
-        from fcos_recipe import compat
         from fcos_recipe.checkpoint import weights as weights_file
+        from fcos_recipe.model.build import build_model, registry
         from fcos_recipe.system import device as devices
 
         devices.set_device(device)
-        cfg = compat.workspace(config.stock_data())
-        self.model = compat.create(cfg["architecture"])
-        self.model.load_meanstd(cfg["TestReader"]["sample_transforms"])
+        self.model = build_model(registry(config))
         self.report = weights_file.load(self.model, weights, exact=True)
         self.model.eval()
         self._lock = threading.Lock()

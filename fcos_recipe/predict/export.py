@@ -10,6 +10,7 @@ import numpy as np
 from fcos_recipe import __version__
 from fcos_recipe.config.load import data_paths
 from fcos_recipe.errors import RunFailure
+from fcos_recipe.files.atomic import replace_folder
 from fcos_recipe.predict.backends import METADATA
 
 
@@ -47,7 +48,7 @@ def export(predictor, target: Path, kind: str, nms: bool = True):
         verdict = parity.compare(
             predictor.run, Predictor(part, device=predictor.device).run, batches, facts["limits"]
         )
-        _write_facts(part, {**facts, "check": verdict.facts()})
+        _write_facts(part, {**facts, "check": verdict.as_json()})
         if not verdict.passed:
             rejected = target.with_name(f"{target.name}.rejected")
             shutil.rmtree(rejected, ignore_errors=True)
@@ -57,12 +58,7 @@ def export(predictor, target: Path, kind: str, nms: bool = True):
                 f"{target}: not written: on {verdict.images} images {len(verdict.failures)} "
                 f"detections differ; {worst} (kept as {rejected})"
             )
-        old = target.with_name(f".{target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            target.rename(old)
-        part.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        replace_folder(part, target)
         return verdict
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -103,8 +103,8 @@ class _Results:
                     **more,
                     "category_id": self.predictor.category_ids[label],
                     "category_name": found.names[label],
-                    "bbox": [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)],
-                    "score": float(f"{score:.9g}"),
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "score": float(score),
                 }
             )
 

@@ -34,7 +34,7 @@ class Agreement:
     def passed(self) -> bool:
         return not self.failures and self.detections > 0
 
-    def facts(self) -> dict:
+    def as_json(self) -> dict:
         """JSON-ready."""
         return asdict(self)
 

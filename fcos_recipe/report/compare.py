@@ -1,23 +1,26 @@
 """Comparison of runs: figures, AP differences with an interval, differing config keys.
 
-The interval is hotcoco's paired bootstrap over the images of one validation set: images are drawn
-with replacement, both runs are evaluated on the same draw, and the 2.5 and 97.5 percentiles of the
+The interval is a paired bootstrap over the images of one validation set: images are drawn with
+replacement, both runs are evaluated on the same draw, and the 2.5 and 97.5 percentiles of the
 differences are reported. It covers these two models on similar images; it does not cover how much
 trainings with different seeds would differ.
 """
 
+import math
+
+import numpy as np
+
 from fcos_recipe.config.effects import differences
 from fcos_recipe.config.load import plain_values
 from fcos_recipe.errors import UserError
-from fcos_recipe.evaluation.detections_file import JUDGED, judge, read, same_truth
+from fcos_recipe.evaluation.bootstrap import FIGURES, Matched, figures, intervals
+from fcos_recipe.evaluation.detections_file import JUDGED, read, same_truth
 from fcos_recipe.report.blocks import Cell, Fold, Table, Text
 from fcos_recipe.report.headline import duration, percent
 from fcos_recipe.report.sections import labels
 from fcos_recipe.runs.contents import Run
 
-SAMPLES = 300  #: draws; they give the interval's ends to about a tenth of its width
-_METRICS = (("AP", "AP"), ("AP50", "AP50"), ("AP75", "AP75"), ("AP small", "APs"),
-            ("AP medium", "APm"), ("AP large", "APl"))  # fmt: skip
+SAMPLES = 1000  #: draws; they give the interval's ends to about a twentieth of its width
 _APART = 0.002  # tolerance in AP: the stored boxes are float32
 
 
@@ -66,42 +69,40 @@ def _pair(run: Run, other: Run, name: str, other_name: str, samples: int) -> lis
             return [Text(f"{title}: no AP difference, because {error}.")]
         return [Text(f"{title}: AP {_signed(run.ap - other.ap)} points. No interval, because "
                      f"{error}.")]  # fmt: skip
-    rows, interval = [], found["ci"] or {}
-    for shown, key in _METRICS:
-        a, b = found["metrics_a"][key], found["metrics_b"][key]
-        if a < 0 or b < 0:
+    rows = []
+    for shown in FIGURES:
+        a, b = (side[shown] for side in found["figures"])
+        if math.isnan(a) or math.isnan(b):
             continue
-        bounds = interval.get(key)
+        bounds = found["intervals"].get(shown)
         rows.append([
             shown, percent(a), percent(b), _signed(b - a),
-            f"{_signed(bounds['lower'])} to {_signed(bounds['upper'])}" if bounds else "-",
+            f"{_signed(bounds[0])} to {_signed(bounds[1])}" if bounds else "-",
         ])  # fmt: skip
     table = Table(
-        f"{title}, points; 95 % interval from {samples} paired draws of {found['num_images']} "
-        "images",
+        f"{title}, points; 95 % interval from {samples} paired draws of {found['images']} images",
         ["", other_name, name, "difference", "95 % interval"], rows,
     )  # fmt: skip
-    classes = [c for c in found["per_category"] if c["ap_a"] >= 0 and c["ap_b"] >= 0]
-    classes.sort(key=lambda c: -abs(c["delta"]))
-    most = max((abs(c["delta"]) for c in classes), default=0) or 1
+    classes = [c for c in found["classes"] if not math.isnan(c[1])]
+    classes.sort(key=lambda c: -abs(c[2] - c[1]))
+    most = max((abs(b - a) for _, a, b in classes), default=0) or 1
     per_class = Table(
         "AP per class, largest differences first (no intervals: classes have too few objects)",
         ["class", other_name, name, "difference"],
         [
-            [c["cat_name"], percent(c["ap_a"]), percent(c["ap_b"]),
-             Cell(_signed(c["delta"]), bar=abs(c["delta"]) / most)]
-            for c in classes[:100]
+            [label, percent(a), percent(b), Cell(_signed(b - a), bar=abs(b - a) / most)]
+            for label, a, b in classes[:100]
         ],
     )  # fmt: skip
-    if not samples:
-        return [table, Fold("Differences per class", [per_class])]
-    difference = found["metrics_b"]["AP"] - found["metrics_a"]["AP"]
-    words = _words(difference, interval["AP"], title)
-    return [Text(words), table, Fold("Differences per class", [per_class])]
+    made: list = [table, Fold("Differences per class", [per_class])]
+    if bounds := found["intervals"].get("AP"):
+        a, b = (side["AP"] for side in found["figures"])
+        made.insert(0, Text(_words(b - a, bounds, title)))
+    return made
 
 
-def _words(difference: float, bounds: dict, title: str) -> str:
-    low, high = bounds["lower"], bounds["upper"]
+def _words(difference: float, bounds: tuple[float, float], title: str) -> str:
+    low, high = bounds
     if low > 0 or high < 0:
         verdict = "the choice of validation images does not explain the difference"
     else:
@@ -114,7 +115,12 @@ def _words(difference: float, bounds: dict, title: str) -> str:
 
 
 def compared(run: Run, other: Run, samples: int) -> dict:
-    """hotcoco's `compare` of the detections kept by both runs; `other` is its model A.
+    """Evaluate the detections kept by both runs, and resample their images.
+
+    Returns:
+        `images`, their number; `figures`, those of `bootstrap.FIGURES` of `other` and of `run`, NaN
+        where there is no annotation; `intervals` of their differences, {} without samples;
+        `classes`: name, AP of `other` and of `run`.
 
     Raises:
         UserError: the runs can't be compared; the message gives the reason.
@@ -127,15 +133,20 @@ def compared(run: Run, other: Run, samples: int) -> dict:
         arrays.append(read(r.path / JUDGED))
     if different := same_truth(*arrays):
         raise UserError(different)
-    try:
-        import hotcoco
-    except ImportError:
-        raise UserError("hotcoco is missing: pip install hotcoco") from None
-    found = hotcoco.compare(*map(judge, arrays), n_bootstrap=samples, seed=0)
-    for r, key in ((other, "metrics_a"), (run, "metrics_b")):
-        if r.ap is not None and abs(found[key]["AP"] - r.ap) > _APART:
+    sides = [Matched(part) for part in arrays]
+    images = sides[0].images
+    tables = [side.precision(np.ones((1, images), np.int32)) for side in sides]
+    told = [{key: float(value[0]) for key, value in figures(t).items()} for t in tables]
+    for r, side in zip((other, run), told):
+        if r.ap is not None and abs(np.nan_to_num(side["AP"], nan=-1) - r.ap) > _APART:
             raise UserError(f"{r.name}'s {JUDGED} does not match its last evaluation")
-    return found
+    per_class = [t[0, 0].mean(axis=0).tolist() for t in tables]
+    return {
+        "images": images,
+        "figures": told,
+        "intervals": intervals(sides[0], sides[1], samples),
+        "classes": list(zip(arrays[0]["names"].tolist(), *per_class)),
+    }
 
 
 def _configs(run: Run, other: Run, name: str, other_name: str) -> Table | Text:

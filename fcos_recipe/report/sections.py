@@ -182,11 +182,19 @@ def _no_analysis(run: Run) -> list:
                  "hotcoco is installed.")]  # fmt: skip
 
 
+def _absent(run: Run, part: str) -> list:
+    """Why a part of the analysis is missing, if it is."""
+    why = run.analysis.absent.get(part) if run.analysis else None
+    return [Text(f"analysis.json has no {part}: {why}", "note")] if why else []
+
+
 def precision(run: Run) -> list:
     """Precision-recall curves and calibration."""
     a = run.analysis
     if a is None:
         return _no_analysis(run)
+    if a.pr is None:
+        return _absent(run, "pr")
     series = [Series(f"IoU {iou}", a.pr.recall, ys) for iou, ys in a.pr.precision.items()]
     charts = [
         chart("Precision over recall, mean over classes", series, "recall", "precision",
@@ -213,7 +221,7 @@ def precision(run: Run) -> list:
             + (f"; expected calibration error {ece:.3f}." if ece is not None else "."),
             x_range=(0, 1), y_range=(0, 1), diagonal=True, markers=True,
         ))  # fmt: skip
-    return [Charts([c for c in charts if c])]
+    return [Charts([c for c in charts if c]), *_absent(run, "calibration")]
 
 
 def errors(run: Run) -> list:
@@ -225,6 +233,8 @@ def errors(run: Run) -> list:
         (kind, row, value(row, "cost") or 0.0) for kind, row in a.errors.items()
         if isinstance(row, dict)
     ]  # fmt: skip
+    if not rows:
+        return _absent(run, "errors")
     rows.sort(key=lambda row: -row[2])
     most = max((cost for *_, cost in rows), default=0) or 1
     base = value(a.errors, "AP50")
@@ -245,8 +255,8 @@ def errors(run: Run) -> list:
 
 def confusion(run: Run) -> list:
     """Which classes are confused with which."""
-    if run.analysis is None:
-        return []
+    if run.analysis is None or run.analysis.confusion is None:
+        return _absent(run, "confusion")
     c, threshold = run.analysis.confusion, run.analysis.score_threshold
     about = f"IoU 0.50, score at least {threshold:.2f} (best F1)"
     pairs = sorted(

@@ -91,12 +91,13 @@ class Confusion(msgspec.Struct):
 class Analysis(msgspec.Struct):
     """analysis.json, see `evaluation.analysis.analyse`."""
 
-    pr: Curves
-    per_class: list[CurveOfClass]
     score_threshold: float
-    confusion: Confusion
-    errors: dict[str, Any]
-    calibration: dict[str, Any]
+    pr: Curves | None = None
+    per_class: list[CurveOfClass] = []
+    confusion: Confusion | None = None
+    errors: dict[str, Any] = {}
+    calibration: dict[str, Any] = {}
+    absent: dict[str, str] = {}
 
 
 class Example(msgspec.Struct):

@@ -186,10 +186,10 @@ def _why(found: Found, facts: PaddleFacts, kinds: list[str]) -> str:
 
 
 def prepare(requested: str) -> Compute:
-    """Decide, and apply the settings that must precede Paddle's import.
+    """Choose the device and apply the settings that are needed before Paddle's import.
 
     Raises:
-        UserError: see `decide`; or no launcher gave this rank a card of its own.
+        UserError: see `decide`; or several ranks would share a card.
     """
     found = decide(requested)
     _refuse_shared_card(found)
@@ -198,11 +198,11 @@ def prepare(requested: str) -> Compute:
 
 
 def start(requested: str, show: bool = True) -> Compute:
-    """`prepare`, then bind this process to the device for good.
+    """`prepare`, then set the device of this process.
 
     Args:
         requested: see `decide`.
-        show: print the decision where `is_shown`.
+        show: print the choice if `is_shown`.
 
     Raises:
         UserError: see `prepare`.
@@ -215,7 +215,7 @@ def start(requested: str, show: bool = True) -> Compute:
 
 
 def is_shown() -> bool:
-    """Whether this process shows the decision: rank 0, unless the launcher has done so already."""
+    """Whether this process prints the choice: rank 0, unless the launcher has printed it."""
     return os.environ.get("PADDLE_TRAINER_ID", "0") == "0" and DECIDED not in os.environ
 
 

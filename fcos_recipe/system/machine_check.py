@@ -1,4 +1,4 @@
-"""Whether this machine can train: Python, Paddle, driver, cards, SDK, memory, disk, libraries."""
+"""Check the machine for training: Python, Paddle, driver, cards, SDK, memory, disk, libraries."""
 
 import os
 import platform
@@ -20,7 +20,7 @@ LIBRARIES = {"numpy": "numpy", "cv2": "cv2", "paddledet": "ppdet", "PyYAML": "ya
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: level (green, yellow, red), what was looked at, what was found."""
+    """One line of the report: level (green, yellow, red), what was checked, result, remedy."""
 
     level: str
     name: str
@@ -37,7 +37,7 @@ def python() -> Finding:
 
 
 def look_at_paddle() -> tuple[Finding, compute.Found]:
-    """What Paddle says in one line, and what was found of driver and Paddle together."""
+    """Return Paddle's devices as a line of the report, and all devices that were found."""
     try:
         found = compute.look(lambda: device.ask_paddle_outside(120))
     except UserError as error:
@@ -52,7 +52,7 @@ def look_at_paddle() -> tuple[Finding, compute.Found]:
 
 
 def decision(asked: str, found: compute.Found) -> tuple[Finding, compute.Compute | None]:
-    """The decision that every command would take here."""
+    """Choose the device as all commands do."""
     try:
         chosen = compute.choose(asked, found)
     except UserError as error:
@@ -62,7 +62,7 @@ def decision(asked: str, found: compute.Found) -> tuple[Finding, compute.Compute
 
 
 def cards(found: compute.Found, chosen: compute.Compute | None) -> Iterator[Finding]:
-    """The driver's cards. For a run on the CPU a broken driver or card is worth a warning only."""
+    """Check the driver's cards; for a run on the CPU, a broken driver or card is only a warning."""
     bad = YELLOW if chosen and chosen.device == "cpu" else RED
     driver = found.driver
     if found.trouble:
@@ -102,10 +102,10 @@ def cards(found: compute.Found, chosen: compute.Compute | None) -> Iterator[Find
 
 
 def _leave(others: str) -> str:
-    """What to do about a faulty card, given the numbers of the healthy ones.
+    """Say how to exclude a faulty card, given the numbers of the healthy ones.
 
-    The CUDA runtime, which a Paddle for CUDA and Iluvatar's plugin both ask for their cards, reads
-    CUDA_VISIBLE_DEVICES; nothing but Paddle's launcher reads the plugin's own variable.
+    CUDA_VISIBLE_DEVICES works for CUDA builds of Paddle and for Iluvatar's plugin, which both use
+    the CUDA runtime; the plugin's own variable is read only by Paddle's launcher.
     """
     if not others:
         return f"no healthy card is left: reset or replace it, or {compute.CHOOSE_CPU}"
@@ -179,14 +179,14 @@ def libraries() -> Iterator[Finding]:
     found, evaluators = [], []
     for name, module in LIBRARIES.items():
         try:
-            # ppdet drags in Paddle: its version is enough
+            # importing ppdet would import Paddle: check only its version
             version = (
                 metadata.version(name) if module == "ppdet" else import_module(module).__version__
             )
             found.append(f"{name} {version}")
-        except Exception as error:  # a broken library can raise anything when imported
-            said = str(error).splitlines()[0]
-            yield Finding(RED, name, f"cannot be imported: {said}", INSTALL)
+        except Exception as error:  # a broken library can raise any exception on import
+            reason = str(error).splitlines()[0]
+            yield Finding(RED, name, f"cannot be imported: {reason}", INSTALL)
     for name in ("hotcoco", "pycocotools"):
         try:
             evaluators.append(f"{name} {metadata.version(name)}")

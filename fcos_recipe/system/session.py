@@ -1,4 +1,4 @@
-"""A device for a piece of work, after which the process is as it was before."""
+"""Use a device inside a context, then restore the state of the process."""
 
 import os
 import warnings
@@ -24,18 +24,18 @@ def same_environment() -> Iterator[None]:
 
 @contextmanager
 def session(requested: str) -> Iterator[Compute]:
-    """Decide on a device and use it while the block lasts.
+    """Choose a device and use it inside this context.
 
-    Afterwards these are what they were: environment variables, warning filters, Paddle's device,
-    its random state and its names for new parameters. What stays: imported modules, the process
-    group of several ranks, autotuning that a config has switched on, and, after work on the CPU,
+    Afterwards these are restored: environment variables, warning filters, Paddle's device, its
+    random state and its names for new parameters. These are not restored: imported modules, the
+    process group of several ranks, autotuning enabled by a config and, after work on the CPU,
     glibc's thresholds for returning memory to the system.
 
     Args:
         requested: as for `compute.decide`.
 
     Yields:
-        the decision.
+        the chosen device and the cards found.
 
     Raises:
         UserError: see `compute.decide`.

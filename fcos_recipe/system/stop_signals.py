@@ -25,6 +25,10 @@ class StopRequest:
     terminals, Paddle's launcher and batch systems send it, because without workers the step could
     not finish. They accept SIGTERM only from their parent, and end when it ends; Paddle's own check
     of the parent does not end a worker whose pipe is full.
+
+    Args:
+        own_process: False: the process has other work, so a second Ctrl-C only raises
+            KeyboardInterrupt in the main thread.
     """
 
     def __init__(self, own_process: bool = True):

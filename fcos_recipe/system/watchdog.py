@@ -1,7 +1,7 @@
-"""Ends a rank that makes no progress, and lets a failing rank name itself.
+"""End a rank that makes no progress, and print which rank hung or failed.
 
-Under scripts/train*.sh the supervisor reads these messages in the rank's log. Under a bare
-`python -m paddle.distributed.launch` nobody does, so they also go to the launcher's console.
+With scripts/train*.sh the supervisor reads these messages in the rank's log. With
+`python -m paddle.distributed.launch` there is no supervisor, so they also go to its console.
 """
 
 import faulthandler
@@ -19,34 +19,34 @@ from pathlib import Path
 from fcos_recipe import exit_codes
 from fcos_recipe.errors import printable
 
-# Seconds without a beat, per phase, where the config says 0. `step` is the least: see `limit`.
+# Seconds without a beat per phase if the config has 0. For `step` it is the minimum, see `limit`.
 DEFAULTS = {"startup": 1800.0, "step": 120.0, "eval": 1800.0, "save": 600.0}
 
-# Ends the message of a rank whose main thread stands where it may wait for others.
+# End of the message of a rank whose main thread may be waiting for other ranks.
 WAITS = ", where it may wait for other ranks"
 _COLLECTIVES = r"/paddle/distributed/|/evaluation/collectives\.py$"
 
 
 def rank() -> int:
-    """This process's rank by the launcher's environment; 0 without a launcher."""
+    """This process's rank from the launcher's environment; 0 without a launcher."""
     return int(os.environ.get("PADDLE_TRAINER_ID", "0"))
 
 
 class Watchdog:
-    """A daemon thread that expects `beat` within a limit that depends on the phase.
+    """A daemon thread that ends the process if `beat` is not called within a time limit.
 
-    The phase is startup until the first `beat()`, then step; `with watchdog.phase("eval")`
-    and "save" have limits of their own, and `beat` inside them counts as well.
+    The phase, which determines the limit, is "startup" until the first `beat()`, then "step"; use
+    `with watchdog.phase("eval")` and "save" for other work, inside which `beat` counts as well.
 
-    On expiry: one line "rank R hung: ..." and the stacks of all threads on stderr, then the
-    process ends with `exit_codes.HUNG`, without cleaning up, since cleaning up may hang too.
+    If the limit is exceeded, one line "rank R hung: ..." and the stacks of all threads are written
+    to stderr, and the process ends with `exit_codes.HUNG` without cleaning up, which may hang too.
 
     Args:
-        limits: phase -> seconds; 0 or absent: automatic (`DEFAULTS`; for steps `limit`).
+        limits: phase -> seconds; 0 or missing: automatic, see `limit`.
         rank: shown in the message.
-        on_hang: called with the message before the end, in a thread that is given 10 s.
-        grace: seconds between the message and the end. The other ranks, stuck in the same
-            collective operation, reach their own limits meanwhile and leave their stacks.
+        on_hang: called with the message before the process ends, in a thread, for at most 10 s.
+        grace: seconds between the message and the end of the process. Other ranks that wait in the
+            same collective operation reach their limits meanwhile and write their stacks.
     """
 
     def __init__(
@@ -82,10 +82,10 @@ class Watchdog:
         self.close()
 
     def beat(self, step: int | None = None) -> None:
-        """Progress: a training step is done, or one piece of the work of the present phase.
+        """Report progress: a training step, or a part of the current phase's work, is done.
 
         Args:
-            step: number of the training step, for the message; counted up by default.
+            step: number of the training step, for the message; default: the next number.
         """
         phase, since = self._mark
         now = time.monotonic()
@@ -98,7 +98,7 @@ class Watchdog:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Work under another limit: "eval" or "save"."""
+        """Use the limit of another phase, "eval" or "save", inside this context."""
         outer = self._mark[0]
         self._mark = (name, time.monotonic())
         try:
@@ -107,7 +107,7 @@ class Watchdog:
             self._mark = (outer, time.monotonic())
 
     def limit(self, phase: str) -> float:
-        """Seconds without a beat: the config's, else the default; a step may take 10 medians."""
+        """Limit in seconds: the config's, or the default, for steps at least 10 x their median."""
         if self.limits[phase]:
             return float(self.limits[phase])
         usual = 10 * statistics.median(self._steps) if phase == "step" and self._steps else 0
@@ -119,7 +119,7 @@ class Watchdog:
         looked = time.monotonic()
         while not self._closed.wait(poll):
             now = time.monotonic()
-            if now - looked > 10 * poll:  # this thread stood still too: Ctrl-Z, or a held GIL
+            if now - looked > 10 * poll:  # this thread was stopped too: Ctrl-Z, or the GIL was held
                 self._mark = (self._mark[0], now)
             looked = now
             phase, since = self._mark
@@ -128,8 +128,8 @@ class Watchdog:
                 self._expire(phase, now - since, limit)
                 return
             if distributed:
-                # Native code that hangs holding the GIL stops this thread, but not this timer.
-                # A single process goes without: it would not survive Ctrl-Z and fg.
+                # If native code hangs and holds the GIL, this thread stops, but this timer does
+                # not. A single process does not use it: the timer would end it after Ctrl-Z and fg.
                 left = limit - (now - since) + 30
                 faulthandler.dump_traceback_later(left, exit=True, file=sys.__stderr__ or 2)
 
@@ -146,34 +146,34 @@ class Watchdog:
             caller.start()
             caller.join(10)
         time.sleep(self.grace)
-        print(message, file=sys.__stderr__, flush=True)  # last, where a reader looks first
+        print(message, file=sys.__stderr__, flush=True)  # again, as the last line of the log
         os._exit(exit_codes.HUNG)
 
     def _where(self) -> str:
-        """The main thread's innermost function, and whether it may wait for other ranks there.
+        """Describe the main thread's current function and whether it may wait for other ranks.
 
-        That is the case in collective operations, and in backward, which averages gradients.
+        It may wait in collective operations and in backward, which averages gradients.
         """
         innermost = frame = sys._current_frames().get(self._main)
         if innermost is None:
             return "no Python code"
-        said = f"{innermost.f_code.co_name} ({innermost.f_code.co_filename}:{innermost.f_lineno})"
+        place = f"{innermost.f_code.co_name} ({innermost.f_code.co_filename}:{innermost.f_lineno})"
         while frame is not None:
             code = frame.f_code
             if code.co_name == "backward" or re.search(_COLLECTIVES, code.co_filename):
-                return said + WAITS
+                return place + WAITS
             frame = frame.f_back
-        return said
+        return place
 
 
 def announce_failure(rank: int, error: BaseException) -> None:
-    """One line "rank R failed: ..." where a person will see it; the traceback stays in the log."""
+    """Print "rank R failed: ..." on the console; the traceback is only in the log."""
     text = str(error).strip().splitlines()
     announce(f"rank {rank} failed: {type(error).__name__}: {text[0] if text else ''}")
 
 
 def announce(message: str) -> None:
-    """Write a line to stderr and, in a rank whose stderr is a log file, to the launcher's."""
+    """Write a line to stderr and, if that is a rank's log file, to the launcher's stderr too."""
     message = printable(message)
     print(message, file=sys.__stderr__, flush=True)
     if "PADDLE_TRAINER_ID" not in os.environ:
@@ -184,8 +184,8 @@ def announce(message: str) -> None:
             return
         flags = int(Path(f"/proc/{os.getppid()}/fdinfo/2").read_text().split()[3], 8)
         if console.is_file() and not flags & os.O_APPEND:
-            return  # the launcher writes at its own offset there and would overwrite us
+            return  # the launcher writes to this file at its own offset and would overwrite it
         with console.open("a") as file:
             file.write(message + "\n")
     except (OSError, ValueError, IndexError):
-        return  # not allowed, or gone: the log has it
+        return  # no access, or the launcher has ended; the message is in the log

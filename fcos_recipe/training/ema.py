@@ -68,17 +68,17 @@ class Average(ModelEMA):
         finally:
             self._model.set_state_dict(trained)
 
-    def facts(self) -> dict:
+    def counters(self) -> dict:
         """State of the average besides its arrays; JSON."""
         return {"step": self.step, "decay": getattr(self, "_decay", None)}
 
-    def restore(self, arrays: dict, facts: dict) -> None:
+    def restore(self, arrays: dict, counters: dict) -> None:
         """Restore a saved average.
 
         Args:
             arrays: names to np.ndarray, before bias correction.
-            facts: from `facts`; `decay` may be missing.
+            counters: from `counters`; `decay` may be missing.
         """
         own = {k: v for k, v in arrays.items() if k not in self.ema_black_list}
-        self.resume({k: weights.tensor(v) for k, v in own.items()}, facts["step"])
-        self._decay = facts.get("decay") or self.decay
+        self.resume({k: weights.tensor(v) for k, v in own.items()}, counters["step"])
+        self._decay = counters.get("decay") or self.decay

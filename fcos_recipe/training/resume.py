@@ -84,7 +84,7 @@ def collect(trainer, ranks: list[dict], window=None) -> tuple[dict, dict]:
         objects["average.pdema"] = trainer.ema.state_dict  # before bias correction
     sampler = trainer.loader.sampler
     state = {
-        **trainer.facts(),
+        **trainer.weights_description(),
         "versions": versions(),
         "threads": threads(trainer.device),
         "settings": json.loads(without_secrets(json.dumps(trainer.config.data))),
@@ -95,7 +95,7 @@ def collect(trainer, ranks: list[dict], window=None) -> tuple[dict, dict]:
         },
         "schedule": trainer.schedule(),
         "scaler": scaler_state(trainer.scaler),
-        "ema": trainer.ema.facts() if trainer.ema else None,
+        "ema": trainer.ema.counters() if trainer.ema else None,
         "window": window.state() if window else None,
     }  # fmt: skip
     objects = {file: storage.host(value) for file, value in objects.items()}

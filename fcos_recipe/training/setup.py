@@ -28,8 +28,8 @@ class Setup:
     Args:
         config: from `load_config`.
         device: cpu, gpu or iluvatar_gpu; Paddle is already set to it.
-        watchdog: to report progress to. None: the process has other work than this run, as a
-            notebook has: it is never ended, and no progress bar is drawn.
+        watchdog: to report progress to. None: the process also does other work, as in a notebook;
+            it is then never ended, and no progress bar is drawn.
 
     Raises:
         UserError: data, weights and config do not match.
@@ -140,7 +140,7 @@ class Setup:
             source: path or URL.
         """
         log.info("weights: %s: %s", source, weights.load(self.model, source))
-        trained_on = weights.facts(weights.resolve(source)).get("class_names")
+        trained_on = weights.description(weights.resolve(source)).get("class_names")
         weights.compare_classes(trained_on, self.dataset.class_names)
 
     def resume_weights(self, source: str, force: bool = False) -> None:

@@ -115,7 +115,9 @@ class Trainer(Setup):
             path = run.path / "model_final.pdparams"
             with self._averaged():
                 final = storage.host(self.model.state_dict())
-            self.saver.submit(path.name, lambda: storage.save_weights(path, final, self.facts()))
+            self.saver.submit(
+                path.name, lambda: storage.save_weights(path, final, self.weights_description())
+            )
             self.saver.wait()
             if self.saver.failures:
                 raise RunFailure(f"{path}: the final weights were not saved; see above")
@@ -356,7 +358,7 @@ class Trainer(Setup):
                 write_json(run.path / "eval.json", judged)
                 if improved:
                     path = run.path / "best_model.pdparams"
-                    storage.save_weights(path, best, self.facts(ap))
+                    storage.save_weights(path, best, self.weights_description(ap))
 
             self.saver.submit("best_model.pdparams" if improved else "eval.json", write)
         figures = dict(zip(result["names"], result["stats"]))
@@ -367,7 +369,7 @@ class Trainer(Setup):
         )  # fmt: skip
         run.show(at.steps_done, pictures(self.metric, self.metric.dataset,
                                          self.config.data["logger_images"]))  # fmt: skip
-        log.info("%s", table(result))
+        log.info("%s", table(result, self.config.data["classwise"]))
         log.info("epoch %d: AP %.4f, best %.4f (epoch %d); %.2f images/s", at.epoch, ap,
                  at.best["AP"], at.best["epoch"], result["images_per_second"])  # fmt: skip
 
@@ -459,7 +461,7 @@ class Trainer(Setup):
         if self.run.writer and path and path.resolve().parent == folder.resolve():
             storage.set_aside_newer(folder / path.name)
 
-    def facts(self, ap: float | None = None) -> dict:
+    def weights_description(self, ap: float | None = None) -> dict:
         """Description to store with weights: config, class names and, if known, AP."""
         facts = {"config": self.config.name, "class_names": self.dataset.class_names}
         return facts if ap is None else {**facts, "AP": ap}

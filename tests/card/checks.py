@@ -1,4 +1,4 @@
-"""python checks.py NAME: one check of the stand-in card itself, in a process of its own."""
+"""python checks.py NAME: run one check of the stand-in card in a separate process."""
 
 import ctypes
 import functools
@@ -42,14 +42,14 @@ def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def combined(every: list[np.ndarray], fold, dtype: str) -> np.ndarray:
-    """In the order of ranks; half precision is computed in float32 and rounded once."""
+    """Reduce in rank order; half precision is computed in float32 and rounded once."""
     if dtype in ("float16", "bfloat16"):
         every = [x.astype("float32") for x in every]
     return rounded(functools.reduce(fold, every), dtype)
 
 
 def copies() -> None:
-    """To a card, from card to card and back; a view; the figures of memory."""
+    """Copy to a card, between cards and back; make a view; query the memory."""
     import paddle
 
     for dtype in [*DTYPES, "bool"]:
@@ -74,7 +74,7 @@ def copies() -> None:
 
 
 def touch() -> None:
-    """Computes on the card, then reads the card's memory as only a program with a defect does."""
+    """Compute on the card, then read its memory from the host, which is an error."""
     import paddle
 
     there = paddle.to_tensor(np.arange(5, dtype="float32"))
@@ -84,7 +84,7 @@ def touch() -> None:
 
 
 def late() -> None:
-    """What a copy that nobody has waited for brings: prints whether the data are there."""
+    """Print whether the data of an asynchronous copy are there without waiting for it."""
     import paddle
 
     array = np.random.default_rng(0).random(1 << 16)
@@ -96,7 +96,7 @@ def late() -> None:
 
 
 def fill() -> None:
-    """Allocates without end."""
+    """Allocate memory until it is exhausted."""
     import paddle
 
     kept = []
@@ -106,7 +106,7 @@ def fill() -> None:
 
 
 def collectives() -> None:
-    """Every collective of every dtype and operation against NumPy, on each rank."""
+    """Compare every collective with NumPy for all dtypes and operations, on each rank."""
     import paddle
     import paddle.distributed as dist
 

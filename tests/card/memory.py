@@ -19,7 +19,7 @@ from tests.card.plugin import environment  # noqa: E402
 
 
 class Peak:
-    """Takes the watchdog's place, which is told of every step; ends after two."""
+    """Replaces the watchdog, which is notified of every step; ends after two steps."""
 
     steps = 0
 

@@ -1,4 +1,4 @@
-"""Builds the stand-in card for the Paddle that runs the tests, and says how a process gets it."""
+"""Builds the stand-in card for the installed Paddle, and the environment for its users."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ PADDLE_LAUNCHER = {"PADDLE_XCCL_BACKEND": "iluvatar_gpu"}
 def plugin() -> Path:
     """The folder for CUSTOM_DEVICE_ROOT; compiles once per Paddle version and source text.
 
-    A plugin that was compiled for another Paddle loads without a word and fails in its first
+    A plugin compiled for another Paddle version loads without an error and fails in its first
     collective, so the version is part of the folder's name.
     """
     if not (compiler := shutil.which("g++")):
@@ -50,11 +50,11 @@ def plugin() -> Path:
 
 
 def environment(cards: int = 1, **options) -> dict[str, str]:
-    """Environment of a process that finds cards.
+    """Environment variables of a process that shall find cards.
 
     Args:
-        cards: how many.
-        options: README.md has them, here in lower case and without FAKE_CARD_, as trace="file".
+        cards: number of cards.
+        options: those of README.md in lower case and without FAKE_CARD_, such as trace="file".
     """
     values = {f"FAKE_CARD_{name.upper()}": str(value) for name, value in options.items()}
     return {

@@ -1,4 +1,4 @@
-"""Commands of the project on stand-in cards, and what a run leaves behind."""
+"""Run the project's commands on stand-in cards, and read what they wrote."""
 
 import json
 import os
@@ -30,7 +30,7 @@ CPU = {
 
 
 def tool(name, *argv, cwd, cards=1, launch=0, code=0, **options) -> str:
-    """Run tools/NAME.py where there are cards; 0 cards: on the CPU. Returns what it printed."""
+    """Run tools/NAME.py with stand-in cards (0: on the CPU); returns its output."""
     env = {**plugin.environment(cards, **options), **MATH} if cards else CPU
     if cards and launch:
         env |= plugin.PADDLE_LAUNCHER
@@ -41,7 +41,7 @@ def tool(name, *argv, cwd, cards=1, launch=0, code=0, **options) -> str:
 
 
 def start(name, *argv, cwd, cards, **options) -> subprocess.Popen:
-    """Start scripts/NAME.sh where there are cards."""
+    """Start scripts/NAME.sh with stand-in cards."""
     env = {**plugin.environment(cards, **options), **MATH} if cards else CPU
     return subprocess.Popen(
         ["bash", str(ROOT / "scripts" / f"{name}.sh"), *map(str, argv)], cwd=cwd, env=env,
@@ -50,7 +50,7 @@ def start(name, *argv, cwd, cards, **options) -> subprocess.Popen:
 
 
 def script(name, *argv, cwd, cards, code=0, **options) -> str:
-    """Run scripts/NAME.sh to its end. Returns what it printed."""
+    """Run scripts/NAME.sh to its end; returns its output."""
     process = start(name, *argv, cwd=cwd, cards=cards, **options)
     said = process.communicate(timeout=550)[0]
     assert process.returncode == code, said[-4000:]
@@ -58,7 +58,7 @@ def script(name, *argv, cwd, cards, code=0, **options) -> str:
 
 
 def records(run: Path, kind: str | None = None) -> list[dict]:
-    """Rows of metrics.jsonl without what a clock decides about."""
+    """Rows of metrics.jsonl without values that depend on time."""
     rows = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if kind in (None, row["kind"])]
     return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows]
@@ -73,14 +73,14 @@ def assert_same_weights(one: Path, two: Path) -> None:
 
 
 def assert_same_run(one: Path, two: Path, names=("model_final", "best_model")) -> None:
-    """Every record and every weight is that of the other run, to the bit."""
+    """Check that all records and weights of two runs are equal bit for bit."""
     assert records(one) == records(two) and records(one, "train")
     for name in names:
         assert_same_weights(one / f"{name}.pdparams", two / f"{name}.pdparams")
 
 
 def traced(path: Path) -> dict[int, dict[str, int]]:
-    """What happened on each card: card -> what -> how often."""
+    """Events on each card: card -> event -> count."""
     found: dict = defaultdict(lambda: defaultdict(int))
     for line in path.read_text().splitlines():
         _, card, what, _ = line.split()
@@ -89,7 +89,7 @@ def traced(path: Path) -> dict[int, dict[str, int]]:
 
 
 def of_processes(path: Path, what: str) -> dict[int, set[int]]:
-    """Process -> cards on which it did that."""
+    """Process id -> cards on which the event occurred."""
     found: dict = defaultdict(set)
     for line in path.read_text().splitlines():
         pid, card, did, _ = line.split()

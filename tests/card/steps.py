@@ -1,4 +1,4 @@
-"""python steps.py CONFIG [KEY=VALUE ...]: what each step asks of the stand-in card, as JSON."""
+"""python steps.py CONFIG [KEY=VALUE ...]: print the card requests of each step as JSON."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from fcos_recipe.system import compute
 
 
 class Steps:
-    """Takes the watchdog's place, which is told of every step."""
+    """Replaces the watchdog, which is notified of every step."""
 
     def __init__(self, trainer):
         from fcos_recipe.lab.benchmark.measured_step import TRACE, requests

@@ -1,4 +1,4 @@
-"""SyncBatchNorm of this rank's images beside BatchNorm of all ranks' images on the CPU.
+"""Compare SyncBatchNorm on this rank's images with BatchNorm of all images on the CPU.
 
 Run by test_ranks under Paddle's launcher. Prints the greatest differences of output, gradient and
 running variance.

@@ -1,4 +1,4 @@
-"""Mixed precision, which Paddle switches off on the CPU: half kernels, masters, the loss scale."""
+"""Mixed precision, which Paddle disables on the CPU: half kernels, master weights, loss scale."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The stand-in card itself: what the tests that run on it take for granted."""
+"""The stand-in card itself: properties that the other tests rely on."""
 
 import signal
 import subprocess
@@ -17,7 +17,7 @@ LAUNCH = ["-m", "paddle.distributed.launch", "--nproc_per_node", "3", "--log_dir
 
 
 def check(name: str, tmp_path, *, launch=(), code: int = 0, **options) -> str:
-    """Run a check of checks.py. Returns what it printed."""
+    """Run a check of checks.py; returns its output."""
     env = environment(trace=tmp_path / "trace", **options)
     if launch:
         env |= PADDLE_LAUNCHER

@@ -1,4 +1,4 @@
-"""On the stand-in card: which device a run takes, and which of the cards its ranks compute on."""
+"""Device choice with stand-in cards: the device of a run and the cards of its ranks."""
 
 import json
 import re
@@ -20,7 +20,7 @@ def auto(tiny, tmp_path):
 
 
 def run(*command, cards=2, more=(), **options):
-    """A command of the checkout with stand-in cards; `more`: variables."""
+    """Run a command with stand-in cards; `more`: environment variables."""
     return subprocess.run(
         [str(word) for word in command], cwd=ROOT, capture_output=True, text=True, timeout=300,
         env={**environment(cards, **options), **dict(more)},
@@ -28,13 +28,13 @@ def run(*command, cards=2, more=(), **options):
 
 
 def used(trace) -> set[int]:
-    """The cards on which memory was taken."""
+    """The cards on which memory was allocated."""
     rows = [line.split() for line in trace.read_text().splitlines()]
     return {int(row[1]) for row in rows if row[2].endswith("allocate")}
 
 
 def test_every_command_takes_the_cards_that_only_paddle_sees(auto):
-    """No driver's tool, no device node: the launcher, its ranks and the doctor agree."""
+    """Without driver tool and device nodes the launcher, its ranks and doctor agree."""
     dry = run("bash", "scripts/train.sh", auto, "--gpus", "2", "--dry-run")
     assert dry.returncode == 0, dry.stderr
     assert re.search(r"launch: device: iluvatar_gpu; cards: Paddle \S+ can use 2\n", dry.stderr)
@@ -87,9 +87,9 @@ for dtype in ("float16", "bfloat16"):
 
 
 def test_paddles_own_launcher_uses_the_named_cards(tmp_path):
-    """It deals out positions in the plugin's variable; the ranks make the cards' numbers of them.
+    """It numbers cards by position in the plugin's variable; ranks translate this.
 
-    And AMP is said to be there exactly where auto_cast changes what an operator returns.
+    AMP is reported as available exactly if auto_cast changes the dtype of a result.
     """
     script, trace = tmp_path / "rank.py", tmp_path / "trace"
     script.write_text(RANK)
@@ -107,7 +107,7 @@ def test_paddles_own_launcher_uses_the_named_cards(tmp_path):
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_the_cpu_by_name_leaves_the_cards_alone(auto, tmp_path):
-    """Two ranks beside one card: the second has no card of its number to open."""
+    """Two CPU ranks and one card: the second rank has no card with its number."""
     trace = tmp_path / "trace"
     done = run(
         "bash", "scripts/train.sh", auto, "--gpus", "2", "--output", tmp_path / "run",

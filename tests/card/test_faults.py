@@ -1,4 +1,4 @@
-"""Faults of a card end as docs/reliability.md promises: the rank, the reason, the exit code."""
+"""Card faults end as documented in docs/reliability.md: rank, reason and exit code."""
 
 import pytest
 
@@ -49,7 +49,7 @@ def test_a_rank_that_dies_is_started_again_by_itself(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_a_collective_that_hangs_ends_the_run(tiny, tmp_path):
-    """Both ranks stand in the same collective: from outside nobody can tell which one hangs."""
+    """Both ranks wait in the same collective, so the hanging one can't be identified."""
     said = script("train", tiny, "--gpus", 2, "--output", "run", "-o", "device=auto", *LIMITS,
                   cwd=tmp_path, cards=2, fault="hang:rank=1:collective=111",
                   code=exit_codes.HUNG)  # fmt: skip

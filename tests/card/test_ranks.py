@@ -22,7 +22,7 @@ def test_gradients_are_the_mean_over_the_cards(tiny, tmp_path):
 
 
 def launched(program, folder):
-    """Run a program of this folder on two cards under Paddle's launcher."""
+    """Run a program of this folder on two cards with Paddle's launcher."""
     command = [sys.executable, "-m", "paddle.distributed.launch", "--devices", "0,1", "--log_dir",
                folder, Path(__file__).with_name(program)]  # fmt: skip
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""doctor and scripts/hw_check.sh as they are, where there are cards."""
+"""doctor and scripts/hw_check.sh, unchanged, with stand-in cards."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What a training step asks of a card: it takes its batch, and gives back one value."""
+"""A training step copies its batch to the card and one value back."""
 
 import json
 import subprocess

@@ -49,7 +49,7 @@ def test_one_card_equals_the_cpu(tiny, cpu_run, tmp_path):
 def test_no_missing_synchronisation_and_no_memory_of_the_card_read_from_the_host(
     tiny, cpu_run, tmp_path, mode
 ):
-    """late: asynchronous copies happen when they are waited for. protect: SIGSEGV on a touch."""
+    """late: asynchronous copies run when waited for. protect: host access is a SIGSEGV."""
     tool("train", "-c", tiny, "--output", "run", *SHORT, "device=auto", cwd=tmp_path, **{mode: 1})
     assert_same_run(cpu_run, tmp_path / "run")
 
@@ -68,7 +68,7 @@ def test_two_cards_equal_two_processes_on_the_cpu(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_eight_cards_train_and_evaluate(tiny, tmp_path):
-    """scripts/train_8gpu.sh as it is, the smallest run: three steps of eight single images."""
+    """scripts/train_8gpu.sh, unchanged, for three steps of eight single images."""
     script("train_8gpu", tiny, "--output", "run", "--eval", "-o", "device=auto", "epoch=1",
            "TrainReader.batch_size=1", cwd=tmp_path, cards=8, trace=tmp_path / "trace")  # fmt: skip
     ranks = of_processes(tmp_path / "trace", "all_reduce")

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent, and damage is seen."""
+"""Checkpoints are written atomically, and damage is detected."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Weights files: read safely, matched by name, reported."""
+"""Weights files are read safely and matched by name, and differences are reported."""
 
 import http.server
 import os

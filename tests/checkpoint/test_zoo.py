@@ -1,4 +1,4 @@
-"""Published weights: fetched once by whoever comes first, then used offline."""
+"""Published weights are downloaded once, also by concurrent processes, then used offline."""
 
 import hashlib
 import pickle
@@ -29,7 +29,7 @@ def server(tmp_path, monkeypatch):
 
 def test_list_get_verify(server, capsys):
     assert cli.run("weights", ["list"]) == 0
-    assert capsys.readouterr().out.count("not fetched, hash not known") == len(zoo.ZOO)
+    assert capsys.readouterr().out.count("not downloaded, hash unknown") == len(zoo.ZOO)
     server.faults = ["cut", "503"]
     assert cli.run("weights", ["get", "fcos_r50_fpn_1x_coco"]) == 0
     path = zoo.cache_dir() / "fcos_r50_fpn_1x_coco.pdparams"

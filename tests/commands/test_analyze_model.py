@@ -1,4 +1,4 @@
-"""Counted parameters and multiply-adds against counts made another way."""
+"""Parameters and multiply-adds agree with independent counts."""
 
 import json
 import math

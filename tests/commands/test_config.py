@@ -1,4 +1,4 @@
-"""`fcos config`: what it prints loads again; it answers without Paddle in under a second."""
+"""`fcos config`: its output loads again, and it works without importing Paddle."""
 
 import resource
 import subprocess

@@ -1,4 +1,4 @@
-"""The demonstration tells what its run measured, and nothing else."""
+"""The demo prints exactly what its run measured."""
 
 import json
 import subprocess

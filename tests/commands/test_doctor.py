@@ -1,4 +1,4 @@
-"""The report on this machine, on broken ones (stand-in tools), and without Paddle."""
+"""doctor on this machine, on broken ones (with fake tools), and without Paddle."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Verdicts on runs and weights."""
+"""`fcos verify_result`: verdicts on runs and weights."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Loading: safe, strict, typed, and every finding at once with its place."""
+"""Loading configs: safe, strict, typed; all errors are reported at once with their position."""
 
 from pathlib import Path
 
@@ -168,12 +168,13 @@ def test_what_stock_ignores_is_a_warning_in_a_foreign_tree(tmp_path):
 def test_overrides_are_typed_and_all_kept(root):
     cfg = load_config(
         root / HEADLINE,
-        ["LearningRate.base_lr=1e-3", "LearningRate.base_batch=4", "FPN.spatial_scales=[.5, 1E-1]",
-         "weights=", "ResNet.norm_type='1e3'", "use_gpu=False", "seed=7", "pretrain_weights=a=b.p"],
+        ["LearningRate.base_lr=1e-3", "LearningRate.base_batch=4",
+         "FPN.spatial_scales=[.125, 625E-4, .03125]", "weights=", "ResNet.norm_type='1e3'",
+         "use_gpu=False", "seed=7", "pretrain_weights=a=b.p"],
     )  # fmt: skip
     assert cfg.data["LearningRate"]["base_lr"] == 0.001
     assert cfg.data["LearningRate"]["base_batch"] == 4
-    assert cfg.data["FPN"]["spatial_scales"] == [0.5, 0.1]
+    assert cfg.data["FPN"]["spatial_scales"] == [0.125, 0.0625, 0.03125]
     assert cfg.data["FPN"]["out_channel"] == 256
     assert (cfg.data["weights"], cfg.data["use_gpu"], cfg.data["seed"]) == ("", False, 7)
     assert cfg.data["pretrain_weights"] == "a=b.p" and cfg.data["ResNet"]["norm_type"] == "1e3"

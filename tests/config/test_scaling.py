@@ -1,4 +1,4 @@
-"""The arithmetic from cards, batch and images to LR, warm-up and steps."""
+"""Scaling of LR, warm-up and steps by cards, batch size and images."""
 
 import pytest
 

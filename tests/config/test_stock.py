@@ -1,4 +1,4 @@
-"""Parity with stock paddledet, run in a process of its own: loader, signatures, LR curves."""
+"""Parity with stock paddledet in a separate process: loader, signatures, LR curves."""
 
 import json
 import subprocess

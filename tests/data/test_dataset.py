@@ -1,4 +1,4 @@
-"""COCODataSet: stock's choice and order of images, and what is missing told in words."""
+"""COCODataSet: same images and order as stock; missing files give clear errors."""
 
 import logging
 import shutil

@@ -1,4 +1,4 @@
-"""The annotation index: what it holds, and that its cache is never stale, damaged or partial."""
+"""The annotation index: its content, and that a stale, damaged or partial cache is not used."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Batches: stock's pixels, boxes and targets; repeatable; bad images named, not fatal."""
+"""Batches equal stock's and are reproducible; bad images are reported and skipped."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Which images share a batch: counted out by brute force."""
+"""Batch composition, compared with brute force."""
 
 import json
 from collections import Counter

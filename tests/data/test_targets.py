@@ -1,4 +1,4 @@
-"""Target assignment: every location as stock paddledet assigns it."""
+"""Target assignment equals that of stock paddledet at every location."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Pages and contact sheets: the right images and boxes, strangers' names escaped, faults told."""
+"""Pages and contact sheets: correct images and boxes, escaped names, clear errors."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Downloads: the right bytes or a refusal, whatever server, disk and other processes do."""
+"""Downloads give the right bytes or an error, whatever server, disk and processes do."""
 
 import errno
 import hashlib
@@ -321,7 +321,9 @@ def release(folder: Path, url: str, images: int = 6, size: int = 20_000) -> coco
         annos[f"annotations/instances_{name}2017.json"] = json.dumps(
             {"images": named, "annotations": boxes}
         )
-        splits[name] = coco2017.Split(archive(f"zips/{name}2017.zip", files), count, 5 * count)
+        splits[name] = coco2017.PublishedSplit(
+            archive(f"zips/{name}2017.zip", files), count, 5 * count
+        )
     notes = archive("annotations/annotations_trainval2017.zip", annos)
     return coco2017.Release("COCO test", url, notes, splits)
 
@@ -466,11 +468,11 @@ def test_parts_only_kept_zips_mirror_and_no_network(world, tmp_path):
 
 def test_counts_other_than_published(world):
     splits = world.release.splits
-    splits["val"] = coco2017.Split(splits["val"].archive, 6, 31)
+    splits["val"] = coco2017.PublishedSplit(splits["val"].archive, 6, 31)
     with pytest.raises(download.Damaged, match="6 images and 30 boxes instead of 6 and 31") as e:
         world.get()
     assert e.value.code == 3
-    splits["val"] = coco2017.Split(splits["val"].archive, 6, 30)
+    splits["val"] = coco2017.PublishedSplit(splits["val"].archive, 6, 30)
     world.get()
 
 
@@ -533,7 +535,7 @@ from fcos_recipe.files import download
 download.BACKOFF, download.SAVE_EVERY, download.PIECE = 0.01, 0.02, 200_000
 facts = json.loads(sys.argv[2])
 archive = lambda values: coco.Archive(*values)
-splits = {n: coco.Split(archive(a), i, b) for n, (a, i, b) in facts["splits"].items()}
+splits = {n: coco.PublishedSplit(archive(a), i, b) for n, (a, i, b) in facts["splits"].items()}
 release = coco.Release("COCO test", facts["url"], archive(facts["annotations"]), splits)
 print("\\n".join(coco.get(Path(sys.argv[1]), release)))
 """

@@ -1,4 +1,4 @@
-"""Conversion: hotcoco's and our own files come back as they were; bad lines are named."""
+"""Conversion: round trips of hotcoco's and our own files; bad lines are reported."""
 
 import json
 import random

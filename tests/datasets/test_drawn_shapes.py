@@ -1,4 +1,4 @@
-"""The generated data set is what it says: shares, boxes, determinism, repair."""
+"""The generated data set: proportions, boxes, determinism, repair."""
 
 import json
 
@@ -86,7 +86,7 @@ def test_skips_repairs_refuses(tmp_path, capsys):
     assert main(args) == 0
     assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()] == [
         "drawn",
-        "already there, intact",
+        "exists already, unchanged",
     ]
     (root / "train/000002.jpg").write_bytes(b"cut")
     assert make_shapes(root, train=4, val=2)

@@ -1,4 +1,4 @@
-"""What `browse --network-input` shows is what the training's loader delivers and the model uses."""
+"""`browse --network-input` shows exactly what training's loader gives the model."""
 
 import json
 

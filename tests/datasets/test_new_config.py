@@ -1,4 +1,4 @@
-"""`fcos config new`: from a folder to a config that validates and trains; its numbers add up."""
+"""`fcos config new` writes a config that validates and trains, with correct numbers."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from fcos_recipe.cli import run
 from fcos_recipe.config import scaling
 from fcos_recipe.config.load import load_config
 from fcos_recipe.datasets import new_config as module
-from fcos_recipe.datasets.new_config import Request, Split
+from fcos_recipe.datasets.new_config import ChosenSplit, Request
 from tests.helpers.coco_folders import coco, write
 
 SMALL = "fcos_r18_fpn_demo"
@@ -87,13 +87,13 @@ def test_layouts(tmp_path, layout, capsys):
         assert paths(found["EvalDataset"]) == val
         assert "my.yml --eval" in said
     else:
-        assert found["EvalDataset"] is None and "goes without" in said and "--eval" not in said
+        assert found["EvalDataset"] is None and "does not evaluate" in said and "--eval" not in said
         assert found["TestDataset"]["anno_path"] == "labels.json"
 
 
 def fake(images, empty=0, classes=3):
     boxes = {f"class {i}": 2 * images for i in range(classes)}
-    return Split("/d/train.json", "/d/train", set(), images, empty, boxes)
+    return ChosenSplit("/d/train.json", "/d/train", set(), images, empty, boxes)
 
 
 @pytest.mark.parametrize("base", ["fcos_r50_fpn_1x_coco", "fcos_r50_fpn_iou_multiscale_2x_coco",

@@ -1,4 +1,4 @@
-"""Statistics: hand-counted, and per level what the real TrainReader gives the network."""
+"""Statistics: compared with counts by hand, and per level with the real TrainReader."""
 
 import json
 import subprocess

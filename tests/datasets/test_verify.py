@@ -1,4 +1,4 @@
-"""`fcos dataset verify`: planted faults one by one, real data, the console, --json and --fix."""
+"""`fcos dataset verify`: single planted faults, real data, console, --json and --fix."""
 
 import io
 import json
@@ -385,9 +385,9 @@ def test_a_decoder_that_crashes_costs_one_image(world, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(CRASH)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
     paths = [str(root / split / f"{split}_{i}.jpg") for split in ("train", "val") for i in range(3)]
-    verdicts = image_checks.inspect_all(paths)
-    crashed = [path for path, v in zip(paths, verdicts) if v.size is None]
-    assert crashed == [paths[1]] and verdicts[1].notes == [("image_crashes", "")]
+    results = image_checks.inspect_all(paths)
+    crashed = [path for path, v in zip(paths, results) if v.size is None]
+    assert crashed == [paths[1]] and results[1].notes == [("image_crashes", "")]
 
 
 @pytest.mark.parametrize("data, images, boxes, crowds, without", [

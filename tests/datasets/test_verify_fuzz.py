@@ -279,8 +279,8 @@ def test_images(tmp_path):
         paths.append(tmp_path / f"{seed}.{dice.choice(['jpg', 'png', 'gif', 'tif'])}")
         paths[-1].write_bytes(data)
     ends = Counter()
-    for seed, verdict in enumerate(inspect_all(list(map(str, paths)))):
-        kinds = {kind for kind, _ in verdict.notes}
+    for seed, result in enumerate(inspect_all(list(map(str, paths)))):
+        kinds = {kind for kind, _ in result.notes}
         errors = {kind for kind in kinds if KINDS[kind][0]}
         if errors == {"image_crashes"}:
             ends["crashes"] += 1
@@ -288,14 +288,14 @@ def test_images(tmp_path):
         try:
             image = decode({"im_file": str(paths[seed])})["image"]
         except BadImage as error:
-            assert len(errors) == 1 and verdict.size is None, (seed, error, verdict)
+            assert len(errors) == 1 and result.size is None, (seed, error, result)
             ends["skipped"] += 1
         else:
-            assert errors <= {"image_truncated"}, (seed, verdict)
-            assert verdict.size == image.shape[:2], (seed, verdict)
+            assert errors <= {"image_truncated"}, (seed, result)
+            assert result.size == image.shape[:2], (seed, result)
             ends["read"] += 1
         if seed < len(sound) and paths[seed].read_bytes()[:3] != b"GIF":  # not before OpenCV 4.12
-            assert not errors, (seed, verdict)
+            assert not errors, (seed, result)
     assert min(ends["read"], ends["skipped"]) > IMAGES // 10, ends
     assert ends["crashes"] < IMAGES // 50, ends
 

@@ -1,4 +1,4 @@
-"""Outcomes per image against cases counted by hand, and the pictures made of them."""
+"""Outcomes per image, compared with cases counted by hand, and their pictures."""
 
 import json
 

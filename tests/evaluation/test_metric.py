@@ -1,16 +1,19 @@
-"""COCO figures against the published ones, against pycocotools, and on the awkward cases."""
+"""COCO metrics, compared with published values and pycocotools, and on edge cases."""
 
 import contextlib
 import copy
+import gzip
 import io
 import json
 
 import numpy as np
 import pytest
 
+from fcos_recipe.cli import run
 from fcos_recipe.data.index import open_index
 from fcos_recipe.errors import UserError
 from fcos_recipe.evaluation import detections_file
+from fcos_recipe.evaluation.bootstrap import Matched, figures
 from fcos_recipe.evaluation.examples import outcomes
 from fcos_recipe.evaluation.metric import NAMES, CocoMetric, table
 
@@ -137,7 +140,10 @@ def test_equals_pycocotools(seed, engine, tmp_path):
     metric.write_predictions(tmp_path / "bbox.json")
     again = CocoMetric(content, engine=engine)
     again.load_result_json(tmp_path / "bbox.json")
-    np.testing.assert_allclose(again.result()["stats"], metric.result()["stats"], atol=5e-3)
+    assert again.result()["stats"] == metric.result()["stats"]
+    assert {k: v.tolist() for k, v in again.detections().items()} == {
+        k: v.tolist() for k, v in metric.detections().items()
+    }
     written = json.loads((tmp_path / "bbox.json").read_text())
     assert {entry["category_id"] for entry in written} == {3, 41, 90}
 
@@ -202,12 +208,32 @@ def test_ids_are_names(kind, engine, tmp_path):
         assert parts[0].result()["stats"] == expected
     if engine == "hotcoco":
         detections_file.save(metric, tmp_path / "d.npz")
-        judge = detections_file.judge(detections_file.read(tmp_path / "d.npz"))
-        table = judge.eval["precision"][..., 0, 2]
-        assert table[table > -1].mean() == pytest.approx(expected[0], abs=1e-4)
+        matched = Matched(detections_file.read(tmp_path / "d.npz"))
+        again = figures(matched.precision(np.ones((1, 30), int)))
+        assert again["AP"][0] == pytest.approx(expected[0], abs=1e-4)
         images_of = outcomes(metric, 0.4)
         was = outcomes(plain, 0.4)
         assert images_of == {int(images[i]): rows for i, rows in was.items()}
+
+
+@pytest.mark.parametrize("first", [1, 9007199254740993, 1700000000000000001, -(2**63)])
+def test_the_case_that_had_an_ap_of_0(first, engine, tmp_path):
+    """Nanoseconds as ids: 0.8126 by pycocotools."""
+    boxes = [(0, 1, [10, 10, 20, 20]), (1, 3, [10, 10, 40, 40]), (1, 1, [50, 50, 20, 20])]
+    content = {
+        "images": [{"id": first + k, "width": 100, "height": 100} for k in (0, 1)],
+        "categories": [{"id": i, "name": n} for i, n in ((1, "a"), (3, "b"))],
+        "annotations": [{"id": k, "image_id": first + i, "category_id": c, "bbox": b}
+                        for k, (i, c, b) in enumerate(boxes, 1)],
+    }  # fmt: skip
+    found = [(0, 1, [10, 10, 20, 19], 0.9), (1, 3, [10, 10, 41, 40], 0.8),
+             (1, 1, [51, 50, 20, 20], 0.7), (1, 1, [0, 0, 9, 9], 0.95)]  # fmt: skip
+    rows = [{"image_id": first + i, "category_id": c, "bbox": b, "score": s}
+            for i, c, b, s in found]  # fmt: skip
+    (tmp_path / "dt.json").write_text(json.dumps(rows))
+    metric = CocoMetric(content, engine=engine)
+    metric.load_result_json(tmp_path / "dt.json")
+    assert round(metric.result()["stats"][0], 4) == 0.8126
 
 
 def test_what_is_no_id(tmp_path):
@@ -427,3 +453,62 @@ def test_several_files_are_judged_as_one(tmp_path, engine):
     (tmp_path / "1.json").write_text(json.dumps(other))
     with pytest.raises(UserError, match="1.json: categories: 'other' is not in"):
         CocoMetric(files)
+
+
+@pytest.mark.parametrize(("ids", "words"), [((0, 1), "the id 0"), ((5, 5), "ids that occur twice")])
+def test_annotation_ids_by_which_pycocotools_goes_wrong(ids, words, engine):
+    """Both objects are found exactly: AP is 1, less in pycocotools; a line says so."""
+    boxes = [[10, 10, 20, 20], [60, 60, 30, 30]]
+    content = {
+        "images": [{"id": 1, "width": 100, "height": 100}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [{"id": i, "image_id": 1, "category_id": 1, "bbox": b, "area": b[2] ** 2,
+                         "iscrowd": 0} for i, b in zip(ids, boxes)],
+    }  # fmt: skip
+    found = [{"image_id": 1, "category_id": 1, "bbox": b, "score": 0.9} for b in boxes]
+    metric = CocoMetric(content, engine=engine)
+    metric.add(np.ones(2), np.ones(2), np.array(boxes, float), np.full(2, 0.9))
+    result = metric.result()
+    assert result["stats"][0] == 1 > reference(content, found)[0]
+    assert words in result["notes"][0] and "pycocotools' figures may differ" in result["notes"][0]
+    assert table(result).count("may differ") == 1
+
+
+def test_a_command_line_that_cannot_be_meant_is_refused(tmp_path, capsys):
+    content, boxes = synthetic(5)
+    files = {name: tmp_path / name for name in ("gt.json", "dt.json", "mask.json", "dt.json.gz")}
+    files["gt.json"].write_text(json.dumps(content))
+    row = {"image_id": content["images"][0]["id"], "category_id": 3, "score": 0.5}
+    files["dt.json"].write_text(json.dumps([{**row, "bbox": [1, 2, 3, 4]}]))
+    files["mask.json"].write_text(json.dumps([{**row, "segmentation": {"size": [1, 1]}}]))
+    files["dt.json.gz"].write_bytes(gzip.compress(files["dt.json"].read_bytes()))
+
+    def refused(*argv, found="dt.json") -> str:
+        start = ["--predictions", files[found]] if found else []
+        start += ["--annotations", files["gt.json"]]
+        try:
+            code = run("eval", [str(x) for x in (*start, *argv)])
+        except SystemExit as error:  # argparse's
+            code = error.code
+        assert code == 2
+        return capsys.readouterr().err
+
+    for option, value in (("-c", "x.yml"), ("--weights", "w"), ("-o", "epoch=1"), ("--amp",) * 2,
+                          ("--precision", "bf16"), ("--tta-flip", "--tta-flip")):  # fmt: skip
+        name = "--tta-*" if option.startswith("--tta") else option
+        assert f"without a model: leave out {name}" in refused(*{option: 0, value: 0})
+    for value in ("nan", "inf", "-inf", "high"):
+        assert f"--score-threshold: invalid finite value: '{value}'" in refused(
+            f"--score-threshold={value}"
+        )
+    assert "dt.json.gz: packed (gzip or ZIP), not JSON; unpack it first" in refused(
+        found="dt.json.gz"
+    )
+    assert "[0].bbox: missing: boxes are judged here, and results of segmentation" in refused(
+        found="mask.json"
+    )
+    assert "--annotations belongs to --predictions" in refused("-c", "x.yml", found="")
+    with pytest.raises(UserError, match="score threshold: nan"):
+        CocoMetric(content, score_threshold=float("nan"))
+    with pytest.raises(UserError, match="packed"):
+        open_index(files["dt.json.gz"])

@@ -1,4 +1,4 @@
-"""Views of test-time augmentation and what evaluation makes of them."""
+"""Test-time augmentation: its views and how evaluation merges them."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Files are replaced in one step, and nothing is left of an attempt that failed."""
+"""Files are replaced atomically, and a failed attempt leaves no file."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Small COCO folders, made on the spot."""
+"""Make small COCO folders."""
 
 import json
 
@@ -31,7 +31,7 @@ def coco(images=4, boxes=2, classes=(7, 3), size=(48, 64)):
 
 
 def write(folder, data, images=True):
-    """Write a COCO folder: annotations.json and, as noise, every image that it lists."""
+    """Write a COCO folder: annotations.json and a noise image for each listed file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "annotations.json"
     path.write_text(data if isinstance(data, str) else json.dumps(data))

@@ -1,4 +1,4 @@
-"""A web server on this machine that goes wrong on purpose."""
+"""A local web server that produces faults on request."""
 
 import hashlib
 import http.server
@@ -18,9 +18,10 @@ FAULTS = (
 class FaultServer(http.server.ThreadingHTTPServer):
     """Serves `files` (path -> bytes) with Range, If-Range and ETag.
 
-    Set `faults` to a sequence of names: each request takes the next one; "" is none. `ranges`
-    switches Range off, `etags` ETag, `delay` sleeps seconds before each 16 kB, `chunked` hides the
-    length, `extra` adds headers. `requests` lists (path, Range header), `sent` counts bytes.
+    Set `faults` to a sequence of names: each request uses the next one; "" is no fault. `ranges`
+    and `etags` switch Range and ETag, `delay` sleeps that many seconds before each 16 kB, `chunked`
+    hides the length, `extra` adds headers. `requests` lists (path, Range header), `sent` counts
+    bytes.
     """
 
     daemon_threads = True

@@ -1,4 +1,4 @@
-"""Two hosts on one machine: network namespaces joined by a cable (veth), each with its own name."""
+"""Two hosts on one machine: network namespaces with own host names, connected by a veth pair."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ class Hosts:
     """Makes the namespaces; `remove` them afterwards.
 
     Raises:
-        PermissionError: this machine does not let us.
+        PermissionError: this machine does not allow it.
     """
 
     def __init__(self):
@@ -43,7 +43,7 @@ class Hosts:
                 raise PermissionError(f"ip {' '.join(step)}: {done.stderr.strip()}")
 
     def popen(self, node: int, command: list[str], own: Path | None = None, **more):
-        """Start a command on a host; `own` is a folder that each host has for itself."""
+        """Start a command on a host; `own` is a folder private to each host."""
         setup = f"hostname host-{'ab'[node]}"
         if own and node:  # kept in a folder beside it, so that it outlives the processes
             setup += f" && mkdir -p {own} {own}-b && mount --bind {own}-b {own}"
@@ -54,7 +54,7 @@ class Hosts:
         )
 
     def kill(self, node: int) -> None:
-        """Every process of a host dies at once."""
+        """Kill all processes of a host at once."""
         for _ in range(3):  # what was being forked
             for pid in _ip("netns", "pids", self.names[node]).stdout.split():
                 try:
@@ -63,7 +63,7 @@ class Hosts:
                     continue
 
     def unplug(self, node: int) -> None:
-        """The cable is out: nothing arrives, and no connection is closed."""
+        """Cut the connection: no packet arrives, and no connection is closed."""
         _ip("-n", self.names[node], "link", "set", self.ends[node], "down")
 
     def slow_down(self, megabits: float) -> None:
@@ -81,7 +81,7 @@ class Hosts:
 
 
 def train(hosts, node: int, config: Path, folder: Path, *words, gpus=1, own=None):
-    """`scripts/train.sh` on a host; with `hosts` None on an address of loopback."""
+    """Run `scripts/train.sh` on a host; with `hosts` None on a loopback address."""
     address = ADDRESSES[node] if hosts else f"127.0.0.{node + 1}"
     master = ADDRESSES[0] if hosts else "127.0.0.1"
     command = [

@@ -1,4 +1,4 @@
-"""Run directories as training leaves them, made from real images without training."""
+"""Make run directories like those of training, from real images without training."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from fcos_recipe.runs.facts import config_facts, dataset_facts
 
 
 def judged(annotations: Path, images: Path | None, seed: int = 0, noise: float = 3.0) -> CocoMetric:
-    """An evaluation whose detections are the annotations, moved, with some wrong and some lost."""
+    """An evaluation whose detections are moved annotations, some wrong and some missing."""
     content = json.loads(annotations.read_text())
     metric = CocoMetric(annotations, engine="hotcoco")
     draw = np.random.default_rng(seed)
@@ -37,7 +37,7 @@ def judged(annotations: Path, images: Path | None, seed: int = 0, noise: float =
 
 
 def records(epochs: int = 2, steps: int = 6) -> list[dict]:
-    """metrics.jsonl of a run of 4 images per step at 8 images/s, the first step at 1."""
+    """Content of metrics.jsonl: 4 images per step at 8 images/s, in the first step at 1."""
     rows, done = [], 0
     for epoch in range(1, epochs + 1):
         for _ in range(steps):
@@ -66,7 +66,7 @@ def records(epochs: int = 2, steps: int = 6) -> list[dict]:
 
 
 def write_run(path: Path, tiny: Path, metric: CocoMetric, **facts) -> Path:
-    """All files of a finished run."""
+    """Write all files of a finished run."""
     path.mkdir(parents=True)
     config = load_config(tiny)
     (path / "config.yml").write_text(resolved(config))
@@ -104,5 +104,5 @@ def _made(tiny, validation, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def made(_made, tmp_path) -> Path:
-    """A finished run that a test may damage."""
+    """A finished run that a test may modify."""
     return Path(shutil.copytree(_made, tmp_path / "made"))

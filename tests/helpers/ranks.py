@@ -1,4 +1,4 @@
-"""Programs that ranks run under a launcher; `os`, `time` and `rank` are there."""
+"""Programs that ranks run with a launcher; they can use `os`, `time` and `rank`."""
 
 # Rank 1 stays away from the fourth collective, for which rank 0 waits.
 RANK_1_HANGS = """

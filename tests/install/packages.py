@@ -1,6 +1,6 @@
-"""One line per package that this Python would import: name, version, digest of its code files.
+"""Print a line per importable package: name, version, digest of its code files.
 
-Two lists of one machine are equal where nothing was replaced, overwritten or hidden by another.
+Two lists of one machine are equal if no package was replaced, overwritten or hidden.
 """
 
 import hashlib

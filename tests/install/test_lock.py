@@ -1,4 +1,4 @@
-"""The lock files' hashes: enforced at installation, and what is installed is what they name."""
+"""The lock files' hashes are enforced, and the installed files match them."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""The test by faults itself: it notices what it is there to notice."""
+"""The fault test itself: it detects the failures that it is meant to detect."""
 
 import json
 import os

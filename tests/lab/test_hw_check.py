@@ -1,4 +1,4 @@
-"""scripts/hw_check.sh without cards: its bookkeeping, and the whole of it in miniature."""
+"""scripts/hw_check.sh without cards: its records, and a complete small run."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def test_a_run_that_did_not_train_is_a_failure(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps(row) + "\n")
     assert hw_check.read_training(tmp_path, 3)["images_per_second"] == 2.0
-    with pytest.raises(ValueError, match="200 steps wanted"):
+    with pytest.raises(ValueError, match="expected 200 steps"):
         hw_check.read_training(tmp_path, 200)
     path.write_text(json.dumps({**row, "loss": float("nan")}) + "\n")
     with pytest.raises(ValueError, match="not finite"):
@@ -95,6 +95,6 @@ def test_the_whole_check_in_miniature(root, tmp_path):
     found = json.loads((tmp_path / "hw" / "hw_check.json").read_text())
     steps = {step["name"]: step for step in found["steps"]}
     assert list(steps) == ["doctor", "train-1-fp32", "train-1-amp", "evaluate", "export", "resume"]
-    assert steps["train-1-amp"]["reason"] == "no AMP on a CPU"
+    assert steps["train-1-amp"]["reason"] == "AMP is not measured on a CPU"
     assert steps["train-1-fp32"]["images_per_second"] > 0 and steps["resume"]["steps"] == 2
     assert found["device"] == "cpu" and found["environment"]["packages"]["paddledet"] == "2.6.0"

@@ -1,4 +1,4 @@
-"""Seconds of a step on two hosts by the speed of their network.
+"""Measure the time of a training step on two hosts at several network speeds.
 
 `python -m tests.launch.measure_hosts`: the network of the demo, one CPU rank per host, both hosts
 on this machine. Needs root, iproute2 with tc, and network namespaces.

@@ -1,4 +1,4 @@
-"""`--max-restarts`: real processes that die, and what they are started again with."""
+"""`--max-restarts`: real processes that die, and the arguments of their restart."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Real launches of tiny ranks that fail in every way; what a person reads and what is left."""
+"""Real launches of tiny ranks that fail in every way: messages, exit codes, leftovers."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The arithmetic of scaling against a ring that is really gone round."""
+"""The model of all-reduce cost, compared with a simulated ring."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The loss alone: stock's numbers where stock is right, finite where it is not."""
+"""The loss: equal to stock's where that is correct, finite where stock's is not."""
 
 import contextlib
 

@@ -1,4 +1,4 @@
-"""The estimate of a card's memory, beside what was measured on the stand-in card."""
+"""The estimate of card memory, compared with measurements on the stand-in card."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The whole model against stock's: same weights, same numbers."""
+"""The whole model: with the same weights it gives the same numbers as stock."""
 
 import numpy as np
 import paddle

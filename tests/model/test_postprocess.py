@@ -1,4 +1,4 @@
-"""Post-processing against stock's on maps with peaks like a trained model's."""
+"""Post-processing equals stock's on maps with peaks like a trained model's."""
 
 import numpy as np
 import paddle
@@ -89,6 +89,23 @@ def test_stocks_limits_hold():
     got, expected = both(*outputs(background=-3.0), limits=limits, sqrt_score=True, nms_pre=50)
     assert expected[1].tolist() == [15, 15]
     assert_same(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("sqrt_score", "kept"), [(False, [0.0625, 0.25]), (True, [0.1, 0.25, 0.5])]
+)
+def test_the_score_is_class_times_centreness_and_the_threshold_is_on_it(sqrt_score, kept):
+    """Class scores of 0.5 and above, of which the authors' code would drop none."""
+    ours = head("ours", sqrt_score=sqrt_score)
+    ours.eval()
+    ours.nms = nms(score_threshold=0.05)
+    logits, regression = paddle.full([1, CLASSES, 5], -20.0), paddle.full([1, 5, 5], 1.0)
+    for k, (score, quality) in enumerate(((0.5, 0.02), (0.625, 0.1), (0.5, 0.5))):
+        logits[0, k, k] = float(np.log(score / (1 - score)))
+        regression[0, 4, k] = float(np.log(quality / (1 - quality)))
+    ones = paddle.ones([1, 2]) * 500
+    bbox, _ = ours.post_process((logits, regression, [(1, 1)] * 5), ones, ones / 500)
+    np.testing.assert_allclose(sorted(bbox[:, 1].numpy()), kept, rtol=1e-5)
 
 
 def test_no_detection_in_one_or_all_images():

@@ -1,4 +1,4 @@
-"""Operators that a run launches: read from Paddle's log, with the line that asks for each."""
+"""Read the operators that a run launches from Paddle's log, with the line that calls each."""
 
 import os
 import re

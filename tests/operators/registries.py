@@ -1,9 +1,9 @@
-"""Kernels that cards have: facts in kernels/*.json, and how they are made and compared.
+"""Lists of kernels available on cards, in kernels/*.json: how to make and compare them.
 
 `python -m tests.operators.registries > tests/operators/kernels/gpu-VERSION.json`, run in an
-environment with paddlepaddle-gpu of that version, writes the file of that version anew; no card is
-needed. iluvatar_gpu.json was read in the plugin's public source; each entry names the file and the
-commit that it was read at.
+environment with paddlepaddle-gpu of that version, rewrites the file of that version; no card is
+needed. iluvatar_gpu.json was taken from the plugin's public source; each entry names the file and
+commit.
 """
 
 import json

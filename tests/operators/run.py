@@ -1,7 +1,7 @@
-"""python run.py CONFIG KEY=VALUE ...: train, evaluate and refuse a step while Paddle logs kernels.
+"""python run.py CONFIG KEY=VALUE ...: train, evaluate and skip a step while Paddle logs kernels.
 
 With GLOG_v=6 Paddle logs each kernel that it selects to stderr. Between these lines this program
-writes which line of the package is running, so that a reader knows who asked for a kernel.
+writes which line of the package is running, which tells the caller of each kernel.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Every operator that a run launches has a kernel on the cards; no card is needed to know it."""
+"""Every operator that a run launches has a kernel on the cards; the test needs no card."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""One side of the parity tests in a process of its own: stock's Trainer or ours, plain.
+"""One side of the parity tests in a separate process: stock's Trainer or ours.
 
 usage: side.py stock|ours SETUP.json; SETUP has
   config      YAML

@@ -1,4 +1,4 @@
-"""Numbers are stock's: the same weights and real images through both trainers, side by side."""
+"""Numbers equal stock's: both trainers get the same weights and real images."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""An export finds what the trained model finds, and one that does not is never kept."""
+"""An export detects the same as the trained model; a differing export is not kept."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""`fcos infer` and Predictor: right boxes, right names, every input form, bad images told."""
+"""`fcos infer` and Predictor: correct boxes and names, all input forms, bad images reported."""
 
 import csv
 import json

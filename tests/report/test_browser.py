@@ -1,4 +1,4 @@
-"""The page in a real browser: nothing fetched, nothing complained of, nothing too wide."""
+"""The page in a real browser: no requests, no errors, nothing wider than the window."""
 
 import functools
 import http.server

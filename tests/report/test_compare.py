@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fcos_recipe.evaluation import detections_file
-from fcos_recipe.evaluation.metric import CocoMetric
+from fcos_recipe.evaluation.bootstrap import Matched, figures
 from fcos_recipe.report import html
 from fcos_recipe.report.blocks import Table, Text
 from fcos_recipe.report.compare import blocks, compared
@@ -27,56 +27,25 @@ def pair(tiny, validation, tmp_path):
 def test_the_difference_and_its_interval(pair):
     good, poor = map(read_run, pair)
     found = compared(good, poor, 200)
-    assert found["deltas"]["AP"] == pytest.approx(good.ap - poor.ap, abs=1e-4) and good.ap > poor.ap
-    low, high = found["ci"]["AP"]["lower"], found["ci"]["AP"]["upper"]
-    assert 0 < low < found["deltas"]["AP"] < high
-    back = compared(poor, good, 200)["ci"]["AP"]
-    assert (back["lower"], back["upper"]) == pytest.approx((-high, -low))
-    same = compared(good, good, 50)["ci"]["AP"]
-    assert same["lower"] == same["upper"] == 0
+    difference = found["figures"][1]["AP"] - found["figures"][0]["AP"]
+    assert difference == pytest.approx(good.ap - poor.ap, abs=1e-4) and good.ap > poor.ap
+    low, high = found["intervals"]["AP"]
+    assert 0 < low < difference < high
+    assert compared(poor, good, 200)["intervals"]["AP"] == pytest.approx((-high, -low))
+    assert compared(good, good, 50)["intervals"]["AP"] == (0, 0)
+    assert compared(good, good, 0)["intervals"] == {}
     text = next(b for b in blocks(good, [poor], 200) if isinstance(b, Text)).text
     assert "choice of validation images does not explain" in text and "training seeds" in text
     text = next(b for b in blocks(good, [good], 50) if isinstance(b, Text)).text
     assert "alone can explain" in text
 
 
-def test_the_interval_is_that_of_resampled_images(pair, validation):
-    """Against a bootstrap written out: draw images, judge both on the same draw, take quantiles."""
-    good, poor = map(read_run, pair)
-    interval = compared(good, poor, 400)["ci"]["AP"]
-    content = json.loads(validation[0].read_text())
-    images = [i["id"] for i in content["images"]]
-    metrics = [judged(validation[0], None, seed, noise) for seed, noise in ((1, 0.5), (2, 9.0))]
-    found = [metric.detections() for metric in metrics]
-    draw, differences = np.random.default_rng(0), []
-    for _ in range(150):
-        chosen = draw.choice(images, len(images)).tolist()
-        fresh = {**content, "images": [{**content["images"][0], "id": k + 1}
-                                       for k in range(len(chosen))]}  # fmt: skip
-        rows = [{**a, "image_id": k + 1} for k, i in enumerate(chosen)
-                for a in content["annotations"] if a["image_id"] == i]  # fmt: skip
-        fresh["annotations"] = [{**a, "id": n + 1} for n, a in enumerate(rows)]
-        aps = []
-        for columns in found:
-            metric = CocoMetric(fresh, engine="hotcoco")
-            for k, i in enumerate(chosen):
-                at = columns["image_id"] == i
-                metric.add(np.full(at.sum(), k + 1), columns["category_id"][at],
-                           columns["bbox"][at], columns["score"][at])  # fmt: skip
-            aps.append(metric.result()["stats"][0])
-        differences.append(aps[0] - aps[1])
-    low, high = np.quantile(differences, [0.025, 0.975])
-    width = high - low
-    assert interval["lower"] == pytest.approx(low, abs=0.3 * width)
-    assert interval["upper"] == pytest.approx(high, abs=0.3 * width)
-
-
 def test_detections_are_kept_as_they_were_judged(validation, tmp_path):
     metric = judged(*validation)
     detections_file.save(metric, tmp_path / "d.npz")
-    again = detections_file.judge(detections_file.read(tmp_path / "d.npz"))
-    table = again.eval["precision"][:, :, :, 0, 2]
-    assert table[table > -1].mean() == pytest.approx(metric.last["stats"][0], abs=1e-4)
+    matched = Matched(detections_file.read(tmp_path / "d.npz"))
+    again = figures(matched.precision(np.ones((1, matched.images), int)))
+    assert again["AP"][0] == pytest.approx(metric.last["stats"][0], abs=1e-4)
     assert (tmp_path / "d.npz").stat().st_size < 60 * metric.last["detections"] + 4000
 
 

@@ -1,4 +1,4 @@
-"""What is claimed beside a published figure, and what is not."""
+"""When a run is compared with a published figure, and when not."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The report itself: of a run that was really trained, and with names that mean harm."""
+"""The report of a really trained run, and of runs with malicious names."""
 
 import json
 import re
@@ -270,7 +270,7 @@ def test_the_tool(made, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert run("report", [str(made), "--output", str(tmp_path / "file")]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert errors.pop(1).startswith("drawing images")
+    assert errors.pop(1).startswith("computing intervals")
     assert len(errors) == 3 and all(line.startswith("error: ") for line in errors)
 
 

@@ -1,4 +1,4 @@
-"""The live page: what it answers, to whom, and how it ends."""
+"""The live page: its answers, the accepted hosts, and how the server ends."""
 
 import http.client
 import json

@@ -1,4 +1,4 @@
-"""Charts."""
+"""SVG charts."""
 
 import xml.etree.ElementTree as ET
 

@@ -1,4 +1,4 @@
-"""What a run directory tells, whatever became of the run."""
+"""Reading run directories of finished, stopped, running and damaged runs."""
 
 import json
 import subprocess

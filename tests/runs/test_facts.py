@@ -1,4 +1,4 @@
-"""What a run writes about itself at its start."""
+"""facts.json, which a run writes at its start."""
 
 import json
 from types import SimpleNamespace

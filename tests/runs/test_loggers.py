@@ -1,4 +1,4 @@
-"""What the loggers wrote, read back; and what they must not do."""
+"""Loggers: their output is read back, and they must not disturb training."""
 
 import csv
 import io

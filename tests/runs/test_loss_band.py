@@ -1,4 +1,4 @@
-"""The warning of a run's first hour."""
+"""The warning about an unusual loss early in a run."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What will compute: one decision, the same for every command, and never the CPU in silence."""
+"""The choice of the device: the same for every command, never silently the CPU."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Settings by processor, what the user's own values do, and that they reach the process."""
+"""CPU settings: values by processor, precedence of the user's values, effect on the process."""
 
 import os
 import subprocess

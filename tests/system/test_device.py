@@ -1,4 +1,4 @@
-"""Rows of the card table as the driver's tools print them, and what follows for a run."""
+"""Parsing of the driver tools' card tables, and its effect on a run."""
 
 import os
 import re

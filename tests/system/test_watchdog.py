@@ -1,4 +1,4 @@
-"""Limits per phase, and real processes that stand still."""
+"""The watchdog: time limits per phase, and real processes that hang."""
 
 import subprocess
 import sys

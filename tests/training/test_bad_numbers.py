@@ -1,4 +1,4 @@
-"""Steps whose numbers are not finite: not applied, written down, dealt with by config."""
+"""Steps with NaN or infinity: skipped, recorded, handled as the config says."""
 
 import json
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Data of one's own: what real folders look like trains, and ends in figures or in one line."""
+"""User data: folders as found in practice train, or fail with a one-line error."""
 
 import json
 import shutil

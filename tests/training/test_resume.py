@@ -1,4 +1,4 @@
-"""A run that was cut and resumed equals the one that was not: batches, losses, weights, records."""
+"""An interrupted and resumed run equals an uninterrupted one: batches, losses, weights, records."""
 
 import json
 import os

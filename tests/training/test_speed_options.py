@@ -1,4 +1,4 @@
-"""Options that promise speed on a card: on the CPU they must at least change no number."""
+"""Options for speed on cards: on the CPU they must not change any number."""
 
 import numpy as np
 import paddle

@@ -1,4 +1,4 @@
-"""Training in this process: the loop, its refusals, what it leaves behind."""
+"""Training in this process: the loop, its errors, its output files."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`fcos dataset NAME ...`: data sets fetched and looked at before training."""
+"""`fcos dataset NAME ...`: download, check, convert and view data sets before training."""
 
 from importlib import import_module
 
@@ -7,14 +7,14 @@ from fcos_recipe.exit_codes import BAD_INPUT, OK
 
 # name: (module:function in this folder, one line for `fcos dataset --help`)
 COMMANDS = {
-    "download": ("download:main", "get COCO 2017, or what is missing of it"),
-    "verify": ("verify:main", "find what is wrong before training; clean copies"),
-    "stats": ("stats:main", "classes, sizes, and the FPN levels that see them"),
-    "convert": ("convert:main", "VOC, YOLO or incomplete COCO into COCO"),
-    "subset": ("reshape:subset", "some of the images, each class in proportion"),
-    "split": ("reshape:split", "into training and validation"),
-    "merge": ("reshape:merge", "several annotation files into one"),
-    "browse": ("browse:main", "boxes on images; what the network really sees"),
+    "download": ("download:main", "download COCO 2017, or the missing parts of it"),
+    "verify": ("verify:main", "find data problems; write cleaned copies"),
+    "stats": ("stats:main", "count classes and sizes, and boxes per FPN level"),
+    "convert": ("convert:main", "convert VOC, YOLO or incomplete COCO to COCO"),
+    "subset": ("split_merge:subset", "choose some images, keeping class proportions"),
+    "split": ("split_merge:split", "split into training and validation data"),
+    "merge": ("split_merge:merge", "merge annotation files into one"),
+    "browse": ("browse:main", "view boxes on images, or the network's input"),
 }
 
 
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     rows = "\n".join(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items())
     if not argv or argv[0] in ("-h", "--help"):
         print(f"usage: fcos dataset COMMAND [options]\n\n{rows}\n\n"
-              "`fcos dataset COMMAND --help` has the options.\n"
+              "`fcos dataset COMMAND --help` shows the options.\n"
               "example: fcos dataset download --dry-run")  # fmt: skip
         return OK if argv else BAD_INPUT
     if argv[0] not in COMMANDS:

@@ -1,4 +1,4 @@
-"""`fcos dataset download` and datasets/download_coco.py: COCO 2017."""
+"""`fcos dataset download` and datasets/download_coco.py: download COCO 2017."""
 
 import sys
 from pathlib import Path
@@ -15,12 +15,12 @@ examples:
   python datasets/download_coco.py                        # both splits into datasets/coco
   python datasets/download_coco.py --dir /data/coco --splits val
   python datasets/download_coco.py --from-zips /mnt/usb   # a machine without network
-An interrupted download goes on where it was when the same command is given again; files of yours
-are never changed or removed.
+Run the same command again to continue an interrupted download. Your own files are never changed or
+removed.
 """
 _CODES = {
     exit_codes.OK: "complete and counted",
-    exit_codes.FAILED: "not completed, call again to continue",
+    exit_codes.FAILED: "not completed; run again to continue",
     exit_codes.BAD_INPUT: "wrong arguments, or a directory that can't be written",
     exit_codes.DAMAGED: "checksums or counts don't match",
     exit_codes.DISK_FULL: "the disk is too small",
@@ -30,20 +30,20 @@ _CODES = {
 
 def main(argv: list[str]) -> int:
     """See `fcos dataset download --help`."""
-    text = "Fetch COCO 2017, check it, unpack it and count it."
+    text = "Download COCO 2017, check it, unpack it and count it."
     ask = parser("dataset download", text, _HELP, _CODES)
     add = ask.add_argument
     add("--dir", type=Path, default=ROOT / "datasets" / "coco",
-        help="gets train2017/ val2017/ annotations/ (default: %(default)s)")  # fmt: skip
+        help="folder for train2017/ val2017/ annotations/ (default: %(default)s)")  # fmt: skip
     add("--splits", default="train,val", metavar="A,B", help="default: %(default)s")
-    add("--annotations-only", action="store_true", help="no images")
-    add("--mirror", metavar="URL", help="server with zips/ and annotations/ as COCO's has them")
+    add("--annotations-only", action="store_true", help="don't download images")
+    add("--mirror", metavar="URL", help="server with the same zips/ and annotations/ as COCO's")
     add("--from-zips", type=Path, metavar="DIR", help="use these zip files; no network")
-    add("--keep-zips", action="store_true", help=f"leave the zip files in DIR/{coco2017.OURS}")
+    add("--keep-zips", action="store_true", help=f"keep the zip files in DIR/{coco2017.OURS}")
     add("--connections", type=int, default=4, metavar="N",
-        help="at once, for servers that slow each one down (default: %(default)s)")  # fmt: skip
+        help="parallel connections, 1 to 16 (default: %(default)s)")  # fmt: skip
     add("--verify", action="store_true", help="also compare every file's checksum")
-    add("--dry-run", action="store_true", help="say what would be done; no network")
+    add("--dry-run", action="store_true", help="print what would be done; no network")
     args = ask.parse_args(argv)
     splits = args.splits.split(",")
     if unknown := sorted(set(splits) - set(coco2017.COCO_2017.splits)):
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
         args.connections, args.verify,
     )  # fmt: skip
     try:
-        lines = (coco2017.plan if args.dry_run else coco2017.get)(
+        lines = (coco2017.planned_steps if args.dry_run else coco2017.get)(
             args.dir, coco2017.COCO_2017, options
         )
     except DownloadError as error:
@@ -66,6 +66,6 @@ def main(argv: list[str]) -> int:
     print("\n".join(lines))
     if not args.dry_run and args.dir.resolve() != (ROOT / "datasets" / "coco").resolve():
         sections = ("TrainDataset", "EvalDataset", "TestDataset")
-        print("for the configs add: -o "
+        print("to use it with a config, add: -o "
               + " ".join(f"{name}.dataset_dir={args.dir}" for name in sections))  # fmt: skip
     return 0

@@ -1,4 +1,4 @@
-"""What subcommands of `fcos dataset` share: arguments that name data or a new file, and words."""
+"""Arguments and output that subcommands of `fcos dataset` share."""
 
 import argparse
 from pathlib import Path
@@ -11,33 +11,33 @@ from fcos_recipe.errors import printable
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
-    """The data set to look at, which `find_sources` finds."""
+    """Add the arguments that name a data set, for `find_sources`."""
     add = parser.add_argument
     add("target", nargs="?", type=Path, metavar="DIR|FILE.json",
         help="a folder in COCO format, or an annotation file")  # fmt: skip
     add_config(
-        parser, "the data of this config, unless DIR or FILE.json is given; its sizes, levels and "
-        f"augmentation in any case (default: {RULES.name})", type=Path, metavar="CONFIG",
+        parser, "use this config's data, unless DIR or FILE.json is given, and its image sizes, "
+        f"FPN levels and augmentation (default: {RULES.name})", type=Path, metavar="CONFIG",
     )  # fmt: skip
-    add_overrides(parser, "change the config")
-    add("--split", choices=SPLITS, help="default: all there are, training first")
-    add("--images", type=Path, metavar="DIR", help="the images, where they are not found")
+    add_overrides(parser, "override config values")
+    add("--split", choices=SPLITS, help="default: all, training first")
+    add("--images", type=Path, metavar="DIR", help="image folder, if it can't be found")
 
 
 def find_sources(args: argparse.Namespace, look: bool = True) -> tuple[list[Source], Config]:
-    """The splits that the arguments of `add_source` mean; see `locate.sources`."""
+    """The splits named by the arguments of `add_source`; see `locate.sources`."""
     return sources(args.target, args.config, args.opt, args.split, args.images, look)
 
 
 def add_output(
     parser: argparse.ArgumentParser, metavar: str = "FILE.json", text: str | None = None
 ) -> None:
-    """-o of a command that takes no config: what it makes."""
+    """Add -o, the output of a command that takes no config."""
     parser.add_argument("-o", "--output", type=Path, required=True, metavar=metavar, help=text)
 
 
 def add_force(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--force", action="store_true", help="overwrite")
+    parser.add_argument("--force", action="store_true", help="overwrite existing files")
 
 
 def tell_content(path: Path, content: dict[str, Any], without: list[str] | None = None) -> None:
@@ -46,4 +46,4 @@ def tell_content(path: Path, content: dict[str, Any], without: list[str] | None 
     print(line + f"{len(content['categories'])} classes")
     if without:
         names = ", ".join(without[:10]) + (", ..." if len(without) > 10 else "")
-        print(printable(f"  {len(without)} classes on none of its images: {names}"))
+        print(printable(f"  {len(without)} classes are on none of its images: {names}"))

@@ -1,4 +1,4 @@
-"""`fcos dataset stats`: what an annotation file holds, and what FCOS makes of it."""
+"""`fcos dataset stats`: statistics of a data set, and how FCOS assigns its boxes."""
 
 import json
 from collections.abc import Iterator
@@ -19,30 +19,30 @@ examples:
   fcos dataset stats -c my.yml --output output/my_data  # also stats.json, stats_train.png, ...
   fcos dataset stats my.json -c configs/fcos/fcos_r18_fpn_bccd.yml -o TrainReader.batch_size=1
 
-What the JSON has for each split ("splits" -> name):
+The JSON has for each split ("splits" -> name):
   images           count, without_boxes and their ids, size_unknown, [width, height, images]
-  boxes            count, crowd, left_out (kind: how many); width, height, aspect_ratio and
+  boxes            count, crowd, left_out (kind: count); width, height, aspect_ratio and
                    sqrt_area in pixels: min, p5, median, p95, max, mean, histogram; by_size (areas
                    of boxes below 32 x 32, below 96 x 96 and above); by_size_of_coco_ap (the same
                    by the field area)
   boxes_per_image  the same figures; images_with[n] images have n boxes
-  levels           for each level the objects that own a location on it, and its locations;
-                   without_location: why and examples. Sizes are those after resizing: the
-                   training's, or the evaluation's where training draws them at random. No images
-                   are opened but those whose size the annotations do not tell
+  levels           for each FPN level the objects with a positive location on it, and the number
+                   of its positive locations; without_location: reasons and examples. Sizes are
+                   those after resizing in training, or in evaluation if training resizes at
+                   random. Images are opened only if the annotations lack their size
   classes          id, name and the counts of the table
 """
-_CODES = {exit_codes.BAD_INPUT: "wrong arguments, or annotations that can't be read"}
+_CODES = {exit_codes.BAD_INPUT: "wrong arguments, or unreadable annotations"}
 
 
 def main(argv: list[str]) -> int:
     """See `fcos dataset stats --help`."""
-    text = "Count a data set: classes, sizes, and the FPN levels that FCOS trains it on."
+    text = "Count classes, box sizes and boxes per FPN level of a data set."
     ask = parser("dataset stats", text, _HELP, _CODES)
     add_source(ask)
-    add_json(ask, "all figures")
+    add_json(ask, "write all statistics to FILE")
     ask.add_argument("--output", type=Path, metavar="DIR",
-                     help="gets stats.json and a picture per split")  # fmt: skip
+                     help="folder for stats.json and a plot per split")  # fmt: skip
     args = ask.parse_args(argv)
     found, config = find_sources(args)
     rules = Rules.of(config)
@@ -60,14 +60,14 @@ def main(argv: list[str]) -> int:
             for name, row in splits.items():
                 path = args.output / f"stats_{name}.png"
                 stats_plot.save(row, f"{name}: {display(row['annotations'])}", path)
-                print(f"picture: {path}")
+                print(f"plot: {path}")
     except OSError as error:
         raise UserError(f"{error.filename or path}: {error.strerror}") from None
     return 0
 
 
 def table(name: str, found: dict[str, Any]) -> Iterator[str]:
-    """The lines of the console for one split's `statistics`."""
+    """Console lines for the `statistics` of one split."""
     images, boxes, per_image = found["images"], found["boxes"], found["boxes_per_image"]
     yield f"{name}: {printable(display(found['annotations']))}"
     sizes = images["width_height"]
@@ -133,7 +133,7 @@ def _level_rows(levels: dict[str, Any]) -> Iterator[str]:
         f"object: median {levels['locations_per_object']['median'] or 0:g}"
     )
     lost = levels["without_location"]
-    yield f"  {lost['count']} objects ({100 * lost['share']:.2f} %) are on none: never trained on"
+    yield f"  {lost['count']} objects ({100 * lost['share']:.2f} %) are on no level: not trained on"
     for reason, text in WHY.items():
         if lost[reason]:
             first = next(e for e in lost["examples"] if e["reason"] == reason)
@@ -145,7 +145,7 @@ def _level_rows(levels: dict[str, Any]) -> Iterator[str]:
 
 
 def _columns(rows: list[tuple]) -> Iterator[str]:
-    """The first column to the left, the others to the right."""
+    """Align rows: the first column to the left, the others to the right."""
     texts = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*texts)]
     for first, *rest in texts:

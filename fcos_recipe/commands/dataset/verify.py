@@ -1,4 +1,4 @@
-"""`fcos dataset verify`: what is wrong with a data set, before hours are spent on it."""
+"""`fcos dataset verify`: find data problems before training starts."""
 
 import json
 import textwrap
@@ -13,31 +13,30 @@ from fcos_recipe.config.load import display
 from fcos_recipe.datasets.verify.findings import KINDS
 from fcos_recipe.errors import UserError, printable
 
-EXAMPLES = 5  # of each kind that the console shows
-CHANGES = 200  # of each copy that the console lists
+EXAMPLES = 5  # shown on the console per kind
+CHANGES = 200  # listed on the console per copy
 _HELP = """\
 examples:
   fcos dataset verify datasets/coco                      # annotations, and every image
   fcos dataset verify -c my.yml --json report.json       # also against num_classes
   fcos dataset verify my.json --no-images --fix clean.json
 
-An error is what stops training or evaluation, or what they would leave out or get wrong: boxes
-outside their image, images that can't be decoded. A warning is what they cope with: boxes that are
-clipped, greyscale images, boxes without a width or height, of which COCO's own train2017 has two.
---allow KIND makes a kind of error a warning.
+An error stops training or evaluation, or makes them skip or misread something: boxes outside their
+image, images that can't be decoded. A warning does not: clipped boxes, greyscale images, boxes of
+zero width or height (COCO's train2017 has two). --allow KIND turns a kind of error into a warning.
 
---fix writes a copy (a file; for several splits a directory), never in place, and lists each
-change: entries in error are removed (images that training can't read as well, if they were read),
-boxes clipped, exact duplicates removed, ids made unique. Errors that only you can mend, as sizes
-that differ from the image's, stay and are told.
+--fix writes a copy (a file, or a directory for several splits), never in place, and lists each
+change: it removes invalid entries, unreadable images (if images were read) and exact duplicates,
+clips boxes and makes ids unique. Errors that only you can correct, such as sizes that differ from
+the image's, are kept and reported.
 
-The JSON report has for each split ("splits" -> name) totals and findings: kind -> severity,
-meaning, count and all items with the entry's id, the image's file, its place in the annotation
-file and a text; "between" has those between splits and against the config.
+The JSON report has totals and findings for each split ("splits" -> name): kind -> severity,
+meaning, count and all items with the entry's id, the image's file, its position in the annotation
+file and a text. "between" has findings between splits and against the config.
 """
 _CODES = {
     exit_codes.OK: "no error (there may be warnings)",
-    exit_codes.FAILED: "errors",
+    exit_codes.FAILED: "errors were found",
     exit_codes.BAD_INPUT: "wrong arguments, or files that can't be opened",
 }
 
@@ -48,11 +47,11 @@ def main(argv: list[str]) -> int:
     ask = parser("dataset verify", text, _epilog(), _CODES)
     add_source(ask)
     add = ask.add_argument
-    add("--no-images", action="store_true", help="annotations only; images are not opened")
-    add_json(ask, "all findings")
+    add("--no-images", action="store_true", help="check annotations only; don't open images")
+    add_json(ask, "write all findings to FILE")
     add("--fix", type=Path, metavar="FILE|DIR", help="write cleaned copies of the annotations")
     add("--allow", nargs="+", action="extend", default=[], metavar="KIND", choices=KINDS,
-        help="kinds of errors that are to be warnings")  # fmt: skip
+        help="kinds of errors to treat as warnings")  # fmt: skip
     args = ask.parse_args(argv)
     found = api.verify(
         args.target, config=args.config, overrides=args.opt, split=args.split,
@@ -70,7 +69,7 @@ def main(argv: list[str]) -> int:
 
 
 def _epilog() -> str:
-    """The help, with every kind of finding."""
+    """The help text with every kind of finding."""
     text = _HELP
     for errors, name in ((True, "errors"), (False, "warnings")):
         kinds = ", ".join(kind for kind, row in KINDS.items() if row[0] == errors)
@@ -79,14 +78,14 @@ def _epilog() -> str:
 
 
 def lines(report: dict[str, Any], no_images: bool) -> Iterator[str]:
-    """The console's lines of a report."""
+    """Console lines of a report."""
     for name, part in report["splits"].items():
         yield f"{name}: {printable(display(part['annotations']))}"
         totals = part["totals"]
         if totals is not None:
             read = "not read" if no_images else f"{totals['images_read']} read"
             unknown = totals["images_of_unknown_size"]
-            size = f"; {unknown} of unknown size, boxes not compared with it" if unknown else ""
+            size = f"; {unknown} of unknown size, boxes not checked against it" if unknown else ""
             yield (
                 f"  {totals['images']} images ({read}; {totals['images_without_boxes']} without "
                 f"boxes{size}), {totals['boxes_to_train_on']} of {totals['annotations']} "
@@ -124,7 +123,7 @@ def _item(item: dict[str, Any]) -> str:
 
 def _fix_lines(name: str, fix: dict[str, Any]) -> Iterator[str]:
     if fix["path"] is None:
-        yield f"fix of {name}: nothing is written: the file has no images"
+        yield f"fix of {name}: nothing is written, because the file has no images"
         return
     yield f"fix of {name}: {printable(fix['path'])}: {len(fix['changes'])} changes"
     for change in fix["changes"][:CHANGES]:

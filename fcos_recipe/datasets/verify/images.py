@@ -43,7 +43,7 @@ ORIENTATION = 0x0112  # EXIF tag
 
 
 @dataclass
-class Verdict:
+class ImageCheck:
     """What was found out about one image file."""
 
     size: tuple[int, int] | None = None  #: height and width as training reads it; None: unreadable
@@ -52,11 +52,11 @@ class Verdict:
     digest: bytes = b""  #: BLAKE2b of the file's content
 
 
-def inspect(path: str) -> Verdict:
+def inspect(path: str) -> ImageCheck:
     """Read one image as training does; never raises because of the file's content."""
     from fcos_recipe.data.images import BadImage, read_image
 
-    seen = Verdict()
+    seen = ImageCheck()
     try:
         with _native_stderr() as complaint:
             image = read_image(path)
@@ -86,7 +86,7 @@ def inspect(path: str) -> Verdict:
     return seen
 
 
-def _bad(seen: Verdict, kind: str, text: str = "") -> Verdict:
+def _bad(seen: ImageCheck, kind: str, text: str = "") -> ImageCheck:
     seen.size = None
     seen.notes.append((kind, text))
     return seen
@@ -97,7 +97,7 @@ def _is_cut(data: bytes) -> bool:
     return data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
 
 
-def _describe(seen: Verdict, data: bytes, extension: str) -> None:
+def _describe(seen: ImageCheck, data: bytes, extension: str) -> None:
     """Add what Pillow finds in the header."""
     from PIL import Image
 
@@ -158,7 +158,7 @@ class _Reader:
             env=child_environment(),
         )  # fmt: skip
 
-    def inspect(self, paths: list[str]) -> list[Verdict] | None:
+    def inspect(self, paths: list[str]) -> list[ImageCheck] | None:
         """`inspect` of every path; None: the process crashed on one of them."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
@@ -175,7 +175,7 @@ class _Reader:
 
 
 def serve() -> None:
-    """The program of `_Reader`: lists of paths on standard input, verdicts on standard output."""
+    """The program of `_Reader`: lists of paths on standard input, results on standard output."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a decoder prints must not come between the answers
@@ -191,7 +191,7 @@ def serve() -> None:
         answers.flush()
 
 
-def inspect_all(paths: list[str], processes: int | None = None) -> list[Verdict]:
+def inspect_all(paths: list[str], processes: int | None = None) -> list[ImageCheck]:
     """Call `inspect` for every path in parallel, with progress on standard error.
 
     Args:
@@ -200,7 +200,7 @@ def inspect_all(paths: list[str], processes: int | None = None) -> list[Verdict]
     """
     processes = processes or len(os.sched_getaffinity(0))
     chunks = deque(range(i, min(i + CHUNK, len(paths))) for i in range(0, len(paths), CHUNK))
-    verdicts = [Verdict() for _ in paths]
+    results = [ImageCheck() for _ in paths]
 
     def work(progress: Progress) -> None:
         """A thread with a process of its own, and with a new one after each that crashed."""
@@ -217,11 +217,11 @@ def inspect_all(paths: list[str], processes: int | None = None) -> list[Verdict]
                         if len(chunk) > 1:  # which one was it?
                             chunks.extendleft(range(i, i + 1) for i in reversed(chunk))
                         else:
-                            _bad(verdicts[chunk[0]], "image_crashes")
+                            _bad(results[chunk[0]], "image_crashes")
                             progress.add(1)
                         break
-                    for i, verdict in zip(chunk, seen):
-                        verdicts[i] = verdict
+                    for i, result in zip(chunk, seen):
+                        results[i] = result
                     progress.add(len(chunk))
             finally:
                 reader.close()
@@ -237,41 +237,41 @@ def inspect_all(paths: list[str], processes: int | None = None) -> list[Verdict]
         except BaseException:  # Ctrl-C: skip the remaining chunks
             chunks.clear()
             raise
-    return verdicts
+    return results
 
 
 def report(
     found: Findings, images: list[tuple[int, int, str, tuple[float, float]]],
-    verdicts: dict[str, Verdict], folder: str,
+    results: dict[str, ImageCheck], folder: str,
 ) -> None:  # fmt: skip
-    """Turn verdicts into findings.
+    """Turn results into findings.
 
     Args:
         found: of the split.
         images: position, id, name, and annotated (height, width) of each image; 0: unknown.
-        verdicts: by image name.
+        results: by image name.
         folder: of the images.
     """
     near: dict[str, str] | None = None
     by_content: dict[bytes, str] = {}
     told = set()
     for at, id, name, given in images:
-        verdict, place = verdicts[name], ("images", at)
+        result, place = results[name], ("images", at)
         if name not in told:  # report a file that is listed twice only once
             told.add(name)
-            for kind, text in verdict.notes:
+            for kind, text in result.notes:
                 if kind == "file_missing":
                     near = _alike(folder) if near is None else near
                     other = near.get(_plain(os.path.basename(name)))
                     text = f"there is {other}" if other and other != name else ""
                 found.add(kind, id, name, place, text)
-            other = by_content.setdefault(verdict.digest, name)
-            if verdict.digest and os.path.normpath(other) != os.path.normpath(name):
+            other = by_content.setdefault(result.digest, name)
+            if result.digest and os.path.normpath(other) != os.path.normpath(name):
                 found.add("same_content", id, name, place, f"the same as {other}")
-        if verdict.size and min(given) > 0 and tuple(map(int, given)) != tuple(verdict.size):
-            text = f"{by(given[::-1])} in the annotations, {by(verdict.size[::-1])} in the file"
-            turned = {k for k, _ in verdict.notes} & {"exif_turned"}
-            if turned and tuple(map(int, given)) == verdict.stored:
+        if result.size and min(given) > 0 and tuple(map(int, given)) != tuple(result.size):
+            text = f"{by(given[::-1])} in the annotations, {by(result.size[::-1])} in the file"
+            turned = {k for k, _ in result.notes} & {"exif_turned"}
+            if turned and tuple(map(int, given)) == result.stored:
                 text += " after rotation by its EXIF tag"
             found.add("image_size_differs", id, name, place, text)
 

@@ -20,7 +20,7 @@ from fcos_recipe.datasets.verify import (
 )
 from fcos_recipe.datasets.verify.annotations import Columns, Content
 from fcos_recipe.datasets.verify.findings import KINDS, Findings
-from fcos_recipe.datasets.verify.images import Verdict
+from fcos_recipe.datasets.verify.images import ImageCheck
 from fcos_recipe.errors import UserError
 
 
@@ -32,7 +32,7 @@ class Split:
     found: Findings = field(default_factory=Findings)
     content: Content | None = None
     rows: Columns | None = None
-    verdicts: dict[str, Verdict] = field(default_factory=dict)  # by image name
+    results: dict[str, ImageCheck] = field(default_factory=dict)  # by image name
     fixed: dict[str, Any] | None = None
 
     def names(self) -> list[str]:
@@ -130,20 +130,20 @@ def _read_images(splits: list[Split]) -> None:
                 split.found.add("image_folder", text=text)
             continue
         wanted.update(dict.fromkeys(_path(split, name) for name in split.names()))
-    verdicts = dict(zip(wanted, image_checks.inspect_all(list(wanted))))
+    results = dict(zip(wanted, image_checks.inspect_all(list(wanted))))
     listed: dict[str, set[str]] = {}
     for split in splits:
         if split.content is None or "image_folder" in split.found.items:
             continue
         names = split.names()
-        split.verdicts = {name: verdicts[_path(split, name)] for name in names}
-        split.content.sizes = {n: v.size for n, v in split.verdicts.items() if v.size is not None}
+        split.results = {name: results[_path(split, name)] for name in names}
+        split.content.sizes = {n: v.size for n, v in split.results.items() if v.size is not None}
         rows = [
             (at, id, image.file_name, (image.height or 0, image.width or 0))
             for at, image, id in split.content.entries["images"]
         ]
         images = split.source.images or ""  # searched for above
-        image_checks.report(split.found, rows, split.verdicts, images)
+        image_checks.report(split.found, rows, split.results, images)
         folder = os.path.realpath(images)
         told = [i["file"] for items in split.found.items.values() for i in items if "file" in i]
         listed.setdefault(folder, set()).update(map(os.path.normpath, names + told))
@@ -162,8 +162,8 @@ def _leaks(splits: list[Split], between: Findings) -> None:
         own: dict[Any, tuple[Split, str]] = {}
         ids = [] if split.content is None else split.content.entries["images"].id.tolist()
         for id, name in zip(ids, split.names()):
-            verdict = split.verdicts.get(name)
-            key = verdict.digest if verdict else os.path.realpath(_path(split, name))
+            result = split.results.get(name)
+            key = result.digest if result else os.path.realpath(_path(split, name))
             if not key or key in own:
                 continue
             own[key] = (split, name)
@@ -294,7 +294,7 @@ def _totals(split: Split) -> dict[str, Any]:
     return {
         "totals": {
             "images": len(split.content.raw["images"]),
-            "images_read": sum(v.size is not None for v in split.verdicts.values()),
+            "images_read": sum(v.size is not None for v in split.results.values()),
             "images_without_boxes": len(images) - len(set(rows.image[rows.good].tolist())),
             "images_of_unknown_size": unknown,  # their boxes can't be checked against it
             "annotations": len(split.content.raw["annotations"]),

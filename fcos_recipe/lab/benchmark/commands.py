@@ -1,4 +1,4 @@
-"""`fcos benchmark`: arguments in, a table and JSON out."""
+"""`fcos benchmark`: parse the arguments, print a table, write JSON."""
 
 import argparse
 import json
@@ -30,13 +30,13 @@ tasks:
            Inference, ONNX Runtime, bfloat16 where the processor has it; stock; torchvision if it
            is installed or named by --torch-python (3 GB of memory per side)
   nms      seconds from the head's outputs to detections, few and many candidates
-  eval     seconds from files of 500,000 detections and 36,781 annotations to COCO's figures
+  eval     seconds from files of 500,000 detections and 36,781 annotations to COCO's metrics
 examples:
   python tools/benchmark.py targets --against stock
   python tools/benchmark.py train --against stock --data /data/coco_mini --profile --json t.json
   python tools/benchmark.py train --against torchvision --torch-python /opt/torch/bin/python
 """
-# task -> what it can be measured against, the default first
+# task -> what it can be compared with, the default first
 TASKS = {
     "train": ("stock", "torchvision"),
     "data": ("stock",),
@@ -55,29 +55,29 @@ def main(argv: list[str]) -> int:
     add = ask.add_argument
     add("task", choices=list(TASKS))
     others = sorted({name for names in TASKS.values() for name in names})
-    add("--against", choices=others, help="default: stock, for eval pycocotools")
-    options.add_json(ask, "also write everything measured here")
+    add("--against", choices=others, help="compare with (default: stock; eval: pycocotools)")
+    options.add_json(ask, "also write all measurements to this file")
     add("--data", metavar="DIR", type=Path,
-        help="data set with train2017/ and annotations/; default: drawn like COCO")  # fmt: skip
+        help="data set with train2017/ and annotations/ (default: drawn like COCO)")  # fmt: skip
     add("--profile", action="store_true",
-        help="train: one step more under Paddle's profiler")  # fmt: skip
+        help="train: profile one more step with Paddle's profiler")  # fmt: skip
     fast = str(ROOT / "configs/fcos/fcos_r50_fpn_1x_coco_fast.yml")
-    options.add_config(ask, "ours (default: the fast config)", default=fast)
+    options.add_config(ask, "our config (default: the fast config)", default=fast)
     add(
         "--stock-config",
         metavar="FILE",
-        help="PaddleDetection's (default: its FCOS-R50 1x)",
+        help="PaddleDetection's config (default: its FCOS-R50 1x)",
         default=str(ROOT / "tests/fixtures/paddledet_tree/configs/fcos/fcos_r50_fpn_1x_coco.yml"),
     )
-    options.add_overrides(ask, "config values of both sides, e.g. TrainReader.batch_size=1")
-    add("--rounds", type=int, default=8, help="turns of each side (default: %(default)s)")
+    options.add_overrides(ask, "config values for both sides, e.g. TrainReader.batch_size=1")
+    add("--rounds", type=int, default=8, help="measurements of each side (default: %(default)s)")
     add("--batch-size", type=int, default=8, metavar="N",
-        help="infer: images at once (default: %(default)s)")  # fmt: skip
+        help="infer: images per batch (default: %(default)s)")  # fmt: skip
     add("--limit", type=float, default=420, metavar="SECONDS",
-        help="begin no further round after this long (default: %(default)s)")  # fmt: skip
+        help="start no new round after this time (default: %(default)s)")  # fmt: skip
     add("--device", choices=DEVICES[1:], default="cpu")
     add("--to-static", action="store_true", help="train: compile our model")
-    add("--torch-python", metavar="PYTHON", help="interpreter that has torchvision")
+    add("--torch-python", metavar="PYTHON", help="Python interpreter that has torchvision")
     args = ask.parse_args(argv)
     args.against = args.against or TASKS[args.task][0]
     if args.against not in TASKS[args.task]:
@@ -126,7 +126,7 @@ def _override(text: str) -> tuple[str, object]:
 
 
 def _no_torchvision(python: str | None) -> str:
-    """Why the comparison with torchvision can't run; '' when it can."""
+    """Why the comparison with torchvision can't run; "" if it can."""
     if python:
         if not os.access(python, os.X_OK):
             raise UserError(f"--torch-python {python}: not an interpreter")
@@ -165,17 +165,17 @@ def machine() -> dict:
 
 
 def _settings(args: argparse.Namespace) -> dict[str, str]:
-    """What each side ran with, in words."""
+    """Descriptions of the settings of each side."""
     tuned = " ".join(f"{k}={v}" for k, v in cpu_math.settings(cpu_math.cores()).items())
     if args.device != "cpu":
         tuned = "none"
     common = f"; -o {' '.join(args.opt)}" if args.opt else ""
     stock = (
         f"{Path(args.stock_config).name}, paddledet's own Trainer and readers{common}; "
-        "np.reshape(newshape=) put back where NumPy has dropped it"
+        "np.reshape(newshape=) restored if NumPy lacks it"
     )
     if args.task == "eval":
-        return {"both": "a process each, imports not counted, files in the page cache"}
+        return {"both": "one process each, imports not timed, files in the page cache"}
     settings = {"ours": f"{Path(args.config).name}{common}; CPU settings: {tuned}"}
     if args.task == "infer":
         settings |= {
@@ -199,7 +199,7 @@ def _settings(args: argparse.Namespace) -> dict[str, str]:
 
 
 def report(result: dict) -> None:
-    """Print what was measured."""
+    """Print the measurements."""
     machine = result["machine"]
     print(f"{result['task']}: {result['unit']}")
     print(f"machine: {machine['cpu']} ({machine['vendor']}; {' '.join(machine['flags'])}), "
@@ -234,7 +234,7 @@ def _print_profile(name: str, profile: dict) -> None:
     reads = _shown(profile["host_reads"]) or "none"
     print(f"profile of one step of {name}: {profile['operators']} operators, host reads: {reads}")
     if profile.get("device") is None:
-        print("  copies and synchronisations: only the stand-in card of tests/card counts them")
+        print("  copies and synchronisations are only counted on the stand-in card of tests/card")
     else:
         for what, row in sorted(profile["device"].items()):
             print(f"  {row['calls']:>5} x {what}, {row['bytes']:,} bytes")

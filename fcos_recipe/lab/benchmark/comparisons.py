@@ -1,4 +1,4 @@
-"""The comparisons: each starts its sides, lets them take turns, and returns the figures."""
+"""The comparisons: each starts its sides, measures them in turns, and returns the figures."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from fcos_recipe.system import cpu_math
 OURS, STOCK, TORCH = (
     f"fcos_recipe.lab.benchmark.{name}" for name in ("ours", "stock", "torch_step")
 )
-# Stock's operator as PaddleDetection's FCOS config writes it.
+# Stock's operator with the arguments of PaddleDetection's FCOS config.
 TARGET_ARGUMENTS = {
     "object_sizes_boundary": [64, 128, 256, 512],
     "center_sampling_radius": 1.5,
@@ -32,21 +32,21 @@ TARGET_ARGUMENTS = {
 
 @dataclass
 class Options:
-    """What the command line asked for.
+    """The options of the command line.
 
     Args:
-        config: ours.
-        stock_config: PaddleDetection's.
+        config: our config.
+        stock_config: PaddleDetection's config.
         overrides: (dotted key, value), applied to both sides.
-        data: root of a data set in COCO's layout; None: one is drawn.
-        rounds: turns of each side.
-        limit: seconds after which no further round begins.
+        data: root of a data set in COCO's layout; None: draw one.
+        rounds: measurements of each side.
+        limit: seconds after which no new round starts.
         device: cpu or gpu.
-        profile: look into one more step of each side.
+        profile: profile one more step of each side.
         to_static: compile our model, see `fcos train --to_static`.
         torch_python: interpreter that has torchvision.
-        images: of the data set that `eval` draws.
-        batch: images that `infer` takes at once for its throughput.
+        images: number of images that `eval` draws.
+        batch: batch size for the throughput of `infer`.
     """
 
     config: str
@@ -64,7 +64,7 @@ class Options:
 
 
 def environment(kind: str) -> dict[str, str | None]:
-    """Variables of a side: "plain" as installed, "tuned" with our CPU settings from the start."""
+    """Environment variables of a side: "plain" as installed, "tuned" with our CPU settings."""
     plain: dict[str, str | None] = dict.fromkeys(cpu_math.NAMES)
     return plain if kind == "plain" else {**plain, **cpu_math.settings(cpu_math.cores())}
 
@@ -82,13 +82,13 @@ def summary(samples: list[float]) -> dict:
 def alternate(
     sides: dict[str, Child], rounds: int, limit: float, ask: Callable[[Child, int], dict]
 ) -> dict[str, list[dict]]:
-    """Let the sides answer in turns.
+    """Measure the sides in turns.
 
     Args:
         sides: name -> process.
-        rounds: turns of each.
-        limit: seconds; no round begins that would probably not end in time.
-        ask: (process, round) -> its answer.
+        rounds: measurements of each side.
+        limit: seconds; a round that would probably exceed it is not started.
+        ask: called as ask(process, round); returns the answer of the side.
     """
     answers: dict[str, list[dict]] = {name: [] for name in sides}
     start = time.perf_counter()
@@ -120,7 +120,7 @@ class Bench:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def start(self, module: str, task: str, kind: str, python: str = sys.executable, **more):
-        """Start a side; it does not answer before it is ready."""
+        """Start a side; it answers when it is ready."""
         ours = module == OURS
         setup = {
             "task": task,
@@ -134,7 +134,7 @@ class Bench:
         return child
 
     def data(self, count: int = 96, **drawn) -> Path:
-        """The data set: the user's, or one drawn into the temporary folder."""
+        """The user's data set, or one drawn into the temporary folder."""
         if self.options.data:
             return self.options.data
         root = self.folder / "data"
@@ -142,20 +142,20 @@ class Bench:
         return root
 
     def overrides(self, root: Path) -> list[tuple[str, object]]:
-        """What both sides' configs are told."""
+        """Overrides for the configs of both sides."""
         return [
             ("TrainDataset.dataset_dir", str(root)),
             ("TrainDataset.image_dir", "train2017"),
             ("TrainDataset.anno_path", "annotations/instances_train2017.json"),
             ("save_dir", str(self.folder / "output")),
-            ("epoch", 10_000),  # the benchmark ends it
+            ("epoch", 10_000),  # the benchmark stops it earlier
             ("snapshot_epoch", 10_000),
             *self.options.overrides,
         ]
 
 
 def train(bench: Bench) -> dict:
-    """Images per second of whole training steps, the wait for data included."""
+    """Images per second of whole training steps, including data waits."""
     options = bench.options
     overrides = bench.overrides(bench.data())
     path = _weights(bench, overrides)
@@ -192,7 +192,7 @@ def _loaded(options: Options, overrides: list) -> dict:
 
 
 def _weights(bench: Bench, overrides: list, **more) -> str:
-    """Weights that both sides start from, see `ours.weights`; path without its ending."""
+    """Initial weights of both sides, see `ours.weights`; the path without extension."""
     path = bench.folder / "start"
     child = bench.start(
         OURS, "weights", "plain", overrides=overrides, path=str(path) + ".pdparams", **more
@@ -203,7 +203,7 @@ def _weights(bench: Bench, overrides: list, **more) -> str:
 
 
 def _export(root: Path, path: Path) -> Path:
-    """Decoded images of one size and their boxes as arrays, for a side without our reader."""
+    """Save decoded images of one size and their boxes, for a side without our reader."""
     import cv2
 
     content = json.loads((root / "annotations" / "instances_train2017.json").read_text())
@@ -221,7 +221,7 @@ def _export(root: Path, path: Path) -> Path:
 
 
 def _steps(bench: Bench, sides: dict[str, Child], options: Options) -> dict:
-    """Time steps in turns. The first two of each side, which fill caches, do not count."""
+    """Time steps in turns; the first two of each side fill caches and are not counted."""
     start = time.perf_counter()
     for child in sides.values():
         child.receive()
@@ -232,7 +232,7 @@ def _steps(bench: Bench, sides: dict[str, Child], options: Options) -> dict:
     for name, steps in answers.items():
         side = summary([step["images"] / step["seconds"] for step in steps])
         side["seconds_per_step"] = statistics.median(step["seconds"] for step in steps)
-        # of the training process on all its cores: other load on the machine matters less to it
+        # CPU time of the training process, which depends less on other load
         side["cpu_seconds_per_image"] = statistics.median(
             step["cpu_seconds"] / step["images"] for step in steps
         )
@@ -248,7 +248,7 @@ def _steps(bench: Bench, sides: dict[str, Child], options: Options) -> dict:
 
 
 def _compared(found: dict, faster: Callable[[float, float], float]) -> dict:
-    """Add the figures that the JSON promises: ours, stock, ratio, and one ratio per other side."""
+    """Add the documented figures: ours, stock, ratio, and one ratio per other side."""
     medians = {name: side["median"] for name, side in found["sides"].items()}
     others = [name for name in medians if name != "ours"]
     found.update(medians)
@@ -258,7 +258,7 @@ def _compared(found: dict, faster: Callable[[float, float], float]) -> dict:
 
 
 def data(bench: Bench) -> dict:
-    """Images per second that one core prepares, its cost per box, bytes, and padding."""
+    """Images per second prepared by one core, cost per box, bytes and padding."""
     options = bench.options
     root = bench.data(48)
     found: dict = {"unit": "images/s per core", "sides": {}}
@@ -347,8 +347,8 @@ def targets(bench: Bench) -> dict:
 def startup(bench: Bench) -> dict:
     """Seconds from creating the data set to the first batch, on a data set of train2017's size.
 
-    Cold: no index yet. Warm: from the index that the run before left. The files themselves are in
-    the system's page cache either way.
+    Cold: there is no index yet. Warm: with the index of an earlier run. In both cases the files are
+    in the page cache.
     """
     options = bench.options
     root = options.data or drawn_data.train2017()
@@ -384,16 +384,16 @@ def startup(bench: Bench) -> dict:
         used = [child.ask()["mib"] for child in children]
         for child in children:
             child.close()
-        # stock's ranks share nothing: eight hold eight times what one does
+        # stock's ranks share no memory, so eight need eight times as much
         found["sides"][name]["annotation_mib_8_ranks"] = sum(used) * 8 / processes
     return _compared(found, faster=lambda ours, other: other / ours)
 
 
 def eval(bench: Bench) -> dict:
-    """Seconds from two files, of detections and of annotations, to the twelve figures.
+    """Seconds from two files, of detections and of annotations, to the twelve metrics.
 
     Raises:
-        RuntimeError: the figures differ by more than 1e-12; then no time counts.
+        RuntimeError: the metrics differ by more than 1e-12, which makes the times meaningless.
     """
     options = bench.options
     files = evaluator.draw(bench.folder, images=options.images)
@@ -409,8 +409,8 @@ def eval(bench: Bench) -> dict:
     figures = [np.array(row["stats"]) for rows in runs.values() for row in rows]
     worst = max(float(np.abs(figures[0] - other).max()) for other in figures)
     if worst > 1e-12:
-        raise RuntimeError(f"the figures of ours and pycocotools differ by {worst:g}")
-    found: dict = {"unit": "s from two files to twelve figures", "sides": {}}
+        raise RuntimeError(f"our metrics and those of pycocotools differ by {worst:g}")
+    found: dict = {"unit": "s from two files to twelve metrics", "sides": {}}
     for name, rows in runs.items():
         found["sides"][name] = {
             **summary([row["total"] for row in rows]),
@@ -422,15 +422,15 @@ def eval(bench: Bench) -> dict:
     return _compared(found, faster=lambda ours, other: other / ours)
 
 
-#: class logits' bias of random weights: at the first hardly a box passes the threshold, and an
-#: export need not decide between a thousand alike; at the second some thousand pairs pass
+#: bias of the class logits of random weights: with the first hardly any box passes the threshold,
+#: so an export has no ties to break; with the second a few thousand pairs pass
 CLASS_BIAS = {"infer": -5.5, "nms": -4.1}
 
 
 def infer(bench: Bench) -> dict:
-    """Images per second from prepared images to detections, 800x1333, and the latency of one.
+    """Images per second from prepared 800x1333 images to detections, and latency of one image.
 
-    NMS has next to nothing to do: `nms` measures it.
+    NMS has almost no candidates here; `nms` measures it.
     """
     options = bench.options
     root = bench.data(8, size=(1333, 800))
@@ -444,7 +444,7 @@ def infer(bench: Bench) -> dict:
     for kind, target in list(exports.items()):
         if kind == "onnx" and not (find_spec("onnxruntime") and find_spec("paddle2onnx")):
             del exports[kind]
-            print("onnx left out: pip install -r requirements/onnx.txt", file=sys.stderr)
+            print("ONNX skipped: pip install -r requirements/onnx.txt", file=sys.stderr)
             continue
         child = bench.start(OURS, "export", "plain", target=target, format=kind, **setup)
         child.receive()
@@ -456,7 +456,7 @@ def infer(bench: Bench) -> dict:
     if cpu_math.has_bfloat16() and options.device == "cpu":
         side = {"export": exports["paddle"], "precision": "bf16", **setup}
         sides["ours_bf16"] = bench.start(OURS, "infer", "plain", **side)
-    # with our CPU settings only: as installed a batch can take it minutes
+    # only with our CPU settings: as installed, a batch can take minutes
     sides["stock"] = bench.start(STOCK, "infer", "tuned", **setup)
     if options.torch_python != sys.executable or find_spec("torchvision"):
         torch = {"batches": setup["images"], "batch": 1, "class_bias": CLASS_BIAS["infer"]}
@@ -501,7 +501,7 @@ def infer(bench: Bench) -> dict:
 def nms(bench: Bench) -> dict:
     """Seconds from the head's outputs of one 800x1333 image to detections.
 
-    Shifts of all class logits let from none to almost all of 1.8 million pairs of location and
+    Shifting all class logits makes from none to almost all of the 1.8 million pairs of location and
     class pass the threshold.
     """
     root = bench.data(8, size=(1333, 800))

@@ -1,4 +1,4 @@
-"""Timing of what one core does, without worker processes."""
+"""Timing of data preparation on one core, without worker processes."""
 
 import time
 from collections.abc import Callable
@@ -18,13 +18,13 @@ def timed(work: Callable[[], object], repeat: int) -> list[float]:
 
 
 class Batches:
-    """Answers questions about an input pipeline, one batch at a time, as a data worker works.
+    """Measures an input pipeline one batch at a time, as a data worker runs it.
 
     Args:
-        sample: image number -> sample.
-        collate: samples -> dict of arrays, what the model is handed.
-        epoch: number of an epoch -> its batches, lists of image numbers.
-        sizes: [images, 2], height and width of the picture files.
+        sample: returns the sample of an image number.
+        collate: returns the model's input arrays for a list of samples.
+        epoch: returns the batches of an epoch number, lists of image numbers.
+        sizes: int [images, 2], height and width of the image files, pixels.
         reader: the config's TrainReader.
     """
 
@@ -52,7 +52,7 @@ class Batches:
         }
 
     def padding(self, epochs: int) -> dict:
-        """Padded pixels per real one over the first epochs, by the pictures' sizes alone."""
+        """Padded pixels per image pixel over the first epochs, from the image sizes."""
         scale = np.minimum(
             min(self.target) / self.sizes.min(axis=1), max(self.target) / self.sizes.max(axis=1)
         )
@@ -73,6 +73,6 @@ def argument(transforms: list[dict], name: str, key: str):
 
 
 def proportional_mib() -> float:
-    """This process's share of the memory it uses: pages of its own, and of shared ones its part."""
+    """Proportional set size of this process in MiB: shared pages count in part."""
     rows = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return next(int(row.split()[1]) for row in rows if row.startswith("Pss:")) / 1024

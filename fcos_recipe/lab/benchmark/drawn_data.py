@@ -1,4 +1,4 @@
-"""Data sets for the benchmark, drawn here: COCO's picture sizes, box counts and box sizes."""
+"""Generated data sets for the benchmark with COCO's image sizes, box counts and box sizes."""
 
 import json
 import math
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-TRAIN2017 = (118_287, 860_001)  # images with and boxes on them
+TRAIN2017 = (118_287, 860_001)  # number of images with boxes, and of boxes
 BOXES_PER_IMAGE = TRAIN2017[1] / TRAIN2017[0]
 
-# Width, height and weight: the commonest sizes among 366 images of COCO 2017; the rest of the
-# weight goes to a long side of 640 and any short side.
+# Width, height and weight of the most frequent sizes among 366 images of COCO 2017; all other
+# images get a long side of 640 and a random short side.
 _SIZES = [
     (640, 480, 0.22), (640, 427, 0.26), (480, 640, 0.09), (427, 640, 0.065), (500, 375, 0.045),
     (500, 333, 0.03), (375, 500, 0.02), (333, 500, 0.01), (640, 360, 0.02),
@@ -19,7 +19,7 @@ _SIZES = [
 
 
 def draw_sizes(rng: np.random.Generator, count: int) -> np.ndarray:
-    """int64 [count, 2]: widths and heights as frequent as in COCO."""
+    """int64 [count, 2]: widths and heights in pixels, distributed as in COCO."""
     weights = np.array([weight for *_, weight in _SIZES])
     pick = rng.choice(len(_SIZES) + 1, count, p=[*weights, 1 - weights.sum()])
     short = rng.integers(360, 641, count)
@@ -34,7 +34,7 @@ def draw_sizes(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def draw_boxes(rng: np.random.Generator, width: int, height: int, count: int) -> np.ndarray:
-    """float64 [count, 4], x, y, w, h in pixels; side lengths spread as in COCO (median 53)."""
+    """float64 [count, 4], x, y, w, h in pixels; sides distributed as in COCO (median 53)."""
     side = 53 * np.exp(1.08 * rng.standard_normal(count))
     stretch = np.exp(0.25 * rng.standard_normal(count))
     w = np.clip(side * stretch, 4, width - 2)
@@ -51,7 +51,7 @@ def draw_counts(rng: np.random.Generator, images: int, mean: float) -> np.ndarra
 
 
 def draw_picture(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """uint8 [height, width, 3] with detail at every scale, so that it compresses like a photo."""
+    """uint8 [height, width, 3] with detail at all scales, so it compresses like a photo."""
     import cv2
 
     picture = np.full((height, width, 3), 128, np.float32)
@@ -72,12 +72,12 @@ def make_images(
     """Write a data set in COCO's layout: `train2017/` and `annotations/instances_train2017.json`.
 
     Args:
-        root: made if missing.
-        images: how many.
-        boxes: per image.
-        exact: that many on every image; else on average.
-        size: (width, height) of all images; default: COCO's mixture.
-        seed: of everything drawn.
+        root: output folder, created if missing.
+        images: number of images.
+        boxes: number of boxes per image.
+        exact: exactly `boxes` on every image; otherwise on average.
+        size: (width, height) of all images in pixels; default: distributed as in COCO.
+        seed: of the random generator.
     """
     import cv2
 
@@ -113,13 +113,13 @@ def write_annotations(root: Path, images: list[dict], annotations: list[dict]) -
 
 
 def with_boxes(source: Path, target: Path, count: int, seed: int = 0) -> None:
-    """The images of one data set with `count` boxes on each, as another data set.
+    """Make a data set of the images of another one with `count` boxes on each.
 
     Args:
-        source: in COCO's layout.
-        target: made; its `train2017` is a link to the source's.
+        source: data set in COCO's layout.
+        target: output folder; its `train2017` is a link to the source's.
         count: boxes per image.
-        seed: of the boxes.
+        seed: of the random boxes.
     """
     images = json.loads((source / "annotations" / "instances_train2017.json").read_text())["images"]
     rng = np.random.default_rng(seed)
@@ -139,7 +139,7 @@ def with_boxes(source: Path, target: Path, count: int, seed: int = 0) -> None:
 
 
 def cache_folder() -> Path:
-    """Where what is dear to make is kept between runs."""
+    """Folder for data that takes long to make, kept between runs."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "fcos_recipe" / "benchmark"
 
@@ -147,11 +147,11 @@ def cache_folder() -> Path:
 def train2017(images: int = TRAIN2017[0], boxes: int = TRAIN2017[1]) -> Path:
     """A data set as large as COCO's train2017, made once and kept in the cache (450 MB).
 
-    The annotations carry polygons and so have the real file's size; the picture files are links to
-    a few real ones, one link per image.
+    The annotations include polygons, so the file is as large as the real one; the image files are
+    links to a few real images.
 
     Returns:
-        its root.
+        the root of the data set.
     """
     root = cache_folder() / f"train2017-{images}-{boxes}"
     if (root / "complete").exists():
@@ -200,7 +200,7 @@ def train2017(images: int = TRAIN2017[0], boxes: int = TRAIN2017[1]) -> Path:
 
 
 def _polygon(rng: np.random.Generator) -> str:
-    """Text of an outline of 8 to 27 corners."""
+    """JSON numbers of a polygon with 8 to 27 corners."""
     corners = int(rng.integers(8, 28))
     angle = np.linspace(0, 2 * math.pi, corners, endpoint=False)
     x, y = 300 + 99 * np.cos(angle), 200 + 99 * np.sin(angle)

@@ -1,7 +1,7 @@
-"""Files of detections judged by our evaluator and by pycocotools: the same twelve figures?
+"""Evaluate a file of detections with our evaluator and with pycocotools, and time both.
 
-As a program, one side: `python -m fcos_recipe.lab.benchmark.evaluator SIDE GT.json DETS.json`,
-SIDE being ours or pycocotools.
+As a program it runs one side, "ours" or "pycocotools":
+`python -m fcos_recipe.lab.benchmark.evaluator SIDE GT.json DETS.json`.
 """
 
 import contextlib
@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-IMAGES, BOXES, CLASSES, DETECTIONS = 5000, 36_781, 80, 500_000  # val2017 and 100 per image
+IMAGES, BOXES, CLASSES, DETECTIONS = 5000, 36_781, 80, 500_000  # val2017, 100 per image
 
 
 def draw(folder: Path, seed: int = 0, images: int = IMAGES) -> tuple[Path, Path]:
-    """Write annotations and detections of val2017's size, drawn from a seed.
+    """Write random annotations and detections as many as for val2017.
 
-    Two thirds of the annotations are found, with a disturbed box; the other detections are
-    anywhere. Sizes, classes and scores are spread as widely as COCO's.
+    Two thirds of the annotations have a detection with a slightly different box; the other
+    detections are anywhere. Sizes, classes and scores are distributed like COCO's.
 
     Returns:
         annotation file, results file.
@@ -71,13 +71,13 @@ def draw(folder: Path, seed: int = 0, images: int = IMAGES) -> tuple[Path, Path]
     return paths
 
 
-def judge(side: str, annotations: str, detections: str) -> dict:
-    """One side's figures and seconds: `read` the files, `match` and accumulate, `total` of both."""
+def score(side: str, annotations: str, detections: str) -> dict:
+    """Metrics and seconds of one side: `read`, `match` (with accumulation) and `total`."""
     start = time.perf_counter()
     if side == "ours":
         from fcos_recipe.evaluation.metric import CocoMetric
 
-        start = time.perf_counter()  # imports are counted on neither side
+        start = time.perf_counter()  # imports are not timed on either side
         metric = CocoMetric(annotations)
         metric.load_result_json(detections)
         read = time.perf_counter()
@@ -101,7 +101,7 @@ def judge(side: str, annotations: str, detections: str) -> dict:
 
 
 def run_side(side: str, annotations: Path, detections: Path) -> dict:
-    """`judge` in a process of its own."""
+    """Run `score` in a separate process."""
     done = subprocess.run(
         [sys.executable, "-m", __name__, side, str(annotations), str(detections)],
         check=True, capture_output=True, text=True,
@@ -110,4 +110,4 @@ def run_side(side: str, annotations: Path, detections: Path) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(judge(*sys.argv[1:])))
+    print(json.dumps(score(*sys.argv[1:])))

@@ -1,4 +1,4 @@
-"""Detection on prepared images: what every side of `benchmark infer` and `nms` shares."""
+"""Helpers for detection on prepared images, shared by the sides of `infer` and `nms`."""
 
 import resource
 import time
@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-STRIDE = 32  #: all sides are padded to it: torchvision can nothing else
+STRIDE = 32  #: all sides pad to multiples of it, because torchvision always does
 
 
 def batch_of(path: str | Path, count: int) -> dict[str, np.ndarray]:
-    """A batch as our readers make it from decoded images of one size.
+    """Make a batch, as our readers do, from decoded images of one size.
 
     Args:
         path: .npz with `images`, uint8 [K, H, W, 3].
-        count: images; the file's are repeated where they are fewer.
+        count: number of images; those of the file are repeated if there are fewer.
 
     Returns:
         `image` uint8 [count, H', W', 3], `im_shape` and `scale_factor` float32 [count, 2].
@@ -31,13 +31,13 @@ def batch_of(path: str | Path, count: int) -> dict[str, np.ndarray]:
 
 
 def timed(work: Callable[[], int]) -> dict:
-    """One answer of a side.
+    """Measure one call.
 
     Args:
-        work: detects; returns how many were found.
+        work: runs detection and returns the number of detections.
 
     Returns:
-        `seconds`, `cpu_seconds` of all its threads, `detections`, and `peak_mib` of the process.
+        `seconds`, `cpu_seconds` of all threads, `detections`, and `peak_mib` of the process.
     """
     start, cpu = time.perf_counter(), time.process_time()
     found = work()

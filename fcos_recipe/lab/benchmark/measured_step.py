@@ -1,4 +1,4 @@
-"""What happens inside a training step: time, shapes, operators, host reads."""
+"""Measure a training step: time, shapes, operators, host reads."""
 
 import os
 import time
@@ -11,21 +11,21 @@ from paddle.profiler.profiler import TracerEventType
 
 from fcos_recipe.training.window import card_memory_mib
 
-# Where a stand-in device (tests/card) writes a line "pid card what bytes" for all that it is asked.
+# File in which the stand-in device of tests/card logs each request as "pid card what bytes".
 TRACE = os.environ.get("FAKE_CARD_TRACE", "")
 READS = ("numpy", "item", "tolist", "__array__", "__bool__", "__float__", "__int__", "__index__")
 
 
 class Gate:
-    """Lets one training step through per request and answers with what it took.
+    """Runs one training step per request and answers with its measurements.
 
-    The time of a step runs from the request to the end of the step, the wait for data included.
-    The data workers of a side that waits stand still once their queue is full, so that a step pays
-    for the batch that replaces the one it takes.
+    The time of a step runs from the request to the end of the step and includes data waits. While a
+    side waits, its data workers stop once their queue is full, so a step includes the cost of the
+    batch that replaces the one it takes.
 
     Args:
         line: a `side_process.Line`.
-        model: the layer whose input batch tells the number of images and pixels.
+        model: the layer whose input batch gives the number of images and pixels.
     """
 
     def __init__(self, line, model: paddle.nn.Layer):
@@ -44,7 +44,7 @@ class Gate:
         self.shape, self.im_shape = batch["image"].shape, batch["im_shape"]
 
     def done(self) -> None:
-        """Call it at the end of every step; returns when the next may begin."""
+        """Call at the end of every step; returns when the next step is requested."""
         if paddle.get_device() != "cpu":
             paddle.device.synchronize()
         seconds = time.perf_counter() - self.start
@@ -76,7 +76,7 @@ class Gate:
         inside = self
 
         def read(*args, **kwargs):
-            # one method may be built on another: only the outermost is a read
+            # methods may call each other: count only the outermost call
             if inside.counting:
                 inside.reads[name] += 1
                 inside.counting = False
@@ -108,11 +108,11 @@ class Gate:
 
 
 def requests(path: str, start: int) -> dict[str, dict[str, int]]:
-    """What this process asked of a stand-in device; moves of tensors for CPU kernels left out.
+    """Requests of this process to a stand-in device, without tensor moves for CPU kernels.
 
     Args:
-        path: the device's trace.
-        start: the byte of it where to begin.
+        path: the device's log.
+        start: byte offset at which to begin.
 
     Returns:
         kind of request -> `calls` and `bytes`.
@@ -136,8 +136,8 @@ def operators(trees: dict) -> tuple[Counter, dict[str, float]]:
         trees: the profiler's result, thread -> root node.
 
     Returns:
-        name -> number of 'Operator' events, as in the profiler's own summary; name -> seconds, an
-        operator called by another counted once, with its caller.
+        name -> number of 'Operator' events, as in the profiler's own summary; name -> seconds; an
+        operator called by another counts only for its caller.
     """
     count: Counter[str] = Counter()
     seconds: defaultdict[str, float] = defaultdict(float)

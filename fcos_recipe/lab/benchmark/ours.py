@@ -1,4 +1,4 @@
-"""This recipe's side, as `fcos train` runs it: `python -m fcos_recipe.lab.benchmark.ours`."""
+"""Our side of the benchmark, run as `python -m fcos_recipe.lab.benchmark.ours`."""
 
 import contextlib
 import json
@@ -13,13 +13,13 @@ from fcos_recipe.system.compute import start
 
 
 def configure(setup: dict):
-    """The config of `setup` with its overrides, pairs of dotted key and value."""
+    """Load the config of `setup` with its overrides, pairs of dotted key and value."""
     overrides = [f"{key}={json.dumps(value)}" for key, value in setup["overrides"]]
     return load_config(setup["config"], overrides, strict=False)
 
 
 def train(line: Line) -> None:
-    """The Trainer and its whole loop, one step per request."""
+    """Run the Trainer's training loop, one step per request."""
     setup = line.setup
     device = start(setup["device"]).device
 
@@ -37,7 +37,7 @@ def train(line: Line) -> None:
 
 
 class _Steps:
-    """Stands where the watchdog hears of every step."""
+    """Replaces the watchdog, which is notified of every step."""
 
     def __init__(self, gate):
         self.gate = gate
@@ -59,7 +59,7 @@ def reader(setup: dict):
 
 
 def data(line: Line) -> None:
-    """What a data worker does for one batch, without the worker."""
+    """Prepare batches as a data worker does, in this process."""
     from fcos_recipe.data.reader import Pipeline, _one_thread
     from fcos_recipe.lab.benchmark.data_timing import Batches
 
@@ -77,7 +77,7 @@ def data(line: Line) -> None:
 
 
 def targets(line: Line) -> None:
-    """Seconds of Gt2FCOSTarget on one image."""
+    """Time Gt2FCOSTarget on one image."""
     import numpy as np
 
     from fcos_recipe.data.targets import Gt2FCOSTarget
@@ -94,7 +94,7 @@ def targets(line: Line) -> None:
 
 
 def startup(line: Line) -> None:
-    """From creating the data set to the first batch out of the loader."""
+    """Time from creating the data set to the first batch from the loader."""
     import fcos_recipe.training.trainer  # noqa: F401 (what `fcos train` imports)
 
     begin = time.perf_counter()
@@ -103,7 +103,7 @@ def startup(line: Line) -> None:
 
 
 def memory(line: Line) -> None:
-    """What the indexed annotations hold in one process, after every record was read."""
+    """Memory of the indexed annotations in one process, after reading every record."""
     from fcos_recipe.data.dataset import COCODataSet
     from fcos_recipe.lab.benchmark.data_timing import proportional_mib
 
@@ -117,10 +117,10 @@ def memory(line: Line) -> None:
 
 
 def weights(line: Line) -> None:
-    """Write weights to start from: random, with the frozen BatchNorms' statistics fitted.
+    """Write initial weights: random, with fitted statistics of the frozen BatchNorms.
 
-    Frozen BatchNorm over random convolutions lets activations grow to thousands and the loss to
-    infinity; statistics measured on the benchmark's images keep them in range.
+    With random convolutions and frozen BatchNorm, activations grow to thousands and the loss to
+    infinity; statistics measured on the benchmark's images prevent that.
     """
     setup = line.setup
     device = start(setup["device"]).device
@@ -133,14 +133,14 @@ def weights(line: Line) -> None:
     if "class_bias" in setup:
         head = trainer.model.fcos_head
         head.fcos_head_cls.bias.set_value(paddle.full([head.num_classes], setup["class_bias"]))
-        # boxes with an area: NMS engines differ on those without
+        # boxes need an area, because NMS engines differ for boxes without
         head.fcos_head_reg.bias.set_value(paddle.full([4], 2.0))
     paddle.save(trainer.model.state_dict(), setup["path"])
     line.send(done=True)
 
 
 def export(line: Line) -> None:
-    """Export weights to a folder, through the check that `fcos export_model` makes."""
+    """Export weights to a folder, with the checks of `fcos export_model`."""
     setup = line.setup
     start(setup["device"])
     from fcos_recipe.predict import Predictor
@@ -152,7 +152,7 @@ def export(line: Line) -> None:
 
 
 def infer(line: Line) -> None:
-    """Detections of prepared images, by the trained model or by an export of it."""
+    """Time detection on prepared images, with the model or an export of it."""
     setup = line.setup
     device = start(setup["device"]).device
     from fcos_recipe.lab.benchmark.inference import batch_of, timed
@@ -174,7 +174,7 @@ def infer(line: Line) -> None:
 
 
 def nms(line: Line) -> None:
-    """From the head's outputs on prepared images to detections."""
+    """Time the steps from the head's outputs on prepared images to detections."""
     setup = line.setup
     device = start(setup["device"]).device
     import paddle
@@ -226,4 +226,4 @@ TASKS = {f.__name__: f for f in _TASKS}
 if __name__ == "__main__":
     channel = Line()
     TASKS[channel.setup["task"]](channel)
-    os._exit(0)  # data workers are still about
+    os._exit(0)  # data workers still run

@@ -1,4 +1,4 @@
-"""The line between the benchmark and the processes it measures: one JSON object per line."""
+"""Communication between the benchmark and the processes it measures: JSON lines."""
 
 import contextlib
 import json
@@ -15,12 +15,12 @@ from fcos_recipe.places import ROOT
 
 
 class Child:
-    """A side of the comparison in its own process (the benchmark's end of the line).
+    """One side of a comparison, in its own process; used by the benchmark.
 
     Args:
-        module: run as `python -m MODULE`; it makes a `Line`.
-        setup: what to do, the first thing the process reads.
-        environment: variables to set, or to remove where the value is None.
+        module: run as `python -m MODULE`; it creates a `Line`.
+        setup: what to do; the first message that the process reads.
+        environment: variables to set; None removes a variable.
         python: interpreter.
     """
 
@@ -53,8 +53,8 @@ class Child:
         self.send(**setup)
 
     def send(self, **request) -> None:
-        """Ask without waiting."""
-        with contextlib.suppress(BrokenPipeError):  # `receive` tells what happened
+        """Send a request without waiting for the answer."""
+        with contextlib.suppress(BrokenPipeError):  # `receive` reports what happened
             self.stdin.write(json.dumps(request) + "\n")
             self.stdin.flush()
 
@@ -62,9 +62,9 @@ class Child:
         """The next answer.
 
         Raises:
-            RunFailure: the process ended; the message has the end of what it wrote.
+            RunFailure: the process ended; the message has the last lines of its log.
         """
-        # Its data workers hold the other end, too: the line does not close when it alone dies.
+        # Its data workers hold the pipe as well, so the pipe stays open when only the process dies.
         while not (ready := select.select([self.stdout], [], [], 1.0)[0]):
             if self._end():
                 break
@@ -75,23 +75,23 @@ class Child:
             self.close()
             self.log.seek(0)
             tail = [text for text in self.log.read().splitlines() if text.strip()][-8:]
-            what = "was killed, perhaps for want of memory" if killed else "ended"
+            what = "was killed, perhaps because memory ran out" if killed else "ended"
             raise RunFailure("\n".join([f"benchmark: {self.module} {what}:", *tail]))
         return json.loads(line)
 
     def _end(self):
-        """How the process ended, None while it lives. Not reaped: its number stays its own."""
+        """Exit status, None while it runs; it is not reaped, so that its pid is not reused."""
         return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
 
     def ask(self, **request) -> dict:
-        """Ask and wait for the answer."""
+        """Send a request and wait for the answer."""
         self.send(**request)
         return self.receive()
 
     def close(self) -> None:
         """End the process and everything it started."""
         if self.process.returncode is not None:
-            return  # its number may be another's by now
+            return  # its pid may be reused by now
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -111,7 +111,7 @@ def _python_path() -> list[str]:
 
 
 class Line:
-    """The measured process's end. Whatever it prints goes to its log, not between the answers."""
+    """The measured process's side of the communication; what it prints goes to its log."""
 
     def __init__(self):
         self._out = os.fdopen(os.dup(1), "w")
@@ -121,7 +121,7 @@ class Line:
             os.sched_setaffinity(0, [self.setup["core"]])
 
     def receive(self) -> dict:
-        """The next request; ends the process when the benchmark has gone."""
+        """The next request; ends the process if the benchmark has ended."""
         request = sys.stdin.readline()
         if not request:
             os._exit(0)
@@ -132,7 +132,7 @@ class Line:
         self._out.flush()
 
     def serve(self, work) -> None:
-        """Answer every request with `work(**request)`, a dict."""
+        """Answer every request with the dict `work(**request)`."""
         self.send(ready=True)
         while True:
             self.send(**work(**self.receive()))

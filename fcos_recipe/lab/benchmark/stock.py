@@ -1,7 +1,7 @@
-"""Stock's side: paddledet 2.6.0 with PaddleDetection's own FCOS config, as a newcomer runs it.
+"""Stock's side of the benchmark: paddledet 2.6.0 with PaddleDetection's FCOS config.
 
-A process of its own that loads nothing of this recipe that could change stock: run it with
-`python -m fcos_recipe.lab.benchmark.stock`, a `side_process.Child` does.
+It runs in its own process as `python -m fcos_recipe.lab.benchmark.stock` and imports nothing of
+this recipe that could change stock paddledet.
 """
 
 import inspect
@@ -15,7 +15,7 @@ from fcos_recipe.lab.benchmark.side_process import Line
 
 
 def mend_reshape() -> None:
-    """Give NumPy 2.4 back np.reshape(newshape=), without which Gt2FCOSTarget does not run."""
+    """Restore np.reshape(newshape=), which Gt2FCOSTarget needs and NumPy 2.4 removed."""
     if "newshape" in inspect.signature(np.reshape).parameters:
         return
     reshape = np.reshape
@@ -27,7 +27,7 @@ def mend_reshape() -> None:
 
 
 def configure(setup: dict):
-    """PaddleDetection's config with the data's place and what the benchmark varies.
+    """Load PaddleDetection's config with the overrides of the benchmark.
 
     Args:
         setup: `config` path; `overrides`, pairs of dotted key and value; `device`.
@@ -44,7 +44,7 @@ def configure(setup: dict):
 
 
 def train(line: Line) -> None:
-    """Stock's own Trainer and its whole loop, one step per request."""
+    """Run stock's training loop, one step per request."""
     import paddle
     from ppdet.engine import Trainer
     from ppdet.engine.callbacks import Callback
@@ -75,7 +75,7 @@ def reader(setup: dict):
 
 
 def data(line: Line) -> None:
-    """What a data worker does for one batch, without the worker."""
+    """Prepare batches as a data worker does, in this process."""
     from ppdet.core.workspace import global_config
 
     from fcos_recipe.lab.benchmark.data_timing import Batches
@@ -93,7 +93,7 @@ def data(line: Line) -> None:
 
 
 def targets(line: Line) -> None:
-    """Seconds of Gt2FCOSTarget on one image."""
+    """Time Gt2FCOSTarget on one image."""
     from ppdet.data.transform import Gt2FCOSTarget
 
     from fcos_recipe.lab.benchmark.data_timing import timed
@@ -115,14 +115,14 @@ def targets(line: Line) -> None:
 
 
 def startup(line: Line) -> None:
-    """From creating the data set to the first batch out of the loader."""
+    """Time from creating the data set to the first batch from the loader."""
     start = time.perf_counter()
     first = next(reader(line.setup))
     line.send(data=time.perf_counter() - start, images=int(first["image"].shape[0]))
 
 
 def memory(line: Line) -> None:
-    """What the parsed annotations hold in one process."""
+    """Memory of the parsed annotations in one process."""
     from ppdet.core.workspace import create
 
     from fcos_recipe.lab.benchmark.data_timing import proportional_mib
@@ -159,7 +159,7 @@ def detector(setup: dict):
 
 
 def infer(line: Line) -> None:
-    """Detections of prepared images; normalised before the time counts."""
+    """Time detection on prepared images; normalisation is not timed."""
     import paddle
 
     from fcos_recipe.lab.benchmark.inference import batch_of, timed
@@ -181,7 +181,7 @@ def infer(line: Line) -> None:
 
 
 def nms(line: Line) -> None:
-    """From the head's outputs on prepared images to detections."""
+    """Time the steps from the head's outputs on prepared images to detections."""
     import paddle
 
     from fcos_recipe.lab.benchmark.inference import batch_of, timed
@@ -215,4 +215,4 @@ if __name__ == "__main__":
     with missing_stand_ins():
         import ppdet.engine  # noqa: F401
     task(channel)
-    os._exit(0)  # data workers are still about
+    os._exit(0)  # data workers still run

@@ -1,7 +1,6 @@
-"""torchvision's side: its fcos_resnet50_fpn, frozen as ours is, trains or detects.
+"""torchvision's side of the benchmark: its fcos_resnet50_fpn, frozen like ours.
 
-Runs with any Python that has torch and torchvision; it needs no other part of the recipe's
-dependencies than NumPy.
+It runs with any Python that has torch and torchvision, and needs only NumPy of our dependencies.
 """
 
 import time
@@ -29,7 +28,7 @@ def build(sides: tuple[int, int]):
 
 
 def fit_norms(model, images: list) -> None:
-    """Set every frozen BatchNorm's statistics to those of its input, as our side's were."""
+    """Set every frozen BatchNorm's statistics to those of its input, as our side does."""
     import torch
     from torchvision.ops.misc import FrozenBatchNorm2d
 
@@ -49,7 +48,7 @@ def fit_norms(model, images: list) -> None:
 
 
 def detection(model, pictures, bias: float):
-    """A request's work: seconds of detection on float images in memory."""
+    """The work of a request: time detection on float images in memory."""
     import torch
 
     from fcos_recipe.lab.benchmark.inference import timed

@@ -1,3 +1,3 @@
-"""Training runs that are hurt on purpose (`scripts/fault_test.sh`): `fault_test` makes the faults,
-`soak` kills the demo for an hour, `tools` looks at what is left.
+"""Fault injection into training runs (`scripts/fault_test.sh`): `fault_test` makes the faults,
+`soak` kills the demo repeatedly, `tools` compares runs and inspects processes.
 """

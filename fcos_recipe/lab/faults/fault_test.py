@@ -1,10 +1,9 @@
-"""`scripts/fault_test.sh`: training runs that are killed, starved and damaged, then gone on with.
+"""`scripts/fault_test.sh`: disturb training runs, resume them, and compare the results.
 
-Every fault is real (SIGKILL, a full file system, a process that stands still, bytes that changed)
-and hits a real run of the demo's network on a small generated data set. A fault is survived when
-the run, resumed to its end, equals the one that nothing happened to: weights and optimizer bit for
-bit with one process, within 1e-6 with two; the same records in metrics.jsonl; no process and no
-shared memory left behind.
+Every fault is real (SIGKILL, a full file system, a hanging process, changed bytes) and hits a real
+run of the demo's network on a small generated data set. A fault is survived if the run, resumed to
+its end, equals an undisturbed run: weights and optimizer states bit for bit with one process,
+within 1e-6 with two; the same records in metrics.jsonl; no process or shared memory left behind.
 """
 
 import os
@@ -39,11 +38,11 @@ from fcos_recipe.lab.faults.tools import (
 )
 from fcos_recipe.places import ROOT
 
-# How many of each kind: the whole test, --quick.
+# Number of faults of each kind: in the whole test, and with --quick.
 COUNTS = {
     "kill": (60, 7), "rank": (6, 1), "hang": (5, 1), "disk": (2, 1), "damage": (200, 40),
 }  # fmt: skip
-TOLERANCE = 1e-6  # with two processes: absolute, of weights and optimizer states
+TOLERANCE = 1e-6  # absolute, for weights and optimizer states with two processes
 CONFIG = """\
 _BASE_: ['{root}/configs/fcos/fcos_r18_fpn_demo.yml']
 device: cpu
@@ -59,7 +58,7 @@ use_ema: true
 """
 WORKERS = ["worker_num=2", "TrainReader.use_shared_memory=true"]
 
-# What a rank runs that is to stand still: rank 1 in training, rank 0 (which writes) in a save.
+# Code that makes a rank hang or fail: rank 1 in training, rank 0 (which writes) in a save.
 HANGS = {
     "a rank stays away from a collective": "Trainer._seed_step = at_step_4(stand_still)",
     "a data worker hangs": "images.read_image = four_times(images.read_image)",
@@ -101,12 +100,12 @@ sys.exit(supervise(plan_launch("cpu", ["0", "1"], [], arguments, Path(log), Path
 
 
 class Faults:
-    """Makes faults.
+    """Makes faults in training runs.
 
     Args:
         work: scratch directory.
-        seed: of all that is random.
-        quick: a selection.
+        seed: of the random generator.
+        quick: make fewer faults.
     """
 
     def __init__(self, work: Path, seed: int, quick: bool):
@@ -124,7 +123,7 @@ class Faults:
     # ---- runs ------------------------------------------------------------------------------
 
     def start(self, command: list, console: Path) -> subprocess.Popen:
-        """Start a command in a session of its own, its output in a file."""
+        """Start a command in a new session, with its output appended to a file."""
         with console.open("ab") as file:
             return subprocess.Popen(
                 list(map(str, command)), stdout=file, stderr=file, start_new_session=True,
@@ -147,30 +146,30 @@ class Faults:
         """Exit code of a run.
 
         Raises:
-            Lost: it takes longer than that.
+            Lost: it takes longer than `seconds`.
         """
         try:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            raise Lost(f"not at its end after {seconds:.0f} s: {self.console(run)}") from None
+            raise Lost(f"still running after {seconds:.0f} s: {self.console(run)}") from None
 
     def console(self, run: Path) -> str:
         lines = run.with_suffix(".console").read_text(errors="replace").splitlines()
         return " | ".join(lines[-3:])
 
     def reference(self, name: str, start: Callable[[Path], subprocess.Popen]) -> float:
-        """The run that nothing happens to; returns its seconds."""
+        """Run undisturbed; returns the seconds it took."""
         began = time.monotonic()
         if code := self.ended(start(self.work / name), self.work / name):
             raise Lost(f"the undisturbed run ended with {code}: {self.console(self.work / name)}")
         return time.monotonic() - began
 
     def finish(self, run: Path, reference: str, ranks: int = 1) -> None:
-        """Resume to the end and compare.
+        """Resume a run to its end and compare it.
 
         Raises:
-            Lost: it fails, or differs.
+            Lost: the run fails, or differs from the reference.
         """
         start = self.train if ranks == 1 else self.train_two
         if code := self.ended(start(run), run):
@@ -185,7 +184,7 @@ class Faults:
     # ---- faults ----------------------------------------------------------------------------
 
     def kill(self, run: Path, number: int) -> str:
-        """SIGKILL at a random moment; every second one waits for a save to begin."""
+        """Send SIGKILL at a random moment; every second time after a save has begun."""
         aimed, workers = number % 2 == 1, WORKERS if number % 3 == 1 else []
         while True:
             process = self.train(run, *(["-o", *workers] if workers else []))
@@ -202,7 +201,7 @@ class Faults:
             process.kill()
             if process.wait() == -signal.SIGKILL:
                 break
-            remove(run)  # it was faster
+            remove(run)  # the run ended before it was killed
         hit = len(parts(run, process.pid)) > 0
         self.inside += hit
         where = f"{time.monotonic() - began:.2f} s after the start{', inside a save' * hit}"
@@ -211,7 +210,7 @@ class Faults:
         return where
 
     def rank(self, run: Path, number: int) -> str:
-        """SIGKILL to one of two ranks; train.sh itself has to go on."""
+        """Send SIGKILL to one of two ranks; train.sh must restart the run."""
         process = self.train_two(run, "--max-restarts", "2")
         victim = int(self.rng.integers(2))
         moment = self.rng.uniform(0.3, 0.9) * self.seconds_two
@@ -226,7 +225,7 @@ class Faults:
         said = f"rank {victim} of 2 failed first: killed by SIGKILL"
         while said not in run.with_suffix(".console").read_text():
             if time.monotonic() - killed > 60:
-                raise Lost(f"60 s after the death nobody said: {said}")
+                raise Lost(f"no message within 60 s: {said}")
             time.sleep(0.1)
         seconds = time.monotonic() - killed
         self.slowest = max(self.slowest, seconds)
@@ -234,10 +233,10 @@ class Faults:
             raise Lost(f"train.sh --max-restarts ended with {code}: {self.console(run)}")
         self.leaks(family)
         self.compare(run, "whole2", 2)
-        return f"rank {victim} {moment:.1f} s after the start; told after {seconds:.1f} s"
+        return f"rank {victim} {moment:.1f} s after the start; reported after {seconds:.1f} s"
 
     def hang(self, run: Path, number: int) -> str:
-        """One of `HANGS` in one of two ranks: named, ended, gone on with."""
+        """Make one of two ranks hang as in `HANGS`: it must be named, ended and resumed."""
         kind = list(HANGS)[number]
         rank = 0 if "save" in kind else 1
         driver = run.with_suffix(".py")
@@ -261,7 +260,7 @@ class Faults:
         return f"{kind}: rank {rank} named, exit {code} after {seconds:.0f} s"
 
     def disk(self, run: Path, number: int) -> str:
-        """A file system that is full, or a folder that has gone, until the saves are given up."""
+        """Fill the disk or remove the checkpoint folder until the run gives up saving."""
         if number == 1:
             return self.gone(run)
         with tmpfs(run, "600m"):
@@ -285,7 +284,7 @@ class Faults:
                             lambda: aside.rename(run / "checkpoints"))  # fmt: skip
 
     def refused(self, process, run: Path, words: str, undo: Callable) -> str:
-        """Saves fail: told so, given up at the limit, what was saved before is intact."""
+        """Saves fail: the run must report it, stop at the limit, and keep earlier checkpoints."""
         from fcos_recipe.checkpoint import storage
 
         code = self.ended(process, run)
@@ -299,7 +298,7 @@ class Faults:
         return f"{words}: given up with one line, earlier checkpoints intact"
 
     def damage(self, run: Path, number: int) -> str:
-        """A byte of a checkpoint changes, or its end is missing: never read again."""
+        """Change a bit of a checkpoint or cut it off: it must not be used again."""
         from fcos_recipe.checkpoint import storage
 
         folder = storage.found(self.work / "whole" / "checkpoints")[-1]
@@ -316,7 +315,7 @@ class Faults:
             else:
                 handle.write(bytes([tail[0] ^ 1 << int(self.rng.integers(8))]))
         try:
-            what = f"{file.name} {'cut at' if cut else 'with a bit turned in'} byte {place}"
+            what = f"{file.name} {'cut at' if cut else 'with a flipped bit in'} byte {place}"
             path, rejected = storage.newest(folder.parent)
             if path == folder:
                 raise Lost(f"{what} of {size}: not noticed")
@@ -342,15 +341,15 @@ class Faults:
             time.sleep(0.002)
 
     def mentions(self, run: Path) -> list[int]:
-        """Processes whose command line names this run."""
+        """Ids of processes whose command line names this run."""
         found = psutil.process_iter(["pid", "cmdline"])
         return [p.pid for p in found if str(run) in " ".join(p.info["cmdline"] or [])]
 
     def leaks(self, family: set[int]) -> None:
-        """Wait until processes are gone.
+        """Wait until the processes have ended.
 
         Raises:
-            Lost: after 20 s one is left, or shared memory that one of them made.
+            Lost: after 20 s a process or its shared memory is left.
         """
         end = time.monotonic() + 20
         began = psutil.Process().create_time()  # what is older only had a process of that number
@@ -367,7 +366,7 @@ class Faults:
             time.sleep(0.1)
 
     def run_all(self) -> int:
-        """Make all faults; prints a line for each and the figures last. Returns an exit code."""
+        """Make all faults, print a line for each and totals; returns an exit code."""
         from fcos_recipe.system import cpu_math
 
         cpu_math.ensure("cpu")
@@ -383,7 +382,7 @@ class Faults:
             print(f"not tried: {words}")
         for words in self.lost:
             print(f"lost: {words}")
-        print(f"{self.inside} kills were inside a save; a dead rank was named after at most "
+        print(f"{self.inside} kills were during a save; a dead rank was reported after at most "
               f"{self.slowest:.1f} s")  # fmt: skip
         tried = self.survived + len(self.lost)
         print(f"faults tried {tried}, survived {self.survived}, lost {len(self.lost)}")
@@ -416,16 +415,16 @@ def main(argv: list[str] | None = None) -> int:
         {exit_codes.FAILED: "a fault was not survived"}, prog="bash scripts/fault_test.sh",
     )  # fmt: skip
     add = ask.add_argument
-    add("--quick", action="store_true", help="a selection, at most 5 minutes on two cores")
-    add("--seed", type=int, default=0, help="of moments and places; default %(default)s")
-    add("--only", choices=COUNTS, help="one kind of fault")
+    add("--quick", action="store_true", help="fewer faults, at most 5 minutes on two cores")
+    add("--seed", type=int, default=0, help="of the random faults (default: %(default)s)")
+    add("--only", choices=COUNTS, help="only this kind of fault")
     add(
         "--soak",
         type=float,
         metavar="MINUTES",
-        help="instead: the demo with random kills; memory and the like into DIR/soak.csv, soak.png",
+        help="instead kill the demo at random; memory etc. go to DIR/soak.csv and soak.png",
     )
-    add("--keep", type=Path, metavar="DIR", help="work in DIR and leave everything there")
+    add("--keep", type=Path, metavar="DIR", help="work in DIR and keep everything")
     args = ask.parse_args(argv)
     if args.only:
         for kind in set(COUNTS) - {args.only}:
@@ -433,7 +432,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.keep and args.keep.exists():
         raise UserError(f"--keep {args.keep}: exists; choose a new directory")
     if args.soak and not args.keep:
-        raise UserError("--soak: needs --keep DIR for its table and picture")
+        raise UserError("--soak: needs --keep DIR for its table and plot")
     work = args.keep or Path(tempfile.mkdtemp(prefix="fcos-faults-"))
     work.mkdir(parents=True, exist_ok=True)
     try:

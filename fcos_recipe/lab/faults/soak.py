@@ -1,8 +1,8 @@
-"""`scripts/fault_test.sh --soak MINUTES`: the demo, killed again and again, going on by itself.
+"""`scripts/fault_test.sh --soak MINUTES`: kill the demo repeatedly while it restarts itself.
 
-The first run is left alone. Each later one is killed at random moments under `--max-restarts`, and
-has to end with the same weights, records and AP. Meanwhile memory, descriptors, threads, processes
-and shared memory are written down, as a table and a picture.
+The first run is undisturbed. Later runs, started with `--max-restarts`, are killed at random
+moments and must end with the same weights, records and AP. Meanwhile memory, file descriptors,
+threads, processes and shared memory are recorded in a table and a plot.
 """
 
 import contextlib
@@ -25,20 +25,20 @@ from fcos_recipe.lab.faults import tools
 from fcos_recipe.places import ROOT
 from fcos_recipe.system import cpu_math
 
-EVERY = 2.0  # seconds between two looks
+EVERY = 2.0  # seconds between two measurements
 FIELDS = ["seconds", "run", "kills", "memory_mib", "descriptors", "threads", "processes",
           "shared_memory_mib"]  # fmt: skip
 
 
 def soak(folder: Path, minutes: float, seed: int) -> int:
-    """Run until the time is over and the present run has ended; returns an exit code.
+    """Run until the time is over and the current run has ended; returns an exit code.
 
     Args:
-        folder: gets soak.csv, soak.png and the runs.
-        minutes: at least one undisturbed and one killed run are made.
-        seed: of the moments of the kills: one each 10 to 60 seconds.
+        folder: receives soak.csv, soak.png and the runs.
+        minutes: duration; there are always one undisturbed and one killed run.
+        seed: of the random kills, one every 10 to 60 seconds.
     """
-    cpu_math.ensure("cpu")  # else Paddle, imported to compare, leaves one thread to later runs
+    cpu_math.ensure("cpu")  # otherwise Paddle, imported below, limits later runs to one thread
     rng, began = np.random.default_rng(seed), time.monotonic()
     make_shapes(folder / "demo", train=1000, val=100, seed=0)
     config = folder / "soak.yml"
@@ -68,7 +68,7 @@ def soak(folder: Path, minutes: float, seed: int) -> int:
             said = tools.differences(folder / "run-0", run) if number else ""
         lost += bool(said)
         ap = json.loads((run / "eval.json").read_text())["stats"][0] if not said else float("nan")
-        print(f"run {number}: AP {ap:.4f}, {kills} kills so far: {said or 'as without kills'}",
+        print(f"run {number}: AP {ap:.4f}, {kills} kills so far: {said or 'same as without kills'}",
               flush=True)  # fmt: skip
         if number and not said:
             tools.remove(run)
@@ -80,7 +80,7 @@ def soak(folder: Path, minutes: float, seed: int) -> int:
     _plot(rows, folder / "soak.png")
     for field in FIELDS[3:]:
         top = [max(r[field] for r in rows if r["run"] == k) for k in range(number)]
-        print(f"{field}: greatest of each run {top}")
+        print(f"{field}: maximum of each run {top}")
     print(f"{kills} kills in {(time.monotonic() - began) / 60:.0f} minutes; "
           f"{folder}/soak.csv and soak.png")  # fmt: skip
     print(f"faults tried {kills}, runs equal {number - lost}, lost {lost}")
@@ -99,11 +99,11 @@ def _start(config: Path, run: Path) -> subprocess.Popen:
 
 
 def _look(process: subprocess.Popen, seen: set[int]) -> dict:
-    """What the supervisor and everything below it use, and what they left in /dev/shm.
+    """Resources used by the supervisor and its child processes, including /dev/shm.
 
     Args:
         process: the supervisor.
-        seen: processes of this test so far, killed ones included; those of now are added.
+        seen: ids of all processes of this test so far; current ones are added.
     """
     found: dict[str, Any] = dict.fromkeys(FIELDS[3:], 0)
     for pid in tools.tree(process):
@@ -111,7 +111,7 @@ def _look(process: subprocess.Popen, seen: set[int]) -> dict:
         try:
             one = psutil.Process(pid)
             with one.oneshot():
-                # pages of its own: others of this machine may share its libraries, or not
+                # private pages only, so that shared libraries don't count
                 found["memory_mib"] += one.memory_full_info().uss >> 20
                 found["descriptors"] += one.num_fds()
                 found["threads"] += one.num_threads()
@@ -120,14 +120,14 @@ def _look(process: subprocess.Popen, seen: set[int]) -> dict:
             continue
     size = 0
     for path in Path("/dev/shm").glob("paddle_*"):
-        with contextlib.suppress(OSError, ValueError):  # gone meanwhile, or not Paddle's
+        with contextlib.suppress(OSError, ValueError):  # already removed, or not Paddle's
             size += path.stat().st_size if int(path.name.split("_")[1]) in seen else 0
     found["shared_memory_mib"] = round(size / 2**20, 1)
     return found
 
 
 def _kill(process: subprocess.Popen) -> int:
-    """SIGKILL to the training process; 0 where none is there."""
+    """Send SIGKILL to the training process; returns 0 if there is none, else 1."""
     for pid in sorted(tools.tree(process) - {process.pid}):
         try:
             one = psutil.Process(pid)

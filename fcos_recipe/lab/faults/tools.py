@@ -1,4 +1,4 @@
-"""What the tests by faults look at: runs, processes, and a file system to fill."""
+"""Helpers of the fault tests: compare runs, find processes, mount a small file system."""
 
 import json
 import shutil
@@ -10,25 +10,25 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-# What differs from run to run by nature.
+# Values that differ between any two runs.
 CLOCK = {"time", "images_per_second", "images_per_second_per_card", "data_time", "memory_mib",
          "seconds"}  # fmt: skip
 
 
 class Lost(Exception):
-    """A fault that was not survived, and how that shows."""
+    """A run did not survive a fault; the message says how this shows."""
 
 
 class NotPossible(Exception):
-    """A fault that this machine does not let us make."""
+    """This machine does not allow a fault to be made."""
 
 
 def differences(one: Path, two: Path, tolerance: float = 0) -> str:
-    """How two finished run directories differ; "" if they do not.
+    """How two finished run directories differ; "" if they are equal.
 
     Args:
         one, two: run directories.
-        tolerance: absolute, of every number of weights, optimizer, losses and figures.
+        tolerance: absolute, for weights and optimizer states.
     """
     from fcos_recipe.checkpoint import storage, weights
 
@@ -59,14 +59,14 @@ def differences(one: Path, two: Path, tolerance: float = 0) -> str:
         return f"metrics.jsonl: {len(rows[0])} and {len(rows[1])} records, or other ones"
     for a, b in zip(*rows):
         for key, value in a.items():
-            # figures are discrete: with a tolerance they may jump by a match
+            # metrics are discrete: with a tolerance, single matches may change
             if value != b[key] and (not tolerance or key == "step"):
                 return f"metrics.jsonl: {key} at step {a['step']}: {value} and {b[key]}"
     return ""
 
 
 def tree(process: subprocess.Popen) -> set[int]:
-    """A process and all below it."""
+    """Ids of a process and all its descendants."""
     try:
         return {process.pid, *(p.pid for p in psutil.Process(process.pid).children(True))}
     except psutil.Error:
@@ -81,7 +81,7 @@ def running(pid: int) -> bool:
 
 
 def ranks_of(process: subprocess.Popen) -> dict[int, int]:
-    """Ranks below a launch that have begun to train: number -> process."""
+    """Ranks of a launch that have started training: rank -> process id."""
     found: dict[int, int] = {}
     for pid in sorted(tree(process)):
         try:
@@ -96,10 +96,10 @@ def ranks_of(process: subprocess.Popen) -> dict[int, int]:
 
 
 def parts(run: Path, pid: int) -> list[Path]:
-    """What a save of this process has begun to write and not yet renamed."""
+    """Files that a save of this process has written but not yet renamed."""
     try:
         return [path for path in run.rglob(".*") if path.name.endswith(f".{pid}")]
-    except OSError:  # renamed while we looked
+    except OSError:  # renamed during the search
         return []
 
 
@@ -111,10 +111,10 @@ def remove(run: Path) -> None:
 
 @contextmanager
 def tmpfs(path: Path, size: str) -> Iterator[None]:
-    """A file system of this size in memory at `path`.
+    """Mount an in-memory file system of this size at `path`.
 
     Raises:
-        NotPossible: this user may not mount.
+        NotPossible: this user is not allowed to mount.
     """
     path.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)],

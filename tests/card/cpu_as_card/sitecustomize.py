@@ -1,7 +1,7 @@
-"""On PYTHONPATH, makes a run on the CPU compute as one on a card does, for comparison to the bit.
+"""On PYTHONPATH, makes CPU runs compute exactly as on a card, for bitwise comparison.
 
-On the CPU `model.towers.predict` writes a convolution as a transposed one, which rounds otherwise.
-Here the transposed one is turned back: flipping a kernel twice changes no bit.
+On the CPU `model.towers.predict` uses a transposed convolution, which rounds differently. Here it
+is replaced by a normal convolution again; flipping a kernel twice changes no bit.
 """
 
 import sys

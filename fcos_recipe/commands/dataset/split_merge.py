@@ -1,4 +1,4 @@
-"""`fcos dataset subset`, `split` and `merge`: parts and sums of annotation files."""
+"""`fcos dataset subset`, `split` and `merge`: reduce, split and merge annotation files."""
 
 import argparse
 from pathlib import Path
@@ -7,54 +7,53 @@ from fcos_recipe import exit_codes
 from fcos_recipe.commands.dataset.shared import add_force, add_output, tell_content
 from fcos_recipe.commands.options import listed, parser
 from fcos_recipe.datasets.locate import LOOK_AT, image_folder
-from fcos_recipe.datasets.reshape.annotations import Annotations, refuse_overwriting, write
-from fcos_recipe.datasets.reshape.merge import merge as merged_from
-from fcos_recipe.datasets.reshape.split import Part
-from fcos_recipe.datasets.reshape.split import split as split_of
-from fcos_recipe.datasets.reshape.subset import subset as subset_of
+from fcos_recipe.datasets.split_merge.annotations import Annotations, refuse_overwriting, write
+from fcos_recipe.datasets.split_merge.merge import merge as merged_from
+from fcos_recipe.datasets.split_merge.split import Part
+from fcos_recipe.datasets.split_merge.split import split as split_of
+from fcos_recipe.datasets.split_merge.subset import subset as subset_of
 from fcos_recipe.errors import UserError, printable
 
 _SUBSET = """examples:
   fcos dataset subset datasets/coco/annotations/instances_train2017.json --share 0.1 -o tenth.json
   fcos dataset subset my.json --count 200 --seed 1 -o small.json
 
-Each class keeps its share of images, and at least one image as long as there is room. Entries
-keep their ids and all their fields. Images are not copied: file names stay relative to the same
-folder.
+Each class keeps its proportion of images, and at least one image if possible. Entries keep their
+ids and all their fields. Images are not copied: file names stay relative to the same folder.
 """
 _SPLIT = """examples:
   fcos dataset split my.json -o annotations                  # instances_train.json, _val.json
   fcos dataset split my.json --shares 0.7,0.2,0.1 --names train,val,test -o annotations
   fcos dataset split frames.json --group-by '^[a-z]+[0-9]+' -o annotations
 
-Each class is split in the same proportion; one with a single image goes to the first part. An
-image file never goes to two parts, nor do images of one --group-by: frames of one video, tiles of
-one slide. Entries keep their ids and all their fields; images are not moved. Copies of an image
-under other names are told by `fcos dataset verify`, not here.
+Each class is split in the same proportion; a class with a single image goes to the first part. An
+image file is never in two parts, and --group-by keeps related images together, such as frames of a
+video or tiles of a slide. Entries keep their ids and all their fields; images are not moved. Copies
+of an image under other names are found by `fcos dataset verify`, not here.
 """
 _MERGE = """examples:
   fcos dataset merge part1.json part2.json -o all.json
   fcos dataset merge a/a.json b/b.json --images a/jpg b/jpg -o all.json
 
-Classes of one name become one. Ids stay unless another file has them already, and what is changed
-is said. Images that several files have become one image with the annotations of all. Where the
-images lie in several folders, file names in the result start at the folder above them all, which
-is said: it is the image_dir (or --images) from then on.
+Classes with the same name become one. Ids change only if an earlier file has them already; changes
+are printed. An image in several files becomes one image with all annotations. If the images are in
+several folders, file names become relative to their common parent folder, which is printed: use it
+as image_dir (or --images).
 """
 _CODES = {exit_codes.BAD_INPUT: "wrong arguments, or a file that can't be read or written"}
 
 
 def _add_dealing(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=int, default=0, help="of the choice (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     parser.add_argument("--group-by", metavar="REGEX",
-                        help="images in whose name it finds the same stay together")  # fmt: skip
+                        help="images with the same match in their names stay together")  # fmt: skip
     add_force(parser)
 
 
 def _read(path: Path) -> Annotations:
     data = Annotations.read(path)
     if data.orphans:
-        print(f"{data.orphans} annotations of images that are not listed: left out")
+        print(f"{data.orphans} annotations belong to unlisted images and are left out")
     return data
 
 
@@ -65,17 +64,17 @@ def _write(path: Path, part: Part) -> None:
 
 def subset(argv: list[str]) -> int:
     """`fcos dataset subset`."""
-    text = "Choose some of the images, each class in proportion."
+    text = "Choose some of the images and keep the class proportions."
     ask = parser("dataset subset", text, _SUBSET, _CODES)
     ask.add_argument("file", type=Path, metavar="FILE.json")
     amount = ask.add_mutually_exclusive_group(required=True)
-    amount.add_argument("--count", type=int, metavar="N", help="images")
-    amount.add_argument("--share", type=float, metavar="F", help="of the images, up to 1")
+    amount.add_argument("--count", type=int, metavar="N", help="number of images")
+    amount.add_argument("--share", type=float, metavar="F", help="fraction of the images, up to 1")
     add_output(ask)
     _add_dealing(ask)
     args = ask.parse_args(argv)
     if args.seed < 0 or not (args.count or 1) > 0 or not 0 < (args.share or 1) <= 1:
-        ask.error("--count is at least 1, --share above 0 and at most 1, --seed at least 0")
+        ask.error("--count must be at least 1, --share above 0 and at most 1, --seed at least 0")
     refuse_overwriting([args.output], args.force)
     part = subset_of(_read(args.file), args.count, args.share, args.group_by, args.seed)
     _write(args.output, part)
@@ -87,16 +86,16 @@ def split(argv: list[str]) -> int:
     ask = parser("dataset split", "Split the images into training and validation.", _SPLIT, _CODES)
     ask.add_argument("file", type=Path, metavar="FILE.json")
     ask.add_argument("--shares", type=_shares, default=[0.8, 0.2], metavar="A,B",
-                     help="of the images (default: 0.8,0.2)")  # fmt: skip
+                     help="fraction of images in each part (default: 0.8,0.2)")  # fmt: skip
     ask.add_argument("--names", type=listed, default=["train", "val"], metavar="A,B",
-                     help="default: train,val")  # fmt: skip
-    add_output(ask, "DIR", "gets instances_NAME.json of each")
+                     help="names of the parts (default: train,val)")  # fmt: skip
+    add_output(ask, "DIR", "folder for instances_NAME.json of each part")
     _add_dealing(ask)
     args = ask.parse_args(argv)
     if len(args.names) != len(args.shares) or len(set(args.names)) < len(args.names):
-        ask.error("--names: a name of its own for each of --shares")
+        ask.error("--names: give a different name for each of --shares")
     if any(not name or "/" in name for name in args.names) or args.seed < 0:
-        ask.error("--names: of files; --seed: at least 0")
+        ask.error("--names must be valid file names, --seed at least 0")
     paths = [args.output / f"instances_{name}.json" for name in args.names]
     refuse_overwriting(paths, args.force)
     parts = split_of(_read(args.file), args.shares, args.group_by, args.seed)
@@ -108,22 +107,22 @@ def split(argv: list[str]) -> int:
 def _shares(text: str) -> list[float]:
     shares = [float(part) for part in text.split(",")]
     if len(shares) < 2 or not all(share > 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
-        raise argparse.ArgumentTypeError("two or more, each above 0, that add up to 1")
+        raise argparse.ArgumentTypeError("must be two or more numbers above 0 that add up to 1")
     return shares
 
 
 def merge(argv: list[str]) -> int:
     """`fcos dataset merge`."""
-    ask = parser("dataset merge", "Put annotation files together.", _MERGE, _CODES)
+    ask = parser("dataset merge", "Merge annotation files.", _MERGE, _CODES)
     ask.add_argument("files", type=Path, nargs="+", metavar="FILE.json")
     add_output(ask)
     ask.add_argument("--images", type=Path, nargs="+", metavar="DIR",
-                     help="folder of the images, one for all or one for each file "
-                     "(default: found near the files)")  # fmt: skip
+                     help="image folder, one for all or one per file "
+                     "(default: searched near the files)")  # fmt: skip
     add_force(ask)
     args = ask.parse_args(argv)
     if args.images and len(args.images) not in (1, len(args.files)):
-        ask.error("--images: one for all or one for each file")
+        ask.error("--images: give one folder for all or one per file")
     for folder in args.images or ():
         if not folder.is_dir():
             raise UserError(f"{folder}: --images: no such folder")

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Raw
 
 from fcos_recipe.config.load import display
-from fcos_recipe.datasets.reshape.annotations import Annotations
+from fcos_recipe.datasets.split_merge.annotations import Annotations
 from fcos_recipe.errors import UserError
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fcos_recipe.datasets.reshape.annotations import Annotations
+from fcos_recipe.datasets.split_merge.annotations import Annotations
 from fcos_recipe.errors import UserError
 
 

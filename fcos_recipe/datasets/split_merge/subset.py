@@ -1,7 +1,7 @@
 """Choose some images of a file and keep the proportions of the classes."""
 
-from fcos_recipe.datasets.reshape.annotations import Annotations
-from fcos_recipe.datasets.reshape.split import Part, split
+from fcos_recipe.datasets.split_merge.annotations import Annotations
+from fcos_recipe.datasets.split_merge.split import Part, split
 from fcos_recipe.errors import UserError
 
 

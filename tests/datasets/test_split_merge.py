@@ -1,4 +1,4 @@
-"""Subset, split, merge: entries stay as they are, classes keep their shares, nothing leaks."""
+"""Subset, split, merge: unchanged entries, class proportions, no image in two parts."""
 
 import json
 from collections import Counter
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from fcos_recipe.cli import run
-from fcos_recipe.datasets.reshape.annotations import Annotations
-from fcos_recipe.datasets.reshape.split import stratify
+from fcos_recipe.datasets.split_merge.annotations import Annotations
+from fcos_recipe.datasets.split_merge.split import stratify
 from tests.helpers.coco_folders import coco, write
 
 REAL = ["coco_mini/annotations/instances_train2017.json", "bccd/annotations/instances_train.json"]

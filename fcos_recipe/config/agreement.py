@@ -1,0 +1,243 @@
+"""Check that the parts of a config agree with each other, as far as arithmetic can tell.
+
+A disagreement would otherwise train with a falling loss and evaluate to an AP near zero, or end in
+a crash after an epoch. `model.build` compares the same values with a model that is really built.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from fcos_recipe.config import schema
+from fcos_recipe.config.schema import ANY, REQUIRED
+
+ARCHITECTURE = "FCOS"
+DEPTHS = {"ResNet": (18, 34, 50, 101, 152)}  # of ppdet/modeling/backbones/resnet.py
+GROUPS = 32  # of GroupNorm in ppdet's FCOSFeat
+
+
+class _Part:
+    """The arguments of one class: values from the config, else the defaults of its constructor.
+
+    Args:
+        key: dotted key of its section, for messages.
+        name: class name.
+        nodes: argument -> node of the config.
+    """
+
+    def __init__(self, key: str, name: str, nodes: dict[str, Any]):
+        self.key, self.name, self.nodes = key, name, nodes
+
+    def __getitem__(self, argument: str) -> Any:
+        if argument in self.nodes:
+            return self.nodes[argument].plain()
+        value = schema.signature(self.name).args.get(argument)
+        return None if value in (ANY, REQUIRED) else value
+
+    def error(self, argument: str, text: str) -> str:
+        node = self.nodes.get(argument)
+        place = f"{node.where}: " if node else ""
+        return f"{place}{self.key}.{argument}: {text}"
+
+
+def disagreements(tree) -> list[str]:
+    """Find values of a config that contradict each other.
+
+    Args:
+        tree: the checked nodes. Without the section FCOS, which only files that serve as a base
+            lack, just the architecture is checked.
+
+    Returns:
+        one line per contradiction: "file:line: key: what is wrong".
+    """
+    node = tree.value.get("architecture")
+    if node and node.value != ARCHITECTURE:
+        return [
+            f"{node.where}: architecture: this recipe trains {ARCHITECTURE}, not {node.value}; "
+            "use PaddleDetection itself for other detectors"
+        ]
+    if ARCHITECTURE not in tree.value:
+        return []
+    parts = {role: _part(tree, role) for role in ("backbone", "neck", "fcos_head")}
+    targets = _transform(tree, "TrainReader", "Gt2FCOSTarget")
+    found = [*_backbone(parts["backbone"]), *_head(tree, parts["fcos_head"], parts["neck"])]
+    if targets:
+        found += _targets(targets, parts["fcos_head"])
+    found += _mixing(_section(tree, "TrainReader"))
+    if not found:
+        found += _levels(tree, parts)
+    return found
+
+
+def _part(tree, role: str) -> _Part:
+    """The backbone, neck or head that the section FCOS names, or describes in place."""
+    node = tree.value[ARCHITECTURE].value.get(role)
+    return _injected(
+        tree, f"{ARCHITECTURE}.{role}", node, schema.signature(ARCHITECTURE).args[role]
+    )
+
+
+def _injected(tree, key: str, node, default: str) -> _Part:
+    """A class that an argument names or describes in place; `default` if it is not set."""
+    if node is not None and isinstance(node.value, dict):
+        name = node.value["name"].value
+        own = {argument: value for argument, value in node.value.items() if argument != "name"}
+        return _Part(key, name, {**_section(tree, name), **own})
+    name = default if node is None else node.value
+    return _Part(name, name, _section(tree, name))
+
+
+def _section(tree, name: str) -> dict[str, Any]:
+    node = tree.value.get(name)
+    return node.value if node and isinstance(node.value, dict) else {}
+
+
+def _transform(tree, reader: str, name: str) -> _Part | None:
+    """A batch transform of a reader; None if the reader does not have it."""
+    node = _section(tree, reader).get("batch_transforms")
+    for i, item in enumerate(node.value if node and isinstance(node.value, list) else []):
+        if name in item.value:
+            key = f"{reader}.batch_transforms.{i}.{name}"
+            return _Part(key, name, item.value[name].value or {})
+    return None
+
+
+def _backbone(part: _Part) -> Iterator[str]:
+    depths = DEPTHS.get(part.name)
+    if depths and part["depth"] not in depths:
+        yield part.error(
+            "depth",
+            f"no {part.name} has {part['depth']} layers; choose from {', '.join(map(str, depths))}",
+        )
+    if part.name == "ResNet":
+        stages, indices = part["num_stages"], part["return_idx"]
+        known = isinstance(indices, list) and all(i in range(stages) for i in indices)
+        if not known:
+            yield part.error(
+                "return_idx",
+                f"{indices}: with num_stages {stages}, stages are numbered 0 to {stages - 1}",
+            )
+        elif not indices or indices != list(range(indices[0], indices[-1] + 1)):
+            yield part.error("return_idx", f"{indices}: FPN needs consecutive stages")
+
+
+def _head(tree, head: _Part, neck: _Part) -> Iterator[str]:
+    strides = head["fpn_stride"]
+    if not _increasing(strides):
+        yield head.error("fpn_stride", f"{strides} must be increasing positive numbers")
+    classes = tree.value.get("num_classes")
+    if "num_classes" in head.nodes and classes and head["num_classes"] != classes.value:
+        yield head.error(
+            "num_classes",
+            f"{head['num_classes']}, but num_classes of the config is "
+            f"{classes.value}; remove it here",
+        )
+    feat = _injected(tree, f"{head.key}.fcos_feat", head.nodes.get("fcos_feat"), "FCOSFeat")
+    if feat.name == "FCOSFeat" and neck.name == "FPN" and feat["feat_in"] != neck["out_channel"]:
+        yield feat.error(
+            "feat_in",
+            f"{feat['feat_in']}, but {neck.key}.out_channel is "
+            f"{neck['out_channel']}; make them equal",
+        )
+    if feat.name == "FCOSFeat" and feat["norm_type"] == "gn" and feat["feat_out"] % GROUPS:
+        yield feat.error(
+            "feat_out",
+            f"{feat['feat_out']} is not a multiple of {GROUPS}, the groups "
+            "of GroupNorm (norm_type: gn)",
+        )
+
+
+def _targets(targets: _Part, head: _Part) -> Iterator[str]:
+    strides, ratios = head["fpn_stride"], targets["downsample_ratios"]
+    if ratios != strides:
+        yield head.error(
+            "fpn_stride",
+            f"{strides}, but {targets.key}.downsample_ratios is {ratios}; boxes would be decoded "
+            "with other strides than they were trained with",
+        )
+    bounds = targets["object_sizes_boundary"] or []
+    if not _increasing(bounds) and bounds:
+        yield targets.error(
+            "object_sizes_boundary", f"{bounds} must be increasing positive numbers"
+        )
+    elif len(bounds) != len(ratios) - 1:
+        yield targets.error(
+            "object_sizes_boundary",
+            f"{len(bounds)} bounds for {len(ratios)} levels; there is one between each two levels",
+        )
+    if head["num_shift"] != targets["num_shift"]:
+        yield head.error(
+            "num_shift",
+            f"{head['num_shift']}, but {targets.key}.num_shift is "
+            f"{targets['num_shift']}; make them equal",
+        )
+    pixels = [
+        not part["norm_reg_targets"] or part["multiply_strides_reg_targets"]
+        for part in (head, targets)
+    ]
+    if pixels[0] != pixels[1]:
+        units = ["pixels" if value else "strides" for value in pixels]
+        yield head.error(
+            "norm_reg_targets",
+            f"the loss compares distances in {units[0]}, but those "
+            f"of {targets.key} are in {units[1]}; make norm_reg_targets and "
+            "multiply_strides_reg_targets equal in both",
+        )
+
+
+def _levels(tree, parts: dict[str, _Part]) -> Iterator[str]:
+    """Compare the strides of ResNet's stages and FPN's levels with the head's."""
+    backbone, neck, head = parts.values()
+    if backbone.name != "ResNet" or neck.name != "FPN":
+        return  # only a model that is built can tell
+    strides = [4 * 2**index for index in backbone["return_idx"]]
+    scales = neck["spatial_scales"]
+    if "spatial_scales" in neck.nodes and not _same_scales(scales, strides):
+        yield neck.error(
+            "spatial_scales",
+            f"{scales} do not belong to {backbone.key}.return_idx "
+            f"{backbone['return_idx']}, whose strides are {strides}",
+        )
+        return
+    coarsest = strides[-1]
+    strides += [coarsest * 2**k for k in range(1, neck["extra_stage"] + 1)]
+    if strides != head["fpn_stride"]:
+        yield head.error(
+            "fpn_stride",
+            f"{head['fpn_stride']}, but the levels of {neck.key} "
+            f"(extra_stage: {neck['extra_stage']}) have strides {strides}",
+        )
+    for reader in ("TrainReader", "EvalReader", "TestReader"):
+        pad = _transform(tree, reader, "PadBatch")
+        multiple = pad["pad_to_stride"] if pad else 0
+        if pad and isinstance(multiple, int) and multiple > 0 and multiple % coarsest:
+            yield pad.error(
+                "pad_to_stride",
+                f"{multiple} is not a multiple of {coarsest}, the "
+                f"coarsest stride of {backbone.key}",
+            )
+
+
+def _mixing(reader: dict[str, Any]) -> Iterator[str]:
+    """An argument for the epochs of a transform that is not in the list would be ignored."""
+    node = reader.get("sample_transforms")
+    listed = {name for item in node.value for name in item.value} if node else set()
+    for name, (argument, _) in schema.MIXING.items():
+        if argument in reader and reader[argument].value >= 0 and name not in listed:
+            yield (
+                f"{reader[argument].where}: TrainReader.{argument}: sample_transforms has no "
+                f"{name}; add it after Decode, or remove {argument}"
+            )
+
+
+def _increasing(values: Any) -> bool:
+    numbers = isinstance(values, list) and all(
+        isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values
+    )
+    return numbers and all(a < b for a, b in zip([0, *values], values))
+
+
+def _same_scales(scales: Any, strides: list[int]) -> bool:
+    return len(scales) == len(strides) and all(
+        math.isclose(scale * stride, 1, rel_tol=1e-3) for scale, stride in zip(scales, strides)
+    )

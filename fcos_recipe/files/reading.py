@@ -1,0 +1,143 @@
+"""Read files that somebody else may have written.
+
+Only regular files are read, only up to a size, and only into the expected types. Whatever is wrong
+with a file becomes a `UserError` of one line that names it.
+"""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fcos_recipe.errors import UserError
+
+MOST_TEXT = 1 << 28  #: bytes of the largest text or JSON file that is read
+MOST_IMAGE = 1 << 30  #: bytes of the largest image file; 2^27 pixels of a raw format are smaller
+_DIGITS = 20  # of the largest integer in JSON; 64 bits need at most 20 with the sign
+
+
+def given_path(text: str | os.PathLike, base: Path | None = None) -> Path:
+    """Convert a path that a user or a file states; `~` and `~NAME` become home directories.
+
+    Args:
+        text: the path.
+        base: folder that a relative path refers to; default: the working directory.
+
+    Raises:
+        UserError: no file can have this path, or NAME is not a user.
+    """
+    try:
+        path = (base or Path()) / Path(text).expanduser()
+        path.lstat()
+    except RuntimeError:
+        raise UserError(f"{text}: no such user; write the home directory out") from None
+    except ValueError:  # a null character, or a surrogate that is not part of a file name
+        raise UserError(f"{os.fspath(text)!r}: not a path: it contains a null character or bytes "
+                        "that are not text") from None  # fmt: skip
+    except OSError as error:
+        if error.errno in (36, 40):  # too long, too many links
+            shown = str(text) if len(str(text)) < 200 else f"{str(text)[:200]}..."
+            raise UserError(f"{shown}: {error.strerror}") from None
+    return path
+
+
+def open_regular(path: str | os.PathLike, most: int | None = None) -> int:
+    """Open a regular file for reading without ever waiting for it.
+
+    Args:
+        path: the file; it may be a link.
+        most: largest accepted size, bytes; None: any.
+
+    Returns:
+        a file descriptor, which the caller closes.
+
+    Raises:
+        UserError: missing, not a regular file, too large, or not readable.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except ValueError:
+        raise UserError(f"{os.fspath(path)!r}: not a path") from None
+    except OSError as error:
+        shown = os.fspath(path)
+        shown = shown if len(shown) < 200 else f"{shown[:200]}..."
+        raise UserError(f"{shown}: {error.strerror}") from None
+    found = os.fstat(file)
+    wrong = None
+    if not stat.S_ISREG(found.st_mode):
+        wrong = "not a file"
+    elif most is not None and found.st_size > most:
+        wrong = f"larger than {most >> 20} MiB, the most that is read"
+    if wrong:
+        os.close(file)
+        raise UserError(f"{path}: {wrong}")
+    return file
+
+
+def read_bytes(path: str | os.PathLike, most: int = MOST_TEXT) -> bytes:
+    """Read a whole file.
+
+    Files without a size, as those in /proc, count as empty: some of them never end.
+
+    Raises:
+        UserError: see `open_regular`.
+    """
+    with open(open_regular(path, most), "rb", buffering=0) as file:
+        try:
+            parts, left = [], os.fstat(file.fileno()).st_size
+            while left and (part := file.read(left)):
+                parts.append(part)
+                left -= len(part)
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from None
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def read_text(path: str | os.PathLike, most: int = MOST_TEXT) -> str:
+    """Read a UTF-8 file; a byte order mark is left out.
+
+    Raises:
+        UserError: see `open_regular`, or the content is not UTF-8.
+    """
+    try:
+        return read_bytes(path, most).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+
+
+def read_json(path: str | os.PathLike, kind: Any = dict, most: int = MOST_TEXT) -> Any:
+    """Read a JSON file, see `decode_json`.
+
+    Raises:
+        UserError: see `read_text`; or not JSON, or not of this type.
+    """
+    try:
+        return decode_json(read_text(path, most), kind)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def decode_json(text: str | bytes, kind: Any = dict) -> Any:
+    """Decode JSON into a type as msgspec describes it; NaN and Infinity are accepted.
+
+    Raises:
+        ValueError: not JSON, nested too deeply, an integer of more than 64 bits, or of another
+            type; the message says what and where.
+    """
+    try:
+        return msgspec.convert(json.loads(text, parse_int=_integer), kind, strict=True)
+    except RecursionError:
+        raise ValueError("not usable JSON: nested too deeply") from None
+    except msgspec.ValidationError as error:
+        raise ValueError(f"not the expected content: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"not complete JSON ({error})") from None
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
