@@ -145,7 +145,7 @@ class Progress:
 
     def __init__(self, label: str, total: int | None, done: int = 0, unit: str = "B"):
         self.label, self.total, self.done, self.unit = label, total, done, unit
-        self.began = self.told = time.monotonic()
+        self.began = self.shown = time.monotonic()
         self.before = done
         self.bar, self.lock = None, threading.Lock()
         if label and sys.stderr.isatty():
@@ -166,8 +166,8 @@ class Progress:
             self.done += count
             if self.bar is not None:
                 self.bar.update(count)
-            elif self.label and time.monotonic() - self.told >= self.EVERY:
-                self.told = time.monotonic()
+            elif self.label and time.monotonic() - self.shown >= self.EVERY:
+                self.shown = time.monotonic()
                 say(self.line())
 
     def line(self) -> str:

@@ -73,8 +73,8 @@ def _component(name: str, source: schema.Source, why: str) -> str:
     arguments = schema.signature(name).args
     where = source.path.relative_to(ROOT).as_posix()
     rows = [
-        f"| {', '.join(f'`{one}`' for one in names)} | {_defaults(names, arguments)} | {said} |"
-        for names, said in _arguments(rest)
+        f"| {', '.join(f'`{one}`' for one in names)} | {_defaults(names, arguments)} | {meaning} |"
+        for names, meaning in _arguments(rest)
         if arguments.keys() >= set(names)  # a subclass may not have all arguments of its base
     ]
     table = ["", "| argument | default | meaning |", "|---|---|---|", *rows] if rows else []
@@ -87,9 +87,9 @@ def _arguments(text: str) -> Iterator[tuple[list[str], str]]:
     match = re.match(r"(?:[ \t]+\S.*\n?|\n)*", text)
     block = match[0] if match else ""
     for entry in re.split(r"\n(?=    \S)", block.rstrip()):
-        names, colon, said = entry.strip().partition(":")
+        names, colon, meaning = entry.strip().partition(":")
         if colon:
-            yield [one.strip() for one in names.split(",")], " ".join(said.split())
+            yield [one.strip() for one in names.split(",")], " ".join(meaning.split())
 
 
 def _defaults(names: list[str], arguments: dict[str, Any]) -> str:

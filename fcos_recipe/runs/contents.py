@@ -307,8 +307,8 @@ class Run:
             if images is None or not speed or images <= seen:
                 continue
             seconds, seen = seconds + (images - seen) / speed, images
-        judged = sum(value(r, "seconds") or 0 for r in self.evals)
-        return (seconds / 3600, judged / 3600) if self.train else None
+        evaluating = sum(value(r, "seconds") or 0 for r in self.evals)
+        return (seconds / 3600, evaluating / 3600) if self.train else None
 
 
 def value(record: dict, key: str) -> float | None:

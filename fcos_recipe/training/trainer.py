@@ -351,11 +351,11 @@ class Trainer(Setup):
                 best = storage.host(self.model.state_dict()) if run.writer else {}
             at.history.append({"epoch": at.epoch, "AP": ap})
         self._evaluated = True
-        judged = {"epoch": at.epoch, **result}
+        content = {"epoch": at.epoch, **result}
         if run.writer:
 
             def write():
-                write_json(run.path / "eval.json", judged)
+                write_json(run.path / "eval.json", content)
                 if improved:
                     path = run.path / "best_model.pdparams"
                     storage.save_weights(path, best, self.weights_description(ap))
