@@ -28,9 +28,10 @@ import paddle
 from fcos_recipe.checkpoint import weights
 from fcos_recipe.console import log
 from fcos_recipe.errors import RunFailure, UserError
-from fcos_recipe.files.atomic import draft, flush, replace_file, replace_folder, write_json
+from fcos_recipe.files.atomic import draft, draft_folder, flush, replace_file, write_json
 
 STATE = "state.json"
+CHECKPOINT = "the last checkpoint"  # a kind of file for `Saver`
 FORMAT = 2  # of state.json; 0.1.0 wrote no format and saved only at the end of epochs
 MID_EPOCH = 2  # mid-epoch checkpoints to keep: if one is damaged, there is another
 NAMES = "StructuredToParameterName@@"  # paddle.save's table of parameter names
@@ -137,19 +138,13 @@ def save(folder: Path, name: str, objects: dict[str, dict], state: dict) -> Path
     Raises:
         OSError: the checkpoint was not written; existing files are unchanged.
     """
-    part, final = folder / f".{name}.{os.getpid()}", folder / name
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir()  # without parents: do not write to a local folder if a mount has vanished
+    final = folder / name
+    with draft_folder(final) as part:  # without parents: a mount may have vanished
         hashes = {file: _write(part / file, value) for file, value in objects.items()}
         sealed = _sealed({"format": FORMAT, **state, "files": hashes})
         replace_file(part / STATE, sealed, durable=True)
         flush(part)
-        replace_folder(part, final)  # it exists only after a resume that repeats steps
-        flush(folder)
-    except OSError:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+    flush(folder)
     return final
 
 
@@ -205,27 +200,35 @@ def prune(folder: Path, keep: int) -> None:
 
 
 class Saver:
-    """Writes files in a background thread, one job at a time, and counts failures in a row.
+    """Writes files in a background thread, one job at a time, and counts failed checkpoints.
 
     The data must already be in host memory, because training continues meanwhile.
 
     Args:
-        limit: number of failures in a row that ends the run.
+        limit: number of checkpoints in a row that were not saved which ends the run.
+
+    Attributes:
+        failures: checkpoints in a row, up to the last one, that were not saved. Other files do not
+            count: a disk may have room for them and none for a checkpoint.
+        unsaved: kind of file -> why the last attempt to write it failed; empty: all is on disk.
     """
 
     def __init__(self, limit: int):
         self.limit, self.failures = limit, 0
+        self.unsaved: dict[str, str] = {}
         self._pool = ThreadPoolExecutor(1, "saver")
         self._job: Future | None = None
-        self._reason = ""
 
-    def submit(self, what: str, write: Callable[[], object], copied: float = 0.0) -> None:
+    def submit(
+        self, what: str, write: Callable[[], object], copied: float = 0.0, kind: str = ""
+    ) -> None:
         """Wait for the previous job, then call `write` in the background.
 
         Args:
             what: what is saved, for the log.
             write: may raise OSError.
             copied: seconds that training was paused to copy the data, for the log.
+            kind: of file, such as `CHECKPOINT`; default `what`.
 
         Raises:
             RunFailure: see `wait`.
@@ -233,21 +236,21 @@ class Saver:
         before = time.perf_counter()
         self.wait()
         copied += time.perf_counter() - before
-        self._job = self._pool.submit(self._run, what, write, copied)
+        self._job = self._pool.submit(self._run, what, write, copied, kind or what)
 
     def wait(self) -> None:
         """Wait until nothing is being written.
 
         Raises:
-            RunFailure: `limit` saves in a row failed.
+            RunFailure: `limit` checkpoints in a row were not saved.
         """
         if self._job is not None:
             job, self._job = self._job, None
             job.result()
         if self.failures >= self.limit:
             raise RunFailure(
-                f"{self.failures} saves in a row failed (max_failed_saves); reason of the last: "
-                f"{self._reason}"
+                f"{self.failures} checkpoints in a row were not saved (max_failed_saves); reason "
+                f"of the last: {self.unsaved[CHECKPOINT]}"
             )
 
     def close(self) -> None:
@@ -259,20 +262,22 @@ class Saver:
         self._pool.shutdown()
         self.wait()
 
-    def _run(self, what: str, write: Callable[[], object], copied: float) -> None:
+    def _run(self, what: str, write: Callable[[], object], copied: float, kind: str) -> None:
         start = time.perf_counter()
         try:
             write()
         except OSError as error:
-            self.failures += 1
-            self._reason = reason(error)
+            self.failures += kind == CHECKPOINT
+            self.unsaved[kind] = reason(error)
             log.error(
                 "%s was not saved: %s; earlier files are intact and training continues "
-                "(%d of %d failures in a row)",
-                what, self._reason, self.failures, self.limit,
+                "(checkpoints in a row that were not saved: %d of %d)",
+                what, self.unsaved[kind], self.failures, self.limit,
             )  # fmt: skip
             return
-        self.failures = 0
+        self.unsaved.pop(kind, None)
+        if kind == CHECKPOINT:
+            self.failures = 0
         log.info("saved %s (training paused %.2f s, written in %.2f s)", what, copied,
                  time.perf_counter() - start)  # fmt: skip
 
