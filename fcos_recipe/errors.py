@@ -5,10 +5,9 @@ import sys
 
 # Control characters except tab and line feed, and the marks that reverse the direction of text.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-_SECRET = re.compile(
-    r"(://)[^/@\s]+(?=@)|([?&][\w.-]*(?:token|key|sign|secret|passw|credential)[\w.-]*=)[^&\s\"']+",
-    re.IGNORECASE,
-)
+# A URL after its scheme ends at white space or a quote; a quote before an `@` is in a password.
+_URL = re.compile(r"""(?<=://)[^\s"'<>]+(?:["'<>][^\s"'<>]*@[^\s"'<>]*)*""")
+_AFTER_PATH = re.compile(r"([?&;](?:[^=&;#]*=)?)[^&;#]+|(#).+")
 
 
 def printable(text: str) -> str:
@@ -36,8 +35,19 @@ def cell(text: object) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """Replace passwords, tokens and keys in URLs by `***`."""
-    return _SECRET.sub(lambda found: (found[1] or found[2]) + "***", text)
+    """Replace what may be secret in URLs by `***`.
+
+    That is user and password (all before the last `@`), each value of the query, also after `;`,
+    and the fragment. Names are no help: each service has its own for a token.
+    """
+    return _URL.sub(_masked, text)
+
+
+def _masked(url: re.Match) -> str:
+    user, at, rest = url[0].rpartition("@")
+    if re.search("[?#;]", user):  # of a password, or before an `@` of the query: not known
+        return "***"
+    return ("***@" if at else "") + _AFTER_PATH.sub(lambda part: (part[1] or part[2]) + "***", rest)
 
 
 def tell(error: Exception) -> None:

@@ -31,6 +31,8 @@ ELSEWHERE = {
     "python tools/weights.py get": "needs the network; tests/checkpoint/test_zoo.py",
     "bash scripts/fault_test.sh": "takes minutes; tests/lab/test_faults.py",
     "bash scripts/check.sh": "is part of scripts/test.sh",
+    ".venv/bin/python -m fcos_recipe.commands.draw_shapes": "part of the demonstration",
+    "export FAKE_CARDS=": "compiles the stand-in card; tests/card",
     "pip install": "tests/install and the lock files",
     "sbatch": "needs Slurm; tests/test_deploy.py",
     "export NAME=": "needs Kubernetes; tests/test_deploy.py",

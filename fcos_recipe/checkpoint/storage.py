@@ -33,6 +33,7 @@ from fcos_recipe.files.atomic import draft, draft_folder, flush, replace_file, w
 from fcos_recipe.files.reading import decode_json, read_text
 
 STATE = "state.json"
+CHECKPOINT = "the last checkpoint"  # a kind of file for `Saver`
 FORMAT = 2  # of state.json; 0.1.0 wrote no format and saved only at the end of epochs
 MID_EPOCH = 2  # mid-epoch checkpoints to keep: if one is damaged, there is another
 NAMES = "StructuredToParameterName@@"  # paddle.save's table of parameter names
@@ -201,27 +202,35 @@ def prune(folder: Path, keep: int) -> None:
 
 
 class Saver:
-    """Writes files in a background thread, one job at a time, and counts failures in a row.
+    """Writes files in a background thread, one job at a time, and counts failed checkpoints.
 
     The data must already be in host memory, because training continues meanwhile.
 
     Args:
-        limit: number of failures in a row that ends the run.
+        limit: number of checkpoints in a row that were not saved which ends the run.
+
+    Attributes:
+        failures: checkpoints in a row, up to the last one, that were not saved. Other files do not
+            count: a disk may have room for them and none for a checkpoint.
+        unsaved: kind of file -> why the last attempt to write it failed; empty: all is on disk.
     """
 
     def __init__(self, limit: int):
         self.limit, self.failures = limit, 0
+        self.unsaved: dict[str, str] = {}
         self._pool = ThreadPoolExecutor(1, "saver")
         self._job: Future | None = None
-        self._reason = ""
 
-    def submit(self, what: str, write: Callable[[], object], copied: float = 0.0) -> None:
+    def submit(
+        self, what: str, write: Callable[[], object], copied: float = 0.0, kind: str = ""
+    ) -> None:
         """Wait for the previous job, then call `write` in the background.
 
         Args:
             what: what is saved, for the log.
             write: may raise OSError.
             copied: seconds that training was paused to copy the data, for the log.
+            kind: of file, such as `CHECKPOINT`; default `what`.
 
         Raises:
             RunFailure: see `wait`.
@@ -229,21 +238,21 @@ class Saver:
         before = time.perf_counter()
         self.wait()
         copied += time.perf_counter() - before
-        self._job = self._pool.submit(self._run, what, write, copied)
+        self._job = self._pool.submit(self._run, what, write, copied, kind or what)
 
     def wait(self) -> None:
         """Wait until nothing is being written.
 
         Raises:
-            RunFailure: `limit` saves in a row failed.
+            RunFailure: `limit` checkpoints in a row were not saved.
         """
         if self._job is not None:
             job, self._job = self._job, None
             job.result()
         if self.failures >= self.limit:
             raise RunFailure(
-                f"{self.failures} saves in a row failed (max_failed_saves); reason of the last: "
-                f"{self._reason}"
+                f"{self.failures} checkpoints in a row were not saved (max_failed_saves); reason "
+                f"of the last: {self.unsaved[CHECKPOINT]}"
             )
 
     def close(self) -> None:
@@ -255,20 +264,22 @@ class Saver:
         self._pool.shutdown()
         self.wait()
 
-    def _run(self, what: str, write: Callable[[], object], copied: float) -> None:
+    def _run(self, what: str, write: Callable[[], object], copied: float, kind: str) -> None:
         start = time.perf_counter()
         try:
             write()
         except OSError as error:
-            self.failures += 1
-            self._reason = reason(error)
+            self.failures += kind == CHECKPOINT
+            self.unsaved[kind] = reason(error)
             log.error(
                 "%s was not saved: %s; earlier files are intact and training continues "
-                "(%d of %d failures in a row)",
-                what, self._reason, self.failures, self.limit,
+                "(checkpoints in a row that were not saved: %d of %d)",
+                what, self.unsaved[kind], self.failures, self.limit,
             )  # fmt: skip
             return
-        self.failures = 0
+        self.unsaved.pop(kind, None)
+        if kind == CHECKPOINT:
+            self.failures = 0
         log.info("saved %s (training paused %.2f s, written in %.2f s)", what, copied,
                  time.perf_counter() - start)  # fmt: skip
 

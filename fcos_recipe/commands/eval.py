@@ -108,7 +108,6 @@ def _report(
     """Show the figures and write them wherever they were asked for."""
     from fcos_recipe.evaluation.analysis import finish_evaluation
 
-    print(printable(table(result, args.classwise)))
     kind = "predictions" if args.predictions else "weights"
     content = json.dumps({kind: str(source), **result}, indent=1)
     try:
@@ -122,6 +121,7 @@ def _report(
             metric.write_predictions(args.save_predictions)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be written: {error.strerror}") from None
+    print(printable(table(result, args.classwise)))
     if output:  # last: the figures are safe by now
         for line in finish_evaluation(metric, folder, pictures=not args.no_plots):
             print(line)

@@ -112,6 +112,8 @@ def prepare(argv: list[str]) -> tuple[Plan, bool]:
     run = plan_launch(
         found.device, labels, visible, train, log_dir, hosts=hosts, every=list(found.every)
     )
+    if not args.log_dir:
+        run.earlier_logs = [p for p in (output / "launch").glob("**") if not p.is_symlink()]
     run.notes.insert(0, found.line())
     run.restarts = args.max_restarts
     run.run_dir = Path(args.output or output / config.name)

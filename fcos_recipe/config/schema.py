@@ -91,7 +91,9 @@ RECIPE: dict[str, Any] = {
     "snapshot_steps": Key(int, 0, "steps between two checkpoints inside an epoch; 0: off", least=0),
     "snapshot_minutes": Key(NUMBER, 15, "minutes between two checkpoints; 0: off", least=0),
     "keep_checkpoints": Key(int, 5, "newest checkpoints to keep; best_model is kept too", least=1),
-    "max_failed_saves": Key(int, 3, "failed saves in a row after which a run stops", least=1),
+    "max_failed_saves": Key(
+        int, 3, "checkpoints in a row that were not saved after which a run stops", least=1
+    ),
     "bad_numbers": {
         "policy": Key(("stop", "skip", "rollback"), "stop", "on a NaN or Inf loss or gradient"),
         "max_skips": Key(int, 10, "steps skipped or rolled back before a run stops", least=0),

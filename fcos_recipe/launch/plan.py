@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ class Plan:
     run_dir: Path | None = None
     cluster: Cluster | None = None
     heartbeats: Heartbeats | None = None
+    earlier_logs: Sequence[Path] = ()  # folders of earlier launches with this output folder
 
     def environment(self) -> dict[str, str]:
         """The whole environment of the command."""

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import psutil
@@ -48,6 +48,8 @@ def supervise(run: Plan) -> int:
     """
     run.log_dir.parent.mkdir(parents=True, exist_ok=True)
     run.log_dir.mkdir(mode=0o700, exist_ok=True)
+    for folder in (run.log_dir, *run.log_dir.glob("attempt-*"), *run.earlier_logs):
+        remove_environments(folder)  # of a launch that was killed
     set_aside(run.log_dir)
     if run.cluster:
         run.heartbeats = run.heartbeats or Heartbeats(
@@ -61,9 +63,14 @@ def supervise(run: Plan) -> int:
             log = run.log_dir / "launcher.log"
             return _watch(run, start_process(run, log), log, stops)
     finally:
-        for pattern in ENVIRONMENTS:
-            for path in run.log_dir.glob(pattern):
-                path.unlink(missing_ok=True)
+        remove_environments(run.log_dir)
+
+
+def remove_environments(logs: Path) -> None:
+    """Remove the files of a folder in which Paddle's launcher has written the environment."""
+    for path in (path for pattern in ENVIRONMENTS for path in logs.glob(pattern)):
+        with suppress(OSError):  # another start may do the same, or the folder may be another's
+            path.unlink()
 
 
 def one_process(run: Plan) -> int:

@@ -34,6 +34,8 @@ class Progress:
         history: {"epoch", "AP"} of each evaluation.
         best: the evaluation with the best AP.
         pending_eval: the evaluation after `epoch` is not yet done.
+        results: files and folders of the run directory that the finished run made from its last
+            evaluation; None: it has not made them yet.
         bad_steps: steps that were skipped or rolled back.
         lr_factor: factor on the LR, lowered by rollbacks.
     """
@@ -45,8 +47,21 @@ class Progress:
     history: list[dict] = field(default_factory=list)
     best: dict = field(default_factory=lambda: {"AP": -1.0, "epoch": 0})
     pending_eval: bool = False
+    results: list[str] | None = None
     bad_steps: int = 0
     lr_factor: float = 1.0
+
+    def evaluate_again(self, min_delta: float) -> None:
+        """Take back the evaluation after `epoch`, so that it is done once more.
+
+        Args:
+            min_delta: by how much an AP must exceed the best one, as in `early_stop.min_delta`.
+        """
+        self.history = [row for row in self.history if row["epoch"] < self.epoch]
+        self.best, self.pending_eval = Progress().best, True
+        for row in self.history:
+            if row["AP"] > self.best["AP"] + min_delta:
+                self.best = {"AP": row["AP"], "epoch": row["epoch"]}
 
 
 # ---- gather -------------------------------------------------------------------------------------
@@ -132,7 +147,7 @@ def compare(saved: dict, config: Config, force: bool) -> list[str]:
     Raises:
         UserErrors: keys differ that change what the steps compute, one line each.
     """
-    now = json.loads(json.dumps(config.data))
+    now = json.loads(without_secrets(json.dumps(config.data)))
     allowed, refused = [], []
     for key, old, new in changes(saved, now):
         if force or effect(key).resumable:

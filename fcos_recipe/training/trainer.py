@@ -18,8 +18,10 @@ from fcos_recipe.checkpoint.weights import listed
 from fcos_recipe.config.resolved import resolved
 from fcos_recipe.console import log
 from fcos_recipe.errors import RunFailure, Stopped, UserError, without_secrets
-from fcos_recipe.evaluation.analysis import finish_evaluation
+from fcos_recipe.evaluation.analysis import ANALYSIS, PLOTS, finish_evaluation
 from fcos_recipe.evaluation.collectives import agree, everywhere, gather
+from fcos_recipe.evaluation.detections_file import JUDGED
+from fcos_recipe.evaluation.examples import EXAMPLES
 from fcos_recipe.evaluation.loop import build_evaluation_set, evaluate
 from fcos_recipe.evaluation.metric import table
 from fcos_recipe.files.atomic import replace_file, write_json
@@ -33,6 +35,10 @@ from fcos_recipe.training import resume
 from fcos_recipe.training.bad_numbers import Guard
 from fcos_recipe.training.setup import Setup
 from fcos_recipe.training.window import Window, hms, memory_mib, timed
+
+BEST = "best_model.pdparams"
+# What a finished run has made from its last evaluation.
+RESULTS = ("eval.json", JUDGED, ANALYSIS, PLOTS, EXAMPLES)
 
 
 class Trainer(Setup):
@@ -66,7 +72,7 @@ class Trainer(Setup):
             )
         at = self.progress
         if at.epoch >= data["epoch"] and not at.pending_eval:
-            log.warning("nothing to do: %d of %d epochs are done", at.epoch, data["epoch"])
+            log.warning("nothing to train: %d of %d epochs are done", at.epoch, data["epoch"])
         with StopRequest(self.own_process) as self.stop:
             try:
                 self._run_epochs(model)
@@ -90,16 +96,35 @@ class Trainer(Setup):
                 self._end_epoch()
 
     def _had_enough(self) -> bool:
-        """Early stopping: whether AP has not improved in the last `patience` evaluations."""
+        """Early stopping: save and return True if it is due."""
         at, patience = self.progress, self.config.data["early_stop"]["patience"]
-        since = [row for row in at.history if row["epoch"] > at.best["epoch"]]
-        if not (self.validating and 0 < patience <= len(since)):
+        if not self._stopped_early():
             return False
         if self._saved_at != (at.epoch, 0):
             self._save()
         log.info("early stop: AP %.4f of epoch %d was not exceeded in %d evaluations",
                  at.best["AP"], at.best["epoch"], patience)  # fmt: skip
         return True
+
+    def _stopped_early(self) -> bool:
+        """Whether AP has not improved in the last `patience` evaluations."""
+        at, patience = self.progress, self.config.data["early_stop"]["patience"]
+        since = [row for row in at.history if row["epoch"] > at.best["epoch"]]
+        return self.validating and 0 < patience <= len(since)
+
+    def _complete_results(self) -> None:
+        """Evaluate again if a run that was killed at its end left less than a finished one."""
+        at, data = self.progress, self.config.data
+        over = at.epoch >= data["epoch"] or self._stopped_early()
+        judged = [row["epoch"] for row in at.history][-1:] == [at.epoch] and not at.step
+        if not (self.validating and self._resumed_from and over and judged):
+            return
+        path, best = self.run.path, BEST if at.best["epoch"] == at.epoch else "eval.json"
+        names = None if at.results is None else {*at.results, best}
+        if gather(names is None or not all((path / name).exists() for name in names))[0]:
+            log.warning("results of the last evaluation are missing: epoch %d is evaluated again",
+                        at.epoch)  # fmt: skip
+            at.evaluate_again(data["early_stop"]["min_delta"])
 
     def _finish(self) -> None:
         run = self.run
@@ -119,18 +144,30 @@ class Trainer(Setup):
                 path.name, lambda: storage.save_weights(path, final, self.weights_description())
             )
             self.saver.wait()
-            if self.saver.failures:
-                raise RunFailure(f"{path}: the final weights were not saved; see above")
+            if unsaved := self.saver.unsaved:
+                raise RunFailure(
+                    f"{run.path}: the run is at its end, but these are not on disk: "
+                    f"{'; '.join(f'{what}: {why}' for what, why in unsaved.items())}; make room, "
+                    "then `--resume auto` completes the run"
+                )
         if self._evaluated:
             with self.watchdog.phase("eval"):
                 for line in finish_evaluation(self.metric, run.path):
                     log.info("%s", line)
+                at = self.progress
+                at.results = [name for name in RESULTS if (run.path / name).exists()]
+                path, results = run.checkpoints / storage.name(at.epoch), {"progress": vars(at)}
+                self.saver.submit(
+                    f"{path} with its results", lambda: storage.amend(path, **results)
+                )
+                self.saver.wait()
         log.info("done: %s", run.path)
 
     def _begin(self) -> None:
         run, data = self.run, self.config.data
         at = self.progress
         at.pending_eval &= self.validating
+        self._complete_results()
         self.saver = storage.Saver(data["max_failed_saves"])
         self.guard = Guard(self)
         self._evaluated = False
@@ -333,10 +370,11 @@ class Trainer(Setup):
             done = {"progress": {**json.loads(json.dumps(vars(at)))}}
 
             def amend():
-                if path.is_dir():  # else saving failed, which was logged
+                # after a failed save, which was logged, a resumed run evaluates again
+                if not self.saver.unsaved:
                     storage.amend(path, **done)
 
-            self.saver.submit(f"{path} with its evaluation", amend)
+            self.saver.submit(f"{path} with its evaluation", amend, kind="its evaluation")
 
     def _validate(self) -> None:
         at, run = self.progress, self.run
@@ -350,17 +388,17 @@ class Trainer(Setup):
                 at.best = {"AP": ap, "epoch": at.epoch}
                 best = storage.host(self.model.state_dict()) if run.writer else {}
             at.history.append({"epoch": at.epoch, "AP": ap})
-        self._evaluated = True
+        self._evaluated, at.results = True, None
         content = {"epoch": at.epoch, **result}
         if run.writer:
 
             def write():
                 write_json(run.path / "eval.json", content)
                 if improved:
-                    path = run.path / "best_model.pdparams"
+                    path = run.path / BEST
                     storage.save_weights(path, best, self.weights_description(ap))
 
-            self.saver.submit("best_model.pdparams" if improved else "eval.json", write)
+            self.saver.submit(BEST if improved else "eval.json", write)
         figures = dict(zip(result["names"], result["stats"]))
         run.record(
             kind="eval", epoch=at.epoch, step=at.steps_done, **figures,
@@ -398,7 +436,7 @@ class Trainer(Setup):
                 storage.prune(run.checkpoints, self.config.data["keep_checkpoints"])
 
             stood = time.perf_counter() - before
-            self.saver.submit(str(run.checkpoints / name), write, stood)
+            self.saver.submit(str(run.checkpoints / name), write, stood, storage.CHECKPOINT)
 
     def _leave(self, together: bool = True) -> None:
         """End the run after a request to stop.

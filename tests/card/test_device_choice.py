@@ -118,3 +118,26 @@ def test_the_cpu_by_name_leaves_the_cards_alone(auto, tmp_path):
     assert not trace.exists() or not used(trace)
     facts = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert facts["device"] == "cpu"
+
+
+SESSION = """
+from fcos_recipe import compat
+compat.before_paddle()
+import paddle
+from fcos_recipe.system.session import session
+paddle.set_device("cpu")
+paddle.seed(7)
+wanted = paddle.rand([3]).tolist()
+paddle.seed(7)
+with session("iluvatar_gpu") as found:
+    assert (found.device, paddle.get_device()) == ("iluvatar_gpu", "iluvatar_gpu:0")
+    paddle.seed(1)
+    assert str(paddle.rand([3]).place) == "Place(iluvatar_gpu:0)"
+assert paddle.get_device() == "cpu" and paddle.rand([3]).tolist() == wanted
+"""
+
+
+@pytest.mark.card
+def test_a_session_on_a_card_leaves_device_and_random_numbers_as_they_were():
+    done = run(sys.executable, "-c", SESSION)
+    assert done.returncode == 0, done.stderr

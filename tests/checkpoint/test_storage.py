@@ -9,7 +9,7 @@ import paddle
 import pytest
 
 from fcos_recipe.checkpoint import storage, weights
-from fcos_recipe.errors import UserError
+from fcos_recipe.errors import RunFailure, UserError
 
 
 def write(folder, epoch):
@@ -87,3 +87,30 @@ def test_a_kill_between_weights_and_their_note_spoils_neither(tmp_path, monkeypa
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match="SHA-256"):
         weights.read(path)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_only_checkpoints_count_as_failed_saves(seed):
+    """Whatever else is saved in between, `limit` lost checkpoints in a row end the run."""
+    rng, saver = np.random.default_rng(seed), storage.Saver(3)
+
+    def full():
+        raise OSError(28, "No space left on device", "x")
+
+    lost, last = 0, {}
+    try:
+        for _ in range(30):
+            kind, fails = ["", storage.CHECKPOINT][rng.integers(2)], bool(rng.integers(2))
+            saver.submit("eval.json", full if fails else lambda: None, kind=kind)
+            saver._job.result()
+            if kind:
+                lost = lost + 1 if fails else 0
+            last[kind or "eval.json"] = fails
+            assert saver.failures == lost
+            assert set(saver.unsaved) == {kind for kind, failed in last.items() if failed}
+            if lost == 3:
+                with pytest.raises(RunFailure, match="3 checkpoints in a row .* the disk is full"):
+                    saver.wait()
+                return
+    finally:
+        saver._pool.shutdown()

@@ -20,13 +20,15 @@ from tests.helpers.ranks import RANK_1_HANGS
 START = "import os, sys, time, signal\nrank = int(os.environ['PADDLE_TRAINER_ID'])\n"
 
 
-def run_ranks(tmp_path, body, ranks=2):
+def run_ranks(tmp_path, body, ranks=2, earlier=()):
     """Supervise `ranks` real processes of Paddle's launcher; returns exit code and seconds."""
     script = tmp_path / "rank.py"
     script.write_text(START + body)
     labels = [str(i) for i in range(ranks)]
     began = time.monotonic()
-    code = supervise.supervise(plan_launch("cpu", labels, [], [], tmp_path / "log", script))
+    plan = plan_launch("cpu", labels, [], [], tmp_path / "log", script)
+    plan.earlier_logs = earlier
+    code = supervise.supervise(plan)
     return code, time.monotonic() - began
 
 
@@ -44,14 +46,19 @@ def test_success_streams_rank_0_only(tmp_path, capfd):
 
 def test_the_environment_is_not_left_in_the_logs(tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("FCOS_TEST_TOKEN", "hunter2")
-    (tmp_path / "log").mkdir(mode=0o700)
+    killed = [tmp_path / "log", tmp_path / "log" / "attempt-1", tmp_path / "earlier"]
+    for folder in killed:  # what launches left that were killed with SIGKILL
+        folder.mkdir(mode=0o700)
+        for name in ("envlog.0", "backup_env.0.json", "default.abc.log", "workerlog.0"):
+            (folder / name).write_text("hunter2" * (name != "workerlog.0"))
     seen = f"import glob; print(len(glob.glob({str(tmp_path / 'log' / '*env*')!r})), flush=True)\n"
-    code, _ = run_ranks(tmp_path, seen)
+    code, _ = run_ranks(tmp_path, seen, earlier=killed[2:])
     logs = tmp_path / "log"
     assert code == 0 and (logs / "workerlog.1").is_file()
     assert int((logs / "workerlog.1").read_text().split()[-1]) > 0, "Paddle no longer writes it"
     assert logs.stat().st_mode & 0o077 == 0
-    assert not [p for p in logs.rglob("*") if p.is_file() and b"hunter2" in p.read_bytes()]
+    assert (logs / "attempt-1" / "workerlog.0").is_file()
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and b"hunter2" in p.read_bytes()]
 
 
 def test_the_rank_that_raised_is_named_not_the_one_that_lost_its_peer(tmp_path, capfd):

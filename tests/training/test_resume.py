@@ -196,6 +196,41 @@ def finished(tiny, tmp_path_factory):
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize("moment", ["weights", "analysis", "plots", "examples", "report"])
+def test_killed_at_its_end_a_run_is_completed(finished, tiny, tmp_path, monkeypatch, moment):
+    """A kill between the final weights and the end of the report leaves nothing undone."""
+    from fcos_recipe.evaluation import analysis
+    from fcos_recipe.report import write as report
+    from fcos_recipe.training import trainer
+
+    places = {
+        "weights": (trainer, "finish_evaluation"), "analysis": (analysis, "write_json"),
+        "plots": (analysis, "_draw_plots"), "examples": (analysis, "draw_examples"),
+        "report": (report, "make"),
+    }  # fmt: skip
+
+    def die(*_):
+        raise Killed
+
+    def files(path):
+        return {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()}
+
+    options = ["--eval", "-o", "snapshot_steps=2", "keep_checkpoints=9"]
+    with monkeypatch.context() as patch:
+        patch.setattr(*places[moment], die)
+        with pytest.raises(Killed):
+            train(tiny, tmp_path / "cut", *options)
+    assert files(tmp_path / "cut") < files(finished)
+    assert train(tiny, tmp_path / "cut", "--resume", "auto", *options) == 0
+    assert files(tmp_path / "cut") == files(finished)
+    assert_same_run(finished, tmp_path / "cut")
+    # and then it is complete: another resume evaluates nothing
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "evaluate", die)
+        assert train(tiny, tmp_path / "cut", "--resume", "auto", *options) == 0
+
+
+@pytest.mark.e2e
 def test_newest_intact_one_is_taken_and_newer_ones_step_aside(finished, tiny, tmp_path, capfd):
     path = tmp_path / "run"
     shutil.copytree(finished, path)

@@ -16,7 +16,7 @@ from fcos_recipe.checkpoint import storage, weights
 from fcos_recipe.cli import run
 from fcos_recipe.config import load_config
 from fcos_recipe.system.watchdog import Watchdog
-from fcos_recipe.training import resume
+from fcos_recipe.training import resume, trainer
 
 pytestmark = pytest.mark.e2e
 
@@ -281,3 +281,30 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(tiny, tmp_path
     assert "0002 was not saved: the disk is full" in capfd.readouterr().out
     names = sorted(p.name for p in (tmp_path / "full" / "checkpoints").iterdir())
     assert names == ["0001", "0003"]
+
+
+@pytest.mark.parametrize("lost", ["checkpoints", "model_final", "eval.json"])
+def test_a_run_whose_last_files_are_not_on_disk_fails_and_is_completed(
+    tiny, tmp_path, monkeypatch, capfd, lost
+):
+    """A disk with room for eval.json alone keeps one checkpoint: the case behind this test."""
+    run, options = tmp_path / "run", ["--eval", "-o", "epoch=3", "max_failed_saves=9"]
+    names = {"checkpoints": "save", "model_final": "save_weights", "eval.json": "write_json"}
+    where = trainer if lost == "eval.json" else storage
+    write = getattr(where, names[lost])
+
+    def full(path, *rest):
+        if lost in str(path) and (lost != "checkpoints" or rest[0] != "0001"):
+            raise OSError(28, "No space left on device", str(path))
+        return write(path, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, names[lost], full)
+        assert train(tiny, run, *options) == 1
+    error = capfd.readouterr().err
+    assert "these are not on disk" in error and "the disk is full" in error, error
+    assert train(tiny, run, "--resume", "auto", *options) == 0
+    assert (run / "model_final.pdparams").is_file() and (run / "examples" / "index.json").is_file()
+    assert storage.newest(run / "checkpoints")[0].name == "0003"
+    judged = [r["epoch"] for r in records(run) if r["kind"] == "eval"]
+    assert judged == [1, 2, 3]
