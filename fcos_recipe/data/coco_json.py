@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from fcos_recipe.errors import UserError
+from fcos_recipe.files.reading import open_regular
 
 MOST_BYTES = 8 << 30  #: largest annotation file; COCO's are 0.5 GB
 
