@@ -119,9 +119,14 @@ def resolve_config(
         if overrides:
             raise UserError("overrides: a loaded config takes none; give them when loading it")
         return config
-    if isinstance(overrides, Mapping):
-        overrides = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
-    return load_config(config, overrides, strict=strict)
+    return load_config(config, _texts(overrides), strict=strict)
+
+
+def _texts(overrides: Overrides) -> Sequence[str]:
+    """Overrides as the command line has them; JSON is also YAML."""
+    if not isinstance(overrides, Mapping):
+        return overrides
+    return [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
 
 
 def build(
@@ -441,12 +446,8 @@ def verify(
     from fcos_recipe.datasets import locate
     from fcos_recipe.datasets.verify.run import verify as check
 
-    if isinstance(overrides, Mapping):
-        overrides = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
-    found, rules = locate.sources(
-        Path(data) if data is not None else None, Path(config) if config is not None else None,
-        overrides, split, Path(image_folder) if image_folder is not None else None, look=False,
-    )  # fmt: skip
+    folder, file, images = (None if x is None else Path(x) for x in (data, config, image_folder))
+    found, rules = locate.sources(folder, file, _texts(overrides), split, images, look=False)
     missing: list[str] = []
     if data is None and not split:
         for name in {*locate.SPLITS} - {source.name for source in found}:

@@ -19,6 +19,16 @@ def printable(text: str) -> str:
     return without_secrets(_CONTROL.sub(lambda found: repr(found[0])[1:-1], text))
 
 
+def cell(text: object) -> str:
+    """Make text from an untrusted source safe for a cell of a CSV file.
+
+    Spreadsheets run text as a formula if it begins with one of these characters; an apostrophe
+    makes them show it.
+    """
+    safe = printable(str(text)).replace("\n", "\\n").replace("\t", "\\t")
+    return f"'{safe}" if safe.startswith(("=", "+", "-", "@")) else safe
+
+
 def without_secrets(text: str) -> str:
     """Replace what may be secret in URLs by `***`.
 

@@ -1,5 +1,6 @@
 """Convert weights to safetensors, which cannot contain code, or to PaddleDetection's files."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def convert(source: str, target: Path, form: str | None = None) -> list[Path]:
         files = {p.suffix: p for p in path.parent.glob("model.pd*")}
     new = {end: stem.with_name(stem.name + end) for end in files}
     for file in new.values():
-        if file.exists():
+        if os.path.lexists(file):
             raise UserError(f"{file}: exists; choose another name or remove it")
     known = weights.description(path)
     notes = {key: known[key] for key in NOTES if key in known}
@@ -53,7 +54,8 @@ def convert(source: str, target: Path, form: str | None = None) -> list[Path]:
         else:
             for end, file in files.items():
                 if end != ending:
-                    shutil.copyfile(file, new[end])
+                    with draft(new[end]) as part:
+                        shutil.copyfile(file, part)
             tensors = {name: weights.tensor(value) for name, value in state.items()}
             storage.save_weights(new[ending], tensors, notes)
     except OSError as error:

@@ -28,7 +28,7 @@ import paddle
 from fcos_recipe.checkpoint import weights
 from fcos_recipe.console import log
 from fcos_recipe.errors import RunFailure, UserError
-from fcos_recipe.files.atomic import draft, flush, replace_file, replace_folder, write_json
+from fcos_recipe.files.atomic import draft, draft_folder, flush, replace_file, write_json
 
 STATE = "state.json"
 CHECKPOINT = "the last checkpoint"  # a kind of file for `Saver`
@@ -138,19 +138,13 @@ def save(folder: Path, name: str, objects: dict[str, dict], state: dict) -> Path
     Raises:
         OSError: the checkpoint was not written; existing files are unchanged.
     """
-    part, final = folder / f".{name}.{os.getpid()}", folder / name
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir()  # without parents: do not write to a local folder if a mount has vanished
+    final = folder / name
+    with draft_folder(final) as part:  # without parents: a mount may have vanished
         hashes = {file: _write(part / file, value) for file, value in objects.items()}
         sealed = _sealed({"format": FORMAT, **state, "files": hashes})
         replace_file(part / STATE, sealed, durable=True)
         flush(part)
-        replace_folder(part, final)  # it exists only after a resume that repeats steps
-        flush(folder)
-    except OSError:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+    flush(folder)
     return final
 
 

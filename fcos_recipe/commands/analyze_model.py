@@ -4,7 +4,7 @@ import json
 import statistics
 import time
 
-from fcos_recipe.commands.options import add_config, add_json, add_overrides, parser
+from fcos_recipe.commands.options import add_config, add_json, add_overrides, parser, write
 from fcos_recipe.config import load_config
 from fcos_recipe.errors import UserError
 from fcos_recipe.model import allreduce_cost
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> int:
     print(_table(result))
     if args.json:
         try:
-            args.json.write_text(json.dumps(result, indent=1) + "\n")
+            write(args.json, json.dumps(result, indent=1) + "\n")
         except OSError as error:
             raise UserError(f"--json {args.json}: {error.strerror}") from None
     return 0

@@ -9,6 +9,7 @@ from fcos_recipe.commands.draw_shapes import draw
 from fcos_recipe.commands.options import add_config, add_overrides, parser
 from fcos_recipe.console import run_program, to_console
 from fcos_recipe.errors import RunFailure
+from fcos_recipe.files.atomic import write_json
 from fcos_recipe.report.write import HTML
 
 CONFIG = "configs/fcos/fcos_r18_fpn_demo.yml"
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         weights=str(weights),
         drawings=str(drawn),
     )
-    (output / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(output / "result.json", result)
 
     from fcos_recipe.evaluation.metric import table
 

@@ -12,6 +12,7 @@ from fcos_recipe.console import to_console
 from fcos_recipe.errors import UserError, printable
 from fcos_recipe.evaluation.metric import CocoMetric, table
 from fcos_recipe.evaluation.options import MAX_DETS, Options
+from fcos_recipe.files.atomic import replace_file
 from fcos_recipe.predict.backends import PRECISIONS
 from fcos_recipe.system.watchdog import rank
 
@@ -113,7 +114,7 @@ def _report(
         if output:
             folder = Path(output)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "eval.json").write_text(content + "\n")
+            replace_file(folder / "eval.json", content + "\n")
         if args.json:
             write(args.json, content + "\n")
         if args.save_predictions:

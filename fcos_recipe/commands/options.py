@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fcos_recipe import exit_codes
+from fcos_recipe.files.atomic import write_named
 
 
 def parser(
@@ -62,5 +63,4 @@ def listed(text: str) -> list[str]:
 
 def write(path: Path, text: str) -> None:
     """Write a text file and create its parent folders."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_named(path, text)

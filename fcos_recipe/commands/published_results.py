@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from fcos_recipe.commands.options import parser
+from fcos_recipe.commands.options import parser, write
 from fcos_recipe.config.schema import RESULTS
 from fcos_recipe.console import run_program
 from fcos_recipe.exit_codes import FAILED
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     args = ask.parse_args(argv)
     for path in args.write:
         text = insert(path)
-        path.write_text(text, encoding="utf-8")
+        write(path, text)
     if stale := [str(path) for path in args.check if insert(path) != path.read_text("utf-8")]:
         print(f"{', '.join(stale)}: differs from {RESULTS.name}; run --write", file=sys.stderr)
         return FAILED

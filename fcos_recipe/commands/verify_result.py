@@ -123,5 +123,5 @@ def main(argv: list[str]) -> int:
     print("\n".join(map(printable, lines)))
     if args.json:
         content = {"word": verdict.word, "found": asdict(found), "lines": lines}
-        args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        options.write(args.json, json.dumps(content, indent=1) + "\n")
     return _RESULT_CODES[verdict.word]

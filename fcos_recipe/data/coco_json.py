@@ -17,6 +17,8 @@ import numpy as np
 
 from fcos_recipe.errors import UserError
 
+MOST_BYTES = 8 << 30  #: largest annotation file; COCO's are 0.5 GB
+
 Id = int | float | str  # some tools export ids as text, pandas as 1.0
 Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 

@@ -2,21 +2,21 @@
 
 The first process that needs an annotation file parses it and writes an index next to it (in
 `.fcos_index/`, or in the user's cache directory if the data set is read-only). All later processes
-map this index, so that eight ranks and their workers share one copy in memory. An index stores a
-digest of the annotation file, and its size, times and inode: only if one of these has changed is
-the file's content compared with the digest again.
+map this index, so that eight ranks and their workers share one copy in memory. An index is used
+only if the annotation file's size, times and inode are those that it states and if its own arrays
+are consistent; otherwise the file is parsed again.
 """
 
 import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import mmap
 import os
 import tempfile
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -28,9 +28,10 @@ import numpy as np
 from fcos_recipe.data import coco_json
 from fcos_recipe.data.coco_json import Annotation, Category, Image
 from fcos_recipe.errors import UserError
-from fcos_recipe.files.atomic import replace_file
+from fcos_recipe.files.atomic import open_own, remove_drafts, replace_file
+from fcos_recipe.files.reading import decode_json, open_regular
 
-FORMAT = b"FCOSIDX1"
+FORMAT = b"FCOSIDX2"
 EPSILON = 1e-5  # smallest width and height of a usable box, pixels (as in PaddleDetection)
 HUGE = 1e9  # largest coordinate of a usable box, pixels
 
@@ -68,7 +69,17 @@ class Index:
         return [blob[a:b].decode() for a, b in zip(start[:-1], start[1:], strict=True)]
 
 
-ARRAYS = tuple(name for name, kind in Index.__annotations__.items() if kind is np.ndarray)
+ARRAYS = {
+    "category_id": "<i8",
+    "image_id": "<i8",
+    "size": "<i4",
+    "name_start": "<i8",
+    "name_bytes": "|u1",
+    "box_start": "<i8",
+    "box": "<f4",
+    "label": "<i4",
+    "crowd": "|u1",
+}
 
 
 def open_index(path: str | os.PathLike) -> Index:
@@ -96,7 +107,7 @@ def open_index(path: str | os.PathLike) -> Index:
             with _lock(place):
                 index = _load(place, path)  # another process may have built it meanwhile
                 if index is None:
-                    index = _adopt(place, path) or _build(place, path)
+                    index = _build(place, path)
                 return index
         except OSError:  # read-only or full: try the next place
             continue
@@ -223,10 +234,11 @@ def _make_directory(directory: Path) -> None:
 @contextlib.contextmanager
 def _lock(place: Path) -> Iterator[None]:
     """Hold the lock file of an index; the system releases it when the process ends."""
-    with open(place.with_suffix(".lock"), "w") as file:
+    with open_own(place.with_suffix(".lock"), os.O_RDWR) as file:
         # without locks two processes may parse the file; the result is correct, renaming is atomic
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
+            remove_drafts(place.parent, place.name)
         yield
 
 
@@ -235,19 +247,26 @@ def _stat(path: str) -> list[int]:
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
-def _digest(path: str) -> str:
-    """Return a digest of the file's content."""
-    digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+class _Meta(msgspec.Struct):
+    counts: dict[str, int]
+    class_names: list[str]
+    has_annotations: bool
 
 
-def _read_header(place: Path) -> tuple[dict[str, Any], mmap.mmap, int] | None:
-    """Return header, mapped file and start of the arrays; None if there is no valid index."""
+class _Header(msgspec.Struct):
+    stat: list[int]
+    meta: _Meta
+    arrays: dict[str, tuple[str, list[int], int]]  # name -> dtype, shape, offset
+
+
+def _load(place: Path, path: str) -> Index | None:
+    """Map the index at `place`; None unless it belongs to this very file and is consistent.
+
+    A copied annotation file is parsed again: nobody but the parser knows whether an index that came
+    along with it is right.
+    """
     try:
-        with open(place, "rb") as file:
+        with open(open_regular(place), "rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if mapped[:8] != FORMAT:
             return None
@@ -255,59 +274,65 @@ def _read_header(place: Path) -> tuple[dict[str, Any], mmap.mmap, int] | None:
         check, length = (int.from_bytes(mapped[i : i + 8], "little") for i in (8, 16))
         if check != zlib.crc32(memoryview(mapped)[16:]):
             return None
-        header = json.loads(mapped[24 : 24 + length])
+        header = decode_json(mapped[24 : 24 + length], _Header)
+        if header.stat != _stat(path):
+            return None
         body = _aligned(24 + length)
-        return header, mapped, body
-    except (OSError, ValueError, KeyError, TypeError):
+        arrays = {}
+        for name, dtype in ARRAYS.items():
+            stored, shape, offset = header.arrays[name]
+            if np.dtype(dtype) != stored or min(shape, default=0) < 0 or offset < 0:
+                return None
+            count = math.prod(shape)
+            arrays[name] = np.frombuffer(mapped, dtype, count, body + offset).reshape(shape)
+        index = _index(path, msgspec.structs.asdict(header.meta), arrays)
+        return index if _consistent(index) else None
+    except (OSError, ValueError, KeyError, UserError):
         return None
 
 
-def _load(place: Path, path: str) -> Index | None:
-    """Open the index at `place` if the annotation file's size, times and inode are unchanged."""
-    found = _read_header(place)
-    if found is None or found[0].get("stat") != _stat(path):
-        return None
-    return _mapped_index(path, *found)
+def _consistent(index: Index) -> bool:
+    """Whether the arrays of an index have the shapes and ranges that `Index` promises."""
+    images, boxes, classes = len(index.image_id), len(index.box), len(index.class_names)
+    shapes = {
+        "category_id": (classes,), "image_id": (images,), "size": (images, 2),
+        "name_start": (images + 1,), "name_bytes": (len(index.name_bytes),),
+        "box_start": (images + 1,), "box": (boxes, 4), "label": (boxes,), "crowd": (boxes,),
+    }  # fmt: skip
+
+    def divides(starts: np.ndarray, total: int) -> bool:
+        return bool(starts[0] == 0 and starts[-1] == total and (np.diff(starts) >= 0).all())
+
+    return (
+        all(getattr(index, name).shape == shape for name, shape in shapes.items())
+        and divides(index.name_start, len(index.name_bytes))
+        and divides(index.box_start, boxes)
+        and bool((index.size >= 0).all())
+        and bool((np.abs(index.box) <= 2 * HUGE).all())  # not true for NaN
+        and bool(((index.label >= 0) & (index.label < classes)).all())
+        and bool((index.crowd <= 1).all())
+        and len(np.unique(index.image_id)) == images
+        and _is_utf8(index)
+    )
 
 
-def _mapped_index(path: str, header: dict[str, Any], mapped: mmap.mmap, body: int) -> Index:
-    arrays = {
-        name: np.frombuffer(
-            mapped, dtype, count=int(np.prod(shape, dtype=np.int64)), offset=body + offset
-        ).reshape(shape)
-        for name, (dtype, shape, offset) in header["arrays"].items()
-    }
-    return _index(path, header["meta"], arrays)
+def _is_utf8(index: Index) -> bool:
+    """Whether the names are UTF-8, and none begins inside a character."""
+    starts = index.name_start[index.name_start < len(index.name_bytes)]
+    with contextlib.suppress(UnicodeDecodeError):
+        index.name_bytes.tobytes().decode()
+        return bool(((index.name_bytes[starts] & 0xC0) != 0x80).all())
+    return False
 
 
 def _index(path: str, meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> Index:
     return Index(path=path, **meta, **arrays)
 
 
-def _adopt(place: Path, path: str) -> Index | None:
-    """Reuse an index whose annotation file was copied or touched but has the same content."""
-    found = _read_header(place)
-    if found is None:
-        return None
-    stat = _stat(path)
-    header, mapped, body = found
-    if stat[0] != header["stat"][0] or _digest(path) != header["content"]:
-        return None
-    index = _mapped_index(path, *found)
-    _write(place, stat, header["content"], header["meta"], _arrays_of(index))
-    return index
-
-
-def _arrays_of(index: Index) -> dict[str, np.ndarray]:
-    return {name: getattr(index, name) for name in ARRAYS}
-
-
 def _build(place: Path, path: str) -> Index:
     stat = _stat(path)  # before reading: if the file changes meanwhile, the index counts as old
-    with ThreadPoolExecutor(1) as pool:
-        digest = pool.submit(_digest, path)  # hashing releases the GIL
-        arrays, meta = parse(path)
-        _write(place, stat, digest.result(), meta, arrays)
+    arrays, meta = parse(path)
+    _write(place, stat, meta, arrays)
     return _load(place, path) or _index(path, meta, arrays)
 
 
@@ -316,7 +341,7 @@ def _aligned(offset: int) -> int:
 
 
 def _write(
-    place: Path, stat: list[int], content: str, meta: dict[str, Any], arrays: dict[str, np.ndarray]
+    place: Path, stat: list[int], meta: dict[str, Any], arrays: dict[str, np.ndarray]
 ) -> None:
     layout, blocks, end = {}, [], 0
     for name, array in arrays.items():
@@ -326,7 +351,7 @@ def _write(
         blocks += [data.tobytes(), bytes(padding)]
         end = _aligned(end + data.nbytes)
     body = b"".join(blocks)
-    header = json.dumps({"stat": stat, "content": content, "meta": meta, "arrays": layout}).encode()
+    header = json.dumps({"stat": stat, "meta": meta, "arrays": layout}).encode()
     rest = len(header).to_bytes(8, "little") + header
     rest += bytes(_aligned(16 + len(rest)) - 16 - len(rest))
     check = zlib.crc32(body, zlib.crc32(rest))

@@ -243,7 +243,7 @@ class _Job:
         record = {**more, "files": {name: [*found[name], crc] for name, crc in crcs.items()}}
         try:
             self.ours.mkdir(parents=True, exist_ok=True)
-            remove_drafts(self._record_path(archive))  # of processes that were killed
+            remove_drafts(self.ours, self._record_path(archive).name)
             write_json(self._record_path(archive), record, compact=True)
         except OSError:
             pass  # on a read-only disk the next call checks again

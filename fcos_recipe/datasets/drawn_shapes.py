@@ -7,13 +7,13 @@ and texture come from the same distributions for all.
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from fcos_recipe.errors import UserError
+from fcos_recipe.files.atomic import draft_folder, remove_drafts
 
 CLASSES = ["circle", "square", "triangle", "star"]
 MANIFEST = "shapes.json"
@@ -56,13 +56,12 @@ def make_shapes(
     elif root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"{root}: holds other files; choose an empty or a new directory")
 
-    draft = root.with_name(root.name + ".part")
-    shutil.rmtree(draft, ignore_errors=True)
-    for number, (split, count) in enumerate((("train", train), ("val", val))):
-        _write_split(draft, split, count, np.random.default_rng([seed, number]), size)
-    (draft / MANIFEST).write_text(json.dumps({**wanted, "sha256": _digest(draft)}))
-    shutil.rmtree(root, ignore_errors=True)
-    draft.rename(root)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    remove_drafts(root.parent, root.name)
+    with draft_folder(root) as part:
+        for number, (split, count) in enumerate((("train", train), ("val", val))):
+            _write_split(part, split, count, np.random.default_rng([seed, number]), size)
+        (part / MANIFEST).write_text(json.dumps({**wanted, "sha256": _digest(part)}))
     return True
 
 

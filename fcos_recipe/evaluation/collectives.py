@@ -2,13 +2,14 @@
 
 import functools
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import paddle
 import paddle.distributed as dist
 
-from fcos_recipe.files.atomic import replace_folder
+from fcos_recipe.files.atomic import draft_folder
 from fcos_recipe.system.stop_signals import joining
 
 
@@ -70,14 +71,12 @@ def everywhere(folder: Path, mark: str) -> None:
     if all(gather((folder / mark).is_file())):
         return
     names = gather([p.name for p in folder.glob("*") if p.is_file()])[0]
-    part = folder.with_name(f".{folder.name}.{os.getpid()}")
     takes = os.environ.get("PADDLE_RANK_IN_NODE") == "0" and not (folder / mark).is_file()
-    for name in names:
-        data: list[Any] = [(folder / name).read_bytes() if dist.get_rank() == 0 else None]
-        dist.broadcast_object_list(data, src=0)
-        if takes:
-            part.mkdir(parents=True, exist_ok=True)
-            (part / Path(name).name).write_bytes(data[0])
-    if takes:
-        replace_folder(part, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with draft_folder(folder) if takes else nullcontext() as part:
+        for name in names:
+            data: list[Any] = [(folder / name).read_bytes() if dist.get_rank() == 0 else None]
+            dist.broadcast_object_list(data, src=0)
+            if part:
+                (part / Path(name).name).write_bytes(data[0])
     dist.barrier()

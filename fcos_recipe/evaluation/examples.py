@@ -1,13 +1,12 @@
 """Images of an evaluation on which the model did best and worst, with what was right and wrong."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fcos_recipe.evaluation.metric import CocoMetric
-from fcos_recipe.files.atomic import write_json
+from fcos_recipe.files.atomic import draft_folder, write_json
 
 EXAMPLES = "examples"  #: folder; index.json tells what its pictures are
 WORST, BEST = 6, 4  #: how many images of each kind are drawn
@@ -91,17 +90,17 @@ def draw_examples(metric: CocoMetric, threshold: float, folder: Path) -> int:
     best = [i for i in best if i in files][:BEST]
     worst = [i for i in worst if i in files and i not in best][:WORST]
     target = folder / EXAMPLES
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     told = []
-    for kind, chosen in (("worst", worst), ("best", best)):
-        for number, i in enumerate(chosen, 1):
-            told.append({
-                "kind": kind, "image_id": i, "file": Path(files[i]).name,
-                **{key: len(rows[i][key]) for key in ("right", "false", "missed")},
-                **_pictures(metric, rows[i], files[i], target, f"{kind}_{number}"),
-            })  # fmt: skip
-    write_json(target / "index.json", {"score_threshold": threshold, "images": told})
+    with draft_folder(target) as part:
+        for kind, chosen in (("worst", worst), ("best", best)):
+            for number, i in enumerate(chosen, 1):
+                told.append({
+                    "kind": kind, "image_id": i, "file": Path(files[i]).name,
+                    **{key: len(rows[i][key]) for key in ("right", "false", "missed")},
+                    **_pictures(metric, rows[i], files[i], part, f"{kind}_{number}"),
+                })  # fmt: skip
+        write_json(part / "index.json", {"score_threshold": threshold, "images": told})
     return len(told)
 
 

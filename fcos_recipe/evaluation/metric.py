@@ -19,6 +19,7 @@ from fcos_recipe.data.coco_json import rows_of
 from fcos_recipe.errors import UserError
 from fcos_recipe.evaluation.options import MAX_DETS
 from fcos_recipe.evaluation.results_file import COLUMNS, read_annotations, read_results
+from fcos_recipe.files.atomic import write_named
 
 NAMES = [
     "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
@@ -292,7 +293,7 @@ class CocoMetric:
         columns = self.detections()
         values = zip(*(columns[name].tolist() for name in COLUMNS), strict=True)
         rows = [dict(zip(COLUMNS, row, strict=True)) for row in values]
-        Path(path).write_text(json.dumps(rows), encoding="utf-8")
+        write_named(Path(path), json.dumps(rows))
 
     def load_result_json(self, path: str | Path) -> None:
         """Add the detections of a COCO results file, see `coco_files.read_results`.

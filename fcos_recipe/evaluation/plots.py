@@ -9,6 +9,7 @@ import numpy as np
 
 from fcos_recipe.console import log
 from fcos_recipe.evaluation.metric import CocoMetric
+from fcos_recipe.files.atomic import draft
 
 HEATMAP = 40  #: classes up to which a confusion matrix can be read
 
@@ -59,7 +60,8 @@ def draw_plots(metric: CocoMetric, analysis: dict, folder: Path) -> list[Path]:
         try:
             with plot.style():
                 figure = draw()[0]
-                figure.savefig(path, dpi=100, bbox_inches="tight")
+                with draft(path, ending=".png") as part:
+                    figure.savefig(part, dpi=100, bbox_inches="tight")
                 plt.close(figure)
                 done.append(path)
         except Exception as error:  # matplotlib's are of any kind; the other pictures go on

@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from fcos_recipe.console import Progress, amount
-from fcos_recipe.files.atomic import draft
+from fcos_recipe.files.atomic import draft, open_own
 from fcos_recipe.files.download import Damaged, NoSpace, free_bytes, local_failure
 
 RATIO = 100  # unpacked : packed size above which an archive is refused as a zip bomb; JSON has 5
@@ -133,7 +133,8 @@ def _matches(path: Path, info: zipfile.ZipInfo) -> bool:
 def _extract(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with opened.open(info) as source, open(target, "wb") as file:
+        with opened.open(info) as source, open_own(target, os.O_RDWR) as file:
+            file.truncate()
             shutil.copyfileobj(source, file, _BLOCK)
         if target.stat().st_size != info.file_size:
             raise zipfile.BadZipFile("shorter than its recorded size")

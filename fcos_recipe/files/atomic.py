@@ -1,14 +1,51 @@
-"""Replace files atomically: readers see either the old or the new content."""
+"""Every file that the project writes: replaced atomically, appended to, or locked.
+
+Readers see either the old or the new content. Folders that a user names may be links, but a link is
+never followed where this project chose the file's name: a folder from elsewhere may contain one
+that leads to any file of the user. Temporary files have random names and are never opened if they
+exist.
+"""
 
 import contextlib
-import glob
+import errno
 import json
 import os
+import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+_DRAFT = re.compile(r"\.(.+)\.[0-9a-f]{16}(\.\w+)?")  # name of a draft
+
+
+def _draft_name(path: Path, ending: str = "") -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}{ending}")
+
+
+def open_own(path: Path, flags: int) -> BinaryIO:
+    """Open a file whose name this project chose, creating it if it is missing.
+
+    Args:
+        path: the file; if it is a link, it is not followed. Its folder may be one.
+        flags: os.O_RDWR (for a lock: the content is kept) or os.O_WRONLY | os.O_APPEND.
+
+    Raises:
+        OSError: a link, not a regular file, or it cannot be opened.
+    """
+    flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        file = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise OSError(errno.ELOOP, f"{path.name} is a link; remove it", str(path)) from None
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, f"{path.name} is not a file; remove it", str(path))
+    return open(file, "ab" if flags & os.O_APPEND else "r+b", buffering=0)
 
 
 @contextlib.contextmanager
@@ -23,7 +60,7 @@ def draft(path: Path, durable: bool = False, ending: str = "") -> Iterator[Path]
             cannot lose both.
         ending: of the new file's name.
     """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}{ending}")
+    part = _draft_name(path, ending)
     os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield part
@@ -36,10 +73,50 @@ def draft(path: Path, durable: bool = False, ending: str = "") -> Iterator[Path]
         raise
 
 
-def remove_drafts(path: Path) -> None:
-    """Remove drafts of `path` left by killed processes; no other process may be writing it."""
-    for part in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        part.unlink(missing_ok=True)
+@contextlib.contextmanager
+def draft_folder(final: Path) -> Iterator[Path]:
+    """Create an empty folder next to `final`, which replaces it when the `with` block ends.
+
+    If the block fails, the new folder is removed and `final` is not changed. If the block itself
+    renames the folder, `final` is not replaced.
+    """
+    part = _draft_name(final)
+    part.mkdir()
+    try:
+        yield part
+        if part.is_dir():
+            replace_folder(part, final)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def remove_drafts(path: Path, name: str | None = None) -> None:
+    """Remove drafts left by killed processes; no other process may be writing them.
+
+    Args:
+        path: folder that contains the drafts; a missing folder contains none.
+        name: of the file or folder to be replaced; None: all.
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for part in list(os.scandir(path)):
+            found = _DRAFT.fullmatch(part.name)
+            if found and name in (None, found[1]):
+                if part.is_dir(follow_symlinks=False):
+                    shutil.rmtree(part.path, ignore_errors=True)
+                else:
+                    Path(part.path).unlink(missing_ok=True)
+
+
+def write_named(path: Path, content: str | bytes) -> None:
+    """Write to the place that a user named, which may be a link, a device or a pipe.
+
+    The folder is created. Regular files are replaced, see `replace_file`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    else:
+        replace_file(Path(os.path.realpath(path)), content)
 
 
 def replace_file(
@@ -63,11 +140,12 @@ def replace_folder(part: Path, final: Path) -> None:
 
     For a moment a reader may find no folder, but never a mixture of the two.
     """
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
+    old = _draft_name(final)
+    if os.path.lexists(final):
         final.rename(old)
     part.rename(final)
+    if old.is_symlink():  # what it leads to is not ours
+        old.unlink()
     shutil.rmtree(old, ignore_errors=True)
 
 

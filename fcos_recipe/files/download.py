@@ -31,7 +31,7 @@ from typing import Any
 from fcos_recipe import __version__, exit_codes
 from fcos_recipe.console import Progress, amount, say
 from fcos_recipe.errors import RunFailure, UserError
-from fcos_recipe.files.atomic import remove_drafts, write_json
+from fcos_recipe.files.atomic import open_own, remove_drafts, write_json
 
 TIMEOUT = 30.0  # seconds without data after which a connection counts as broken
 PIECE = 64 << 20  # bytes per request when several connections share a file
@@ -128,8 +128,12 @@ def locked(path: Path) -> Iterator[None]:
     The kernel releases the lock of a killed process. The file is removed at the end.
     """
     while True:
-        file, ghost = os.open(path, os.O_RDWR | os.O_CREAT, 0o666), True
         try:
+            handle = open_own(path, os.O_RDWR)
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from None
+        with handle:
+            file, ghost = handle.fileno(), True
             _lock(file, path)
             # the previous owner may have removed this file after we opened it: then lock a new one
             with contextlib.suppress(FileNotFoundError):
@@ -140,8 +144,6 @@ def locked(path: Path) -> Iterator[None]:
                 finally:
                     path.unlink(missing_ok=True)
                 return
-        finally:
-            os.close(file)
 
 
 def _lock(file: int, path: Path) -> None:
@@ -251,14 +253,16 @@ class _Transfer:
     def discard(self) -> None:
         """Remove the partial file and its record."""
         self.note_path.unlink(missing_ok=True)
-        remove_drafts(self.note_path)
+        remove_drafts(self.note_path.parent, self.note_path.name)
         self.part.unlink(missing_ok=True)
 
     def run(self) -> str | None:
         """Download the missing parts; return the expected MD5, if known."""
         try:
-            flags = os.O_RDWR | os.O_CREAT | (0 if self.note else os.O_TRUNC)
-            self.file = os.open(self.part, flags, 0o666)
+            with open_own(self.part, os.O_RDWR) as opened:
+                self.file = os.dup(opened.fileno())
+            if not self.note:
+                os.truncate(self.file, 0)
         except OSError as error:
             raise UserError(f"{self.part}: {error.strerror}") from None
         try:

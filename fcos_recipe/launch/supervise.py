@@ -7,6 +7,7 @@ says which one, why, and shows its last lines; everything else is ended, on all 
 """
 
 import ctypes
+import os
 import re
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import psutil
 
 from fcos_recipe import exit_codes
 from fcos_recipe.errors import printable
+from fcos_recipe.files.atomic import open_own
 from fcos_recipe.launch.heartbeats import SHORT_SILENCE, Failure, Heartbeats
 from fcos_recipe.launch.plan import Plan
 from fcos_recipe.launch.ranks import Ranks
@@ -104,7 +106,7 @@ def start_process(run: Plan, log: Path | None = None) -> subprocess.Popen:
         run: what to start.
         log: file that gets its output; None: the console of this process.
     """
-    with log.open("ab") if log else nullcontext() as file:
+    with open_own(log, os.O_WRONLY | os.O_APPEND) if log else nullcontext() as file:
         return subprocess.Popen(
             run.command,
             env=run.environment(),

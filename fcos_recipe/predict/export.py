@@ -1,8 +1,6 @@
 """Exports trained weights to a model that runs without this recipe's classes."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,7 @@ import numpy as np
 from fcos_recipe import __version__
 from fcos_recipe.config.load import data_paths
 from fcos_recipe.errors import RunFailure
-from fcos_recipe.files.atomic import replace_folder
+from fcos_recipe.files.atomic import draft_folder, remove_drafts, replace_file, replace_folder
 from fcos_recipe.predict.backends import METADATA
 
 
@@ -35,11 +33,9 @@ def export(predictor, target: Path, kind: str, nms: bool = True):
     from fcos_recipe.predict.predictor import Predictor
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(part, ignore_errors=True)
+    remove_drafts(target.parent, target.name)
     facts = _facts(predictor, kind, nms)
-    try:
-        part.mkdir()
+    with draft_folder(target) as part:
         _save_program(predictor.backend.model, part, inside=nms and kind == "paddle")
         if kind == "onnx":
             convert(part, facts)
@@ -51,17 +47,13 @@ def export(predictor, target: Path, kind: str, nms: bool = True):
         _write_facts(part, {**facts, "check": verdict.as_json()})
         if not verdict.passed:
             rejected = target.with_name(f"{target.name}.rejected")
-            shutil.rmtree(rejected, ignore_errors=True)
-            part.rename(rejected)
+            replace_folder(part, rejected)
             worst = verdict.failures[0] if verdict.failures else "the trained model finds nothing"
             raise RunFailure(
                 f"{target}: not written: on {verdict.images} images {len(verdict.failures)} "
                 f"detections differ; {worst} (kept as {rejected})"
             )
-        replace_folder(part, target)
         return verdict
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _facts(predictor, kind: str, nms: bool) -> dict:
@@ -89,7 +81,7 @@ def _facts(predictor, kind: str, nms: bool) -> dict:
 
 def _write_facts(folder: Path, facts: dict) -> None:
     text = json.dumps(facts, indent=1, ensure_ascii=False)
-    (folder / METADATA).write_text(text + "\n", encoding="utf-8")
+    replace_file(folder / METADATA, text + "\n")
 
 
 def _save_program(model, folder: Path, inside: bool) -> None:

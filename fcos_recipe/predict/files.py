@@ -1,6 +1,8 @@
 """Predictions on images and videos, written to a folder as drawings, COCO results and CSV."""
 
+import contextlib
 import csv
+import io
 import itertools
 import json
 from collections.abc import Iterable, Iterator
@@ -8,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fcos_recipe.errors import UserError
+from fcos_recipe.errors import UserError, cell
+from fcos_recipe.files.atomic import draft, replace_file
 from fcos_recipe.predict.inputs import Video, decoded, is_video
 
 PREDICTIONS = "predictions.json"
@@ -119,7 +122,6 @@ def _predict_images(
     results: _Results, targets: dict[Path, Path], size: int, threshold: float, quiet
 ):
     """Detect on images and draw them; unreadable ones are noted."""
-    import cv2
     from tqdm import tqdm
 
     def good():
@@ -138,8 +140,7 @@ def _predict_images(
                 drawn = _drawn(image, found, threshold)
                 target = targets[file]
                 target.parent.mkdir(parents=True, exist_ok=True)
-                if not cv2.imwrite(str(target), drawn[:, :, ::-1]):
-                    raise UserError(f"{target}: cannot be written")
+                replace_file(target, _encoded(target, drawn))
 
 
 def _predict_video(results: _Results, file: Path, target: Path, size: int, threshold: float, quiet):
@@ -152,6 +153,10 @@ def _predict_video(results: _Results, file: Path, target: Path, size: int, thres
     writer, number = None, 0
     try:
         video = Video(file)
+    except BadImage as error:
+        results.written.bad.append(str(error))
+        return
+    with contextlib.ExitStack() as opened:
         with tqdm(total=video.count or None, disable=quiet, unit="frame", desc=file.name) as bar:
             frames = _until_bad(video, results.written.bad)
             for batch in _batches(frames, size):
@@ -164,18 +169,26 @@ def _predict_video(results: _Results, file: Path, target: Path, size: int, thres
                         target.parent.mkdir(parents=True, exist_ok=True)
                         code = cv2.VideoWriter_fourcc(*"mp4v")
                         shape = frame.shape[1::-1]
-                        writer = cv2.VideoWriter(str(target), code, video.rate, shape)
+                        part = opened.enter_context(draft(target, ending=".mp4"))
+                        writer = cv2.VideoWriter(str(part), code, video.rate, shape)
+                        opened.callback(writer.release)
                         if not writer.isOpened():
                             raise UserError(
                                 f"{target}: cannot be written, or this OpenCV has no MP4 encoder"
                             )
                     writer.write(_drawn(frame, found, threshold)[:, :, ::-1])
                     bar.update()
-    except BadImage as error:
-        results.written.bad.append(str(error))
-    finally:
-        if writer is not None:
-            writer.release()
+
+
+def _encoded(target: Path, image) -> bytes:
+    """The RGB image as a file in the format of the target's ending; JPEG if OpenCV has none."""
+    import cv2
+
+    image = image[:, :, ::-1]
+    try:
+        return cv2.imencode(target.suffix, image)[1].tobytes()
+    except cv2.error:
+        return cv2.imencode(".jpg", image)[1].tobytes()
 
 
 def _until_bad(frames: Iterable, bad: list[str]) -> Iterator:
@@ -196,14 +209,15 @@ def _drawn(image, found, threshold: float):
 
 def _write(output: Path, rows: list[dict], as_csv: bool) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    (output / PREDICTIONS).write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    replace_file(output / PREDICTIONS, json.dumps(rows, ensure_ascii=False))
     if not as_csv:
         return
-    with open(output / "predictions.csv", "w", newline="", encoding="utf-8") as file:
+    with io.StringIO(newline="") as file:
         writer = csv.writer(file)
         writer.writerow("file_name frame category_name score x1 y1 x2 y2".split())
         for row in rows:
             x, y, w, h = row["bbox"]
             corners = [round(v, 3) for v in (x, y, x + w, y + h)]
-            place = [row["file_name"], row.get("frame", "")]
-            writer.writerow([*place, row["category_name"], row["score"], *corners])
+            place = [cell(row["file_name"]), row.get("frame", "")]
+            writer.writerow([*place, cell(row["category_name"]), row["score"], *corners])
+        replace_file(output / "predictions.csv", file.getvalue())

@@ -3,13 +3,14 @@
 import fcntl
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from fcos_recipe.console import Plain, log
 from fcos_recipe.errors import UserError
-from fcos_recipe.files.atomic import replace_file
+from fcos_recipe.files.atomic import open_own, remove_drafts, replace_file
 
 CONFIG, ENVIRONMENT, LOG, METRICS = "config.yml", "environment.json", "log.txt", "metrics.jsonl"
 
@@ -47,6 +48,8 @@ class RunDir:
                 path.rename(old)
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock = _refuse_if_locked(path)
+            for folder in (path, self.checkpoints):
+                remove_drafts(folder)
             self._metrics = _Appender(path / METRICS)
             handler = logging.StreamHandler(_Appender(path / LOG))
         except OSError as error:
@@ -153,7 +156,7 @@ class _Appender:
     """Appends to a file; text that a full disk does not accept is written with the next text."""
 
     def __init__(self, path: Path):
-        self._file = open(path, "ab", buffering=0)
+        self._file = open_own(path, os.O_WRONLY | os.O_APPEND)
         self._left = b""
 
     def write(self, text: str) -> OSError | None:
@@ -172,7 +175,7 @@ class _Appender:
 
 
 def _refuse_if_locked(path: Path):
-    lock = open(path / ".lock", "w")
+    lock = open_own(path / ".lock", os.O_RDWR)
     try:
         # lockf: data workers, which may live longer than this process, do not inherit the lock
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,6 +13,7 @@ from fcos_recipe.datasets.fpn_levels import SIZES
 from fcos_recipe.datasets.locate import Source
 from fcos_recipe.datasets.look.stats import statistics
 from fcos_recipe.errors import without_secrets
+from fcos_recipe.files.atomic import replace_file
 
 FACTS = "facts.json"
 
@@ -84,6 +85,6 @@ def write_facts(trainer) -> None:
         if trainer.validating and trainer.metric.dataset is not None:
             facts["data"]["val"] = dataset_facts(trainer.metric.dataset)
         text = without_secrets(json.dumps(facts, indent=1))
-        (trainer.run.path / FACTS).write_text(text + "\n", encoding="utf-8")
+        replace_file(trainer.run.path / FACTS, text + "\n")
     except Exception as error:  # a disk error, or annotations that only training can use
         log.warning("%s: not written: %s: %s", FACTS, type(error).__name__, error)

@@ -5,6 +5,7 @@ with a warning. Training needs none of their packages, and this project installs
 """
 
 import csv
+import io
 import json
 import netrc
 import os
@@ -20,6 +21,7 @@ import numpy as np
 from fcos_recipe.config.schema import LOGGERS
 from fcos_recipe.console import log
 from fcos_recipe.errors import UserError, without_secrets
+from fcos_recipe.files.atomic import open_own, replace_file
 
 THRESHOLD = 0.3  #: detections with a lower score are not drawn
 LONGEST = 640  #: pixels of the longer side of a drawn image
@@ -202,7 +204,7 @@ class WandB:
             note = self._folder / "wandb" / "run_id"  # a resumed run continues its curves
             note.parent.mkdir(exist_ok=True)
             if not note.is_file():
-                note.write_text(token_hex(4) + "\n")
+                replace_file(note, token_hex(4) + "\n")
             quiet = dict(
                 console="off", silent=True, disable_git=True, disable_code=True, save_code=False,
                 x_disable_meta=True, x_disable_stats=True, x_save_requirements=False,
@@ -276,7 +278,8 @@ class Csv:
         kind = record["kind"]
         new = kind not in self._columns
         columns = self._columns.setdefault(kind, [key for key in record if key != "kind"])
-        with open(self._folder / f"{kind}.csv", "a", newline="", encoding="utf-8") as file:
+        binary = open_own(self._folder / f"{kind}.csv", os.O_WRONLY | os.O_APPEND)
+        with io.TextIOWrapper(binary, newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             if new:
                 writer.writerow(columns)

@@ -24,7 +24,7 @@ from fcos_recipe.evaluation.detections_file import JUDGED
 from fcos_recipe.evaluation.examples import EXAMPLES
 from fcos_recipe.evaluation.loop import build_evaluation_set, evaluate
 from fcos_recipe.evaluation.metric import table
-from fcos_recipe.files.atomic import write_json
+from fcos_recipe.files.atomic import replace_file, write_json
 from fcos_recipe.model import build
 from fcos_recipe.runs.directory import CONFIG, ENVIRONMENT, RunDir
 from fcos_recipe.runs.environment import environment
@@ -176,7 +176,7 @@ class Trainer(Setup):
             self._saved_at = (at.epoch, at.step)
         self._saved_time = time.monotonic()
         if run.writer:
-            (run.path / CONFIG).write_text(without_secrets(resolved(self.config)))
+            replace_file(run.path / CONFIG, without_secrets(resolved(self.config)))
             write_json(run.path / ENVIRONMENT, {
                 **environment(self.device), "config": self.config.name, "ranks": self._nranks,
             })  # fmt: skip

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -146,20 +147,67 @@ def test_second_opening_maps_the_index(tmp_path, monkeypatch):
     assert not second.box.flags.writeable
 
 
-def test_touched_file_keeps_its_index_changed_file_does_not(tmp_path, monkeypatch):
+def test_a_touched_or_changed_file_is_parsed_again(tmp_path):
     path = write(tmp_path, coco(), images=False)
-    first = open_index(path)
+    first, written = open_index(path), place(path).read_bytes()
     os.utime(path, (1, 1))
-    with monkeypatch.context() as patch:
-        forbid_parsing(patch)
-        same(first, open_index(path))
-        same(first, open_index(path))
+    same(first, open_index(path))
+    assert place(path).read_bytes() != written
     # Same length, same modification time, other content: only the time of change tells.
     stat = os.stat(path)
     path.write_text(path.read_text().replace("class 7", "class 8"))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert os.stat(path).st_size == stat.st_size
     assert open_index(path).class_names == ["class 8", "class 3"]
+
+
+def lies(header: dict, arrays: dict[str, np.ndarray]):
+    """Indexes with a right checksum whose header or arrays are not what the format promises."""
+    for field, values in {"stat": [None, "x", [1], [10**400]], "meta": [None, [], {}],
+                          "arrays": [None, [], {}, {"box": 1}]}.items():  # fmt: skip
+        yield from ({**header, field: value} for value in values)
+    for field, values in {"counts": [[1], {"a": "b"}], "class_names": [None, ["one"], [1, 2], "ab"],
+                          "has_annotations": ["yes", None]}.items():  # fmt: skip
+        yield from ({**header, "meta": {**header["meta"], field: value}} for value in values)
+    for name, (dtype, shape, start) in header["arrays"].items():
+        for other in (["|O", shape, start], ["<f8", shape, start], [dtype, [10**12], start],
+                      [dtype, [-1], start], [dtype, shape, 10**12], [dtype, [1], start], [1, 2, 3],
+                      [dtype, shape, -64], ["x" * 999, shape, start]):  # fmt: skip
+            yield {**header, "arrays": {**header["arrays"], name: other}}
+    for name, values in {"label": [-1, 2, 10**6], "crowd": [2], "box": [np.nan, np.inf, 1e30],
+                         "box_start": [-1, 10**9], "name_start": [-1, 10**9], "size": [-1],
+                         "name_bytes": [255]}.items():  # fmt: skip
+        for value in values:
+            changed = arrays[name].copy()
+            changed.flat[len(changed.flat) // 2] = value
+            yield {**arrays, name: changed}
+
+
+def test_an_index_from_elsewhere_is_not_believed(tmp_path):
+    path = write(tmp_path, coco(), images=False)
+    first, content = open_index(path), place(path).read_bytes()
+    length = int.from_bytes(content[16:24], "little")
+    header, body = json.loads(content[24 : 24 + length]), content[module._aligned(24 + length) :]
+    arrays = {name: getattr(first, name) for name in ARRAYS}
+    tried = 0
+    for lie in lies(header, arrays):
+        place(path).unlink()
+        if "label" in lie:
+            module._write(place(path), header["stat"], header["meta"], lie)
+        else:
+            text = json.dumps(lie).encode()
+            rest = len(text).to_bytes(8, "little") + text
+            rest += bytes(module._aligned(16 + len(rest)) - 16 - len(rest)) + body
+            place(path).write_bytes(module.FORMAT + zlib.crc32(rest).to_bytes(8, "little") + rest)
+        assert place(path).read_bytes() != content
+        same(first, open_index(path))
+        assert place(path).read_bytes() == content, lie
+        tried += 1
+    assert tried > 100
+    for kind in (os.mkfifo, os.mkdir):  # then the next place is used
+        place(path).unlink(missing_ok=True)
+        kind(place(path))
+        same(first, open_index(path))
 
 
 def test_damaged_indices_are_rebuilt(tmp_path):

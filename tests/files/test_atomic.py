@@ -1,12 +1,29 @@
 """Files are replaced atomically, and a failed attempt leaves no file."""
 
+import contextlib
 import json
 import os
+import re
+import shutil
 import stat
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from fcos_recipe.files.atomic import draft, remove_drafts, replace_file, write_json
+from fcos_recipe.data.index import open_index
+from fcos_recipe.errors import UserError
+from fcos_recipe.files.atomic import (
+    draft,
+    open_own,
+    remove_drafts,
+    replace_file,
+    write_json,
+    write_named,
+)
+from fcos_recipe.files.download import locked
+from fcos_recipe.runs.directory import RunDir
+from tests.conftest import ROOT
 
 
 def test_a_file_is_replaced_whole_and_gets_a_usual_mode(tmp_path):
@@ -46,8 +63,85 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path):
 
 
 def test_drafts_of_killed_writers_can_be_removed(tmp_path):
-    path = tmp_path / "a[1]"
-    for name in (".a[1].0123", ".a1.0123", "a[1].0123"):
+    end = ".0123456789abcdef"
+    for name in (f".a[1]{end}", f".a1{end}", f"a[1]{end}", ".a[1].old", f".a[1]{end}.png"):
         (tmp_path / name).touch()
-    remove_drafts(path)
-    assert sorted(os.listdir(tmp_path)) == [".a1.0123", "a[1].0123"]
+    (tmp_path / f".b{end}").mkdir()
+    (tmp_path / f".b{end}" / "inside").touch()
+    remove_drafts(tmp_path, "a[1]")
+    kept = {f".a1{end}", f"a[1]{end}", ".a[1].old", f".b{end}"}
+    assert set(os.listdir(tmp_path)) == kept
+    remove_drafts(tmp_path)
+    assert set(os.listdir(tmp_path)) == {f"a[1]{end}", ".a[1].old"}
+    remove_drafts(tmp_path / "missing")
+
+
+WRITERS = {
+    "append": lambda path: open_own(path, os.O_WRONLY | os.O_APPEND).write(b"x"),
+    "lock": lambda path: open_own(path, os.O_RDWR).close(),
+    "file": lambda path: replace_file(path, "x"),
+    "json": lambda path: write_json(path, {}),
+    "run": lambda path: RunDir(path.parent, writer=True, resume=True).__enter__().__exit__(),
+    "index": lambda path: open_index(path.parent.parent / "instances.json"),
+    "zoo": lambda path: locked(path).__enter__(),
+}
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "dangling", "pipe"])
+@pytest.mark.parametrize("name", ["a", ".lock", "metrics.jsonl", "log.txt", "instances.json.lock",
+                                  "instances.json.idx"])  # fmt: skip
+def test_no_writer_follows_a_link_under_a_name_of_ours(tmp_path, name, kind):
+    outside, folder = tmp_path / "outside", tmp_path / ".fcos_index"
+    for made in (outside, folder, outside / "folder"):
+        made.mkdir()
+    (outside / "file").write_text("precious")
+    (tmp_path / "instances.json").write_text(
+        '{"images": [], "categories": [{"id": 1, "name": "a"}], "annotations": []}')  # fmt: skip
+    for write in WRITERS.values():
+        path = folder / name
+        path.unlink(missing_ok=True)
+        if kind == "pipe":
+            os.mkfifo(path)
+        else:
+            path.symlink_to(outside / kind)
+        with contextlib.suppress(OSError, UserError):
+            write(path)
+        assert os.listdir(outside / "folder") == [] and len(os.listdir(outside)) == 2
+        assert (outside / "file").read_text() == "precious"
+        shutil.rmtree(folder)
+        folder.mkdir()
+
+
+def test_a_folder_of_the_user_may_be_a_link_and_a_named_output_a_device(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with RunDir(tmp_path / "link", writer=True, resume=True) as run:
+        run.record(kind="train", step=1)
+    assert (tmp_path / "real" / "metrics.jsonl").is_file()
+    (tmp_path / "out").symlink_to(tmp_path / "real" / "target")
+    write_named(tmp_path / "out", "x")
+    write_named(Path("/dev/null"), "x")
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "real" / "target").read_text() == "x"
+    assert not Path("/dev/null").is_file()
+
+
+# Inside a draft folder or a temporary folder of their own, or (watchdog) to the console.
+ELSEWHERE = {"drawn_shapes.py": 3, "onnx_graph.py": 1, "export.py": 1, "collectives.py": 1,
+             "watchdog.py": 1, "storage.py": 1, "contact_sheet.py": 2, "examples.py": 1,
+             "plots.py": 1, "stats_plot.py": 1, "new_config.py": 1,
+             "archives.py": 1, "convert.py": 1, "stats.py": 1, "trainer.py": 1}  # fmt: skip
+
+
+def test_every_writer_uses_this_module():
+    writing = re.compile(
+        r"""\.write_(text|bytes)\(|\bopen\([^)]*["'](w|a|x|r\+)b?["']|imwrite\(|savefig\(|"""
+        r"""\.save\(|O_CREAT|copyfile\(|\.touch\("""
+    )
+    found = Counter()
+    for path in (ROOT / "fcos_recipe").rglob("*.py"):
+        if "lab" not in path.parts and path.name != "atomic.py":
+            lines = path.read_text().splitlines()
+            found[path.name] += sum(
+                bool(writing.search(line)) and "draft" not in line for line in lines
+            )
+    assert {name: n for name, n in found.items() if n and n != ELSEWHERE.get(name)} == {}

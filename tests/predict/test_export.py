@@ -81,7 +81,10 @@ def test_export_is_equal_and_complete(trained, tiny, tmp_path, kind, options):
 
 
 class Peaks(paddle.nn.Layer):
-    """A detector without weights: the pixels of [N, 4, 4, 3] are the scores of 16 fixed boxes."""
+    """A detector whose scores of 16 fixed boxes are the pixels of [N, 4, 4, 3].
+
+    Its one weight is there because Paddle 2.5 cannot load a program without any.
+    """
 
     def __init__(self, threshold: float):
         super().__init__()
@@ -90,9 +93,12 @@ class Peaks(paddle.nn.Layer):
         self.limits = {"score_threshold": threshold, "nms_top_k": 100, "keep_top_k": 100,
                        "nms_threshold": 0.6}  # fmt: skip
         self.nms = MultiClassNMS(**self.limits)
+        self.white = self.create_parameter(
+            [1], default_initializer=paddle.nn.initializer.Constant(255.0)
+        )
 
     def candidates(self, batch):
-        scores = batch["image"].astype("float32").flatten(1, 2).transpose([0, 2, 1]) / 255
+        scores = batch["image"].astype("float32").flatten(1, 2).transpose([0, 2, 1]) / self.white
         left = paddle.arange(16, dtype="float32").reshape([1, 16, 1]) * 10
         corners = paddle.concat([left, left * 0, left + 8, left * 0 + 8], axis=2)
         size = batch["im_shape"] / batch["scale_factor"]  # every input of an export must be used
@@ -269,7 +275,10 @@ def test_a_blank_image_after_a_photo_has_no_detections(trained, tiny, tmp_path, 
     verdict = export.export(Predictor(trained, config, device="cpu"), tmp_path / kind, kind)
     assert verdict.passed and verdict.empty >= 5
     exported = Predictor(tmp_path / kind, device="cpu")
-    blank, photo = np.zeros((96, 128, 3), np.uint8), sorted(tiny.parent.glob("val/*"))[-1]
+    blank = np.zeros((96, 128, 3), np.uint8)
+    # a photo on which the model finds something: which one it is depends on Paddle's last bits
+    photos = sorted(tiny.parent.glob("val/*"))
+    photo = max(photos, key=lambda path: len(exported([path])[0]))
     assert [len(found) > 0 for found in exported([blank, photo, blank])] == [False, True, False]
     assert len(exported([photo])[0]) and not len(exported([blank])[0])
 

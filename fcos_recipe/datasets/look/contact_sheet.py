@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from fcos_recipe.drawing import Font, readable
 from fcos_recipe.errors import UserError, printable
+from fcos_recipe.files.atomic import write_named
 
 PAGE_WIDTH, SHEET_WIDTH, LEAST_WIDTH = 1000, 520, 480  # long side of a picture, pixels
 HERE = Path(__file__).parent
@@ -65,13 +66,11 @@ def save(tiles: list[Tile], legend: list[Key], title: str, path: Path) -> None:
         OSError: the file can't be written.
     """
     if path.suffix == ".html":
-        text = page(tiles, legend, title)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        return
+        return write_named(path, page(tiles, legend, title))
     sheet = contact_sheet(tiles, legend, title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, quality=92)
+    file = io.BytesIO()
+    sheet.save(file, Image.registered_extensions()[path.suffix.lower()], quality=92)
+    write_named(path, file.getvalue())
 
 
 def contact_sheet(tiles: list[Tile], legend: list[Key], title: str) -> Image.Image:

@@ -12,6 +12,7 @@ from matplotlib.font_manager import fontManager
 from matplotlib.ticker import MaxNLocator
 
 from fcos_recipe.datasets.fpn_levels import SIZES, WHY
+from fcos_recipe.files.atomic import draft
 
 MOST_CLASSES, LEAST_ROWS = 120, 12  # rows of the class panel
 COLORS = ("#9ecae1", "#4292c6", "#084594")  # small, medium, large
@@ -57,7 +58,8 @@ def save(found: dict[str, Any], title: str, path: Path) -> None:
         axes.title.set_fontsize(10)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # drawn as a frame
-        figure.savefig(path)
+        with draft(path, ending=".png") as part:
+            figure.savefig(part)
 
 
 def _classes(counts: Axes, shares: Axes, classes: list[dict[str, Any]], total: int) -> None:
