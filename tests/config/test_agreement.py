@@ -138,7 +138,8 @@ TREE = ROOT / "tests/fixtures/paddledet_tree/configs"
 OTHERS = {
     "supervised baseline of semi-supervised training": (
         "LearningRate:\n  base_lr: 0.01\n  schedulers:\n"
-        "  - !PiecewiseDecay {gamma: 0.1, milestones: [16]}\n  - !LinearWarmup {start_factor: 0.001, epochs: 1}\nTrainDataset: !COCODataSet\n"
+        "  - !PiecewiseDecay {gamma: 0.1, milestones: [16]}\n"
+        "  - !LinearWarmup {start_factor: 0.001, epochs: 1}\nTrainDataset: !COCODataSet\n"
         "  image_dir: train\n  anno_path: train.json\n", None),
     "teacher and student": (
         "ssod_method: DenseTeacher\nDenseTeacher: {train_cfg: {}}\nSemiTrainReader: {}\n",
