@@ -210,7 +210,9 @@ def train(
         from fcos_recipe.training.trainer import Trainer
 
         advice = out_of_memory.training(config.data)
-        with _watchdog(config, own_process) as watchdog, out_of_memory.explained(found, advice):
+        again = f"python tools/train.py -c {config.path} --output {path} --resume auto"
+        explained = out_of_memory.explained(found, advice, again)
+        with _watchdog(config, own_process) as watchdog, explained:
             trainer = Trainer(config, found, watchdog)
             start = gather(resume)[0]  # a restarted host may know less than that of rank 0
             if start == "auto":

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 
 OK, FAILED, BAD_INPUT, DAMAGED, DISK_FULL, HUNG = 0, 1, 2, 3, 4, 124
 SAVED = os.EX_TEMPFAIL  # 75 of sysexits.h: try again later
-INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+HUNG_UP, INTERRUPTED, TERMINATED = (
+    128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+)
 
 # docs/reliability.md has the same rows. Every other code above 128 is 128 + the signal's number.
 MEANINGS = {
@@ -16,10 +18,11 @@ MEANINGS = {
     BAD_INPUT: "bad input: one line says what is wrong and how to correct it",
     DAMAGED: "a file is not the expected one: checksum, length or contents differ",
     DISK_FULL: "the disk is full or has too little space",
-    SAVED: "SIGTERM, after a checkpoint was saved; `--resume auto` continues from it",
+    SAVED: "SIGTERM or SIGHUP, after a checkpoint was saved; `--resume auto` continues from it",
     HUNG: "hung: the watchdog ended the process; the log has the stacks of all threads",
+    HUNG_UP: "SIGHUP outside of training",
     INTERRUPTED: "Ctrl-C",
-    TERMINATED: "SIGTERM",
+    TERMINATED: "SIGTERM outside of training",
     128 + signal.SIGKILL: "SIGKILL, often because memory ran out",
 }
 

@@ -18,9 +18,9 @@ from fcos_recipe.errors import UserError
 from fcos_recipe.launch.hosts import find_cluster
 from fcos_recipe.launch.plan import Plan, choose_cards, plan_launch
 from fcos_recipe.launch.restart import until_done
-from fcos_recipe.launch.supervise import one_process, supervise
+from fcos_recipe.launch.supervise import one_process, stop_signals_to, supervise
 from fcos_recipe.places import ROOT
-from fcos_recipe.system import compute, device
+from fcos_recipe.system import compute, device, stop_signals
 
 HEADLINE = "configs/fcos/fcos_r50_fpn_1x_coco.yml"
 _TEXT = "Start a training run on several cards and see it through."
@@ -136,4 +136,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_program(lambda: main(sys.argv[1:]))
+    with stop_signals_to(stop_signals.end):
+        run_program(lambda: main(sys.argv[1:]))

@@ -20,7 +20,7 @@ examples:
 """
 _CODES = {
     exit_codes.FAILED: "failed",
-    exit_codes.SAVED: "SIGTERM, after a checkpoint was saved",
+    exit_codes.SAVED: "SIGTERM or SIGHUP, after a checkpoint was saved",
     exit_codes.INTERRUPTED: "Ctrl-C, after a checkpoint was saved",
 }
 

@@ -6,6 +6,7 @@ a crash after an epoch. `model.build` compares the same values with a model that
 
 import math
 from collections.abc import Iterator
+from difflib import get_close_matches
 from typing import Any
 
 from fcos_recipe.config import schema
@@ -40,22 +41,34 @@ class _Part:
         return f"{place}{self.key}.{argument}: {text}"
 
 
+def not_supported(tree) -> list[str]:
+    """Say in one line that a config is for something other than supervised training of FCOS.
+
+    Args:
+        tree: the merged nodes, unchecked: other errors would only distract from this one.
+    """
+    node = tree.value.get("architecture")
+    typo = node and get_close_matches(str(node.value), [ARCHITECTURE], cutoff=0.8)  # see `check`
+    if node and not typo:
+        what = f"this recipe trains {ARCHITECTURE}, not {node.value}"
+        return [f"{node.where}: architecture: {what}; use PaddleDetection for other detectors"]
+    node = tree.value.get("ssod_method")
+    if node and node.value:
+        return [f"{node.where}: ssod_method: {schema.NOT_HERE['ssod_loss']}; use PaddleDetection "
+                "itself, or its supervised baseline"]  # fmt: skip
+    return []
+
+
 def disagreements(tree) -> list[str]:
     """Find values of a config that contradict each other.
 
     Args:
-        tree: the checked nodes. Without the section FCOS, which only files that serve as a base
-            lack, just the architecture is checked.
+        tree: the checked nodes. Only files that serve as a base lack the section FCOS; they are
+            not compared.
 
     Returns:
         one line per contradiction: "file:line: key: what is wrong".
     """
-    node = tree.value.get("architecture")
-    if node and node.value != ARCHITECTURE:
-        return [
-            f"{node.where}: architecture: this recipe trains {ARCHITECTURE}, not {node.value}; "
-            "use PaddleDetection itself for other detectors"
-        ]
     if ARCHITECTURE not in tree.value:
         return []
     parts = {role: _part(tree, role) for role in ("backbone", "neck", "fcos_head")}

@@ -225,10 +225,14 @@ class _Checker:
                 self.error(item, f"{key}.{i}", f"{what}; a decay comes first, a warm-up second")
                 continue
             self.arguments(name.value, item, f"{key}.{i}", skip="name")
-            gamma, milestones = (item.value.get(k) for k in ("gamma", "milestones"))
-            lists = [n.value for n in (gamma, milestones) if n and isinstance(n.value, list)]
+            known = schema.signature(name.value).args
+            gamma, milestones = (
+                item.value[k].plain() if k in item.value else known.get(k)
+                for k in ("gamma", "milestones")
+            )
+            lists = [value for value in (gamma, milestones) if isinstance(value, list)]
             if len(lists) == 2 and len(lists[0]) != len(lists[1]):
-                self.error(gamma, f"{key}.{i}.gamma",
+                self.error(item.value.get("gamma", item), f"{key}.{i}.gamma",
                            f"{len(lists[0])} factors for {len(lists[1])} milestones")  # fmt: skip
         alone = node.plain()[:1] if len(node.value) < 2 else []
         if not node.value or any(isinstance(d, dict) and d.get("use_warmup", True) for d in alone):

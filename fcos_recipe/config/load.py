@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from fcos_recipe.config.agreement import disagreements
+from fcos_recipe.config.agreement import disagreements, not_supported
 from fcos_recipe.config.check import SCHEDULERS, check, nearest
 from fcos_recipe.config.schema import ONLY_OURS, RECIPE, RESULTS, UNSET, components
 from fcos_recipe.errors import UserError, UserErrors, one_line
@@ -195,6 +195,8 @@ def load_config(
         loose = set() if ours else {"file"}
     else:
         loose = set() if strict else {"file", COMMAND_LINE}
+    if errors := not_supported(tree):
+        raise UserErrors(errors)
     errors, warnings = check(tree, loose)
     errors = reader.errors + errors or disagreements(tree)
     if errors:

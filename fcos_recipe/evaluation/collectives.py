@@ -10,6 +10,7 @@ import paddle
 import paddle.distributed as dist
 
 from fcos_recipe.files.atomic import draft_folder
+from fcos_recipe.system.stop_signals import joining
 
 
 def join_ranks() -> tuple[int, int]:
@@ -19,7 +20,8 @@ def join_ranks() -> tuple[int, int]:
         (rank, number of ranks); (0, 1) without a launcher.
     """
     if dist.get_world_size() > 1 and not dist.is_initialized():
-        dist.init_parallel_env()
+        with joining():
+            dist.init_parallel_env()
     return dist.get_rank(), dist.get_world_size()
 
 

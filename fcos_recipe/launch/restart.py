@@ -12,8 +12,8 @@ from fcos_recipe import exit_codes
 from fcos_recipe.launch.plan import Plan
 
 # Done, hopeless, or asked for: nothing to start again after these.
-FINAL = {exit_codes.OK, exit_codes.BAD_INPUT, exit_codes.SAVED, exit_codes.INTERRUPTED,
-         exit_codes.TERMINATED}  # fmt: skip
+FINAL = {exit_codes.OK, exit_codes.BAD_INPUT, exit_codes.SAVED, exit_codes.HUNG_UP,
+         exit_codes.INTERRUPTED, exit_codes.TERMINATED}  # fmt: skip
 
 
 def until_done(run: Plan, once: Callable[[Plan], int], restarts: int, run_dir: Path | None) -> int:

@@ -25,6 +25,7 @@ from fcos_recipe.files.atomic import open_own
 from fcos_recipe.launch.heartbeats import SHORT_SILENCE, Failure, Heartbeats
 from fcos_recipe.launch.plan import Plan
 from fcos_recipe.launch.ranks import Ranks
+from fcos_recipe.system.stop_signals import requests
 from fcos_recipe.system.watchdog import WAITS
 
 GRACE = 15  # seconds the ranks have to end by themselves after a failure
@@ -59,7 +60,7 @@ def supervise(run: Plan) -> int:
         run.heartbeats.begin()
     stops: list[int] = []
     try:
-        with _stop_signals_to(stops.append), no_process_left():
+        with stop_signals_to(stops.append), no_process_left():
             log = run.log_dir / "launcher.log"
             return _watch(run, start_process(run, log), log, stops)
     finally:
@@ -76,7 +77,7 @@ def remove_environments(logs: Path) -> None:
 def one_process(run: Plan) -> int:
     """Run a plan of one rank, on this console; signals are passed on. Returns an exit code."""
     child = start_process(run)
-    with _stop_signals_to(child.send_signal):
+    with stop_signals_to(child.send_signal):
         return exit_codes.of_shell(child.wait())
 
 
@@ -118,9 +119,9 @@ def start_process(run: Plan, log: Path | None = None) -> subprocess.Popen:
 
 
 @contextmanager
-def _stop_signals_to(handle: Callable[[int], object]) -> Iterator[None]:
-    """SIGINT and SIGTERM go to a function inside, and as before afterwards."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
+def stop_signals_to(handle: Callable[[int], object]) -> Iterator[None]:
+    """Inside, SIGINT and the signals of `stop_signals.requests` go to a function."""
+    numbers = {signal.SIGINT, *requests()}
     old = {number: signal.signal(number, lambda n, _: handle(n)) for number in numbers}
     try:
         yield
@@ -167,7 +168,7 @@ def _watch(run: Plan, launcher: subprocess.Popen, launcher_log: Path, stops: lis
     if stops:
         print(f"launch: stopped by {signal.Signals(stops[0]).name}", file=sys.stderr)
         saved = set(ranks.failed().values()) == {exit_codes.SAVED}
-        return exit_codes.SAVED if saved and stops[0] == signal.SIGTERM else 128 + stops[0]
+        return exit_codes.SAVED if saved and stops[0] != signal.SIGINT else 128 + stops[0]
     failed = ranks.failed() or _from_launcher(launcher_log)
     if run.heartbeats and set(failed.values()) == {exit_codes.SAVED}:
         print("launch: SIGTERM on another host: a checkpoint was saved", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Report full card memory in one line that says what to reduce."""
+"""Report full memory and dead data workers in one line that says what to reduce."""
 
 import os
 import re
@@ -15,27 +15,57 @@ _FULL = re.compile(
     re.IGNORECASE,
 )
 
+# Messages of Paddle, NumPy and the C library when an allocation on the host fails.
+_HOST = re.compile("Fail to alloc memory|Cannot allocate memory|bad_alloc|Unable to allocate")
+# Paddle's two messages about a data worker that died, and its message about one that raised.
+_WORKER = re.compile(
+    r"DataLoader process \(pid:? *(?P<pid>\d+)\) (?P<how>[^.]*)|"
+    r"DataLoader \d+ workers (?P<end>exit unexpectedly), pids: (?P<pids>[\d, ]+)|"
+    r"DataLoader worker\((?P<number>\d+)\) caught MemoryError"
+)
+_HOST_ADVICE = "lower worker_num or batch_size, or end other processes on this machine"
+
 
 @contextmanager
-def explained(device: str, advice: str) -> Iterator[None]:
-    """Replace Paddle's error about full card memory by one line.
+def explained(device: str, advice: str, resume: str = "") -> Iterator[None]:
+    """Replace errors about full memory and dead data workers by one line.
 
     Args:
         device: cpu, gpu or iluvatar_gpu.
-        advice: what the user can reduce.
+        advice: what the user can reduce if the memory of a card is full.
+        resume: the command that continues the run, if there is one.
 
     Raises:
-        RunFailure: the card has too little memory.
+        RunFailure: a card or the host has too little memory, or a data worker died.
     """
     try:
         yield
     except (MemoryError, OSError, RuntimeError, SystemError) as error:
-        if device == "cpu" or not _FULL.search(str(error)):
+        text = " ".join(str(error).split())
+        number = os.environ.get("PADDLE_TRAINER_ID")
+        rank = f" of rank {number}" if number else ""
+        if worker := _WORKER.search(text):
+            what = f"{_which(worker)}{rank} died, usually because host memory ran out (see `dmesg`)"
+            advice = _HOST_ADVICE
+        elif _HOST.search(text) or (
+            isinstance(error, MemoryError) and (device == "cpu" or not _FULL.search(text))
+        ):
+            what, advice = f"host memory is full{rank}", _HOST_ADVICE
+        elif _FULL.search(text):
+            card = "host" if device == "cpu" else f"card {device}:{card_index(device)}"
+            what = f"{card}{rank}: out of memory"
+        else:
             raise
-        rank = os.environ.get("PADDLE_TRAINER_ID")
-        which = f"card {device}:{card_index(device)}" + (f" of rank {rank}" if rank else "")
-        reason = " ".join(str(error).split())[:200]
-        raise RunFailure(f"{which}: out of memory: {advice} (Paddle: {reason})") from None
+        reason = f" ({type(error).__name__}: {text[:200]})"
+        then = f"; `{resume}` continues" if resume else ""
+        raise RunFailure(f"{what}: {advice}{then}{reason}") from None
+
+
+def _which(worker: re.Match) -> str:
+    if worker["number"]:
+        return f"data worker {worker['number']}"
+    how = worker["how"] or worker["end"]
+    return f"data worker (process {worker['pid'] or worker['pids'].strip()}, {how.strip()})"
 
 
 def training(data: dict) -> str:

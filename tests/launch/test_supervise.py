@@ -162,7 +162,7 @@ def test_the_rank_that_hangs_is_named_where_the_evidence_tells(
         assert supervise.ALL_WAIT not in err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_the_run(tmp_path, number):
     program = f"""
 import sys; from pathlib import Path

@@ -4,11 +4,13 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 
 from fcos_recipe import exit_codes
@@ -366,7 +368,7 @@ def wait_for(process, words) -> None:
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_the_whole_group_saves_and_exits(tiny, tmp_path, number):
     """The data workers get it too, as from a terminal or a batch system, and go on working."""
     options = ["-o", "epoch=200", "worker_num=2", "TrainReader.use_shared_memory=true"]
@@ -374,13 +376,83 @@ def test_a_signal_to_the_whole_group_saves_and_exits(tiny, tmp_path, number):
     wait_for(process, "step 5/6")
     os.killpg(process.pid, number)
     rest = process.communicate(timeout=60)[0]
-    expected = exit_codes.SAVED if number == signal.SIGTERM else exit_codes.INTERRUPTED
+    expected = exit_codes.INTERRUPTED if number == signal.SIGINT else exit_codes.SAVED
     assert process.returncode == expected, rest
     assert "a checkpoint is saved after this step" in rest and "Traceback" not in rest
     path, rejected = storage.newest(tmp_path / "run" / "checkpoints")
     assert not rejected and f"saved {path}: `--resume auto` continues" in rest
     done = records(tmp_path / "run")[-1]["step"]
     assert storage.read_state(path)["progress"]["steps_done"] == done
+
+
+# Where a run stands still for the signal, and what makes it: imports, the data index, the model.
+START_UP = {
+    "imports": "sys.meta_path.insert(0, Stop())",
+    "data index": "from fcos_recipe.data import dataset; dataset.open_index = stop",
+    "model": "from fcos_recipe.model import build; build.build_model = stop",
+    "other ranks": "os.environ.update(PADDLE_TRAINER_ID='0', PADDLE_TRAINERS_NUM='2', "
+    "PADDLE_MASTER='127.0.0.1:{port}', PADDLE_TRAINER_ENDPOINTS='127.0.0.1:1,127.0.0.1:2', "
+    "PADDLE_CURRENT_ENDPOINT='127.0.0.1:1', PADDLE_DISTRI_BACKEND='gloo'); "
+    "from fcos_recipe.evaluation import collectives; joining = collectives.joining; "
+    "collectives.joining = lambda: print('here', flush=True) or joining()",
+}
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("place", START_UP)
+def test_a_signal_during_start_up_is_one_line(tiny, tmp_path, place, number):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = f"""
+import os, sys, time
+from fcos_recipe.cli import run, leave
+def stop(*_, **__):
+    print("here", flush=True)
+    time.sleep(1000)
+class Stop:
+    def find_spec(self, name, *_):
+        return stop() if name == "paddle.base" else None
+{START_UP[place].format(port=port)}
+leave(run("train", ["-c", {str(tiny)!r}, "--output", {str(tmp_path / "run")!r}]))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
+    )  # fmt: skip
+    wait_for(process, "here")
+    if place == "other ranks":
+        time.sleep(1)  # into native code
+    os.killpg(process.pid, number)
+    rest = process.communicate(timeout=60)[0]
+    # by the kernel, while native code holds the interpreter's lock: 128 + number in a shell
+    assert exit_codes.of_shell(process.returncode) == 128 + number, rest
+    assert "ended" in rest.splitlines()[-1] and "no checkpoint was written" in rest
+    assert "Traceback" not in rest and "C++" not in rest
+
+
+@pytest.mark.e2e
+def test_a_dead_data_worker_is_one_line_and_the_run_goes_on(tiny, tmp_path):
+    """As the kernel kills one when host memory runs out; `--max-restarts` continues the run."""
+    process = subprocess.Popen(
+        ["bash", str(ROOT / "scripts" / "train.sh"), str(tiny), "--gpus", "1", "--max-restarts",
+         "1", "--output", str(tmp_path / "run"), "-o", "epoch=30", "worker_num=2"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "DEVICE": "cpu", "PYTHON": sys.executable},
+    )  # fmt: skip
+    wait_for(process, "saved")
+    workers = [p for child in psutil.Process(process.pid).children() for p in child.children()]
+    workers[-1].kill()
+    rest = process.communicate(timeout=120)[0]
+    lines = [line for line in rest.splitlines() if line.startswith("error: ")]
+    assert process.returncode == 0 and len(lines) == 1 and "Traceback" not in rest, rest
+    for words in (f"data worker (process {workers[-1].pid}", "host memory", "worker_num",
+                  "batch_size", f"--output {tmp_path / 'run'} --resume auto"):  # fmt: skip
+        assert words in lines[0], lines
+    assert "restart 1 of 1" in rest and [r["step"] for r in records(tmp_path / "run")] == [
+        *range(1, 181)
+    ]
 
 
 @pytest.mark.e2e

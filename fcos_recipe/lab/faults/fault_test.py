@@ -29,6 +29,7 @@ from fcos_recipe.lab.faults.tools import (
     Lost,
     NotPossible,
     differences,
+    left_by,
     parts,
     ranks_of,
     remove,
@@ -40,7 +41,8 @@ from fcos_recipe.places import ROOT
 
 # Number of faults of each kind: in the whole test, and with --quick.
 COUNTS = {
-    "kill": (60, 7), "rank": (6, 1), "hang": (5, 1), "disk": (2, 1), "damage": (200, 40),
+    "kill": (60, 7), "rank": (6, 1), "hang": (5, 1), "disk": (2, 1), "saves": (2, 1),
+    "report": (8, 1), "worker": (4, 1), "hangup": (8, 1), "damage": (200, 40),
 }  # fmt: skip
 TOLERANCE = 1e-6  # absolute, for weights and optimizer states with two processes
 CONFIG = """\
@@ -194,7 +196,7 @@ class Faults:
             self.sleep(process, moment)
             family = tree(process)
             if aimed:
-                while process.poll() is None and not parts(run, process.pid):
+                while process.poll() is None and not parts(run):
                     time.sleep(0.0005)
                 time.sleep(into)
                 family |= tree(process)
@@ -202,7 +204,7 @@ class Faults:
             if process.wait() == -signal.SIGKILL:
                 break
             remove(run)  # the run ended before it was killed
-        hit = len(parts(run, process.pid)) > 0
+        hit = len(parts(run)) > 0
         self.inside += hit
         where = f"{time.monotonic() - began:.2f} s after the start{', inside a save' * hit}"
         self.leaks(family)
@@ -258,6 +260,72 @@ class Faults:
         self.leaks(set(psutil.pids()) & set(self.mentions(run)))
         self.finish(run, "whole2", 2)
         return f"{kind}: rank {rank} named, exit {code} after {seconds:.0f} s"
+
+    def report(self, run: Path, number: int) -> str:
+        """SIGKILL between the final weights and the end: all that a finished run leaves is made."""
+        while True:
+            process = self.train(run)
+            while process.poll() is None and not (run / "model_final.pdparams").is_file():
+                time.sleep(0.0005)
+            moment = self.rng.uniform(0, 1.0)
+            self.sleep(process, moment)
+            family = tree(process)
+            process.kill()
+            if process.wait() == -signal.SIGKILL:
+                break
+            remove(run)  # it was faster
+        self.leaks(family)
+        self.finish(run, "whole")
+        if missing := sorted(left_by(self.work / "whole") - left_by(run)):
+            raise Lost(f"the resumed run did not make {', '.join(missing)}")
+        return f"{moment:.2f} s after the final weights"
+
+    def worker(self, run: Path, number: int) -> str:
+        """SIGKILL to a data worker: one line, and `--max-restarts` goes on."""
+        script = ROOT / "scripts" / "train.sh"
+        process = self.start(
+            ["bash", script, self.config, "--gpus", "1", "--eval", "--output", run,
+             "--max-restarts", "2", "-o", *WORKERS], run.with_suffix(".console"),
+        )  # fmt: skip
+        self.wait_for_checkpoint(process, run)
+        children = [child for p in psutil.Process(process.pid).children() for child in p.children()]
+        if not children:
+            raise Lost(f"ended before a worker was killed: {self.console(run)}")
+        victim, family = children[number % len(children)], tree(process)
+        victim.kill()
+        if code := self.ended(process, run):
+            raise Lost(f"train.sh --max-restarts ended with {code}: {self.console(run)}")
+        text = run.with_suffix(".console").read_text()
+        said = f"data worker (process {victim.pid}"
+        if text.count(said) != 1 or "Traceback" in text:
+            raise Lost(f"not one line with {said!r}: {self.console(run)}")
+        self.leaks(family)
+        self.compare(run, "whole")
+        return f"worker {number % len(children)} named, gone on with"
+
+    def hangup(self, run: Path, number: int) -> str:
+        """SIGHUP at a random moment: a checkpoint, or one line where nothing is trained."""
+        process = self.train(run)
+        moment = self.rng.uniform(0.05, 0.9) * self.seconds
+        self.sleep(process, moment)
+        process.send_signal(signal.SIGHUP)
+        code = self.ended(process, run)
+        # Python itself may not have begun, or have ended
+        codes = (exit_codes.SAVED, exit_codes.HUNG_UP, -signal.SIGHUP, exit_codes.OK)
+        if code not in codes or "Traceback" in run.with_suffix(".console").read_text():
+            raise Lost(f"exit {code} after SIGHUP: {self.console(run)}")
+        self.finish(run, "whole")
+        return f"{moment:.2f} s after the start: {exit_codes.describe(code)}"
+
+    def saves(self, run: Path, number: int) -> str:
+        """Only checkpoints fail, the last ones or too many: never exit code 0."""
+        limit = ("max_failed_saves=9", "max_failed_saves=2")[number]
+        process = self.train(run, "-o", "snapshot_steps=0", limit)
+        self.wait_for_checkpoint(process, run)
+        aside = run.with_suffix(".gone")
+        (run / "checkpoints").rename(aside)
+        words = ("these are not on disk", "2 checkpoints in a row were not saved")[number]
+        return self.refused(process, run, words, lambda: aside.rename(run / "checkpoints"))
 
     def disk(self, run: Path, number: int) -> str:
         """Fill the disk or remove the checkpoint folder until the run gives up saving."""

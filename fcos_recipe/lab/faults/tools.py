@@ -65,6 +65,12 @@ def differences(one: Path, two: Path, tolerance: float = 0) -> str:
     return ""
 
 
+def left_by(run: Path) -> set[str]:
+    """Files of a run directory, without those of its checkpoints."""
+    files = (path.relative_to(run) for path in run.rglob("*") if path.is_file())
+    return {str(path) for path in files if path.parts[0] != "checkpoints"}
+
+
 def tree(process: subprocess.Popen) -> set[int]:
     """Ids of a process and all its descendants."""
     try:
@@ -95,10 +101,10 @@ def ranks_of(process: subprocess.Popen) -> dict[int, int]:
     return found
 
 
-def parts(run: Path, pid: int) -> list[Path]:
-    """Files that a save of this process has written but not yet renamed."""
+def parts(run: Path) -> list[Path]:
+    """Files and folders that a save has begun and not yet renamed."""
     try:
-        return [path for path in run.rglob(".*") if path.name.endswith(f".{pid}")]
+        return [path for path in run.rglob(".*") if path.name != ".lock"]
     except OSError:  # renamed during the search
         return []
 
