@@ -51,6 +51,6 @@ def describe(code: int) -> str:
         return f"killed by {name}" + (" (out of memory? see `dmesg`)" if name == "SIGKILL" else "")
     known = {
         OK: "done", BAD_INPUT: "bad input", HUNG: "hung, ended by its watchdog",
-        SAVED: "ended by SIGTERM after a checkpoint was saved",
+        SAVED: "ended by a signal after a checkpoint was saved",
     }  # fmt: skip
     return known.get(code, f"exit code {code}")

@@ -32,7 +32,7 @@ examples:
 """
 _CODES = {
     exit_codes.FAILED: "a rank failed: the last lines name it",
-    exit_codes.SAVED: "SIGTERM, after a checkpoint was saved",
+    exit_codes.SAVED: "SIGTERM or SIGHUP, after a checkpoint was saved",
     exit_codes.HUNG: "a rank hung",
     exit_codes.INTERRUPTED: "Ctrl-C",
 }
