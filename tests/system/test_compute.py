@@ -201,7 +201,10 @@ def test_every_command_refuses_to_leave_cards_idle(idle, tiny, tmp_path):
     weights.touch()
     export = tmp_path / "export"
     export.mkdir()
-    facts = {"version": 1, "class_names": ["a"], "format": "onnx"}
+    facts = {"version": 1, "class_names": ["a"], "category_ids": [1], "format": "onnx", "nms": True,
+             "num_classes": 1, "config": "a", "clip": True, "group_norm_epsilon": [],
+             "TestReader": {}, "limits": {"score_threshold": 0.1, "nms_top_k": 10,
+                                          "keep_top_k": 10, "nms_threshold": 0.6}}  # fmt: skip
     (export / "fcos_export.json").write_text(json.dumps(facts))
     image = next((tiny.parent / "val").iterdir())
     output = ["--output", tmp_path / "out"]
