@@ -122,6 +122,13 @@ class FCOS(nn.Layer):
         return self.neck(self.backbone({"image": image}))
 
 
+# What ppdet's classes raise for arguments that they do not check; full memory is something else.
+_WRONG_ARGUMENTS = (
+    TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError,
+    NotImplementedError,
+)  # fmt: skip
+
+
 def _create(cfg: dict, role: str, **more) -> Any:
     """Build one part of the model.
 
@@ -130,9 +137,7 @@ def _create(cfg: dict, role: str, **more) -> Any:
     """
     try:
         return create(cfg[role], **more)
-    except UserError:
-        raise
-    except Exception as error:  # ppdet's classes check little: anything may be raised
+    except _WRONG_ARGUMENTS as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(
             f"FCOS.{role}: {cfg[role]} cannot be built with its arguments: {reason}"
