@@ -24,9 +24,9 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     add("--images", type=Path, metavar="DIR", help="image folder, if it can't be found")
 
 
-def find_sources(args: argparse.Namespace, look: bool = True) -> tuple[list[Source], Config]:
+def find_sources(args: argparse.Namespace) -> tuple[list[Source], Config]:
     """The splits named by the arguments of `add_source`; see `locate.sources`."""
-    return sources(args.target, args.config, args.opt, args.split, args.images, look)
+    return sources(args.target, args.config, args.opt, args.split, args.images)
 
 
 def add_output(
