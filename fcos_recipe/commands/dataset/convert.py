@@ -3,8 +3,14 @@
 from pathlib import Path
 
 from fcos_recipe import exit_codes
-from fcos_recipe.commands.dataset.shared import add_force, add_output, tell_content
-from fcos_recipe.commands.options import listed, parser
+from fcos_recipe.commands.dataset.shared import (
+    ACCOUNT,
+    add_force,
+    add_output,
+    tell_account,
+    tell_content,
+)
+from fcos_recipe.commands.options import add_json, listed, parser
 from fcos_recipe.config.load import display
 from fcos_recipe.datasets.convert.coco_repair import from_coco
 from fcos_recipe.datasets.convert.common import read_names
@@ -47,6 +53,7 @@ def main(argv: list[str]) -> int:
         help="voc: pixel coordinates start at 1 (last pixel included) or 0 "
         "(auto: 0 if any is below 1)")  # fmt: skip
     add("--skip-bad", action="store_true", help="leave out and report what can't be converted")
+    add_json(ask, ACCOUNT)
     add_force(ask)
     args = ask.parse_args(argv)
     refuse_overwriting([args.output], args.force)
@@ -76,5 +83,6 @@ def main(argv: list[str]) -> int:
     content = found.content()
     write(args.output, content)
     tell_content(args.output, content)
+    tell_account(found.account, args.json)
     print(printable(f"image_dir (file names are relative to it): {display(str(found.root))}"))
     return 0

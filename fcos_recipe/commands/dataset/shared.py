@@ -1,13 +1,18 @@
 """Arguments and output that subcommands of `fcos dataset` share."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 from fcos_recipe.commands.options import add_config, add_overrides
 from fcos_recipe.config.load import Config
+from fcos_recipe.datasets.account import Account
 from fcos_recipe.datasets.locate import RULES, SPLITS, Source, sources
 from fcos_recipe.errors import printable
+from fcos_recipe.files.atomic import write_named
+
+ACCOUNT = "write the account to FILE: what was seen, written and left out, with reasons"
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -47,3 +52,11 @@ def tell_content(path: Path, content: dict[str, Any], without: list[str] | None 
     if without:
         names = ", ".join(without[:10]) + (", ..." if len(without) > 10 else "")
         print(printable(f"  {len(without)} classes are on none of its images: {names}"))
+
+
+def tell_account(account: Account, path: Path | None) -> None:
+    """Print an account, and write it to `path` unless that is None."""
+    for line in account.lines():
+        print(printable(line))
+    if path is not None:
+        write_named(path, json.dumps({"account": account.rows()}, indent=1) + "\n")

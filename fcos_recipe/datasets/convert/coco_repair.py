@@ -39,21 +39,27 @@ def from_coco(source: Path, images: Path | None) -> Converted:
     names = [str(image.get("file_name")) for image in data["images"]]
     root = images or Path(image_folder(str(source), names[:LOOK_AT]) or source.parent)
     found = Converted(root, [str(c.get("name")) for c in data["categories"]])
+    account = found.account
+    account.seen["images"] = len(data["images"])
+    account.seen["boxes"] = len(data["annotations"])
     ids = {key: _renumber(data[key], key, found) for key in sections}
     by_id = {}
     for n, image in enumerate(data["images"]):
         if _key(image.get("id")) in by_id:
-            found.bad.append(f"{source}: images[{n}].id: {image.get('id')!r} occurs twice")
+            place, text = f"{source}: images[{n}].id", f"{image.get('id')!r} occurs twice"
+            found.refuse(place, text, "images", reason="with an id that occurs twice")
             continue
         entry = {**image, "id": ids["images"][n]}
         if not isinstance(image.get("file_name"), str):
-            found.bad.append(f"{source}: images[{n}].file_name: missing")
+            place = f"{source}: images[{n}].file_name"
+            found.refuse(place, "missing", "images", reason="without a file name")
             continue
         if not all(isinstance(image.get(k), int) and image[k] > 0 for k in ("height", "width")):
             size = header_size(root / image["file_name"])
             if size is None:
                 name = entry["file_name"]
-                found.bad.append(f"{source}: images[{n}]: it has no size, and {name} can't be read")
+                text = f"it has no size, and {name} can't be read"
+                found.refuse(f"{source}: images[{n}]", text, "images", reason="of unknown size")
                 continue
             entry |= {"height": size[0], "width": size[1]}
             found.said["image sizes were missing and are read from the files"] += 1
@@ -66,7 +72,7 @@ def from_coco(source: Path, images: Path | None) -> Converted:
         try:
             entry = _box(annotation, by_id, classes, found)
         except Bad as error:
-            found.bad.append(f"{source}: annotations[{n}]: {error}")
+            found.refuse(f"{source}: annotations[{n}]", error)
             continue
         found.annotations.append({**entry, "id": ids["annotations"][n]})
     categories = [{**c, "id": k} for c, k in zip(data["categories"], ids["categories"])]
@@ -93,9 +99,11 @@ def _box(
 ) -> dict[str, Any]:
     image = images.get(_key(annotation.get("image_id")))
     if image is None:
-        raise Bad(f"image_id {annotation.get('image_id')!r}: no such image")
+        raise Bad(f"image_id {annotation.get('image_id')!r}: no such image", "of unknown images")
     if (label := classes.get(_key(annotation.get("category_id")))) is None:
-        raise Bad(f"category_id {annotation.get('category_id')!r}: no such category")
+        raise Bad(
+            f"category_id {annotation.get('category_id')!r}: no such category", "of unknown classes"
+        )
     box = annotation.get("bbox")
     polygons = annotation.get("segmentation")
     if not box and isinstance(polygons, list) and polygons:
@@ -109,7 +117,7 @@ def _box(
         raise Bad("bbox: not four numbers")
     box = [as_number(v) for v in box]
     if not all(map(math.isfinite, box)) or min(box[2:]) <= 0:
-        raise Bad(f"bbox {box}: its width and height must be positive")
+        raise Bad(f"bbox {box}: its width and height must be positive", "without width or height")
     entry = {**annotation, "image_id": image["id"], "category_id": label, "bbox": box}
     if entry.get("area") is None:
         entry["area"] = box[2] * box[3]

@@ -12,19 +12,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fcos_recipe.datasets.account import Account
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import read_text
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-
 
 class Bad(Exception):
-    """One line or entry that can't be converted."""
+    """One line or entry that can't be converted.
+
+    Args:
+        text: what is wrong with it.
+        reason: the kind of fault, as the account names it.
+    """
+
+    def __init__(self, text: str, reason: str = "not readable"):
+        super().__init__(text)
+        self.reason = reason
 
 
 @dataclass
 class Converted:
     """The COCO file under construction, with the problems that were met.
+
+    A reader counts what it finds in `account.seen`, by other code than that which reads it: images,
+    boxes, label files. What it can't convert goes to `refuse`, and what it passes over on purpose
+    to `account.leave_out`. `content` counts what is written and checks that nothing is missing.
 
     Args:
         root: folder that file names are relative to.
@@ -38,6 +50,23 @@ class Converted:
     annotations: list[dict[str, Any]] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)  #: "file:line: what"
     said: Counter = field(default_factory=Counter)  #: remark -> how often it applies
+    account: Account = field(default_factory=Account)
+
+    def refuse(
+        self, place: Any, error: Bad | UserError | str, item: str = "boxes", count: int = 1,
+        reason: str = "not readable",
+    ) -> None:  # fmt: skip
+        """Leave something out that should have been converted.
+
+        Args:
+            place: the file, or "file:line".
+            error: what is wrong; a `Bad` has a reason of its own.
+            item: what is left out, and `count` its number.
+            reason: as the account names it.
+        """
+        text = str(error)
+        self.bad.append(text if text.startswith(str(place)) else f"{place}: {text}")
+        self.account.leave_out(item, getattr(error, "reason", reason), count)
 
     def image(self, file: Path, size: tuple[int, int]) -> dict[str, Any]:
         """Add an image of `size` (height, width) in pixels; returns its entry."""
@@ -53,14 +82,16 @@ class Converted:
             Bad: a coordinate is not finite, or no part of the box is inside the image.
         """
         if not all(map(math.isfinite, corners)):
-            raise Bad(f"box {corners}: not a finite number")
+            raise Bad(f"box {corners}: not a finite number", "not a finite number")
         x1, y1, x2, y2 = corners
         if x2 <= x1 or y2 <= y1:
-            raise Bad(f"box {[round(v, 2) for v in corners]}: width and height must be positive")
+            told = [round(v, 2) for v in corners]
+            raise Bad(f"box {told}: width and height must be positive", "without width or height")
         width, height = image["width"], image["height"]
         inside = [max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))]
         if inside[2] <= inside[0] or inside[3] <= inside[1]:
-            raise Bad(f"box {[round(v, 2) for v in corners]}: outside the {width}x{height} image")
+            told = [round(v, 2) for v in corners]
+            raise Bad(f"box {told}: outside the {width}x{height} image", "outside the image")
         if max(abs(a - b) for a, b in zip(inside, corners)) > 1:
             self.said["boxes extended beyond their image and are clipped"] += 1
         x1, y1, x2, y2 = inside
@@ -72,7 +103,14 @@ class Converted:
         self.annotations.append(entry)
 
     def content(self) -> dict[str, Any]:
-        """The COCO file as a dict."""
+        """The COCO file as a dict.
+
+        Raises:
+            UserError: something that was seen is neither written nor left out for a reason.
+        """
+        self.account.written["images"] = len(self.images)
+        self.account.written["boxes"] = len(self.annotations)
+        self.account.check(self.root)
         names = [{"id": k, "name": n} for k, n in enumerate(self.classes, start=1)]
         mine = {"images": self.images, "annotations": self.annotations}
         return {"categories": names, **self.other, **mine}
@@ -94,7 +132,7 @@ def as_number(word: Any) -> float:
     try:
         return float(word)
     except (TypeError, ValueError):
-        raise Bad(f"{word!r} is not a number") from None
+        raise Bad(f"{word!r} is not a number", "not a number") from None
 
 
 def common_folder(images: Path | None, files: list[Path]) -> Path:

@@ -1,5 +1,7 @@
 """Convert a Pascal VOC data set to COCO format."""
 
+import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -7,7 +9,8 @@ from xml.parsers import expat
 
 from tqdm import tqdm
 
-from fcos_recipe.datasets.convert.common import ENDINGS, Bad, Converted, as_number, common_folder
+from fcos_recipe.data.image_files import ENDINGS, files_below, is_image
+from fcos_recipe.datasets.convert.common import Bad, Converted, as_number, common_folder
 from fcos_recipe.datasets.look.stats import header_size
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import read_bytes, read_text
@@ -36,47 +39,88 @@ def from_voc(
     if listed:
         files = [folder / f"{Path(name).stem}.xml" for name in _words(listed)]
     else:
-        files = sorted(folder.rglob("*.xml"))
+        files = [file for file in files_below(folder) if file.suffix.lower() == ".xml"]
     if not files:
         raise UserError(f"{folder}: no XML files; give the folder that contains Annotations/")
     places = [images] if images else [source / "JPEGImages", source / "images"]
-    bad, trees = [], []
+    found = Converted(Path(), [])
+    account, parsed = found.account, []
     for file in tqdm(files, disable=None, unit="file", desc="annotations"):
+        account.seen["label files"] += 1
+        objects = _count_objects(file)
+        account.seen["boxes"] += objects
         try:
-            trees.append((file, read_xml(file)))
+            parsed.append((file, read_xml(file), objects))
         except Bad as error:
-            bad.append(str(error))
-    objects = [o for _, tree in trees for o in tree.iter("object")]
+            found.refuse(file, error, "label files")
+            account.leave_out("boxes", "in such files", objects)
+    every = [o for _, tree, _ in parsed for o in tree.iter("object")]
     if classes is None:
-        classes = sorted({_text(o, "name") for o in objects} - {""})
+        classes = sorted({_text(o, "name") for o in every} - {""})
+    found.classes = classes
     if origin == "auto":
-        origin = "0" if any(_below_one(o) for o in objects) else "1"
-    paths = [_image(file, tree, places) for file, tree in trees]
-    found = Converted(common_folder(images, paths), classes, bad=bad)
-    found.said[f"objects; their coordinates start at {origin} (--origin)"] = len(objects)
+        origin = "0" if any(_below_one(o) for o in every) else "1"
+    found.said[f"objects; their coordinates start at {origin} (--origin)"] = len(every)
+    paths = [_image(file, tree, places) for file, tree, _ in parsed]
+    found.root = common_folder(images, paths)
     used: dict[Path, Path] = {}
-    for (file, tree), path in zip(trees, paths):
+    for (file, tree, objects), path in zip(parsed, paths):
         if used.setdefault(path, file) != file:
-            found.bad.append(f"{file}: its image {path} also belongs to {used[path]}")
+            text = f"its image {path} also belongs to {used[path]}"
+            found.refuse(file, text, "label files", reason="with another file's image")
+            account.leave_out("boxes", "in such files", objects)
             continue
+        account.seen["images"] += 1
         size = tree.find("size")
         told_size = tuple(_text(size, key) for key in ("height", "width"))
         true_size = header_size(path)
         if true_size is None:
             if not all(text.isdigit() and int(text) for text in told_size):
-                found.bad.append(f"{path}: missing or no image, and {file} gives no size")
+                text = f"missing or no image, and {file} gives no size"
+                found.refuse(path, text, "images", reason="missing, or not readable")
+                account.leave_out("label files", "of such images")
+                account.leave_out("boxes", "of such images", objects)
                 continue
             found.said["images are missing; their sizes are taken from the XML"] += 1
             true_size = int(told_size[0]), int(told_size[1])
         elif told_size != tuple(map(str, true_size)):
             found.said["XML files give a wrong image size; the image file's size is used"] += 1
         image = found.image(path, true_size)
+        account.written["label files"] += 1
         for item in tree.iter("object"):
             try:
                 _add_box(found, image, item, int(origin))
             except Bad as error:
-                found.bad.append(f"{file}:{item.get('line')}: {error}")
+                found.refuse(f"{file}:{item.get('line')}", error)
+    if not listed:
+        folders = {folder for folder in (*places, folder) if folder.is_dir()}
+        _unused(
+            found, {file for folder in folders for file in files_below(folder)} - {*paths, *files}
+        )
     return found
+
+
+def _unused(found: Converted, files: set[Path]) -> None:
+    """Count the images that belong to no XML file, and files that are neither of both."""
+    for file in files:
+        if is_image(file):
+            found.account.seen["images"] += 1
+            found.account.leave_out("images", "without an XML file")
+        else:
+            found.account.seen["other files"] += 1
+            found.account.leave_out("other files", file.suffix.lower() or file.name)
+
+
+def _count_objects(file: Path) -> int:
+    """Number of <object> elements by the file's text alone."""
+    try:
+        data = read_bytes(file)
+    except UserError:
+        return 0
+    wide = data[:2] in (BOM_UTF16_LE, BOM_UTF16_BE)
+    text = data.decode("utf-16" if wide else "latin-1", errors="replace")
+    text = re.sub(r"<!--.*?-->|<!\[CDATA\[.*?\]\]>", "", text, flags=re.DOTALL)
+    return len(re.findall(r"<(?:\w+:)?object(?=[\s/>])", text, flags=re.IGNORECASE))
 
 
 def read_xml(path: Path) -> ElementTree.Element:
@@ -127,7 +171,7 @@ def _image(file: Path, tree: ElementTree.Element, places: list[Path]) -> Path:
     """The image of an XML file, found by <filename> or else by the XML file's name."""
     name = Path(_text(tree, "filename").replace("\\", "/")).name or f"{file.stem}.jpg"
     for place in (*places, file.parent):
-        for candidate in (name, *(file.stem + ending for ending in ENDINGS)):
+        for candidate in (name, *(file.stem + ending for ending in (*ENDINGS, ""))):
             if (place / candidate).is_file():
                 return place / candidate
     return next((place for place in places if place.is_dir()), file.parent) / name
@@ -138,7 +182,8 @@ def _add_box(
 ) -> None:
     name = _text(item, "name")
     if name not in found.classes:
-        raise Bad(f"class {name!r} is not among the {len(found.classes)} class names")
+        text = f"class {name!r} is not among the {len(found.classes)} class names"
+        raise Bad(text, "of an unknown class")
     x1, y1, x2, y2 = _corners(item)
     more = {}
     if _text(item, "difficult") == "1":

@@ -1,14 +1,19 @@
 """Convert a YOLO data set to COCO format."""
 
+import re
+from codecs import BOM_UTF8
+from collections import Counter
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
+from string import whitespace
 from typing import Any
 
 import yaml
 from tqdm import tqdm
 
+from fcos_recipe.data.image_files import files_below, is_image
 from fcos_recipe.datasets.convert.common import (
-    ENDINGS,
     Bad,
     Converted,
     as_number,
@@ -17,9 +22,10 @@ from fcos_recipe.datasets.convert.common import (
 )
 from fcos_recipe.datasets.look.stats import header_size
 from fcos_recipe.errors import UserError
-from fcos_recipe.files.reading import read_text
+from fcos_recipe.files.reading import read_bytes, read_text
 
 SLACK = 1e-3  # tolerance for values outside 0 to 1, which come from rounding
+_ROW = re.compile(rb"\s*\d+(\.0*)?([\s,]+[-+.\deE]+){4,}\s*$")  # a line of a label file
 
 
 def from_yolo(
@@ -60,41 +66,90 @@ def from_yolo(
         raise UserError(f"{config}: {split} must be a folder, a file, or a list of them")
     if not (parts or images or listed) and {"train", "val", "test"} & set(named):
         raise UserError(f"{config}: it has no {split}; choose another --split, or give --images")
+    roots: list[Path] = []  # folders of which all files belong to the data set
+    files: list[Path] = []
     if listed:
         files = _listed(listed, base)
     elif images or not parts:
-        files = _images_below(images or folder)
+        roots = [images or folder]
     else:
-        files = []
         for part in parts:
             place = base / part
             # Roboflow writes ../train/images, relative to a folder that does not exist
             place = place if place.exists() else folder / part.replace("../", "", 1)
-            files += _listed(place, base) if place.is_file() else _images_below(place)
+            if place.is_file():
+                files += _listed(place, base)
+            else:
+                roots.append(place)
+    there = dict.fromkeys(path for root in roots for path in files_below(root))
+    files += [path for path in there if is_image(path)]
+    if not files:
+        raise UserError(f"{', '.join(map(str, roots)) or listed}: no images in it")
     found = Converted(common_folder(images, files), classes)
-    labels = 0
-    for file in tqdm(files, disable=None, unit="image", desc="labels"):
+    account = found.account
+    account.seen["images"] = len(files)
+    account.leave_out("images", "listed twice", len(files) - len(set(files)))
+    users: dict[Path, Path] = {}  # label file -> its image
+    for file in tqdm(dict.fromkeys(files), disable=None, unit="image", desc="labels"):
         label_file = _label_file(file)
+        if label_file is not None and users.setdefault(label_file, file) != file:
+            text = f"its label file {label_file} also belongs to {users[label_file]}"
+            found.refuse(file, text, "images", reason="with another image's label file")
+            continue
+        rows = 0 if label_file is None else len(_raw_lines(label_file))
+        account.seen["label files"] += label_file is not None
+        account.seen["boxes"] += rows
         size = header_size(file)
         if size is None:
-            found.bad.append(f"{file}: missing, or not an image")
+            why = "missing, or not readable"
+            found.refuse(file, "missing, or not an image", "images", reason=why)
+            account.leave_out("label files", "of such images", label_file is not None)
+            account.leave_out("boxes", "of such images", rows)
             continue
         image = found.image(file, size)
         if label_file is None:
             found.said["images have no label file and count as images without boxes"] += 1
             continue
-        labels += 1
-        for place, line in _lines(label_file, found):
+        try:
+            lines = list(_lines(label_file))
+        except UserError as error:
+            found.refuse(label_file, error, "label files")
+            account.leave_out("boxes", "in such files", rows)
+            continue
+        account.written["label files"] += 1
+        for place, line in lines:
             try:
                 _add_box(found, image, line.split())
             except Bad as error:
-                found.bad.append(f"{place}: {error}")
-    if not labels:
+                found.refuse(place, error)
+    if not users:
         raise UserError(
             f"{source}: none of the {len(files)} images has a label file; expected "
             "labels/NAME.txt next to images/, or NAME.txt next to the image"
         )
+    _without_image(found, roots, {*files, *users, config})
     return found
+
+
+def _without_image(found: Converted, roots: list[Path], used: set[Path]) -> None:
+    """Count the label files that belong to no image, and files that are neither of both."""
+    there = {path for root in roots for path in (*files_below(root), *files_below(_labels(root)))}
+    other: Counter[str] = Counter()
+    for file in sorted(there - used):
+        lines = _raw_lines(file) if file.suffix == ".txt" else []
+        if file.suffix != ".txt" or (lines and not any(map(_ROW.match, lines))):
+            other[file.suffix.lower() or file.name] += 1
+            continue
+        found.account.seen["label files"] += 1
+        found.account.seen["boxes"] += len(lines)
+        found.account.leave_out("boxes", "of label files without an image", len(lines))
+        if lines:
+            found.refuse(file, "there is no image for it", "label files", reason="without an image")
+        else:
+            found.account.leave_out("label files", "without an image, and empty")
+    for ending, count in other.items():
+        found.account.seen["other files"] += count
+        found.account.leave_out("other files", ending, count)
 
 
 def _names(folder: Path, config: Path, names: Any) -> list[str]:
@@ -110,27 +165,35 @@ def _names(folder: Path, config: Path, names: Any) -> list[str]:
     raise UserError(f"{folder}: no class names in data.yaml, classes.txt, obj.names; add --classes")
 
 
+def _labels(path: Path) -> Path:
+    """The path with the last part that is called `images` replaced by `labels`."""
+    parts = list(path.parts)
+    if "images" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    return Path(*parts)
+
+
 def _label_file(file: Path) -> Path | None:
     """The label file of an image."""
-    parts = list(file.parts)
-    if "images" in parts[:-1]:
-        at = len(parts) - 2 - parts[-2::-1].index("images")
-        path = Path(*parts[:at], "labels", *parts[at + 1 :]).with_suffix(".txt")
-        if path.is_file():
-            return path
-    path = file.with_suffix(".txt")
-    return path if path.is_file() else None
+    for folder in (_labels(file.parent), file.parent):
+        for name in (file.stem, file.name):  # the name may have a dot and no ending
+            if (path := folder / f"{name}.txt").is_file():
+                return path
+    return None
 
 
 def _add_box(found: Converted, image: dict[str, Any], words: list[str]) -> None:
     if len(words) != 5 and (len(words) < 7 or len(words) % 2 == 0):
-        raise Bad(f"{len(words)} fields; expected a class and cx cy w h, or a class and a polygon")
+        text = f"{len(words)} fields; expected a class and cx cy w h, or a class and a polygon"
+        raise Bad(text, "with a wrong number of fields")
     label = as_number(words[0])
     if not label.is_integer() or not 0 <= label < len(found.classes):
-        raise Bad(f"class {words[0]} is not among the {len(found.classes)} class names")
+        text = f"class {words[0]} is not among the {len(found.classes)} class names"
+        raise Bad(text, "of an unknown class")
     values = [as_number(word) for word in words[1:]]
     if not all(-SLACK <= v <= 1 + SLACK for v in values):
-        raise Bad(f"{' '.join(words[1:5])}: must be fractions of width and height, from 0 to 1")
+        text = f"{' '.join(words[1:5])}: must be fractions of width and height, from 0 to 1"
+        raise Bad(text, "not from 0 to 1")
     width, height = image["width"], image["height"]
     if len(values) == 4:
         cx, cy, w, h = values
@@ -143,24 +206,25 @@ def _add_box(found: Converted, image: dict[str, Any], words: list[str]) -> None:
     found.box(image, int(label), [min(xs), min(ys), max(xs), max(ys)], segmentation=[polygon])
 
 
-def _images_below(folder: Path) -> list[Path]:
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
-    if not files:
-        raise UserError(f"{folder}: no images in it ({', '.join(ENDINGS)})")
-    return files
-
-
 def _listed(listed: Path, base: Path) -> list[Path]:
     return [base / line.strip() for line in read_text(listed).splitlines() if line.strip()]
 
 
-def _lines(file: Path, found: Converted) -> Iterator[tuple[str, str]]:
-    """Yield ("file:line number", line) for each line that is not empty."""
+def _raw_lines(file: Path) -> list[bytes]:
+    """The lines of a file that are not empty, from its bytes; none if it can't be read."""
     try:
-        lines = read_text(file).splitlines()
-    except UserError as error:
-        found.bad.append(str(error))
-        return
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
+        lines = re.split(rb"[\r\n]+", read_bytes(file).removeprefix(BOM_UTF8))
+    except UserError:
+        return []
+    return [line for line in lines if line.strip()]
+
+
+def _lines(file: Path) -> Iterator[tuple[str, str]]:
+    """Yield ("file:line number", line) for each line that is not empty.
+
+    Raises:
+        UserError: the file can't be read.
+    """
+    for number, line in enumerate(StringIO(read_text(file), newline=None), start=1):
+        if line.strip(whitespace):
             yield f"{file}:{number}", line

@@ -1,0 +1,73 @@
+"""The account of a conversion, merge, split or subset: what came in is written or left out.
+
+What came in is counted in the raw input (files in a folder, lines, objects, entries), by other code
+than the code that converts it. So an item that a reader passes over shows as a difference.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from fcos_recipe.errors import UserError
+
+
+@dataclass
+class Account:
+    """Numbers of images, label files, boxes and other items on their way into a COCO file."""
+
+    seen: Counter[str] = field(default_factory=Counter)  #: item -> number in the input
+    written: Counter[str] = field(default_factory=Counter)  #: item -> number in the output
+    left_out: Counter[tuple[str, str]] = field(default_factory=Counter)  #: (item, reason) -> number
+
+    def leave_out(self, item: str, reason: str, count: int = 1) -> None:
+        if count:
+            self.left_out[item, reason] += count
+
+    def add(self, other: "Account") -> None:
+        """Add another account, such as that of the next split."""
+        for mine, theirs in zip(
+            (self.seen, self.written, self.left_out), (other.seen, other.written, other.left_out)
+        ):
+            mine.update(theirs)  # type: ignore[arg-type]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per item, JSON-ready: item, seen, written, and left_out (reason -> number)."""
+        items = dict.fromkeys([*self.seen, *self.written, *(item for item, _ in self.left_out)])
+        return [
+            {
+                "item": item, "seen": self.seen[item], "written": self.written[item],
+                "left_out": {why: n for (of, why), n in self.left_out.items() if of == item},
+            }
+            for item in items
+        ]  # fmt: skip
+
+    def check(self, source: Any) -> None:
+        """Check that every item is written or left out for a reason.
+
+        Raises:
+            UserError: an item is missing, or is written more often than it came in.
+        """
+        for row in self.rows():
+            missing = row["seen"] - row["written"] - sum(row["left_out"].values())
+            if missing:
+                raise UserError(
+                    f"{source}: {row['seen']} {row['item']} came in, but {row['written']} would be "
+                    f"written and {sum(row['left_out'].values())} left out for a known reason; "
+                    "nothing is written. The reader does not know this form of the data: please "
+                    "report it with an example"
+                )
+
+    def lines(self) -> list[str]:
+        """The account as a table for the console."""
+        table = [("", "seen", "written", "left out")]
+        for row in self.rows():
+            if row["seen"]:
+                gone = sum(row["left_out"].values())
+                why = "; ".join(f"{n} {reason}" for reason, n in row["left_out"].items())
+                last = f"{gone}" + (f" ({why})" if gone else "")
+                table.append((row["item"], str(row["seen"]), str(row["written"]), last))
+        wide = [max(len(line[k]) for line in table) for k in range(3)]
+        return [
+            f"  {a:<{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}  {d}".rstrip()
+            for a, b, c, d in table
+        ]
