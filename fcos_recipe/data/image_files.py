@@ -28,7 +28,7 @@ def files_below(folder: str | os.PathLike) -> list[Path]:
     Hidden files and folders, and the `__MACOSX` folders of zip files, are left out.
     """
     seen, found = set(), []
-    for here, folders, files in os.walk(folder, followlinks=True):
+    for here, folders, files in os.walk(str(folder), followlinks=True):
         if (real := os.path.realpath(here)) in seen:  # a link to a folder that was seen already
             folders.clear()
             continue

@@ -25,10 +25,9 @@ class Account:
 
     def add(self, other: "Account") -> None:
         """Add another account, such as that of the next split."""
-        for mine, theirs in zip(
-            (self.seen, self.written, self.left_out), (other.seen, other.written, other.left_out)
-        ):
-            mine.update(theirs)  # type: ignore[arg-type]
+        self.seen += other.seen
+        self.written += other.written
+        self.left_out += other.left_out
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per item, JSON-ready: item, seen, written, and left_out (reason -> number)."""
