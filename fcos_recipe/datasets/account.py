@@ -58,15 +58,19 @@ class Account:
 
     def lines(self) -> list[str]:
         """The account as a table for the console."""
-        table = [("", "seen", "written", "left out")]
-        for row in self.rows():
-            if row["seen"]:
-                gone = sum(row["left_out"].values())
-                why = "; ".join(f"{n} {reason}" for reason, n in row["left_out"].items())
-                last = f"{gone}" + (f" ({why})" if gone else "")
-                table.append((row["item"], str(row["seen"]), str(row["written"]), last))
-        wide = [max(len(line[k]) for line in table) for k in range(3)]
-        return [
-            f"  {a:<{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}  {d}".rstrip()
-            for a, b, c, d in table
-        ]
+        return table_lines(self.rows())
+
+
+def table_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Rows of `Account.rows` as a table for the console."""
+    table = [("", "seen", "written", "left out")]
+    for row in rows:
+        if row["seen"]:
+            gone = sum(row["left_out"].values())
+            why = "; ".join(f"{n} {reason}" for reason, n in row["left_out"].items())
+            last = f"{gone}" + (f" ({why})" if gone else "")
+            table.append((row["item"], str(row["seen"]), str(row["written"]), last))
+    wide = [max(len(line[k]) for line in table) for k in range(3)]
+    return [
+        f"  {a:<{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}  {d}".rstrip() for a, b, c, d in table
+    ]
