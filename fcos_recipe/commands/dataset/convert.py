@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     add("--list", type=Path, metavar="FILE", help="only the images named in FILE, one per line")
     add("--origin", choices=("auto", "0", "1"), default="auto",
         help="voc: pixel coordinates start at 1 (last pixel included) or 0 "
-        "(auto: 0 if any is below 1)")  # fmt: skip
+        "(auto: 0 if any of the data set's is below 1 or some have fractions)")  # fmt: skip
     add("--skip-bad", action="store_true", help="leave out and report what can't be converted")
     add_json(ask, ACCOUNT)
     add_force(ask)
