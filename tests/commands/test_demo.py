@@ -7,7 +7,6 @@ import pytest
 
 from fcos_recipe.commands import demo
 from fcos_recipe.errors import UserError
-from fcos_recipe.errors import UserError
 
 
 def test_summary_reads_the_run(tmp_path):
