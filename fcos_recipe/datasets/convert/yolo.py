@@ -23,7 +23,7 @@ from fcos_recipe.datasets.convert.common import (
     read_names,
 )
 from fcos_recipe.errors import UserError
-from fcos_recipe.files.reading import read_bytes, read_text
+from fcos_recipe.files.reading import given_path, read_bytes, read_text
 
 SLACK = 1e-3  # tolerance for values outside 0 to 1, which come from rounding
 _ROW = re.compile(rb"\s*\d+(\.0*)?([\s,]+[-+.\deE]+){4,}\s*$")  # a line of a label file
@@ -247,7 +247,9 @@ def _add_box(
 
 
 def _listed(listed: Path, base: Path) -> list[Path]:
-    return [base / line.strip() for line in read_text(listed).splitlines() if line.strip()]
+    return [
+        given_path(line.strip(), base) for line in read_text(listed).splitlines() if line.strip()
+    ]
 
 
 def _raw_lines(file: Path) -> list[bytes]:
