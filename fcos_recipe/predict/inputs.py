@@ -13,7 +13,6 @@ import numpy as np
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import open_regular, read_text
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
 
 
@@ -34,11 +33,13 @@ def find_inputs(inputs: list[str], skip: Path | None = None) -> dict[Path, Path]
     Raises:
         UserError: an input that names nothing.
     """
+    from fcos_recipe.data.image_files import files_below, is_image
+
     found: dict[Path, Path] = {}
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            every = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            every = [p for p in files_below(path) if is_image(p)]
             skipped = skip.resolve() if skip and skip.resolve() != path.resolve() else None
             new = {p: p.relative_to(path) for p in every if skipped not in p.resolve().parents}
         elif path.suffix == ".txt" and path.is_file():
@@ -50,9 +51,7 @@ def find_inputs(inputs: list[str], skip: Path | None = None) -> dict[Path, Path]
         else:
             new = {Path(p): Path(p).name for p in sorted(glob.glob(text, recursive=True))}
         if not new:
-            raise UserError(
-                f"--input {text}: no image found ({', '.join(sorted(SUFFIXES))}) and no video"
-            )
+            raise UserError(f"--input {text}: no image found that OpenCV can read, and no video")
         found.update({p: Path(name) for p, name in new.items() if p not in found})
     taken: set[Path] = set()
     for path, name in found.items():  # two folders may hold images of the same name

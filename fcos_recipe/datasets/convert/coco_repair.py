@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 
 from fcos_recipe.data.coco_json import MOST_BYTES, is_id, number
+from fcos_recipe.data.image_files import image_size
 from fcos_recipe.datasets.convert.common import Bad, Converted, as_number
 from fcos_recipe.datasets.locate import LOOK_AT, image_folder
-from fcos_recipe.datasets.look.stats import header_size
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import read_bytes
 
@@ -55,7 +55,7 @@ def from_coco(source: Path, images: Path | None) -> Converted:
             found.refuse(place, "missing", "images", reason="without a file name")
             continue
         if not all(isinstance(image.get(k), int) and image[k] > 0 for k in ("height", "width")):
-            size = header_size(root / image["file_name"])
+            size = image_size(root / image["file_name"])
             if size is None:
                 name = entry["file_name"]
                 text = f"it has no size, and {name} can't be read"

@@ -9,9 +9,8 @@ from xml.parsers import expat
 
 from tqdm import tqdm
 
-from fcos_recipe.data.image_files import ENDINGS, files_below, is_image
+from fcos_recipe.data.image_files import ENDINGS, files_below, image_size, is_image
 from fcos_recipe.datasets.convert.common import Bad, Converted, as_number, common_folder
-from fcos_recipe.datasets.look.stats import header_size
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import read_bytes, read_text
 
@@ -73,7 +72,7 @@ def from_voc(
         account.seen["images"] += 1
         size = tree.find("size")
         told_size = tuple(_text(size, key) for key in ("height", "width"))
-        true_size = header_size(path)
+        true_size = image_size(path)
         if true_size is None:
             if not all(text.isdigit() and int(text) for text in told_size):
                 text = f"missing or no image, and {file} gives no size"

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from fcos_recipe.data.image_files import files_below, is_image
+from fcos_recipe.data.image_files import files_below, image_size, is_image
 from fcos_recipe.datasets.convert.common import (
     Bad,
     Converted,
@@ -20,7 +20,6 @@ from fcos_recipe.datasets.convert.common import (
     common_folder,
     read_names,
 )
-from fcos_recipe.datasets.look.stats import header_size
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import read_bytes, read_text
 
@@ -99,7 +98,7 @@ def from_yolo(
         rows = 0 if label_file is None else len(_raw_lines(label_file))
         account.seen["label files"] += label_file is not None
         account.seen["boxes"] += rows
-        size = header_size(file)
+        size = image_size(file)
         if size is None:
             why = "missing, or not readable"
             found.refuse(file, "missing, or not an image", "images", reason=why)

@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from PIL import Image
 
 from fcos_recipe.data import coco_json
+from fcos_recipe.data.image_files import image_size
 from fcos_recipe.data.index import Index
 from fcos_recipe.datasets.fpn_levels import REASONS, SIZES, Rules, positives, reasons
 from fcos_recipe.datasets.locate import Source
@@ -36,19 +36,8 @@ def image_sizes(index: Index, images: str | None) -> np.ndarray:
     """
     size = index.size.astype(np.int64)
     for row in np.flatnonzero((size <= 0).any(axis=1)) if images is not None else ():
-        size[row] = header_size(os.path.join(images or "", index.file_name(row))) or 0
+        size[row] = image_size(os.path.join(images or "", index.file_name(row))) or 0
     return size
-
-
-def header_size(path: str | os.PathLike) -> tuple[int, int] | None:
-    """Height and width from an image's header after EXIF rotation; None: not an image."""
-    try:
-        with Image.open(path) as file:
-            width, height = file.size
-            turned = file.getexif().get(0x0112, 1) >= 5
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
-    return (width, height) if turned else (height, width)
 
 
 def statistics(source: Source, rules: Rules | None) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 from fcos_recipe.console import Progress
 from fcos_recipe.datasets.verify.findings import Findings, by
@@ -28,19 +29,10 @@ from fcos_recipe.files.reading import MOST_IMAGE, read_bytes
 from fcos_recipe.system.device import child_environment
 
 CHUNK = 32  # images that a process gets at once
-# Pillow's format: extensions
-EXTENSIONS = {
-    "JPEG": ("jpg", "jpeg", "jpe", "jfif"), "MPO": ("jpg", "jpeg", "mpo"), "PNG": ("png", "apng"),
-    "BMP": ("bmp", "dib"), "DIB": ("bmp", "dib"), "GIF": ("gif",), "TIFF": ("tif", "tiff"),
-    "WEBP": ("webp",), "AVIF": ("avif", "avifs"), "JPEG2000": ("jp2", "j2k", "jpx", "jpf"),
-    "PPM": ("ppm", "pgm", "pbm", "pnm", "pfm"),
-}  # fmt: skip
-IMAGES = {extension for known in EXTENSIONS.values() for extension in known}
 MODES = {
     "1": "greyscale", "L": "greyscale", "LA": "greyscale", "CMYK": "cmyk", "YCCK": "cmyk",
     "I": "sixteen_bit", "F": "sixteen_bit",
 }  # fmt: skip
-ORIENTATION = 0x0112  # EXIF tag
 
 
 @dataclass
@@ -83,7 +75,7 @@ def inspect(path: str) -> ImageCheck:
     lines = [line for line in complaint() if "iCCP" not in line]  # a colour profile is not used
     if lines:
         seen.notes.append(("decoder_warning", lines[0][:200]))
-    _describe(seen, data, os.path.splitext(path)[1].lower().lstrip("."))
+    _describe(seen, data, os.path.splitext(path)[1].lower().lstrip("."), image)
     return seen
 
 
@@ -98,9 +90,13 @@ def _is_cut(data: bytes) -> bool:
     return data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
 
 
-def _describe(seen: ImageCheck, data: bytes, extension: str) -> None:
-    """Add what Pillow finds in the header."""
+def _describe(seen: ImageCheck, data: bytes, extension: str, image: Any) -> None:
+    """Add what Pillow finds in the header, and whether reading the image rotated it."""
+    import cv2
+    import numpy as np
     from PIL import Image
+
+    from fcos_recipe.data.image_files import FORMATS
 
     try:
         with warnings.catch_warnings():
@@ -110,12 +106,12 @@ def _describe(seen: ImageCheck, data: bytes, extension: str) -> None:
                 kind, mode, size = file.format, file.mode, file.size
                 transparent = "transparency" in file.info
                 frames = kind != "MPO" and getattr(file, "is_animated", False)
-                turn = file.getexif().get(ORIENTATION, 1)
+                turn = file.getexif().get(0x0112, 1)  # as Pillow understands the tag
     except Exception:  # Pillow's plugins raise any error; training uses OpenCV
         return
     seen.stored = size[::-1]
     add = seen.notes.append
-    if kind in EXTENSIONS and extension not in EXTENSIONS[kind]:
+    if kind in FORMATS and extension not in FORMATS[kind]:
         add(("extension", f"it is {kind}"))
     if mode in MODES or mode.startswith("I;16"):
         add((MODES.get(mode, "sixteen_bit"), f"mode {mode}"))
@@ -125,8 +121,11 @@ def _describe(seen: ImageCheck, data: bytes, extension: str) -> None:
         add(("alpha", f"mode {mode}"))
     if frames:
         add(("animated", ""))
-    if isinstance(turn, int) and 2 <= turn <= 8:
-        add(("exif_turned", f"orientation {turn}"))
+    if turn != 1 or seen.size != seen.stored:
+        as_stored = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        plain = cv2.imdecode(np.frombuffer(data, np.uint8), as_stored)
+        if seen.size != seen.stored or not np.array_equal(plain[..., ::-1], image):
+            add(("exif_turned", f"orientation {turn!r:.40}"))
 
 
 @contextlib.contextmanager
@@ -177,6 +176,7 @@ class _Reader:
 
 def serve() -> None:
     """The program of `_Reader`: lists of paths on standard input, results on standard output."""
+    # before the slow imports
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a decoder prints must not come between the answers
@@ -296,6 +296,8 @@ def unlisted(folder: str, names: set[str]) -> list[str]:
         folder: of the images.
         names: normalised, relative to the folder.
     """
+    from fcos_recipe.data.image_files import is_image
+
     found = []
     for part in {os.path.dirname(name) for name in names} | {""}:
         if part.startswith("..") or os.path.isabs(part):
@@ -305,5 +307,5 @@ def unlisted(folder: str, names: set[str]) -> list[str]:
         except (OSError, ValueError):
             continue
         found += [os.path.join(part, name) for name in here
-                  if os.path.splitext(name)[1].lower().lstrip(".") in IMAGES]  # fmt: skip
-    return sorted(name for name in found if name not in names)
+                  if os.path.join(part, name) not in names]  # fmt: skip
+    return sorted(name for name in found if is_image(os.path.join(folder, name)))
