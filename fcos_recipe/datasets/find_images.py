@@ -13,10 +13,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import msgspec
+
 from fcos_recipe.config.load import display
-from fcos_recipe.data.image_files import files_below, is_image
+from fcos_recipe.data import coco_json
+from fcos_recipe.data.image_files import ENDINGS, files_below, is_image
+from fcos_recipe.errors import UserError
 
 LOOK_AT = 20  # names that are looked up to recognise the image folder
 SPLITS = {
@@ -96,9 +101,16 @@ class ImageFinder:
             for base in dict.fromkeys((path.name, _HASH.sub("", path.name))):
                 if found := self._search(path, base, False, shown):
                     return found
-        if label is None:
-            return None
-        return self._search(PurePosixPath(label.as_posix()), label.stem, True, shown)
+        stems = [PurePosixPath(label.as_posix()).with_suffix("")] if label else [
+            path for path in map(PurePosixPath, texts) if path.suffix.lower() not in ENDINGS
+        ]  # fmt: skip
+        return next(filter(None, (self._search(s, s.name, True, shown) for s in stems)), None)
+
+    def why_not(self, name: str) -> str:
+        """Why `find` did not find an image of this name."""
+        if files := self.unclear.get(name):
+            return f"could be {' or '.join(map(str, files[:2]))}; say which with --images DIR"
+        return f"not found below {', '.join(map(display, self.trees))}; see --images DIR"
 
     def _search(self, path: PurePosixPath, base: str, ending: bool, name: str) -> Path | None:
         if self._index is None:
@@ -171,6 +183,44 @@ class Resolved:
         return {old: new for old, new in pairs if new is not None and new != old}
 
 
+class _Top(msgspec.Struct):
+    info: Any = None
+
+
+def remembered(path: Path) -> Path | None:
+    """The image folder that a converted or merged file states in `info.image_dir`, if it exists."""
+    try:
+        info = msgspec.json.decode(coco_json.mapped(path), type=_Top).info
+    except (ValueError, RecursionError, UserError):
+        return None
+    place = info.get("image_dir") if isinstance(info, dict) else None
+    folder = path.parent / place if isinstance(place, str) and "\0" not in place else None
+    return folder if folder and folder.is_dir() else None
+
+
+def remember(content: dict[str, Any], path: Path, root: Path | None) -> None:
+    """State the image folder in `info.image_dir` of a file, unless it is found without that.
+
+    Args:
+        content: of the file; changed in place.
+        path: where it is going to be written.
+        root: the image folder; None: not known.
+    """
+    info = content.get("info")
+    info = msgspec.json.decode(info) if isinstance(info, msgspec.Raw) else info
+    info = dict(info) if isinstance(info, dict) else {}
+    stated = info.pop("image_dir", None)
+    images = [
+        msgspec.json.decode(image) if isinstance(image, msgspec.Raw) else image
+        for image in content["images"][:LOOK_AT]
+    ]
+    found = image_folder(path, [str(image.get("file_name")) for image in images])
+    if root and (not found or os.path.realpath(found) != os.path.realpath(root)):
+        info["image_dir"] = os.path.relpath(os.path.realpath(root), os.path.realpath(path.parent))
+    if stated is not None or "image_dir" in info:
+        content["info"] = info
+
+
 def near(path: Path) -> Iterator[Path]:
     """Folders beside an annotation file and beside the target of a link, such as DVC's."""
     yield from dict.fromkeys((Path(os.path.abspath(path)).parent, Path(path).resolve().parent))
@@ -207,6 +257,7 @@ def resolve(
         split: the file's; "": none.
     """
     path = Path(path)
+    images = images or remembered(path)
     folder = image_folder(path, names[:LOOK_AT], split, [images] if images else ())
     if folder is not None and all(map(_in(folder), names)):
         return Resolved(folder, list(names), Counter(), {})
@@ -216,9 +267,12 @@ def resolve(
     files = [os.path.abspath(file) for file in found if file is not None]
     if not files:
         return Resolved(None, [None] * len(names), finder.said, finder.unclear)
-    root = os.path.abspath(folder) if folder else ""
-    if not root or not all(Path(file).is_relative_to(root) for file in files):
-        root = os.path.commonpath([os.path.dirname(file) for file in files])
+    name = next(name for name, file in zip(names, found) if file is not None)
+    wanted = [files[0].removesuffix(f"/{text}") for text in spellings(name)]
+    places = [os.path.abspath(folder)] if folder else []
+    places += [place for place in wanted if place != files[0]]
+    common = os.path.commonpath([os.path.dirname(file) for file in files])
+    root = next((p for p in places if Path(common).is_relative_to(p)), common)
     relative = [None if f is None else os.path.relpath(os.path.abspath(f), root) for f in found]
     inside = _in(root)
     clean = [

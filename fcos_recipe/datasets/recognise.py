@@ -169,13 +169,19 @@ def _json(file: Path) -> str | None:
         return "coco"
     if "shapes" in keys and {"imagePath", "imageData", "imageHeight", "flags", "version"} & keys:
         return "labelme"
-    if "_via_img_metadata" in keys or all(b'"regions"' in bytes(v) for v in first.values()) and keys:
+    if (
+        "_via_img_metadata" in keys
+        or all(b'"regions"' in bytes(v) for v in first.values())
+        and keys
+    ):
         return "via"
     return None
 
 
 def _json_list(row: dict[str, Any]) -> str | None:
-    if isinstance(row.get("data"), dict) and {"annotations", "completions", "predictions"} & set(row):
+    if isinstance(row.get("data"), dict) and {"annotations", "completions", "predictions"} & set(
+        row
+    ):
         return "labelstudio"
     if ("image" in row or "imagefilename" in row) and isinstance(row.get("annotations"), list):
         return "createml"

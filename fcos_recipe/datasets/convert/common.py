@@ -8,6 +8,7 @@ names neither file nor line of an error. Datumaro and FiftyOne work but need 17 
 import math
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 from fcos_recipe.datasets.account import Account
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import read_text
+
+MISSING = "missing, or not readable"  # the account's reason for images
 
 
 class Bad(Exception):
@@ -128,6 +131,13 @@ def read_names(path: Path) -> list[str]:
     return names
 
 
+def class_list(given: list[str] | None) -> list[str] | None:
+    """Class names from the argument of --classes: names, or a file of them."""
+    if given and len(given) == 1 and Path(given[0]).is_file():
+        return read_names(Path(given[0]))
+    return given
+
+
 def as_number(word: Any) -> float:
     try:
         return float(word)
@@ -135,7 +145,15 @@ def as_number(word: Any) -> float:
         raise Bad(f"{word!r} is not a number", "not a number") from None
 
 
-def common_folder(images: Path | None, files: list[Path]) -> Path:
+def common_folder(images: Path | None, files: list[Path], places: Sequence[Path] = ()) -> Path:
+    """The folder that file names are relative to.
+
+    Args:
+        images: the image folder that was named; it is returned.
+        files: the images.
+        places: folders that images usually are in; the first that has all of them is returned.
+    """
     if images is not None:
         return images
-    return Path(os.path.commonpath([path.parent for path in files])) if files else Path()
+    common = Path(os.path.commonpath([path.parent for path in files])) if files else Path()
+    return next((place for place in places if files and common.is_relative_to(place)), common)

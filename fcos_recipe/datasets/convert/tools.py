@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from fcos_recipe.datasets.convert.common import Bad, Converted, as_number, common_folder
+from fcos_recipe.data.image_files import image_size
+from fcos_recipe.datasets.convert.common import MISSING, Bad, Converted, as_number, common_folder
 from fcos_recipe.datasets.convert.voc import read_xml
 from fcos_recipe.datasets.find_images import ImageFinder, split_of
-from fcos_recipe.datasets.look.stats import header_size
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.atomic import replace_file
 from fcos_recipe.files.reading import read_json, read_text
@@ -105,7 +105,9 @@ def build(
         or _extracted(item, embedded)
         for item in items
     ]
-    found = Converted(common_folder(images, [path for path in paths if path]), names)
+    found = Converted(
+        common_folder(images, [path for path in paths if path], finder.folders[1:]), names
+    )
     for file, text in bad:
         found.account.seen["label files"] += 1
         found.refuse(file, text, "label files")
@@ -119,13 +121,11 @@ def build(
             found.account.leave_out("images", item.skip)
             found.account.leave_out("boxes", "of such images", item.count)
             continue
-        size = header_size(path) if path else None
+        size = image_size(path) if path else None
         if path is None or size is None:
             name = next(filter(None, item.names), "no name")
-            text = "the image was not found" if path is None else f"{path}: not an image"
-            if name in finder.unclear:
-                text = f"could be {' or '.join(map(str, finder.unclear[name][:2]))}; see --images"
-            found.refuse(f"{item.file}: {name}", text, "images", reason="missing, or not readable")
+            text = f"{path}: not an image" if path else finder.why_not(name)
+            found.refuse(f"{item.file}: {name}", text, "images", reason=MISSING)
             found.account.leave_out("boxes", "of such images", item.count)
             continue
         if item.size and tuple(item.size) != tuple(size):
@@ -185,6 +185,11 @@ def _extracted(item: Labelled, folder: Path) -> Path | None:
     return path
 
 
+def _point(values: Iterable[Any]) -> tuple[float, float]:
+    x, y = _numbers(*values)
+    return x, y
+
+
 def _numbers(*values: Any) -> list[float]:
     numbers = [as_number(value) for value in values]
     if not all(map(math.isfinite, numbers)):
@@ -235,7 +240,7 @@ def labelme(file: Path) -> Iterator[Labelled]:
 
     def read(shape: dict[str, Any]) -> Shape:
         kind = shape.get("shape_type") or "polygon"  # LabelMe 3 has polygons only
-        points = [tuple(_numbers(x, y)) for x, y in shape["points"]]
+        points = list(map(_point, shape["points"]))
         label = str(shape["label"])
         if kind == "rectangle" and len(points) >= 2:
             return Shape(label, points)
@@ -279,7 +284,7 @@ def cvat(file: Path) -> Iterator[Labelled]:
             middle = ((x1 + x2) / 2, (y1 + y2) / 2)
             return Shape(label, _turned(x1, y1, x2 - x1, y2 - y1, turn, middle), remark=TURNED)
         if shape.tag == "polygon":
-            points = [tuple(_numbers(*p.split(","))) for p in get("points").split(";")]
+            points = [_point(p.split(",")) for p in get("points").split(";")]
             return Shape(label, points, True, remark=OUTLINES)
         if shape.tag == "ellipse":
             cx, cy, rx, ry, turn = _numbers(*map(get, ("cx", "cy", "rx", "ry")), get("rotation", 0))
@@ -306,8 +311,7 @@ def cvat(file: Path) -> Iterator[Labelled]:
                 shape.set("label", track.get("label", ""))
                 frames.setdefault(int(shape.get("frame", "0")), []).append(shape)
     for frame, shapes in sorted(frames.items()):
-        names = [f"frame_{frame:06d}{ending}" for ending in (".PNG", ".jpg")]
-        yield Labelled(file, names, len(shapes), _shapes(shapes, read))
+        yield Labelled(file, [f"frame_{frame:06d}"], len(shapes), _shapes(shapes, read))
 
 
 def cvat_labels(file: Path) -> list[str]:
@@ -356,12 +360,12 @@ def _label_of(value: dict[str, Any]) -> str:
     return str(lists[0][0]) if lists else ""
 
 
-def _task(file: Path, data: dict[str, Any], results: list, rest: int, why: Bad | None) -> Labelled:
+def _task(file: Path, data: dict[str, Any], results: list, rest: int, skip: str) -> Labelled:
     def read(entry: dict[str, Any]) -> Shape:
         value, label = entry["value"], _label_of(entry["value"])
         width, height = (entry.get(f"original_{side}") or 1 for side in ("width", "height"))
         if "points" in value:
-            points = [(x / 100, y / 100) for x, y in (_numbers(*p) for p in value["points"])]
+            points = [(x / 100, y / 100) for x, y in map(_point, value["points"])]
             return Shape(label, points, True, remark=OUTLINES, fraction=True)
         if "rle" in value:
             raise Bad("a brush mask", "brush masks, which are not read")
@@ -422,7 +426,7 @@ def _via_region(region: dict[str, Any]) -> Shape:
         return Shape(label, [(x, y), (x + w, y + h)])
     if kind == "polygon":
         pairs = zip(shape["all_points_x"], shape["all_points_y"], strict=True)
-        return Shape(label, [tuple(_numbers(*pair)) for pair in pairs], True, remark=OUTLINES)
+        return Shape(label, list(map(_point, pairs)), True, remark=OUTLINES)
     if kind in ("circle", "ellipse"):
         cx, cy, rx = _numbers(shape["cx"], shape["cy"], shape.get("r", shape.get("rx")))
         ry, turn = _numbers(shape.get("ry", rx), shape.get("theta") or 0)
