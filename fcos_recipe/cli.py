@@ -5,7 +5,6 @@ import ctypes
 import os
 import signal
 import sys
-from contextlib import nullcontext
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -13,7 +12,7 @@ from fcos_recipe import __version__
 from fcos_recipe.console import exit_code
 from fcos_recipe.errors import UserError
 from fcos_recipe.exit_codes import BAD_INPUT, FAILED, OK
-from fcos_recipe.system.stop_signals import ending_at_once
+from fcos_recipe.system.stop_signals import TRAINING, ending_at_once
 from fcos_recipe.system.watchdog import announce_failure, rank
 
 # name: (module:function, one line for `fcos --help`). Modules are imported only when called, so
@@ -73,7 +72,7 @@ def run(name: str, argv: list[str] | None = None) -> int:
             announce_failure(rank(), error)
 
     try:
-        with ending_at_once() if name == "train" else nullcontext():
+        with ending_at_once(TRAINING if name == "train" else f"{name}: ended before it was done"):
             return exit_code(call, announce)
     except Exception as error:
         if "PADDLE_TRAINER_ID" in os.environ:  # one of several ranks: name it first

@@ -28,7 +28,7 @@ import numpy as np
 from fcos_recipe.data import coco_json
 from fcos_recipe.data.coco_json import Annotation, Category, Image
 from fcos_recipe.errors import UserError
-from fcos_recipe.files.atomic import open_own, remove_drafts, replace_file
+from fcos_recipe.files.atomic import open_own, replace_file
 from fcos_recipe.files.reading import decode_json, open_regular
 
 FORMAT = b"FCOSIDX2"
@@ -218,7 +218,7 @@ def _places(path: str) -> list[Path]:
     ]
     private = Path(tempfile.gettempdir()) / f"fcos_recipe-{os.getuid()}"
     # every user may write to the temporary directory: use a folder there only if this user owns it
-    if not private.exists() or private.stat().st_uid == os.getuid():
+    if not os.path.lexists(private) or private.lstat().st_uid == os.getuid():
         places.append(private / f"{name}-{key}.idx")
     return places
 
@@ -238,7 +238,6 @@ def _lock(place: Path) -> Iterator[None]:
         # without locks two processes may parse the file; the result is correct, renaming is atomic
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
-            remove_drafts(place.parent, place.name)
         yield
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from fcos_recipe.console import Progress, amount, say
 from fcos_recipe.errors import UserError
 from fcos_recipe.files import archives, download
-from fcos_recipe.files.atomic import remove_drafts, write_json
+from fcos_recipe.files.atomic import write_json
 from fcos_recipe.files.download import Damaged, NoSpace
 
 OURS = ".download"  # folder beside the data for archives in transit and records
@@ -243,7 +243,6 @@ class _Job:
         record = {**more, "files": {name: [*found[name], crc] for name, crc in crcs.items()}}
         try:
             self.ours.mkdir(parents=True, exist_ok=True)
-            remove_drafts(self.ours, self._record_path(archive).name)
             write_json(self._record_path(archive), record, compact=True)
         except OSError:
             pass  # on a read-only disk the next call checks again

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from fcos_recipe.errors import UserError
-from fcos_recipe.files.atomic import draft_folder, remove_drafts
+from fcos_recipe.files.atomic import draft_folder
 
 CLASSES = ["circle", "square", "triangle", "star"]
 MANIFEST = "shapes.json"
@@ -57,7 +57,6 @@ def make_shapes(
         raise UserError(f"{root}: holds other files; choose an empty or a new directory")
 
     root.parent.mkdir(parents=True, exist_ok=True)
-    remove_drafts(root.parent, root.name)
     with draft_folder(root) as part:
         for number, (split, count) in enumerate((("train", train), ("val", val))):
             _write_split(part, split, count, np.random.default_rng([seed, number]), size)

@@ -147,8 +147,8 @@ def _of_folder(
     atexit.register(shutil.rmtree, folder, True)
     only = split if any(layout.splits) else None
     made = convert(layout, Options(images, embedded=folder / "images"), only)
-    notes = [*layout.notes, f"{place}: {layout.name}, converted for this command only; `fcos dataset "
-             "convert` or `fcos config new` writes the result"]  # fmt: skip
+    how = "converted for this command only; `fcos dataset convert` or `fcos config new` keeps it"
+    notes = [*layout.notes, f"{place}: {layout.name}, {how}"]
     notes += [f"{count} {text}" for text, count in made.said.items()]
     found = []
     for name, part in made.splits.items():

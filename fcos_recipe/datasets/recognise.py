@@ -7,10 +7,10 @@ lies. Names decide only which split a file or folder belongs to.
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import yaml
@@ -19,6 +19,7 @@ from fcos_recipe.data import coco_json
 from fcos_recipe.data.image_files import files_below
 from fcos_recipe.datasets.convert import tools
 from fcos_recipe.datasets.find_images import SPLITS, split_of
+from fcos_recipe.datasets.formats import FORMATS
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import read_bytes, read_text
 
@@ -27,26 +28,6 @@ HEAD = 1 << 16  # bytes of a file that are looked at
 # Sections of COCO's annotations that have no boxes, or the same boxes again.
 NOT_BOXES = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")
 ORDER = ("train", "val", "test")
-
-
-class Format(NamedTuple):
-    """A format: its name in messages, and what its files are, for the help."""
-
-    name: str
-    files: str
-
-
-FORMATS = {
-    "coco": Format("COCO", "JSON of COCO, Roboflow, CVAT, Label Studio, labelme2coco"),
-    "voc": Format("Pascal VOC", "XML per image; ImageSets/Main/*.txt or a folder per split"),
-    "yolo": Format("YOLO", "text file per image; data.yaml, classes.txt, obj.names, train.txt"),
-    "labelme": Format("LabelMe", "JSON per image of LabelMe, X-AnyLabeling, AnyLabeling"),
-    "cvat": Format("CVAT XML", "annotations.xml of `CVAT for images` or `for video`"),
-    "labelstudio": Format("Label Studio JSON", "JSON or JSON-MIN of Label Studio"),
-    "via": Format("VGG Image Annotator", "project, JSON or CSV of VIA 1 and 2"),
-    "createml": Format("CreateML", "_annotations.createml.json"),
-    "csv": Format("CSV of boxes", "a box per row: file name, class, corners or x, y, w, h"),
-}
 
 
 @dataclass
@@ -89,9 +70,9 @@ def recognise(place: Path, kind: str | None = None) -> Layout:
         folder, files = place.parent, [place]
     elif place.is_dir():
         folder, files = place, files_below(place)
-        found = _kinds(folder, files)
+        found = _kinds(files)
     else:
-        raise UserError(f"{place}: no such file or folder")
+        raise UserError(f"{place}: no such folder or annotation file")
     if kind:
         found = {kind: found.get(kind, [])}
     elif not found:
@@ -132,7 +113,7 @@ def kind_of(file: Path) -> str | None:
         return None
 
 
-def _kinds(folder: Path, files: Iterable[Path]) -> dict[str, list[Path]]:
+def _kinds(files: Sequence[Path]) -> dict[str, list[Path]]:
     """Format -> its annotation files in the folder; of a folder with many files some are read."""
     groups: dict[tuple[Path, str], list[Path]] = defaultdict(list)
     for file in files:
@@ -145,6 +126,15 @@ def _kinds(folder: Path, files: Iterable[Path]) -> dict[str, list[Path]]:
         for file in group:
             if of := kinds.get(file, usual):
                 found[of].append(file)
+    if not set(found) - {"coco"}:  # a damaged file of COCO must not be passed over
+        found["coco"] += [
+            file for file in files
+            if file.suffix == ".json" and file not in found["coco"] and (
+                file.parent.name == "annotations" or file.stem.startswith(("instances", "_annot"))
+                or file.stem in SPLITS
+            )
+        ]  # fmt: skip
+        found = {of: rows for of, rows in found.items() if rows}
     if "yolo" in found and not any(f.suffix == ".txt" for f in found["yolo"]) and len(found) > 1:
         del found["yolo"]  # a data.yaml without label files
     return dict(found)

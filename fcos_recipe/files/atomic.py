@@ -3,11 +3,14 @@
 Readers see either the old or the new content. Folders that a user names may be links, but a link is
 never followed where this project chose the file's name: a folder from elsewhere may contain one
 that leads to any file of the user. Temporary files have random names and are never opened if they
-exist.
+exist. Their writers hold a lock on them, by which `remove_drafts` knows those of killed processes.
 """
 
 import contextlib
+import ctypes
 import errno
+import fcntl
+import functools
 import json
 import os
 import re
@@ -18,6 +21,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+# of the C library since 2018; AT_FDCWD is -100
+_exchange = getattr(ctypes.CDLL(None), "renameat2", lambda *_: -1)
 _DRAFT = re.compile(r"\.(.+)\.[0-9a-f]{16}(\.\w+)?")  # name of a draft
 
 
@@ -49,6 +54,32 @@ def open_own(path: Path, flags: int) -> BinaryIO:
 
 
 @contextlib.contextmanager
+def _locked_draft(path: Path, ending: str = "", folder: bool = False) -> Iterator[Path]:
+    """Create an empty file or folder next to `path` and hold a lock on it, if the system has locks.
+
+    What killed processes left of earlier drafts of `path` is removed.
+    """
+    for left in _left_in(path.parent).pop(path.name, ()):
+        _remove_unless_locked(left)
+    while True:
+        part = _draft_name(path, ending)
+        if folder:
+            part.mkdir()
+            handle = os.open(part, os.O_RDONLY | os.O_NOFOLLOW)
+        else:
+            handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if part.exists():  # else another process removed it before it was locked
+            break
+        os.close(handle)
+    try:
+        yield part
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
 def draft(path: Path, durable: bool = False, ending: str = "") -> Iterator[Path]:
     """Create an empty file next to `path`, which replaces it when the `with` block ends.
 
@@ -60,17 +91,16 @@ def draft(path: Path, durable: bool = False, ending: str = "") -> Iterator[Path]
             cannot lose both.
         ending: of the new file's name.
     """
-    part = _draft_name(path, ending)
-    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    try:
-        yield part
-        if durable:
-            flush(part)
-        os.replace(part, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
+    with _locked_draft(path, ending) as part:
+        try:
+            yield part
+            if durable:
+                flush(part)
+            os.replace(part, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise
 
 
 @contextlib.contextmanager
@@ -80,31 +110,58 @@ def draft_folder(final: Path) -> Iterator[Path]:
     If the block fails, the new folder is removed and `final` is not changed. If the block itself
     renames the folder, `final` is not replaced.
     """
-    part = _draft_name(final)
-    part.mkdir()
-    try:
-        yield part
-        if part.is_dir():
-            replace_folder(part, final)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with _locked_draft(final, folder=True) as part:
+        try:
+            yield part
+            if part.is_dir():
+                replace_folder(part, final)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def remove_drafts(path: Path, name: str | None = None) -> None:
-    """Remove drafts left by killed processes; no other process may be writing them.
+    """Remove drafts left by killed processes; those that a process is writing stay.
 
     Args:
         path: folder that contains the drafts; a missing folder contains none.
         name: of the file or folder to be replaced; None: all.
     """
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        for part in list(os.scandir(path)):
-            found = _DRAFT.fullmatch(part.name)
-            if found and name in (None, found[1]):
-                if part.is_dir(follow_symlinks=False):
-                    shutil.rmtree(part.path, ignore_errors=True)
-                else:
-                    Path(part.path).unlink(missing_ok=True)
+    for found, parts in _drafts(path).items():
+        if name in (None, found):
+            for part in parts:
+                _remove_unless_locked(part)
+
+
+def _drafts(folder: Path) -> dict[str, list[Path]]:
+    """Drafts in a folder by the name of the file or folder to be replaced."""
+    drafts: dict[str, list[Path]] = {}
+    with contextlib.suppress(OSError):
+        for part in os.scandir(folder):
+            if found := _DRAFT.fullmatch(part.name):
+                drafts.setdefault(found[1], []).append(Path(part.path))
+    return drafts
+
+
+# once in a process: a command may write thousands of files to a folder
+_left_in = functools.lru_cache(64)(_drafts)
+
+
+def _remove_unless_locked(part: Path) -> None:
+    if part.is_symlink():
+        return part.unlink(missing_ok=True)
+    folder = part.is_dir()
+    # NFS locks only files that are open for writing, and no folders: these are then kept
+    access = os.O_RDONLY if folder else os.O_RDWR
+    with contextlib.suppress(OSError):
+        handle = os.open(part, access | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if folder:
+                shutil.rmtree(part, ignore_errors=True)
+            else:
+                part.unlink()
+        finally:
+            os.close(handle)
 
 
 def write_named(path: Path, content: str | bytes) -> None:
@@ -138,12 +195,16 @@ def replace_file(
 def replace_folder(part: Path, final: Path) -> None:
     """Rename a finished folder to `final` and remove the previous folder of that name, if any.
 
-    For a moment a reader may find no folder, but never a mixture of the two.
+    The two are exchanged in one step; where the file system cannot do this, readers find no folder
+    for a moment.
     """
-    old = _draft_name(final)
-    if os.path.lexists(final):
+    old = part
+    if not os.path.lexists(final):
+        part.rename(final)
+    elif _exchange(-100, os.fsencode(part), -100, os.fsencode(final), 2):  # RENAME_EXCHANGE
+        old = _draft_name(final)
         final.rename(old)
-    part.rename(final)
+        part.rename(final)
     if old.is_symlink():  # what it leads to is not ours
         old.unlink()
     shutil.rmtree(old, ignore_errors=True)

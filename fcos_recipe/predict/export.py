@@ -8,7 +8,7 @@ import numpy as np
 from fcos_recipe import __version__
 from fcos_recipe.config.load import data_paths
 from fcos_recipe.errors import RunFailure
-from fcos_recipe.files.atomic import draft_folder, remove_drafts, replace_file, replace_folder
+from fcos_recipe.files.atomic import draft_folder, replace_file, replace_folder
 from fcos_recipe.predict.backends import METADATA
 
 
@@ -33,7 +33,6 @@ def export(predictor, target: Path, kind: str, nms: bool = True):
     from fcos_recipe.predict.predictor import Predictor
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    remove_drafts(target.parent, target.name)
     facts = _facts(predictor, kind, nms)
     with draft_folder(target) as part:
         _save_program(predictor.backend.model, part, inside=nms and kind == "paddle")

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 
 from fcos_recipe import exit_codes
 
+TRAINING = "ended outside of training; no checkpoint was written"
 _LIBC = ctypes.CDLL(None)
 _active = False
 _mask: set | None = None  # signal mask to restore after a fork
@@ -25,9 +26,9 @@ def requests() -> set[int]:
     return {signal.SIGTERM} if ignored else {signal.SIGTERM, signal.SIGHUP}
 
 
-def end(number: int) -> None:
+def end(number: int, words: str = TRAINING) -> None:
     """End this process, in which no training runs, with one line and exit code 128 + `number`."""
-    text = f"{signal.Signals(number).name}: ended outside of training; no checkpoint was written\n"
+    text = f"{signal.Signals(number).name}: {words}\n"
     with suppress(OSError):
         os.write(2, text.encode())
     for child in multiprocessing.active_children():
@@ -36,13 +37,16 @@ def end(number: int) -> None:
 
 
 @contextmanager
-def ending_at_once() -> Iterator[None]:
+def ending_at_once(words: str = TRAINING) -> Iterator[None]:
     """Before and after a `StopRequest`, SIGTERM and SIGHUP `end` the process.
 
     Python runs its handlers only between two instructions, which takes long while native code is
     imported or waits for other ranks, and Paddle installs handlers that print a C++ stack. So
     the main thread, and every thread that it starts, blocks the signals, and one thread waits for
     them. Only for a process that exists for one command; in other threads it does nothing.
+
+    Args:
+        words: what the line says.
     """
     global _asked, _guarded
     if threading.current_thread() is not threading.main_thread():
@@ -56,7 +60,7 @@ def ending_at_once() -> Iterator[None]:
             if _active:
                 signal.pthread_kill(main, number)
             elif not _asked:
-                end(number)
+                end(number, words)
 
     thread = threading.Thread(target=wait, name="signals before training", daemon=True)
     thread.start()
@@ -189,7 +193,10 @@ def _in_parent() -> None:
 
 def _in_child() -> None:
     """In a process forked during training, ignore signals that are meant for its parent."""
+    global _guarded
     if not _active:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _guarded)  # the waiting thread is not here
+        _guarded = set()
         return
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import stat
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,8 +15,10 @@ import pytest
 
 from fcos_recipe.data.index import open_index
 from fcos_recipe.errors import UserError
+from fcos_recipe.files import atomic
 from fcos_recipe.files.atomic import (
     draft,
+    draft_folder,
     open_own,
     remove_drafts,
     replace_file,
@@ -74,6 +78,43 @@ def test_drafts_of_killed_writers_can_be_removed(tmp_path):
     remove_drafts(tmp_path)
     assert set(os.listdir(tmp_path)) == {f"a[1]{end}", ".a[1].old"}
     remove_drafts(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("make", [draft, draft_folder])
+def test_drafts_of_another_process_stay_until_it_is_killed(tmp_path, make):
+    target = tmp_path / "a"
+    program = f"""
+from pathlib import Path
+from fcos_recipe.files.atomic import {make.__name__}
+with {make.__name__}(Path({str(target)!r})) as part:
+    print(part, flush=True)
+    input()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        cwd=ROOT,
+    ) as other:  # fmt: skip
+        part = Path(other.stdout.readline().strip())
+        remove_drafts(tmp_path)
+        assert part.exists()
+        atomic._left_in.cache_clear()
+        with make(target):  # a writer of the same file or folder
+            assert part.exists()
+        other.kill()
+    atomic._left_in.cache_clear()
+    with make(target) as own:
+        assert not part.exists() and os.listdir(tmp_path).count(own.name) == 1
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_folder_is_replaced_in_one_step_or_in_two(tmp_path, monkeypatch):
+    target = tmp_path / "a"
+    for _ in range(2):
+        for content in "xy":
+            with draft_folder(target) as part:
+                (part / content).touch()
+            assert os.listdir(tmp_path) == ["a"] and os.listdir(target) == [content]
+        monkeypatch.setattr(atomic, "_exchange", lambda *_: -1)
 
 
 WRITERS = {

@@ -6,17 +6,17 @@ from fcos_recipe import exit_codes
 from fcos_recipe.commands.dataset.shared import (
     ACCOUNT,
     add_force,
-    add_format,
     add_output,
     tell_account,
     tell_content,
 )
-from fcos_recipe.commands.options import add_json, listed, parser
+from fcos_recipe.commands.options import add_format, add_json, listed, parser
 from fcos_recipe.config.load import display
 from fcos_recipe.datasets.convert.common import class_list
 from fcos_recipe.datasets.convert.layouts import Options, convert, refuse_bad
 from fcos_recipe.datasets.find_images import remember, split_of
-from fcos_recipe.datasets.recognise import FORMATS, recognise
+from fcos_recipe.datasets.formats import FORMATS
+from fcos_recipe.datasets.recognise import recognise
 from fcos_recipe.datasets.split_merge.annotations import refuse_overwriting, write
 from fcos_recipe.errors import UserError, printable
 
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     add("--list", type=Path, metavar="FILE", help="only the images named in FILE, one per line")
     add("--origin", choices=("auto", "0", "1"), default="auto",
         help="voc: pixel coordinates start at 1 (last pixel included) or 0 "
-        "(auto: 0 if any is below 1)")  # fmt: skip
+        "(auto: 0 if any of the data set's is below 1 or some have fractions)")  # fmt: skip
     add("--skip-bad", action="store_true", help="leave out and report what can't be converted")
     add_json(ask, ACCOUNT)
     add_force(ask)

@@ -5,11 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fcos_recipe.commands.options import add_config, add_overrides
+from fcos_recipe.commands.options import add_config, add_format, add_overrides
 from fcos_recipe.config.load import Config
 from fcos_recipe.datasets.account import Account
 from fcos_recipe.datasets.locate import RULES, SPLITS, Source, sources
-from fcos_recipe.datasets.recognise import FORMATS
 from fcos_recipe.errors import printable
 from fcos_recipe.files.atomic import write_named
 
@@ -47,11 +46,6 @@ def add_output(
 ) -> None:
     """Add -o, the output of a command that takes no config."""
     parser.add_argument("-o", "--output", type=Path, required=True, metavar=metavar, help=text)
-
-
-def add_format(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--from", dest="format", choices=FORMATS, metavar="FORMAT",
-                        help=f"{', '.join(FORMATS)} (default: recognised)")  # fmt: skip
 
 
 def add_force(parser: argparse.ArgumentParser) -> None:

@@ -4,9 +4,15 @@ import argparse
 from pathlib import Path
 
 from fcos_recipe import exit_codes
-from fcos_recipe.commands.dataset.shared import add_force, add_output, tell_content
-from fcos_recipe.commands.options import listed, parser
-from fcos_recipe.datasets.locate import LOOK_AT, image_folder
+from fcos_recipe.commands.dataset.shared import (
+    ACCOUNT,
+    add_force,
+    add_output,
+    tell_account,
+    tell_content,
+)
+from fcos_recipe.commands.options import add_json, listed, parser
+from fcos_recipe.datasets.find_images import remember, resolve
 from fcos_recipe.datasets.split_merge.annotations import Annotations, refuse_overwriting, write
 from fcos_recipe.datasets.split_merge.merge import merge as merged_from
 from fcos_recipe.datasets.split_merge.split import Part
@@ -47,17 +53,13 @@ def _add_dealing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     parser.add_argument("--group-by", metavar="REGEX",
                         help="images with the same match in their names stay together")  # fmt: skip
+    add_json(parser, ACCOUNT)
     add_force(parser)
 
 
-def _read(path: Path) -> Annotations:
-    data = Annotations.read(path)
-    if data.orphans:
-        print(f"{data.orphans} annotations belong to unlisted images and are left out")
-    return data
-
-
-def _write(path: Path, part: Part) -> None:
+def _write(path: Path, part: Part, data: Annotations) -> None:
+    images = resolve(data.path, data.file_name).folder
+    remember(part.content, path, Path(images) if images else None)
     write(path, part.content)
     tell_content(path, part.content, part.without)
 
@@ -76,8 +78,10 @@ def subset(argv: list[str]) -> int:
     if args.seed < 0 or not (args.count or 1) > 0 or not 0 < (args.share or 1) <= 1:
         ask.error("--count must be at least 1, --share above 0 and at most 1, --seed at least 0")
     refuse_overwriting([args.output], args.force)
-    part = subset_of(_read(args.file), args.count, args.share, args.group_by, args.seed)
-    _write(args.output, part)
+    data = Annotations.read(args.file)
+    part, account = subset_of(data, args.count, args.share, args.group_by, args.seed)
+    _write(args.output, part, data)
+    tell_account(account, args.json)
     return 0
 
 
@@ -98,9 +102,11 @@ def split(argv: list[str]) -> int:
         ask.error("--names must be valid file names, --seed at least 0")
     paths = [args.output / f"instances_{name}.json" for name in args.names]
     refuse_overwriting(paths, args.force)
-    parts = split_of(_read(args.file), args.shares, args.group_by, args.seed)
+    data = Annotations.read(args.file)
+    parts, account = split_of(data, args.shares, args.group_by, args.seed)
     for path, part in zip(paths, parts, strict=True):
-        _write(path, part)
+        _write(path, part, data)
+    tell_account(account, args.json)
     return 0
 
 
@@ -111,6 +117,17 @@ def _shares(text: str) -> list[float]:
     return shares
 
 
+def _find_images(file: Annotations, named: Path | None) -> str | None:
+    """The image folder of a file, whose names become those relative to it."""
+    found = resolve(file.path, file.file_name, named)
+    file.rename(found.renamed(file.file_name))
+    for text, count in found.said.items():
+        print(printable(f"{file.path}: {count} {text}"))
+    if missing := sum(name is None for name in found.names) if found.folder else 0:
+        print(printable(f"{file.path}: {missing} of {len(found.names)} images were not found"))
+    return found.folder
+
+
 def merge(argv: list[str]) -> int:
     """`fcos dataset merge`."""
     ask = parser("dataset merge", "Merge annotation files.", _MERGE, _CODES)
@@ -119,6 +136,7 @@ def merge(argv: list[str]) -> int:
     ask.add_argument("--images", type=Path, nargs="+", metavar="DIR",
                      help="image folder, one for all or one per file "
                      "(default: searched near the files)")  # fmt: skip
+    add_json(ask, ACCOUNT)
     add_force(ask)
     args = ask.parse_args(argv)
     if args.images and len(args.images) not in (1, len(args.files)):
@@ -128,13 +146,13 @@ def merge(argv: list[str]) -> int:
             raise UserError(f"{folder}: --images: no such folder")
     refuse_overwriting([args.output], args.force)
     files = [Annotations.read(path) for path in args.files]
-    if args.images:
-        folders = [str(p) for p in args.images] * (len(files) if len(args.images) == 1 else 1)
-    else:
-        folders = [image_folder(file.path, file.file_name[:LOOK_AT]) for file in files]
+    named = list(args.images or [None]) * (len(files) if len(args.images or [None]) == 1 else 1)
+    folders = [_find_images(file, folder) for file, folder in zip(files, named, strict=True)]
     merged = merged_from(files, folders)
+    remember(merged.content, args.output, Path(merged.folder) if merged.folder else None)
     write(args.output, merged.content)
     for note in merged.notes:
         print(printable(note))
     tell_content(args.output, merged.content)
+    tell_account(merged.account, args.json)
     return 0

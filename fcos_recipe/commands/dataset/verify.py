@@ -10,6 +10,7 @@ from fcos_recipe import api, exit_codes
 from fcos_recipe.commands.dataset.shared import add_source
 from fcos_recipe.commands.options import add_json, parser, write
 from fcos_recipe.config.load import display
+from fcos_recipe.datasets.account import table_lines
 from fcos_recipe.datasets.verify.findings import KINDS
 from fcos_recipe.errors import UserError, printable
 
@@ -55,7 +56,8 @@ def main(argv: list[str]) -> int:
     args = ask.parse_args(argv)
     found = api.verify(
         args.target, config=args.config, overrides=args.opt, split=args.split,
-        image_folder=args.images, read_images=not args.no_images, fix=args.fix, allow=args.allow,
+        data_format=args.format, image_folder=args.images,
+        read_images=not args.no_images, fix=args.fix, allow=args.allow,
     )  # fmt: skip
     report = found.report
     try:
@@ -81,6 +83,7 @@ def lines(report: dict[str, Any], no_images: bool) -> Iterator[str]:
     """Console lines of a report."""
     for name, part in report["splits"].items():
         yield f"{name}: {printable(display(part['annotations']))}"
+        yield from (f"  {printable(note)}" for note in part["notes"])
         totals = part["totals"]
         if totals is not None:
             read = "not read" if no_images else f"{totals['images_read']} read"
@@ -130,5 +133,6 @@ def _fix_lines(name: str, fix: dict[str, Any]) -> Iterator[str]:
         yield f"  {change['kind']}: {_item(change)}"
     if len(fix["changes"]) > CHANGES:
         yield f"  ... {len(fix['changes']) - CHANGES} more (all: --json FILE)"
+    yield from table_lines(fix["account"])
     yield f"  errors left in it: {fix['errors_left']}"
     yield from _finding_lines({k: row for k, row in fix["findings_left"].items() if KINDS[k][0]})

@@ -17,7 +17,32 @@ from fcos_recipe.datasets.find_images import Resolved, resolve
 from fcos_recipe.errors import UserError
 
 
-def from_coco(source: Path, images: Path | None, split: str = "") -> Converted:
+class _Annotation(msgspec.Struct, gc=False):
+    bbox: list[float] | None = None
+    area: float | None = None
+    segmentation: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _File(msgspec.Struct):
+    annotations: list[_Annotation] | None = None
+
+
+def needs_repair(source: Path) -> bool:
+    """Whether `from_coco` would change boxes: they are corners, or only masks are there."""
+    try:
+        rows = msgspec.json.decode(coco_json.mapped(source), type=_File).annotations or []
+    except (ValueError, RecursionError):  # it has other faults, which training's reader names
+        return False
+    if any(not row.bbox and row.segmentation[:1] in (b"[", b"{") for row in rows):
+        return any(not row.bbox and bounds(msgspec.json.decode(row.segmentation)) for row in rows)
+    boxes = [row.bbox if row.bbox and len(row.bbox) == 4 else [math.nan] * 4 for row in rows]
+    areas = [math.nan if row.area is None else row.area for row in rows]
+    return are_corners(np.array(boxes).reshape(-1, 4), np.array(areas))
+
+
+def from_coco(
+    source: Path, images: Path | None, split: str = "", folder: Path | None = None
+) -> Converted:  # fmt: skip
     """Add what a COCO file lacks: integer ids, image sizes, boxes (from masks), area, iscrowd.
 
     File names become those under which training finds the images, and boxes become x, y, width,
@@ -28,6 +53,7 @@ def from_coco(source: Path, images: Path | None, split: str = "") -> Converted:
         source: the COCO file.
         images: the image folder; None: the folder near `source` that holds the images.
         split: of the file, if it is known; folders of other splits are not searched.
+        folder: the data set's folder, if it is known; it is searched as well.
 
     Raises:
         UserError: the file is not JSON, lacks one of the three sections, or none of its images was
@@ -45,7 +71,7 @@ def from_coco(source: Path, images: Path | None, split: str = "") -> Converted:
         raise UserError(f"{source}: images, annotations and categories must be lists of objects")
     names = [name if isinstance(name := image.get("file_name"), str) else ""
              for image in data["images"]]  # fmt: skip
-    images_of = resolve(source, names, images, split=split)
+    images_of = resolve(source, names, images, folder, split)
     if images_of.folder is None and names:
         raise UserError(f"{source}: {not_found(images_of, names, images or source.parent)}")
     found = Converted(Path(images_of.folder or source.parent),

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Raw
 
 from fcos_recipe.config.load import display
+from fcos_recipe.datasets.account import Account
 from fcos_recipe.datasets.split_merge.annotations import Annotations
 from fcos_recipe.errors import UserError
 
@@ -21,6 +22,7 @@ class Merged:
     content: dict[str, Any]
     folder: str | None
     notes: list[str]
+    account: Account
 
 
 def merge(files: list[Annotations], folders: Sequence[str | None]) -> Merged:
@@ -33,17 +35,21 @@ def merge(files: list[Annotations], folders: Sequence[str | None]) -> Merged:
 
     Args:
         files: at least one.
-        folders: image folder of each file; None if unknown, which is allowed only for all at once.
+        folders: image folder of each file; None: none of its images was found.
 
     Raises:
-        UserError: a file has a class name twice, or only some folders are known.
+        UserError: a file has a class name twice, no image of a file was found, or an image that was
+            not found is listed by two files.
     """
-    known = {os.path.realpath(folder) for folder in folders if folder is not None}
     for file, folder in zip(files, folders):
-        if known and folder is None and file.images:
-            raise UserError(f"{file.path}: no images found near it; give --images for each file")
+        if folder is None and file.images:
+            raise UserError(f"{file.path}: none of its {len(file.images)} images was found, "
+                            "and without them equal names say nothing; give --images, one for all "
+                            "files or one for each")  # fmt: skip
+    known = {os.path.realpath(folder) for folder in folders if folder is not None}
     root = os.path.commonpath(known) if known else None
     notes: list[str] = []
+    account = Account()
     other = dict(files[0].other)
     taken = _Ids([int(i) for file in files for i in file.category_id])
     image_ids = _Ids([int(i) for file in files for i in file.image_id])
@@ -54,8 +60,15 @@ def merge(files: list[Annotations], folders: Sequence[str | None]) -> Merged:
     seen: set[bytes] = set()  # annotations of images that occur in several files
     every_path = [_paths(folder, file.file_name) for file, folder in zip(files, folders)]
     times = Counter(path for paths in every_path for path in paths)
+    shared = Counter(path for paths in every_path for path in set(paths))
+    lost = [path for path, number in shared.items() if number > 1 and not os.path.isfile(path)]
+    if lost:
+        raise UserError(f"{display(lost[0])}: {len(lost)} images that do not exist are in several "
+                        "files, and without them equal names say nothing; give --images, one for "
+                        "each file")  # fmt: skip
     for file, paths in zip(files, every_path):
         short = display(file.path)
+        account.add(file.account())
         say: Counter[str] = Counter()
         new_class = []
         if twice := [n for n, count in Counter(file.class_names).items() if count > 1]:
@@ -72,6 +85,7 @@ def merge(files: list[Annotations], folders: Sequence[str | None]) -> Merged:
         for raw, old, path in zip(file.images, file.image_id.tolist(), paths):
             if path in image_of:
                 say["images exist already; their annotations are added to them"] += 1
+                account.leave_out("images", "the same as an earlier one")
                 new_image.append(image_of[path])
                 continue
             image_of[path] = image_ids.give(old)
@@ -102,6 +116,7 @@ def merge(files: list[Annotations], folders: Sequence[str | None]) -> Merged:
                 same = _content(raw, new_image[row], new_class[label])
                 if same in seen:
                     say["annotations exist already and are left out"] += 1
+                    account.leave_out("annotations", "the same as an earlier one")
                     continue
                 seen.add(same)
             if old is not None and (new := annotation_ids.give(old)) != old:
@@ -117,7 +132,9 @@ def merge(files: list[Annotations], folders: Sequence[str | None]) -> Merged:
     if len(known) > 1:
         notes.append(f"file names are now relative to {display(root or '')}")
     content = {**other, "images": images, "annotations": annotations, "categories": categories}
-    return Merged(content, root, notes)
+    account.written.update(images=len(images), annotations=len(annotations))
+    account.check("merge")
+    return Merged(content, root, notes, account)
 
 
 class _Ids:
