@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+HUGE = 1e9  # pixels; a larger coordinate is a fault
 RLE_BASE = 48  # ASCII code that COCO's compressed run lengths start from
 
 
@@ -15,7 +16,7 @@ def are_corners(box: np.ndarray, area: np.ndarray) -> bool:
         box: float64 [M, 4], as in the file, pixels.
         area: float64 [M], square pixels as in the file; NaN: not stated.
     """
-    use = np.isfinite(box).all(axis=1) & (area > 0)
+    use = np.isfinite(box).all(axis=1) & (np.abs(box) < HUGE).all(axis=1) & (area > 0)
     box, area = box[use], area[use]
     if not len(box):
         return False
@@ -71,7 +72,8 @@ def _unpacked(text: str) -> list[int]:
     while at < len(text):
         value, shift = 0, 0
         while True:
-            letter = ord(text[at]) - RLE_BASE
+            letter = ord(text[at]) - HUGE = 1e9  # pixels; a larger coordinate is a fault
+RLE_BASE
             value |= (letter & 0x1F) << shift
             at, shift = at + 1, shift + 5
             if not letter & 0x20:
