@@ -72,8 +72,7 @@ def _unpacked(text: str) -> list[int]:
     while at < len(text):
         value, shift = 0, 0
         while True:
-            letter = ord(text[at]) - HUGE = 1e9  # pixels; a larger coordinate is a fault
-RLE_BASE
+            letter = ord(text[at]) - RLE_BASE
             value |= (letter & 0x1F) << shift
             at, shift = at + 1, shift + 5
             if not letter & 0x20:

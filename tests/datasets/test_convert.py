@@ -361,3 +361,55 @@ def test_voc_rotated_boxes_parts_and_flags(tmp_path):
         "boxes": (3, 2, {"without a box, or with several": 1}),
         "parts": (1, 0, {"not used: boxes are": 1}),
     }  # fmt: skip
+
+
+def yolo(folder, rows, names="names: [dog]\n"):
+    """A folder with one image (64 x 48) and its label file of `rows`."""
+    picture(folder / "images" / "train" / "a.png", (64, 48))
+    (folder / "labels" / "train").mkdir(parents=True, exist_ok=True)
+    (folder / "labels" / "train" / "a.txt").write_text("\n".join(rows))
+    (folder / "data.yaml").write_text(f"train: images/train\n{names}")
+    return folder
+
+
+FOUR = "0 0.5 0.5 0.2 0.2 0.1 0.1 0.9 0.9 0.5 0.5 0.3 0.3"  # a box and four keypoints
+SEEN = "0 0.5 0.5 0.2 0.2 0.1 0.1 2 0.9 0.9 1"  # two keypoints that are visible or hidden
+ONE = "0 0.5 0.5 0.2 0.2 0.45 0.55"
+STAR = "0 0.5 0.1 0.7 0.9 0.1 0.4 0.9 0.4 0.3 0.9"  # a polygon that crosses itself
+QUAD = "0 0.4 0.4 0.6 0.4 0.6 0.6 0.4 0.6"  # YOLO-seg or YOLO-OBB
+
+
+@pytest.mark.parametrize(
+    "rows, yaml, argv, wanted",
+    [
+        ([FOUR], "kpt_shape: [4, 2]", [], [25.6, 19.2, 12.8, 9.6]),
+        ([FOUR], "", ["--keypoints", "4,2"], [25.6, 19.2, 12.8, 9.6]),
+        ([SEEN], "kpt_shape: [2, 3]", [], [25.6, 19.2, 12.8, 9.6]),
+        (["0 0.5 0.5 0.2 0.2"], "kpt_shape: [2, 3]", [], [25.6, 19.2, 12.8, 9.6]),
+        ([FOUR], "", ["--keypoints", "none"], [6.4, 4.8, 51.2, 38.4]),
+        ([QUAD], "", [], [25.6, 19.2, 12.8, 9.6]),
+        ([QUAD] * 9, "", [], "look like boxes with 2 keypoints of 2 numbers"),
+        ([QUAD, QUAD + " .5 .5"] * 9, "", [], [25.6, 19.2, 12.8, 9.6]),
+        ([STAR, QUAD], "", [], [6.4, 4.8, 51.2, 38.4]),
+        ([FOUR], "", [], "add kpt_shape: [4, 2] to data.yaml or --keypoints 4,2"),
+        ([STAR], "", [], "if they are polygons, add --keypoints none"),
+        ([SEEN], "", [], "look like boxes with 2 keypoints of 3 numbers"),
+        ([ONE] * 9, "", [], "look like boxes with 1 keypoints"),
+        ([QUAD], "kpt_shape: [4, 2]", [], "9 fields; expected a class and cx cy w h and 4"),
+        ([FOUR], "kpt_shape: [4]", [], "kpt_shape: [4]: it must be"),
+        ([FOUR], "", ["--keypoints", "4,x"], "--keypoints: [4, 'x']: it must be"),
+    ],
+)
+def test_keypoints_are_no_polygon(rows, yaml, argv, wanted, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    yolo(tmp_path, rows, f"names: [dog]\n{yaml}\n")
+    code = convert("--from", "yolo", tmp_path, "-o", out, *argv)
+    captured = capsys.readouterr()
+    if isinstance(wanted, str):
+        assert code == 2 and wanted in captured.err and not out.exists()
+        return
+    assert code == 0
+    found = json.loads(out.read_text())["annotations"]
+    assert len(found) == len(rows) and np.allclose(found[0]["bbox"], wanted)
+    many = len(rows[0].split()) > 5
+    assert ("sets of keypoints" in captured.out or "bounds of polygons" in captured.out) == many

@@ -57,6 +57,9 @@ def main(argv: list[str]) -> int:
     add("--origin", choices=("auto", "0", "1"), default="auto",
         help="voc: pixel coordinates start at 1 (last pixel included) or 0 "
         "(auto: 0 if any of the data set's is below 1 or some have fractions)")  # fmt: skip
+    add("--keypoints", metavar="N,D|none",
+        help="yolo: boxes are followed by N keypoints of D numbers each (as kpt_shape in data.yaml "
+        "says), or long lines are polygons")  # fmt: skip
     add("--skip-bad", action="store_true", help="leave out and report what can't be converted")
     add_json(ask, ACCOUNT)
     add_force(ask)
@@ -76,8 +79,9 @@ def main(argv: list[str]) -> int:
     if one and args.split is None and layout.kind in ("coco", "yolo") and len(splits) > 1:
         args.split = "train" if "train" in splits else splits[0]
         print(f"{args.output}: split {args.split} of {', '.join(splits)}; -o DIR writes them all")
-    options = Options(args.images, class_list(args.classes), args.list, args.origin,
-                      (args.output.parent if one else args.output) / "images")  # fmt: skip
+    embedded = (args.output.parent if one else args.output) / "images"
+    options = Options(args.images, class_list(args.classes), args.list, args.origin, embedded,
+                      args.keypoints)  # fmt: skip
     made = convert(layout, options, split_of(args.split or "") or args.split, one)
     refuse_bad(made, args.skip_bad, "leave them out with --skip-bad")
     for line in made.bad:

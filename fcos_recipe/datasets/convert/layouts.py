@@ -36,6 +36,7 @@ class Options:
         listed: file with the names of the images to use, one per line.
         origin: of VOC's pixel coordinates, see `from_voc`.
         embedded: folder for images that exist only inside annotation files.
+        keypoints: of YOLO's lines, see `from_yolo`.
     """
 
     images: Path | None = None
@@ -43,6 +44,7 @@ class Options:
     listed: Path | None = None
     origin: str = "auto"
     embedded: Path = Path("images")
+    keypoints: str | None = None
 
 
 @dataclass
@@ -143,7 +145,7 @@ def _yolo(layout: Layout, wanted: dict[str, list[Path]], options: Options, resul
                 listed = places[0]
             elif images is None:
                 images = places[0]
-        result.add(name, from_yolo(source, images, options.classes, key, listed))
+        result.add(name, from_yolo(source, images, options.classes, key, listed, options.keypoints))
 
 
 def _whole(layout: Layout, options: Options) -> tuple[Converted, dict[int, str]]:
