@@ -106,6 +106,17 @@ class ImageFinder:
         ]  # fmt: skip
         return next(filter(None, (self._search(s, s.name, True, shown) for s in stems)), None)
 
+    def require(self, found: Sequence[Path | None], source: Path) -> None:
+        """Check that at least one image was found.
+
+        Raises:
+            UserError: none was.
+        """
+        if found and not any(found):
+            name, why = next(((n, self.why_not(n)) for n in self.unclear), ("its images", ""))
+            raise UserError(f"{source}: none of its {len(found)} images was found: {name}: "
+                            f"{why or self.why_not(name)}")  # fmt: skip
+
     def why_not(self, name: str) -> str:
         """Why `find` did not find an image of this name."""
         if files := self.unclear.get(name):

@@ -95,6 +95,8 @@ def main(argv: list[str]) -> int:
         remember(part.content, path, part.root)
         write(path, part.content)
         tell_content(path, part.content)
-        print(printable(f"image_dir (file names are relative to it): {display(part.root)}"))
     tell_account(made.account, args.json)
+    for name, part in made.splits.items():
+        of = f" of {name}" if len(made.splits) > 1 else ""
+        print(printable(f"image_dir{of} (file names are relative to it): {display(part.root)}"))
     return 0

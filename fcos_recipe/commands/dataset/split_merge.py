@@ -125,7 +125,7 @@ def _find_images(file: Annotations, named: Path | None) -> str | None:
         print(printable(f"{file.path}: {count} {text}"))
     if missing := sum(name is None for name in found.names) if found.folder else 0:
         print(printable(f"{file.path}: {missing} of {len(found.names)} images were not found"))
-    return found.folder
+    return found.folder or (str(named) if named and not found.names else None)
 
 
 def merge(argv: list[str]) -> int:

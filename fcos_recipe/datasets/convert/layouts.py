@@ -99,7 +99,7 @@ def convert(
             files or sections of data.yaml.
 
     Raises:
-        UserError: nothing can be read, no image was found, or the account does not close.
+        UserError: no image was found, or the account does not close.
     """
     splits = layout.splits
     if only is not None and splits and only not in splits:
@@ -124,9 +124,6 @@ def convert(
         result.add("", whole)
         if only is not None or not together:
             _divide(result, whole, parts, lists, layout.folder, only)
-    if not any(split.content["images"] for split in result.splits.values()):
-        reasons = "; ".join(result.bad[:1]) or "no image was found"
-        raise UserError(f"{layout.folder}: {layout.name}: no image can be used: {reasons}")
     return result
 
 

@@ -100,14 +100,14 @@ def build(
     items = list(items)
     labels = {s.label for item in items for s in item.shapes if isinstance(s, Shape)} - {""}
     names = classes or [*first, *sorted(labels - set(first))]
-    paths = [
+    paths: list[Path | None] = [
         finder.find(*item.names, label=item.file if item.alone else None)
         or _extracted(item, embedded)
         for item in items
     ]
-    found = Converted(
-        common_folder(images, [path for path in paths if path], finder.folders[1:]), names
-    )
+    finder.require(paths, next((item.file for item in items), Path()))
+    there = [path for path in paths if path]
+    found = Converted(common_folder(images, there, finder.folders[1:]), names)
     for file, text in bad:
         found.account.seen["label files"] += 1
         found.refuse(file, text, "label files")

@@ -75,6 +75,7 @@ def from_voc(
     paths = [
         _image(finder, file, tree, file.parent.relative_to(folder)) for file, tree, _ in parsed
     ]
+    finder.require(paths, source)
     found.root = common_folder(images, [path for path in paths if path], places)
     found.said.update(finder.said)
     used: dict[Path, Path] = {}
