@@ -100,7 +100,7 @@ def _jpeg_size(file: BinaryIO) -> tuple[int, int] | None:
     file.seek(0)
     if file.read(2) != b"\xff\xd8":
         return None
-    segments = b""
+    segments, size = b"", None
     while True:
         mark, kind, length = struct.unpack(">BBH", file.read(4))
         if mark != 0xFF or length < 2:
@@ -108,21 +108,23 @@ def _jpeg_size(file: BinaryIO) -> tuple[int, int] | None:
         body = file.read(length - 2)
         if kind in (0xC0, 0xC1, 0xC2):  # baseline, extended, progressive
             bits, height, width, parts = struct.unpack(">BHHB", body[:6])
-            if bits != 8 or not height or not width or parts not in (1, 3):
+            if bits != 8 or not height or not width or parts not in (1, 3) or size:
                 return None
+            size = height, width
+        elif kind == 0xDA:  # the pixels begin
             break
-        if kind == 0xE1:
+        elif kind == 0xE1:
             segments += bytes((mark, kind)) + struct.pack(">H", length) + body
         elif not (0xE0 <= kind <= 0xEF or kind in (0xC4, 0xDB, 0xDD, 0xFE)):
             return None
-    if not segments:
-        return height, width
+    if not segments or size is None:
+        return size
     small = cv2.imdecode(
         np.frombuffer(_TINY[:2] + segments + _TINY[2:], np.uint8), cv2.IMREAD_COLOR
     )
     if small is None:
         return None
-    return (width, height) if small.shape[0] > small.shape[1] else (height, width)
+    return size[::-1] if small.shape[0] > small.shape[1] else size
 
 
 def _png_size(file: BinaryIO) -> tuple[int, int] | None:
