@@ -26,8 +26,8 @@ from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import read_bytes
 
 EXCHANGED = (
-    "XML files give width and height exchanged: if the tool ignored the EXIF rotation of the image, "
-    "their boxes are wrong; see fcos dataset browse"
+    "XML files give width and height exchanged: if the tool ignored the EXIF rotation of the "
+    "image, their boxes are wrong; see fcos dataset browse"
 )
 YES = {"1", "true", "yes"}
 SPLIT = re.compile(r"(train|val|valid|validation|test|eval|dev)(ing|\d)*$", re.IGNORECASE)
