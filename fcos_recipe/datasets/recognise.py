@@ -117,7 +117,7 @@ def _kinds(files: Sequence[Path]) -> dict[str, list[Path]]:
     """Format -> its annotation files in the folder; of a folder with many files some are read."""
     groups: dict[tuple[Path, str], list[Path]] = defaultdict(list)
     for file in files:
-        if file.suffix.lower() in SNIFFERS:
+        if file.suffix.lower() in SNIFFERS and not file.name.startswith("."):
             groups[file.parent, file.suffix.lower()].append(file)
     found: dict[str, list[Path]] = defaultdict(list)
     for group in groups.values():

@@ -19,6 +19,7 @@ from fcos_recipe.datasets.recognise import Layout
 from fcos_recipe.errors import UserError, UserErrors
 from fcos_recipe.files.reading import read_text
 
+_ENDING = re.compile(rf"({'|'.join(map(re.escape, {*ENDINGS, '.xml'}))})(?=\s|$)", re.IGNORECASE)
 MOST_TOLD = 20  # how many bad lines are printed
 READERS: dict[str, Callable] = {
     "labelme": tools.labelme, "cvat": tools.cvat, "labelstudio": tools.label_studio,
@@ -216,9 +217,8 @@ def _keys(listed: Path) -> set[str]:
     """Image names in a list, without their endings; more words of a line are ignored."""
     found = set()
     for line in read_text(listed).splitlines():
-        line = re.sub(r"\s+(-?[01]|\S+\.(xml|json|txt))$", "", line.strip()).replace("\\", "/")
-        stem, dot, ending = line.rpartition(".")
-        line = stem if dot and f".{ending.lower()}" in {*ENDINGS, ".xml"} else line
+        line = line.strip().replace("\\", "/")
+        line = re.split(_ENDING, re.sub(r"\s+-?[01]$", "", line), maxsplit=1)[0]
         if line := "/".join(part for part in line.split("/") if part not in ("", ".", "..")):
             found.add(line)
     return found

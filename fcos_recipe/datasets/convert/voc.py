@@ -152,8 +152,8 @@ def read_xml(path: Path) -> ElementTree.Element:
         raise Bad(f"{path}:{parser.CurrentLineNumber}: <!DOCTYPE> is not allowed in a data set")
 
     parser.StartDoctypeDeclHandler = refuse
-    parser.StartElementHandler = lambda tag, _: builder.start(
-        tag, {"line": str(parser.CurrentLineNumber)}
+    parser.StartElementHandler = lambda tag, given: builder.start(
+        tag, {**given, "line": str(parser.CurrentLineNumber)}
     )
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.data
