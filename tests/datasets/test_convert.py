@@ -194,7 +194,7 @@ def test_voc_by_hand(tmp_path, capsys):
     assert [(i["file_name"], i["width"], i["height"]) for i in data["images"]] == [
         ("a.jpg", 60, 40), ("b.jpg", 40, 60),
     ]  # fmt: skip
-    assert "1 XML files give a wrong image size" in capsys.readouterr().out
+    assert "1 XML files give width and height exchanged" in capsys.readouterr().out
     # one coordinate below 1: all count from 0
     voc(tmp_path, "c", [("dog", 0, 5, 20, 30, 0)])
     (tmp_path / "list.txt").write_text("a  1\nc -1\n")
@@ -459,3 +459,22 @@ def test_odd_files_are_named(tmp_path, capsys):
     picture(Path(os.fsdecode(os.fsencode(images) + b"/h\xff.jpg")))
     assert convert(*argv, "--force", "--skip-bad") == 2
     assert "the file name 'h\\udcff.jpg' is not UTF-8; rename" in capsys.readouterr().err
+
+
+def test_voc_in_other_spellings(tmp_path, capsys):
+    """Namespaces, upper case, UTF-16 without a mark; what can't be parsed is counted as lost."""
+    voc(tmp_path, "a", [("dog", 1, 1, 60, 40, 0)] * 2)
+    file = tmp_path / "Annotations" / "a.xml"
+    text = file.read_text()
+    out, told = tmp_path / "out.json", tmp_path / "told.json"
+    argv = ["--from", "voc", tmp_path, "-o", out, "--json", told, "--force"]
+    spaced = text.replace("<object>", "<v:Object>").replace("</object>", "</v:Object>")
+    head = "<?xml version='1.0' encoding='utf-16'?>"
+    for data in (spaced.encode(), (head + text).encode("utf-16-le"), text.encode("utf-16")):
+        file.write_bytes(data)
+        assert convert(*argv) == 0
+        assert account(told)["boxes"] == (2, 2, {})
+    file.write_text(text[:-20])
+    voc(tmp_path, "b", [("dog", 1, 1, 60, 40, 0)])
+    assert convert(*argv, "--skip-bad") == 0
+    assert account(told)["boxes"] == (3, 1, {"in such files": 2})

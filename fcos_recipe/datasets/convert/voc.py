@@ -25,6 +25,10 @@ from fcos_recipe.datasets.find_images import ImageFinder
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import read_bytes
 
+EXCHANGED = (
+    "XML files give width and height exchanged: if the tool ignored the EXIF rotation of the "
+    "image, their boxes are wrong; see fcos dataset browse"
+)
 YES = {"1", "true", "yes"}
 SPLIT = re.compile(r"(train|val|valid|validation|test|eval|dev)(ing|\d)*$", re.IGNORECASE)
 
@@ -97,11 +101,16 @@ def from_voc(
             account.leave_out("label files", "of such images")
             account.leave_out("boxes", "of such images", objects)
             continue
-        if told_size != tuple(map(str, true_size)):
+        if told_size == tuple(map(str, true_size[::-1])) and true_size[0] != true_size[1]:
+            found.said[EXCHANGED] += 1
+        elif told_size != tuple(map(str, true_size)):
             found.said["XML files give a wrong image size; the image file's size is used"] += 1
         image = found.image(path, true_size)
         account.written["label files"] += 1
-        for item in tree.iter("object"):
+        if (lost := objects - len(items := list(tree.iter("object")))) > 0:
+            text = f"{lost} of its {objects} objects can't be read"
+            found.refuse(file, text, "boxes", lost, "in another form")
+        for item in items:
             try:
                 _add_box(found, image, item, int(origin))
             except Bad as error:
@@ -131,14 +140,21 @@ def _count_objects(file: Path) -> int:
         data = read_bytes(file)
     except UserError:
         return 0
-    wide = data[:2] in (BOM_UTF16_LE, BOM_UTF16_BE)
-    text = data.decode("utf-16" if wide else "latin-1", errors="replace")
+    wide = {
+        BOM_UTF16_LE: "utf-16",
+        BOM_UTF16_BE: "utf-16",
+        b"<\0": "utf-16-le",
+        b"\0<": "utf-16-be",
+    }
+    text = data.decode(wide.get(data[:2], "latin-1"), errors="replace")
     text = re.sub(r"<!--.*?-->|<!\[CDATA\[.*?\]\]>", "", text, flags=re.DOTALL)
     return len(re.findall(r"<(?:\w+:)?object(?=[\s/>])", text, flags=re.IGNORECASE))
 
 
 def read_xml(path: Path) -> ElementTree.Element:
     """Parse an XML file; each element gets its line number as the attribute `line`.
+
+    Names of elements become lower case and lose their namespaces.
 
     A document type declaration is refused: it could define entities that expand to gigabytes or
     read other files.
@@ -151,11 +167,14 @@ def read_xml(path: Path) -> ElementTree.Element:
     def refuse(*_: Any) -> None:
         raise Bad(f"{path}:{parser.CurrentLineNumber}: <!DOCTYPE> is not allowed in a data set")
 
+    def plain(tag: str) -> str:
+        return tag.rpartition(":")[2].lower()
+
     parser.StartDoctypeDeclHandler = refuse
-    parser.StartElementHandler = lambda tag, given: builder.start(
-        tag, {**given, "line": str(parser.CurrentLineNumber)}
+    parser.StartElementHandler = lambda tag, attributes: builder.start(
+        plain(tag), {**attributes, "line": str(parser.CurrentLineNumber)}
     )
-    parser.EndElementHandler = builder.end
+    parser.EndElementHandler = lambda tag: builder.end(plain(tag))
     parser.CharacterDataHandler = builder.data
     try:
         parser.Parse(read_bytes(path), True)
