@@ -111,9 +111,6 @@ def build(
     for file, text in bad:
         found.account.seen["label files"] += 1
         found.refuse(file, text, "label files")
-    used = [*paths, *(item.file for item in items), *(file for file, _ in bad)]
-    there = {file for tree in finder.trees for file in files_below(tree)}
-    found.unused(there, used, "without annotations")
     entries: dict[Path, dict[str, Any]] = {}
     parts: dict[int, str] = {}
     for item, path in zip(items, paths):
@@ -147,6 +144,9 @@ def build(
                 else:
                     found.refuse(place, error)
     found.said.update(finder.said)
+    used = [*paths, *(item.file for item in items), *(file for file, _ in bad)]
+    every = {file for tree in finder.trees for file in files_below(tree)}
+    found.unused(every, used, "in no annotation")
     return found, parts
 
 
