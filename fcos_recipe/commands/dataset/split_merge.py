@@ -120,6 +120,8 @@ def _shares(text: str) -> list[float]:
 def _find_images(file: Annotations, named: Path | None) -> str | None:
     """The image folder of a file, whose names become those relative to it."""
     found = resolve(file.path, file.file_name, named)
+    if found.unclear and found.folder is None:
+        raise UserError(f"{file.path}: {found.why_not(named or file.path)}")
     file.rename(found.renamed(file.file_name))
     for text, count in found.said.items():
         print(printable(f"{file.path}: {count} {text}"))

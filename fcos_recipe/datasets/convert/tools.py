@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fcos_recipe.data.image_files import image_size
+from fcos_recipe.data.image_files import files_below, image_size
 from fcos_recipe.datasets.convert.common import MISSING, Bad, Converted, as_number, common_folder
 from fcos_recipe.datasets.convert.voc import read_xml
 from fcos_recipe.datasets.find_images import ImageFinder, split_of
@@ -97,7 +97,7 @@ def build(
     Returns:
         the file, and the split that the tool states for each image id.
     """
-    items = list(items)
+    items, bad = list(items), list(bad)
     labels = {s.label for item in items for s in item.shapes if isinstance(s, Shape)} - {""}
     names = classes or [*first, *sorted(labels - set(first))]
     paths: list[Path | None] = [
@@ -144,6 +144,9 @@ def build(
                 else:
                     found.refuse(place, error)
     found.said.update(finder.said)
+    used = [*paths, *(item.file for item in items), *(file for file, _ in bad)]
+    every = {file for tree in finder.trees for file in files_below(tree)}
+    found.unused(every, used, "in no annotation")
     return found, parts
 
 
