@@ -423,6 +423,7 @@ def verify(
     config: Source | None = None,
     overrides: Overrides = (),
     split: str | None = None,
+    data_format: str | None = None,
     image_folder: Source | None = None,
     read_images: bool = True,
     fix: Source | None = None,
@@ -431,9 +432,11 @@ def verify(
     """Check the annotations and images of a data set before training on it.
 
     Args:
-        data: a folder in COCO format, or an annotation file; default the config's data sets.
+        data: a folder or an annotation file, in any format that `fcos dataset convert` reads;
+            default the config's data sets.
         config, overrides: also compare the data with this config.
         split: only "train" or "val".
+        data_format: of `data`, if several lie there: a value of `--from`.
         image_folder: the images, where they are not found beside the annotations.
         read_images: decode every image.
         fix: write a cleaned copy of the annotations here.
@@ -446,7 +449,9 @@ def verify(
     from fcos_recipe.datasets.verify.run import verify as check
 
     folder, file, images = (None if x is None else Path(x) for x in (data, config, image_folder))
-    found, rules = locate.sources(folder, file, _texts(overrides), split, images, look=False)
+    found, rules = locate.sources(
+        folder, file, _texts(overrides), split, images, False, data_format
+    )
     missing: list[str] = []
     if data is None and not split:
         for name in {*locate.SPLITS} - {source.name for source in found}:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fcos_recipe import exit_codes
+from fcos_recipe.datasets.formats import FORMATS
 from fcos_recipe.files.atomic import write_named
 from fcos_recipe.files.reading import given_path
 
@@ -35,6 +36,12 @@ def parser(
 def add_config(parser: argparse.ArgumentParser, text: str = "YAML file", **more: Any) -> None:
     """Add -c CONFIG."""
     parser.add_argument("-c", "--config", help=text, **more)
+
+
+def add_format(parser: argparse.ArgumentParser) -> None:
+    """Add --from, the format of a data set."""
+    parser.add_argument("--from", dest="format", choices=FORMATS, metavar="FORMAT",
+                        help=f"{', '.join(FORMATS)} (default: recognised)")  # fmt: skip
 
 
 def add_overrides(

@@ -8,6 +8,7 @@ names neither file nor line of an error. Datumaro and FiftyOne work but need 17 
 import math
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 from fcos_recipe.datasets.account import Account
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import read_text
+
+MISSING = "missing, or not readable"  # the account's reason for images
 
 
 class Bad(Exception):
@@ -106,8 +109,13 @@ class Converted:
         """The COCO file as a dict.
 
         Raises:
-            UserError: something that was seen is neither written nor left out for a reason.
+            UserError: something that was seen is neither written nor left out for a reason, or a
+                file name is not UTF-8, which JSON can't hold.
         """
+        for image in self.images:
+            if not is_utf8(image["file_name"]):
+                raise UserError(f"{self.root}: the file name {image['file_name']!r} is not UTF-8; "
+                                "rename the file")  # fmt: skip
         self.account.written["images"] = len(self.images)
         self.account.written["boxes"] = len(self.annotations)
         self.account.check(self.root)
@@ -122,10 +130,25 @@ def read_names(path: Path) -> list[str]:
     Raises:
         UserError: the file can't be read, is empty, or has a name twice.
     """
-    names = [n.strip() for n in read_text(path).splitlines() if n.strip()]
+    names = [name.strip() for name in read_text(path).rstrip().splitlines()]
+    if "" in names:
+        at = names.index("") + 1
+        raise UserError(f"{path}:{at}: empty line; the class numbers after it would be unclear")
     if not names or len(set(names)) < len(names):
         raise UserError(f"{path}: it must have at least one class name, and none twice")
     return names
+
+
+def class_list(given: list[str] | None) -> list[str] | None:
+    """Class names from the argument of --classes: names, or a file of them."""
+    if given and len(given) == 1 and Path(given[0]).is_file():
+        return read_names(Path(given[0]))
+    return given
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a file name is text, which names with bytes of another encoding are not."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def as_number(word: Any) -> float:
@@ -135,7 +158,15 @@ def as_number(word: Any) -> float:
         raise Bad(f"{word!r} is not a number", "not a number") from None
 
 
-def common_folder(images: Path | None, files: list[Path]) -> Path:
+def common_folder(images: Path | None, files: list[Path], places: Sequence[Path] = ()) -> Path:
+    """The folder that file names are relative to.
+
+    Args:
+        images: the image folder that was named; it is returned.
+        files: the images.
+        places: folders that images usually are in; the first that has all of them is returned.
+    """
     if images is not None:
         return images
-    return Path(os.path.commonpath([path.parent for path in files])) if files else Path()
+    common = Path(os.path.commonpath([path.parent for path in files])) if files else Path()
+    return next((place for place in places if files and common.is_relative_to(place)), common)

@@ -6,7 +6,7 @@ and merge drop unknown fields and ids, ignore classes, and can't merge files of 
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,14 @@ class Annotations:
             "annotations": [self.annotations[i] for i in chosen],
             "categories": self.categories,
         }
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Replace file names: old -> new."""
+        for row, old in enumerate(self.file_name):
+            if old in names:
+                entry = {**msgspec.json.decode(self.images[row]), "file_name": names[old]}
+                self.images[row] = Raw(msgspec.json.encode(entry))
+                self.file_name[row] = names[old]
 
     @property
     def orphans(self) -> int:
