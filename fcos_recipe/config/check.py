@@ -143,7 +143,7 @@ class _Checker:
         elif key.instead and node.value != key.default:
             self.warnings.append(f"{node.where}: {name}: no effect; {key.instead}")
         elif key.items and (strange := [x for x in node.plain() if not _is_one(x, key.items)]):
-            words = "a list of texts" if key.items is str else f"some of {', '.join(key.items)}"
+            words = "a list of texts" if isinstance(key.items, type) else f"some of {', '.join(key.items)}"
             self.error(node, name, f"expected {words}, found {strange[0]!r}")
 
     def dataset(self, section: str, node) -> None:
@@ -261,7 +261,7 @@ def _named(node, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _is_one(value: Any, items: Any) -> bool:
-    return isinstance(value, str) if items is str else value in items
+    return isinstance(value, items) if isinstance(items, type) else value in items
 
 
 def _matches(value: Any, kind: Any) -> bool:
