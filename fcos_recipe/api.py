@@ -24,7 +24,7 @@ from fcos_recipe.config import Config, load_config
 from fcos_recipe.console import log, messages
 from fcos_recipe.errors import UserError, UserErrors
 from fcos_recipe.evaluation.options import COCO, Evaluation, Options
-from fcos_recipe.files.reading import read_json, read_records
+from fcos_recipe.files.reading import given_path, read_json, read_records
 from fcos_recipe.system import compute
 from fcos_recipe.system.session import same_environment, session
 
@@ -218,7 +218,9 @@ def train(
             start = gather(resume)[0]  # a restarted host may know less than that of rank 0
             if start == "auto":
                 start = automatic(path)
-            ours = start is not None and path.resolve() in (Path(start) / "_").resolve().parents
+            ours = (
+                start is not None and path.resolve() in (given_path(start) / "_").resolve().parents
+            )
             if start:
                 trainer.resume_weights(str(start), force)
             elif source := config.data["pretrain_weights"]:

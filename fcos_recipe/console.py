@@ -15,7 +15,7 @@ from fcos_recipe.exit_codes import BAD_INPUT, DISK_FULL, FAILED, INTERRUPTED, OK
 
 log = logging.getLogger("fcos")
 _BAD_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EACCES,
-             errno.EROFS, errno.EPERM, errno.ENXIO, errno.ENODEV)  # fmt: skip
+             errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENXIO, errno.ENODEV)  # fmt: skip
 
 
 class Plain(logging.Formatter):

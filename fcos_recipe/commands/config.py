@@ -6,7 +6,14 @@ import shlex
 from pathlib import Path
 
 from fcos_recipe import api
-from fcos_recipe.commands.options import add_config, add_format, add_overrides, listed, parser
+from fcos_recipe.commands.options import (
+    add_config,
+    add_format,
+    add_overrides,
+    listed,
+    parser,
+    whole,
+)
 from fcos_recipe.config import reference
 from fcos_recipe.config.effects import differences
 from fcos_recipe.config.load import Config, display, load_config, project_configs
@@ -151,7 +158,7 @@ def _add_new(parser: argparse.ArgumentParser) -> None:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
+    if not text.isdecimal() or not whole(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
     return int(text)
 

@@ -188,6 +188,15 @@ class Resolved:
     said: Counter[str]
     unclear: dict[str, list[Path]]
 
+    def why_not(self, place: str | Path) -> str:
+        """Why no image was found in or near `place`, and what to do."""
+        if self.unclear:
+            name, files = next(iter(self.unclear.items()))
+            shown = " or ".join(display(file) for file in files[:2])
+            return f"{name} could be {shown}; name the folder of its images with --images DIR"
+        return (f"none of its {len(self.names)} images was found in or near {display(place)}; "
+                "name their folder with --images DIR")  # fmt: skip
+
     def renamed(self, given: Sequence[str]) -> dict[str, str]:
         """Given name -> the name that training needs, where they differ."""
         pairs = zip(given, self.names, strict=True)
@@ -304,7 +313,10 @@ def _in(folder: str):
 def image_folder(
     path: str | Path, names: Sequence[str], split: str = "", roots: Sequence[Path] = ()
 ) -> str | None:
-    """The folder near an annotation file that has most of these images, or None.
+    """The folder near an annotation file that has most of these images.
+
+    Returns:
+        None: no folder has one, or several sub-folders have equally many.
 
     Args:
         path: of the annotation file.
@@ -316,9 +328,16 @@ def image_folder(
     around = [place for folder in near(Path(path)) for place in (folder, folder.parent)]
     below = [p for root in roots or around for p in (root, root / "images")]
     below = [p for p in dict.fromkeys(below) if p.is_dir()]
-    folders = below + [p for root in below for p in sorted(root.iterdir())
-                       if p.is_dir() and (not own or split_of(p.name) in ("", own))]  # fmt: skip
-    there = [sum(os.path.isfile(folder / n) for n in names if "\0" not in n) for folder in folders]
-    if not any(there):
-        return None
-    return display(folders[there.index(max(there))])
+    inner = [p for root in below for p in sorted(root.iterdir())
+             if p.is_dir() and (not own or split_of(p.name) in ("", own))]  # fmt: skip
+
+    def number(folder: Path) -> int:
+        return sum(os.path.isfile(folder / name) for name in names if "\0" not in name)
+
+    for folders in (below, inner):
+        there = [number(folder) for folder in folders]
+        best = [folder for folder, n in zip(folders, there) if n == max(there)]
+        several = len({os.path.realpath(folder) for folder in best}) > 1 and folders is inner
+        if any(there) and max(there) >= max(map(number, inner), default=0):
+            return None if several else display(best[0])
+    return None

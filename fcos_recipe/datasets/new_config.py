@@ -25,6 +25,7 @@ from fcos_recipe.datasets.recognise import Layout, recognise
 from fcos_recipe.datasets.split_merge.annotations import write
 from fcos_recipe.errors import UserError, UserErrors, printable
 from fcos_recipe.files.atomic import draft
+from fcos_recipe.files.reading import given_path
 from fcos_recipe.places import ROOT
 
 FINE_TUNING = 500  # fewest steps of `base_batch` images when starting from a detector's weights
@@ -458,7 +459,7 @@ def _start(args: Request, base: Config) -> tuple[str, str, bool]:
     if args.from_scratch:
         return "", "--from-scratch", True
     if args.weights:
-        local = Path(args.weights).expanduser()
+        local = given_path(args.weights)
         where = os.path.abspath(local) if local.exists() else args.weights
         return ZOO[where].url if where in ZOO else where, "--weights", False
     same = [name for name in ZOO if base.name.startswith(name)]  # ..._fast has its weights, too

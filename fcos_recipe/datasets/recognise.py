@@ -27,6 +27,7 @@ SAMPLE = 40  # files of a folder that are looked into
 HEAD = 1 << 16  # bytes of a file that are looked at
 # Sections of COCO's annotations that have no boxes, or the same boxes again.
 NOT_BOXES = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")
+MARK = "converted_from"  # key of `info` in files that a conversion wrote
 ORDER = ("train", "val", "test")
 
 
@@ -79,6 +80,11 @@ def recognise(place: Path, kind: str | None = None) -> Layout:
         raise UserError(f"{place}: {_content(files)}; no annotations of a known format: "
                         f"{', '.join(row.name for row in FORMATS.values())}")  # fmt: skip
     notes = []
+    if kind is None and len(found) > 1:
+        made = [file for file in found.get("coco", []) if _is_converted(file)]
+        found = {of: [f for f in rows if f not in made] for of, rows in found.items()}
+        found = {of: rows for of, rows in found.items() if rows}
+        notes += [f"{file}: an earlier conversion, not used" for file in made]
     if "coco" in found and len(found) > 1:  # what the other formats are converted to
         others = [of for of in found if of != "coco"]
         told = " and ".join(f"{FORMATS[of].name} (--from {of})" for of in others)
@@ -92,6 +98,15 @@ def recognise(place: Path, kind: str | None = None) -> Layout:
     SPLITTERS.get(kind, _by_folder)(layout)
     layout.splits = {k: layout.splits[k] for k in ("", *ORDER) if k in layout.splits}
     return layout
+
+
+def _is_converted(file: Path) -> bool:
+    """Whether a COCO file was made by a conversion of ours."""
+    try:
+        info = msgspec.json.decode(coco_json.mapped(file), type=dict[str, msgspec.Raw]).get("info")
+        return MARK in msgspec.json.decode(info) if info else False
+    except (UserError, ValueError, TypeError, RecursionError):
+        return False
 
 
 def _content(files: list[Path]) -> str:
@@ -117,7 +132,7 @@ def _kinds(files: Sequence[Path]) -> dict[str, list[Path]]:
     """Format -> its annotation files in the folder; of a folder with many files some are read."""
     groups: dict[tuple[Path, str], list[Path]] = defaultdict(list)
     for file in files:
-        if file.suffix.lower() in SNIFFERS:
+        if file.suffix.lower() in SNIFFERS and not file.name.startswith("."):
             groups[file.parent, file.suffix.lower()].append(file)
     found: dict[str, list[Path]] = defaultdict(list)
     for group in groups.values():

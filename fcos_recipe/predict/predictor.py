@@ -182,7 +182,7 @@ def config_of(weights: str, config: str | os.PathLike | Config | None) -> Config
 def _run_config(weights: str) -> Path:
     """config.yml of the run directory that a weights file or checkpoint lies in."""
     if "://" not in weights:
-        start = Path(weights).resolve()
+        start = Path(os.path.realpath(weights))
         for folder in [start, *start.parents][:4]:  # RUN_DIR/checkpoints/0003/model.pdparams
             if (folder / "config.yml").is_file():
                 return folder / "config.yml"

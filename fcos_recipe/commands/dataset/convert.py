@@ -84,6 +84,8 @@ def main(argv: list[str]) -> int:
                       args.keypoints)  # fmt: skip
     made = convert(layout, options, split_of(args.split or "") or args.split, one)
     refuse_bad(made, args.skip_bad, "leave them out with --skip-bad")
+    if not made.splits:
+        raise UserError(f"{args.source}: no annotations of the format {layout.kind} in it")
     for line in made.bad:
         print(printable(f"left out: {line}"))
     for text, count in made.said.items():

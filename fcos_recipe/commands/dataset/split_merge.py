@@ -11,7 +11,7 @@ from fcos_recipe.commands.dataset.shared import (
     tell_account,
     tell_content,
 )
-from fcos_recipe.commands.options import add_json, listed, parser
+from fcos_recipe.commands.options import add_json, finite, listed, parser
 from fcos_recipe.datasets.find_images import remember, resolve
 from fcos_recipe.datasets.split_merge.annotations import Annotations, refuse_overwriting, write
 from fcos_recipe.datasets.split_merge.merge import merge as merged_from
@@ -111,7 +111,7 @@ def split(argv: list[str]) -> int:
 
 
 def _shares(text: str) -> list[float]:
-    shares = [float(part) for part in text.split(",")]
+    shares = [finite(part) for part in text.split(",")]
     if len(shares) < 2 or not all(share > 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
         raise argparse.ArgumentTypeError("must be two or more numbers above 0 that add up to 1")
     return shares
@@ -120,6 +120,8 @@ def _shares(text: str) -> list[float]:
 def _find_images(file: Annotations, named: Path | None) -> str | None:
     """The image folder of a file, whose names become those relative to it."""
     found = resolve(file.path, file.file_name, named)
+    if found.unclear and found.folder is None:
+        raise UserError(f"{file.path}: {found.why_not(named or file.path)}")
     file.rename(found.renamed(file.file_name))
     for text, count in found.said.items():
         print(printable(f"{file.path}: {count} {text}"))

@@ -7,13 +7,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from fcos_recipe.config.load import display
 from fcos_recipe.data import coco_json
 from fcos_recipe.data.coco_json import is_id, number
 from fcos_recipe.data.image_files import image_size
 from fcos_recipe.datasets.box_forms import are_corners, bounds
 from fcos_recipe.datasets.convert.common import MISSING, Bad, Converted, as_number
-from fcos_recipe.datasets.find_images import Resolved, resolve
+from fcos_recipe.datasets.find_images import resolve
 from fcos_recipe.errors import UserError
 
 
@@ -73,7 +72,7 @@ def from_coco(
              for image in data["images"]]  # fmt: skip
     images_of = resolve(source, names, images, folder, split)
     if images_of.folder is None and names:
-        raise UserError(f"{source}: {not_found(images_of, names, images or source.parent)}")
+        raise UserError(f"{source}: {images_of.why_not(images or source.parent)}")
     found = Converted(Path(images_of.folder or source.parent),
                       [str(c.get("name")) for c in data["categories"]])  # fmt: skip
     found.said.update(images_of.said)
@@ -124,17 +123,6 @@ def from_coco(
     categories = [{**c, "id": k} for c, k in zip(data["categories"], ids["categories"])]
     found.other = {**data, "categories": categories}
     return found
-
-
-def not_found(images: Resolved, names: list[str], place: Path) -> str:
-    """The message about a file none of whose images was found."""
-    if images.unclear:
-        name, files = next(iter(images.unclear.items()))
-        shown = " or ".join(display(file) for file in files[:2])
-        return f"{name} could be {shown}; name the folder of its images with --images DIR"
-    shown = next(filter(None, names), "")
-    return (f"none of its {len(names)} images was found in or near {display(place)} "
-            f"(the first is {shown}); name their folder with --images DIR")  # fmt: skip
 
 
 def _boxes(annotations: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:

@@ -15,10 +15,11 @@ from fcos_recipe.datasets.convert.common import Converted
 from fcos_recipe.datasets.convert.voc import from_voc
 from fcos_recipe.datasets.convert.yolo import from_yolo
 from fcos_recipe.datasets.find_images import ImageFinder, split_of
-from fcos_recipe.datasets.recognise import Layout
+from fcos_recipe.datasets.recognise import MARK, Layout
 from fcos_recipe.errors import UserError, UserErrors
 from fcos_recipe.files.reading import read_text
 
+_ENDING = re.compile(rf"({'|'.join(map(re.escape, {*ENDINGS, '.xml'}))})(?=\s|$)", re.IGNORECASE)
 MOST_TOLD = 20  # how many bad lines are printed
 READERS: dict[str, Callable] = {
     "labelme": tools.labelme, "cvat": tools.cvat, "labelstudio": tools.label_studio,
@@ -64,8 +65,12 @@ class Result:
     said: Counter[str] = field(default_factory=Counter)
     account: Account = field(default_factory=Account)
 
-    def add(self, name: str, found: Converted) -> None:
-        self.splits[name] = Split(found.content(), found.root)
+    def add(self, name: str, found: Converted, kind: str | None = None) -> None:
+        """Add a split that was converted from the format `kind`; None: from COCO."""
+        content = found.content()
+        if kind:
+            content["info"] = {MARK: kind}
+        self.splits[name] = Split(content, found.root)
         self.bad += found.bad
         self.said.update(found.said)
         self.account.add(found.account)
@@ -121,7 +126,7 @@ def convert(
         ) else {}  # fmt: skip
         if options.listed:
             lists, only, together = {"": [options.listed]}, None, False
-        result.add("", whole)
+        result.add("", whole, layout.kind)
         if only is not None or not together:
             _divide(result, whole, parts, lists, layout.folder, only)
     return result
@@ -142,7 +147,8 @@ def _yolo(layout: Layout, wanted: dict[str, list[Path]], options: Options, resul
                 listed = places[0]
             elif images is None:
                 images = places[0]
-        result.add(name, from_yolo(source, images, options.classes, key, listed, options.keypoints))
+        found = from_yolo(source, images, options.classes, key, listed, options.keypoints)
+        result.add(name, found, layout.kind)
 
 
 def _whole(layout: Layout, options: Options) -> tuple[Converted, dict[int, str]]:
@@ -216,9 +222,8 @@ def _keys(listed: Path) -> set[str]:
     """Image names in a list, without their endings; more words of a line are ignored."""
     found = set()
     for line in read_text(listed).splitlines():
-        line = re.sub(r"\s+(-?[01]|\S+\.(xml|json|txt))$", "", line.strip()).replace("\\", "/")
-        stem, dot, ending = line.rpartition(".")
-        line = stem if dot and f".{ending.lower()}" in {*ENDINGS, ".xml"} else line
+        line = line.strip().replace("\\", "/")
+        line = re.split(_ENDING, re.sub(r"\s+-?[01]$", "", line), maxsplit=1)[0]
         if line := "/".join(part for part in line.split("/") if part not in ("", ".", "..")):
             found.add(line)
     return found

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from fcos_recipe.data.image_files import image_size
+from fcos_recipe.data.image_files import files_below, image_size, is_image
 from fcos_recipe.datasets.convert.common import MISSING, Bad, Converted, as_number, common_folder
 from fcos_recipe.datasets.convert.voc import read_xml
 from fcos_recipe.datasets.find_images import ImageFinder, split_of
@@ -144,6 +145,11 @@ def build(
                 else:
                     found.refuse(place, error)
     found.said.update(finder.said)
+    used = {os.path.realpath(path) for path in paths if path}
+    there = {os.path.realpath(path) for tree in finder.trees for path in files_below(tree)}
+    rest = sum(map(is_image, there - used))
+    found.account.seen["images"] += rest
+    found.account.leave_out("images", "in no annotation", rest)
     return found, parts
 
 

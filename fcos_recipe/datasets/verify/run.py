@@ -128,6 +128,8 @@ def _find_images(split: Split, search: bool, told: bool) -> None:
     if found.folder is None and named is None:  # perhaps they are in another split's folder
         found = resolve(source.path, names)
     source.images = found.folder or source.images
+    if found.folder is None and found.unclear:
+        source.notes.append(found.why_not(source.path))
     assert split.content is not None
     split.content.renamed = found.renamed(names)
     for at, image, id in split.content.entries["images"] if told else ():
