@@ -143,7 +143,8 @@ class _Checker:
         elif key.instead and node.value != key.default:
             self.warnings.append(f"{node.where}: {name}: no effect; {key.instead}")
         elif key.items and (strange := [x for x in node.plain() if not _is_one(x, key.items)]):
-            words = "a list of texts" if isinstance(key.items, type) else f"some of {', '.join(key.items)}"
+            any_text = isinstance(key.items, type)
+            words = "a list of texts" if any_text else f"some of {', '.join(key.items)}"
             self.error(node, name, f"expected {words}, found {strange[0]!r}")
 
     def dataset(self, section: str, node) -> None:
