@@ -143,9 +143,9 @@ class _Checker:
         elif key.instead and node.value != key.default:
             self.warnings.append(f"{node.where}: {name}: no effect; {key.instead}")
         elif key.items and (strange := [x for x in node.plain() if not _is_one(x, key.items)]):
-            any_text = isinstance(key.items, type)
-            words = "a list of texts" if any_text else f"some of {', '.join(key.items)}"
-            self.error(node, name, f"expected {words}, found {strange[0]!r}")
+            words = key.items if isinstance(key.items, tuple) else ["a list of texts"]
+            some = "some of " * (len(words) > 1)
+            self.error(node, name, f"expected {some}{', '.join(words)}, found {strange[0]!r}")
 
     def dataset(self, section: str, node) -> None:
         if "name" in node.value:
