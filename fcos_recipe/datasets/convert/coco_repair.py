@@ -9,7 +9,7 @@ import numpy as np
 
 from fcos_recipe.data import coco_json
 from fcos_recipe.data.coco_json import is_id, number
-from fcos_recipe.data.image_files import image_size
+from fcos_recipe.data.image_files import image_size, is_image
 from fcos_recipe.datasets.box_forms import are_corners, bounds
 from fcos_recipe.datasets.convert.common import MISSING, Bad, Converted, as_number
 from fcos_recipe.datasets.find_images import resolve
@@ -110,6 +110,10 @@ def from_coco(
             found.said["image sizes were missing and are read from the files"] += 1
         by_id[_key(image.get("id"))] = entry
         found.images.append(entry)
+    listed = [found.root / name for name in images_of.names if name]
+    folders = {file.parent for file in listed if file.parent.is_dir()}
+    there = [file for folder in folders for file in folder.iterdir() if is_image(file)]
+    found.unused(there, listed, "in the folder of the images, but not in the file")
     classes = {_key(c.get("id")): k for c, k in zip(data["categories"], ids["categories"])}
     if len(classes) < len(data["categories"]):
         raise UserError(f"{source}: categories: an id occurs twice; give each class its own")

@@ -8,11 +8,12 @@ names neither file nor line of an error. Datumaro and FiftyOne work but need 17 
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fcos_recipe.data.image_files import is_image
 from fcos_recipe.datasets.account import Account
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import read_text
@@ -70,6 +71,25 @@ class Converted:
         text = str(error)
         self.bad.append(text if text.startswith(str(place)) else f"{place}: {text}")
         self.account.leave_out(item, getattr(error, "reason", reason), count)
+
+    def unused(self, files: Iterable[Path], used: Iterable[Path | None], reason: str) -> None:
+        """Count files of the data set that nothing refers to.
+
+        Args:
+            files: all files, with or without those that are used.
+            used: files that annotations refer to, and annotation files.
+            reason: why images are left out; other files are named by their endings.
+        """
+        real = {os.path.realpath(file) for file in used if file is not None}
+        for file in files:
+            if os.path.realpath(file) in real:
+                continue
+            hidden = file.name.startswith(".")
+            images = is_image(file)
+            why = "hidden" if hidden else file.suffix.lower() or file.name
+            item = "images" if images else "other files"
+            self.account.seen[item] += 1
+            self.account.leave_out(item, reason if images else why)
 
     def image(self, file: Path, size: tuple[int, int]) -> dict[str, Any]:
         """Add an image of `size` (height, width) in pixels; returns its entry."""

@@ -198,7 +198,6 @@ def _divide(
         for item, number in (("images", len(gone)), ("boxes", sum(boxes[i] for i in gone))):
             why = "of other splits" if only else "in none of the lists of names"
             result.account.leave_out(item, why, number)
-            result.account.written[item] -= number
         twice = sum(len(found) > 1 for found in of_image.values())
         if twice:
             result.said["images are in more than one list of names"] += twice
@@ -210,6 +209,10 @@ def _divide(
                 "images": [image for image in content["images"] if image["id"] in ids],
                 "annotations": [a for a in content["annotations"] if a["image_id"] in ids],
             }, root)  # fmt: skip
+        for item, section in (("images", "images"), ("boxes", "annotations")):
+            made = [split.content[section] for split in result.splits.values()]
+            result.account.written[item] = len({entry["id"] for part in made for entry in part})
+        result.account.check(folder)
 
 
 def _ends(path: str) -> list[str]:

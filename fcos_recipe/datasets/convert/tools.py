@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fcos_recipe.data.image_files import files_below, image_size, is_image
+from fcos_recipe.data.image_files import files_below, image_size
 from fcos_recipe.datasets.convert.common import MISSING, Bad, Converted, as_number, common_folder
 from fcos_recipe.datasets.convert.voc import read_xml
 from fcos_recipe.datasets.find_images import ImageFinder, split_of
@@ -101,7 +100,7 @@ def build(
     Returns:
         the file, and the split that the tool states for each image id.
     """
-    items = list(items)
+    items, bad = list(items), list(bad)
     labels = {s.label for item in items for s in item.shapes if isinstance(s, Shape)} - {""}
     names = classes or [*first, *sorted(labels - set(first))]
     paths: list[Path | None] = [
@@ -148,11 +147,9 @@ def build(
                 else:
                     found.refuse(place, error)
     found.said.update(finder.said)
-    used = {os.path.realpath(path) for path in paths if path}
-    there = {os.path.realpath(path) for tree in finder.trees for path in files_below(tree)}
-    rest = sum(map(is_image, there - used))
-    found.account.seen["images"] += rest
-    found.account.leave_out("images", "in no annotation", rest)
+    used = [*paths, *(item.file for item in items), *(file for file, _ in bad)]
+    every = {file for tree in finder.trees for file in files_below(tree)}
+    found.unused(every, used, "in no annotation")
     return found, parts
 
 

@@ -13,7 +13,7 @@ from xml.parsers import expat
 
 from tqdm import tqdm
 
-from fcos_recipe.data.image_files import files_below, image_size, is_image
+from fcos_recipe.data.image_files import files_below, image_size
 from fcos_recipe.datasets.convert.common import (
     MISSING,
     Bad,
@@ -119,19 +119,9 @@ def from_voc(
                 account.seen[f"{tag}s"] += (count := len(item.findall(tag)))
                 account.leave_out(f"{tag}s", "not used: boxes are", count)
     folders = {folder for folder in (*places, folder) if folder.is_dir()}
-    _unused(found, {file for folder in folders for file in files_below(folder)} - {*paths, *files})
+    there = {file for folder in folders for file in files_below(folder)}
+    found.unused(there, [*paths, *files], "without an XML file")
     return found
-
-
-def _unused(found: Converted, files: set[Path]) -> None:
-    """Count the images that belong to no XML file, and files that are neither of both."""
-    for file in files:
-        if is_image(file):
-            found.account.seen["images"] += 1
-            found.account.leave_out("images", "without an XML file")
-        else:
-            found.account.seen["other files"] += 1
-            found.account.leave_out("other files", file.suffix.lower() or file.name)
 
 
 def _count_objects(file: Path) -> int:

@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 from codecs import BOM_UTF8
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from io import StringIO
 from pathlib import Path
@@ -178,12 +177,12 @@ def parts(folder: Path, named: dict[str, Any], split: str) -> list[Path]:
 def _without_image(found: Converted, roots: list[Path], used: set[Path]) -> None:
     """Count the label files that belong to no image, and files that are neither of both."""
     there = {path for root in roots for path in (*files_below(root), *files_below(_labels(root)))}
-    other: Counter[str] = Counter()
+    other = []
     for file in sorted(there - used):
         text = file.suffix.lower() == ".txt" and not file.name.startswith(".")
         lines = _raw_lines(file) if text else []
         if not text or (lines and not any(map(ROW.match, lines))):
-            other["hidden" if file.name.startswith(".") else file.suffix.lower() or file.name] += 1
+            other.append(file)
             continue
         found.account.seen["label files"] += 1
         found.account.seen["boxes"] += len(lines)
@@ -193,9 +192,7 @@ def _without_image(found: Converted, roots: list[Path], used: set[Path]) -> None
             found.refuse(file, why, "label files", reason="without an image")
         else:
             found.account.leave_out("label files", "without an image, and empty")
-    for ending, count in other.items():
-        found.account.seen["other files"] += count
-        found.account.leave_out("other files", ending, count)
+    found.unused(other, (), "not in the folder of the images")
 
 
 def _keypoints(
