@@ -6,6 +6,7 @@ content, gives exit code 2 and one line, in bounded time and memory, and changes
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -25,7 +26,7 @@ from fcos_recipe.cli import COMMANDS, run
 from fcos_recipe.commands import options
 from fcos_recipe.commands.dataset import COMMANDS as DATASET
 from fcos_recipe.config import load_config
-from fcos_recipe.errors import cell, one_line
+from fcos_recipe.errors import Escaped, cell, one_line
 from fcos_recipe.files.reading import decode_json, read_bytes, read_json, read_text
 from tests.conftest import ROOT
 
@@ -432,6 +433,34 @@ def test_the_name_of_a_base_file_puts_nothing_into_a_config(name, place, capfd):
     shown = capfd.readouterr().out
     assert "log_iter: 7" in shown and "epoch: 99\n" not in shown and "\x1b" not in shown
     assert not [line for line in shown.splitlines() if line.startswith("epoch: 99")]
+
+
+def test_names_of_files_do_not_reach_the_terminal_raw(place, capfd):
+    name = "x\x1b[2J\u202e"
+    for old, new in (("GOOD.json", ".json"), ("DETS.json", "d.json"), ("W.pdparams", ".pdparams")):
+        shutil.copy(old, f"{name}{new}")
+    shutil.copytree("RUN", name)
+    good = f"{name}.json"
+    for argv in (
+        ["dataset", "stats", good], ["dataset", "verify", good],
+        ["dataset", "subset", good, "--count", "1", "-o", f"{name}1.json"],
+        ["dataset", "split", good, "-o", f"{name}2"],
+        ["dataset", "merge", good, "-o", f"{name}3.json"],
+        ["eval", "--predictions", f"{name}d.json", "--annotations", good],
+        ["weights", "convert", f"{name}.pdparams", f"{name}.safetensors"],
+        ["report", name], ["config", "print", f"{name}.yml"],
+    ):  # fmt: skip
+        run(argv[0], argv[1:])
+        shown = capfd.readouterr()
+        assert shown.out + shown.err and not set(shown.out + shown.err) & {"\x1b", "\u202e"}, argv
+
+
+def test_characters_that_the_terminal_does_not_have_are_escaped():
+    stream = io.TextIOWrapper(io.BytesIO(), "ascii")
+    out = Escaped(stream)
+    print("\rname \udcff \u540d \x1b[2J a\rb", file=out, end="\r")
+    out.flush()
+    assert stream.buffer.getvalue() == b"\rname \\udcff \\u540d \\x1b[2J a\\rb\r"
 
 
 YAML = {

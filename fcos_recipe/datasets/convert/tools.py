@@ -28,6 +28,9 @@ from fcos_recipe.files.reading import read_json, read_text
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 VIA_COLUMNS = ("region_shape_attributes", "region_attributes")
 NO_AREA = "points and lines, which have no area"
+FURTHER = "of further annotations of the same image"
+BRUSH = "brush masks, which are not read"
+ON_PURPOSE = (NO_AREA, FURTHER, BRUSH)  # left out without --skip-bad
 
 
 @dataclass
@@ -140,8 +143,8 @@ def build(
             try:
                 _add(found, entries[path], shape, unlabelled)
             except Bad as error:
-                if error.reason == NO_AREA:
-                    found.account.leave_out("boxes", NO_AREA)
+                if error.reason in ON_PURPOSE:
+                    found.account.leave_out("boxes", error.reason)
                 else:
                     found.refuse(place, error)
     found.said.update(finder.said)
@@ -374,7 +377,7 @@ def _task(file: Path, data: dict[str, Any], results: list, rest: int, skip: str)
             points = [(x / 100, y / 100) for x, y in map(_point, value["points"])]
             return Shape(label, points, True, remark=OUTLINES, fraction=True)
         if "rle" in value:
-            raise Bad("a brush mask", "brush masks, which are not read")
+            raise Bad("a brush mask", BRUSH)
         if "width" in value and "height" in value and not entry.get("type", "").startswith("key"):
             x, y, w, h, turn = _numbers(*(value[k] for k in ("x", "y", "width", "height")),
                                         value.get("rotation") or 0)  # fmt: skip
@@ -396,7 +399,7 @@ def _task(file: Path, data: dict[str, Any], results: list, rest: int, skip: str)
     texts = [v for v in data.values() if isinstance(v, str)]
     known = [data[k] for k in ("image", "img", "ocr", "photo") if isinstance(data.get(k), str)]
     shapes = _shapes(results, read)
-    shapes += [Bad("of a further annotation", "of further annotations of the same image")] * rest
+    shapes += [Bad("of a further annotation", FURTHER)] * rest
     return Labelled(file, (known or texts)[:1] or [""], len(results) + rest, shapes, skip=skip)
 
 
