@@ -485,8 +485,9 @@ def test_what_a_tool_wrote_is_counted_whole(tmp_path, capsys):
     picture(tmp_path / "cvat" / "a.png")
     box = "label='x' xtl='1' ytl='1' xbr='9' ybr='9'"
     (tmp_path / "cvat" / "annotations.xml").write_text(
-        f"<annotations><version>1.1</version><image name='a.png' width='60' height='40'><box {box}/>"
-        f"<points label='x' points='1,1'/><tag label='y'/><cuboid {box}/></image></annotations>"
+        f"<annotations><version>1.1</version><image name='a.png' width='60' height='40'>"
+        f"<box {box}/><points label='x' points='1,1'/><tag label='y'/><cuboid {box}/></image>"
+        "</annotations>"
     )
     picture(tmp_path / "labelme" / "a.png")
     shape = {"label": "x", "points": [[1, 1], [9, 9]], "shape_type": "rectangle"}
