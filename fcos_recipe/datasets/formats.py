@@ -21,3 +21,5 @@ FORMATS = {
     "createml": Format("CreateML", "_annotations.createml.json"),
     "csv": Format("CSV of boxes", "a box per row: file name, class, corners or x, y, w, h"),
 }
+
+TABLE = "\n".join(f"  {name:<12} {row.name}: {row.files}" for name, row in FORMATS.items())
