@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+ORDER = ("train", "val", "test")  # the splits that a data set can have
+
 
 class Format(NamedTuple):
     """A format: its name in messages, and what its files are, for the help."""
