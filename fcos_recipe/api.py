@@ -148,8 +148,9 @@ def build(
     config = resolve_config(config, overrides)
     with _work(config, device, log_to) as found:
         from fcos_recipe.model.build import build_model, prepare
+        from fcos_recipe.training.freeze import Frozen
 
-        build_model(prepare(config, found, 1, train=False))
+        Frozen(build_model(prepare(config, found, 1, train=False)), config)
 
 
 def train(
