@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 
 from fcos_recipe.data import coco_json
 from fcos_recipe.data.image_files import files_below
@@ -21,7 +20,7 @@ from fcos_recipe.datasets.convert import tools
 from fcos_recipe.datasets.find_images import SPLITS, split_of
 from fcos_recipe.datasets.formats import FORMATS
 from fcos_recipe.errors import UserError
-from fcos_recipe.files.reading import read_bytes, read_text
+from fcos_recipe.files.reading import read_bytes, read_yaml
 
 SAMPLE = 40  # files of a folder that are looked into
 HEAD = 1 << 16  # bytes of a file that are looked at
@@ -204,8 +203,8 @@ def _xml(file: Path) -> str | None:
 
 def _yaml(file: Path) -> str | None:
     try:
-        data = yaml.safe_load(read_text(file, 1 << 20))
-    except Exception:  # PyYAML's errors are of many kinds, and this file is not the question
+        data = read_yaml(file)
+    except UserError:  # this file is not the question
         return None
     known = isinstance(data, dict) and isinstance(data.get("names"), list | dict)
     return "yolo" if known and {*SPLITS, "path", "nc", "download"} & set(data) else None

@@ -166,6 +166,28 @@ def json_lines(data: bytes) -> Iterator[tuple[bytes, dict | None]]:
                 yield line, None
 
 
+def read_yaml(path: str | os.PathLike, most: int = 1 << 20) -> Any:
+    """Read a YAML file of plain values. Aliases, by which a small file stands for a huge one, are
+    refused.
+
+    Raises:
+        UserError: see `read_text`, or it is not such YAML.
+    """
+    import yaml  # not needed by the downloads, which run without packages
+
+    class Plain(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("an alias (*NAME); write its value out")
+            return super().compose_node(parent, index)
+
+    text = read_text(path, most)
+    try:
+        return yaml.load(text, Plain)
+    except Exception as error:  # values that do not fit their tags raise many classes
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+
+
 def read_records(path: str | os.PathLike) -> list[dict]:
     """Read a file with one JSON object per line.
 

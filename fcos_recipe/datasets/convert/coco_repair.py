@@ -10,6 +10,7 @@ import numpy as np
 from fcos_recipe.data import coco_json
 from fcos_recipe.data.coco_json import is_id, number
 from fcos_recipe.data.image_files import image_size, is_image
+from fcos_recipe.data.index import HUGE
 from fcos_recipe.datasets.box_forms import are_corners, bounds
 from fcos_recipe.datasets.convert.common import MISSING, Bad, Converted, as_number
 from fcos_recipe.datasets.find_images import resolve
@@ -134,7 +135,8 @@ def _boxes(annotations: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
 
     def usable(values: Any, count: int) -> list[float]:
         good = isinstance(values, list) and len(values) == count and all(
-            isinstance(v, int | float) and not isinstance(v, bool) for v in values
+            isinstance(v, int | float) and not isinstance(v, bool) and not abs(v) > HUGE
+            for v in values
         )  # fmt: skip
         return [float(v) for v in values] if good else [math.nan] * count
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fcos_recipe.data.image_files import ENDINGS
+from fcos_recipe.data.image_files import ENDINGS, files_below
 from fcos_recipe.datasets.account import Account
 from fcos_recipe.datasets.convert import tools
 from fcos_recipe.datasets.convert.coco_repair import from_coco
@@ -17,7 +17,7 @@ from fcos_recipe.datasets.convert.yolo import from_yolo
 from fcos_recipe.datasets.find_images import ImageFinder, split_of
 from fcos_recipe.datasets.recognise import MARK, Layout
 from fcos_recipe.errors import UserError, UserErrors
-from fcos_recipe.files.reading import read_text
+from fcos_recipe.files.reading import read_json, read_text
 
 _ENDING = re.compile(rf"({'|'.join(map(re.escape, {*ENDINGS, '.xml'}))})(?=\s|$)", re.IGNORECASE)
 MOST_TOLD = 20  # how many bad lines are printed
@@ -166,6 +166,13 @@ def _whole(layout: Layout, options: Options) -> tuple[Converted, dict[int, str]]
             bad.append((file, str(error)))
         except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
             bad.append((file, f"not {layout.name} ({type(error).__name__}: {error})"))
+    if layout.kind == "labelme":  # a damaged file is not recognised as LabelMe's
+        rest = {file for file in files_below(layout.folder) if file.suffix.lower() == ".json"}
+        for file in sorted(rest - set(layout.files)):
+            try:
+                read_json(file, Any)
+            except UserError as error:
+                bad.append((file, str(error)))
     folder = options.images or layout.folder
     places = [folder, *(folder / name for name in ("images", "JPEGImages"))]
     finder = ImageFinder([place for place in places if place.is_dir()], [folder])
@@ -182,15 +189,23 @@ def _divide(
     content, root = result.splits[""].content, result.splits[""].root
     wanted = {name: {key for file in files for key in _keys(file)} for name, files in lists.items()}
     of_image: dict[int, list[str]] = {}
+    known: set[str] = set()
     for image in content["images"]:
         path = root / image["file_name"]
         if wanted:
-            words = path.with_suffix("").parts[::-1]
-            ends = {"/".join(words[n::-1]) for n in range(len(words))}
+            ends = set(_ends(_ENDING.split(path.as_posix(), maxsplit=1)[0]))
             of_image[image["id"]] = [name for name, keys in wanted.items() if ends & keys]
+            known |= ends
         else:
             inside = path.relative_to(folder).parent if path.is_relative_to(folder) else Path()
             of_image[image["id"]] = [parts.get(image["id"]) or split_of(*inside.parts)]
+    for name in wanted if only is None else [only] if only in wanted else []:
+        keys = wanted[name]
+        for key in sorted(keys - known):
+            result.bad.append(f"{lists[name][0]}: {key}: no such image is converted")
+        result.account.seen["names in lists"] += len(keys)
+        result.account.written["names in lists"] += len(keys & known)
+        result.account.leave_out("names in lists", "of no converted image", len(keys - known))
     names = dict.fromkeys(name for found in of_image.values() for name in found)
     if wanted or list(names) != [""]:
         boxes = Counter(entry["image_id"] for entry in content["annotations"])
@@ -226,7 +241,7 @@ def _keys(listed: Path) -> set[str]:
     found = set()
     for line in read_text(listed).splitlines():
         line = line.strip().replace("\\", "/")
-        line = re.split(_ENDING, re.sub(r"\s+-?[01]$", "", line), maxsplit=1)[0]
+        line = _ENDING.split(re.sub(r"\s+-?[01]$", "", line), maxsplit=1)[0]
         if line := "/".join(part for part in line.split("/") if part not in ("", ".", "..")):
             found.add(line)
     return found

@@ -103,6 +103,7 @@ def build(
     items, bad = list(items), list(bad)
     labels = {s.label for item in items for s in item.shapes if isinstance(s, Shape)} - {""}
     names = classes or [*first, *sorted(labels - set(first))]
+    unlabelled = names[0] if len(names) == 1 and not labels else ""  # the tool has no classes
     paths: list[Path | None] = [
         finder.find(*item.names, label=item.file if item.alone else None)
         or _extracted(item, embedded)
@@ -140,7 +141,7 @@ def build(
         for number, shape in enumerate(item.shapes):
             place = f"{item.file}: {item.names[0]}: object {number}"
             try:
-                _add(found, entries[path], shape)
+                _add(found, entries[path], shape, unlabelled)
             except Bad as error:
                 if error.reason in ON_PURPOSE:
                     found.account.leave_out("boxes", error.reason)
@@ -153,12 +154,13 @@ def build(
     return found, parts
 
 
-def _add(found: Converted, image: dict[str, Any], shape: Shape | Bad) -> None:
+def _add(
+    found: Converted, image: dict[str, Any], shape: Shape | Bad, unlabelled: str
+) -> None:  # fmt: skip
     if isinstance(shape, Bad):
         raise shape
     label = shape.label
-    if not label and len(found.classes) == 1:
-        label = found.classes[0]
+    label = label or unlabelled
     if label not in found.classes:
         what = f"class {label!r} is not among the {len(found.classes)} class names"
         raise Bad(what if label else "it has no class; name the only class with --classes",
@@ -247,7 +249,7 @@ def labelme(file: Path) -> Iterator[Labelled]:
     def read(shape: dict[str, Any]) -> Shape:
         kind = shape.get("shape_type") or "polygon"  # LabelMe 3 has polygons only
         points = list(map(_point, shape["points"]))
-        label = str(shape["label"])
+        label = "" if shape["label"] is None else str(shape["label"])
         if kind == "rectangle" and len(points) >= 2:
             return Shape(label, points)
         if kind == "rotation" and len(points) >= 3:
@@ -298,11 +300,12 @@ def cvat(file: Path) -> Iterator[Labelled]:
         if shape.tag == "mask":
             x, y, w, h = _numbers(*map(get, ("left", "top", "width", "height")))
             return Shape(label, [(x, y), (x + w, y + h)])
-        raise Bad(f"a {shape.tag}", NO_AREA)
+        if shape.tag in ("points", "polyline"):
+            raise Bad(f"a {shape.tag}", NO_AREA)
+        raise Bad(f"a {shape.tag}", "of an unknown shape")
 
-    kinds = {"box", "polygon", "ellipse", "mask", "points", "polyline", "cuboid", "skeleton"}
     for image in tree.iter("image"):
-        shapes = [shape for shape in image if shape.tag in kinds]
+        shapes = [shape for shape in image if shape.tag != "tag" and "label" in shape.attrib]
         name, subset = image.get("name", ""), image.get("subset", "")
         size = [image.get(key, "") for key in ("height", "width")]
         yield Labelled(
@@ -313,7 +316,7 @@ def cvat(file: Path) -> Iterator[Labelled]:
     frames: dict[int, list] = {}
     for track in tree.iter("track"):
         for shape in track:
-            if shape.tag in kinds and shape.get("outside") != "1":
+            if "frame" in shape.attrib and shape.get("outside") != "1":
                 shape.set("label", track.get("label", ""))
                 frames.setdefault(int(shape.get("frame", "0")), []).append(shape)
     for frame, shapes in sorted(frames.items()):

@@ -103,7 +103,7 @@ def from_voc(
             continue
         if told_size == tuple(map(str, true_size[::-1])) and true_size[0] != true_size[1]:
             found.said[EXCHANGED] += 1
-        elif told_size != tuple(map(str, true_size)):
+        elif all(told_size) and told_size != tuple(map(str, true_size)):
             found.said["XML files give a wrong image size; the image file's size is used"] += 1
         image = found.image(path, true_size)
         account.written["label files"] += 1

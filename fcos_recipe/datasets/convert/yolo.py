@@ -10,7 +10,6 @@ from pathlib import Path
 from string import whitespace
 from typing import Any
 
-import yaml
 from tqdm import tqdm
 
 from fcos_recipe.data.image_files import files_below, image_size, is_image
@@ -24,7 +23,7 @@ from fcos_recipe.datasets.convert.common import (
 )
 from fcos_recipe.datasets.find_images import SPLITS, ImageFinder, split_of
 from fcos_recipe.errors import UserError
-from fcos_recipe.files.reading import read_bytes, read_text
+from fcos_recipe.files.reading import read_bytes, read_text, read_yaml
 
 SLACK = 1e-3  # tolerance for values outside 0 to 1, which come from rounding
 ROW = re.compile(rb"\s*\d+(\.0*)?([\s,]+[-+.\deE]+){4,}\s*$")  # a line of a label file
@@ -133,10 +132,7 @@ def read_config(config: Path) -> dict[str, Any]:
     Raises:
         UserError: it is not YAML, or not a mapping.
     """
-    try:
-        named = yaml.safe_load(read_text(config, 1 << 20))
-    except (yaml.YAMLError, RecursionError, ValueError, IndexError, OverflowError) as error:
-        raise UserError(f"{config}: not YAML: {' '.join(str(error).split())}") from None
+    named = read_yaml(config)
     if not isinstance(named, dict):
         raise UserError(f"{config}: it must be a mapping with names and train")
     return named
