@@ -82,7 +82,7 @@ def from_coco(
     account.seen["images"] = len(data["images"])
     account.seen["boxes"] = len(data["annotations"])
     ids = {key: _renumber(data[key], key, found) for key in sections}
-    by_id = {}
+    by_id: dict[Any, dict[str, Any]] = {}
     for n, image in enumerate(data["images"]):
         if _key(image.get("id")) in by_id:
             place, text = f"{source}: images[{n}].id", f"{image.get('id')!r} occurs twice"
@@ -118,7 +118,11 @@ def from_coco(
     classes = {_key(c.get("id")): k for c, k in zip(data["categories"], ids["categories"])}
     if len(classes) < len(data["categories"]):
         raise UserError(f"{source}: categories: an id occurs twice; give each class its own")
+    refused = {_key(image.get("id")) for image in data["images"]} - set(by_id)
     for n, annotation in enumerate(data["annotations"]):
+        if _key(annotation.get("image_id")) in refused:
+            account.leave_out("boxes", "of images that are left out")
+            continue
         try:
             entry = _box(annotation, by_id, classes, found, corners)
         except Bad as error:
