@@ -52,7 +52,7 @@ def main(path: str, *overrides: str) -> None:
 
     config = load_config(path, list(overrides))
     paddle.set_device("cpu")
-    compat.workspace(config.stock_data())
+    compat.workspace(config.stock_data(), config.plugins)
     model = compat.create(config.data["architecture"])
     model.train()
     strides = config.data["FCOSHead"]["fpn_stride"]
