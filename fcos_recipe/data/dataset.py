@@ -66,6 +66,7 @@ class COCODataSet:
         self.repeat = repeat
         self.seed = seed
         self.index: Index = None  # type: ignore[assignment]  # until parse_dataset
+        self.box_count = 0  # usable boxes on the images in use
         self.rows = np.zeros(0, np.int64)  # image rows of the index, in this data set's order
 
     def __call__(self) -> "COCODataSet":
@@ -181,6 +182,7 @@ class COCODataSet:
             rows = rows[boxes[rows] > 0]
         if self.sample_num > 0:
             rows = rows[: self.sample_num]
+        self.box_count = int(boxes[rows].sum())
         full, empty = rows[boxes[rows] > 0], rows[boxes[rows] == 0]
         if len(empty) and 0 <= self.empty_ratio < 1:
             keep = min(int(len(full) * self.empty_ratio / (1 - self.empty_ratio)), len(empty))

@@ -16,6 +16,11 @@ from fcos_recipe.datasets.convert.common import MISSING, Bad, Converted, as_numb
 from fcos_recipe.datasets.find_images import resolve
 from fcos_recipe.errors import UserError
 
+DIFFERENT = (
+    "image sizes differ from those of the files, which are used; if a tool ignored the EXIF "
+    "rotation of images, boxes are wrong: see fcos dataset browse"
+)
+
 
 class _Annotation(msgspec.Struct, gc=False):
     bbox: list[float] | None = None
@@ -101,14 +106,17 @@ def from_coco(
             found.refuse(f"{source}: images[{n}].file_name", text, "images", reason=MISSING)
             continue
         entry["file_name"] = name
-        if not all(isinstance(image.get(k), int) and image[k] > 0 for k in ("height", "width")):
-            size = image_size(found.root / name)
-            if size is None:
-                text = f"it has no size, and {name} can't be read"
-                found.refuse(f"{source}: images[{n}]", text, "images", reason="of unknown size")
-                continue
-            entry |= {"height": size[0], "width": size[1]}
-            found.said["image sizes were missing and are read from the files"] += 1
+        size = image_size(found.root / name)
+        if size is None:
+            found.refuse(
+                f"{source}: images[{n}]", f"{name}: not an image", "images", reason=MISSING
+            )
+            continue
+        given = [image.get(key) for key in ("height", "width")]
+        if given != list(size):
+            known = all(isinstance(v, int) and v > 0 for v in given)
+            found.said[DIFFERENT if known else "image sizes were missing and are read"] += 1
+        entry |= {"height": size[0], "width": size[1]}
         by_id[_key(image.get("id"))] = entry
         found.images.append(entry)
     listed = [found.root / name for name in images_of.names if name]
