@@ -2,11 +2,16 @@
 
 import argparse
 import math
+import re
+import sys
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fcos_recipe import exit_codes
+from fcos_recipe.config.check import key_named
+from fcos_recipe.errors import UserError, one_line, tell
 from fcos_recipe.files.atomic import write_named
 from fcos_recipe.files.reading import given_path
 
@@ -50,13 +55,64 @@ def add_json(parser: argparse.ArgumentParser, text: str = "also write the result
     parser.add_argument("--json", type=Path, metavar="FILE", help=text)
 
 
+_WORDS = {"int": "not a whole number", "float": "not a number", "finite": "not a number"}
+
+
 class _Parser(argparse.ArgumentParser):
-    """Takes numbers within the range of 64 bits, and paths that a file can have."""
+    """Takes numbers within the range of 64 bits, and paths that a file can have.
+
+    An error is one line with a remedy instead of the usage.
+    """
 
     def __init__(self, **more: Any):
         super().__init__(**more)
         for kind, read in ((int, whole), (float, finite), (Path, given_path)):
             self.register("type", kind, read)
+
+    def parse_args(self, args=None, namespace=None):
+        """As argparse does; what is unrecognised is answered with what may have been meant."""
+        given = sys.argv[1:] if args is None else list(args)
+        self.given: list[str] = given
+        parsed, extra = self.parse_known_args(given, namespace)
+        if extra:
+            self.error(self._unrecognized(extra))
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """End the process with exit code 2 and one line."""
+        message = re.sub(r"invalid (\w+) value", lambda kind: _WORDS.get(kind[1], "wrong"), message)
+        if "required" in message and (config := self._config()):
+            message += f"; a config is named with -c, as in -c {config}"
+        tell(UserError(f"{one_line(message)}; `{self.prog} --help` lists the options"))
+        sys.exit(exit_codes.BAD_INPUT)
+
+    def _config(self) -> str:
+        """A config file that is among the arguments without its -c."""
+        pairs = zip(["", *getattr(self, "given", ())], getattr(self, "given", ()))
+        named = [text for before, text in pairs if text.endswith((".yml", ".yaml"))
+                 and "=" not in text and before not in ("-c", "--config")]  # fmt: skip
+        return named[0] if named and "-c" in self._option_string_actions else ""
+
+    def _unrecognized(self, extra: list[str]) -> str:
+        first, takes = extra[0], self._option_string_actions
+        name, equals, value = first.lstrip("-").partition("=")
+        if not first.startswith("-"):
+            what = f"{first}: not expected here"
+            if config := self._config():
+                return f"{what}; a config is named with -c, as in -c {config}"
+            return f"{what}; values are set with -o, as in -o {first}" if equals else what
+        value = value or "".join(extra[1:2])
+        value = value if value and not value.startswith("-") else "VALUE"
+        what = f"{first.partition('=')[0]}: not an option here"
+        sets = key_named(name.replace("-", "_")) if "-o" in takes else ""
+        if sets:
+            return f"{what}; use -o {sets}={value}"
+        shown = [text for text, action in takes.items() if action.help != argparse.SUPPRESS]
+        near = get_close_matches(f"--{name}", shown, n=1)
+        if near:
+            return f"{what}; did you mean {near[0]}?"
+        sets = key_named(name.replace("-", "_"), exactly=False) if "-o" in takes else ""
+        return f"{what}; did you mean -o {sets}={value}?" if sets else what
 
 
 def whole(text: str) -> int:
