@@ -147,8 +147,9 @@ def test_a_planned_run(examine, tmp_path, root):
     full = examine(CUDA, cards, config=config, overrides=much)["card memory"]
     assert found["model"].level == GREEN
     # what only a built model shows, in the words of `config validate --build`
-    for override, says in (("FCOS.backbone=HRNet", r"FCOSHead.fpn_stride: .* strides \[4, 8, 16"),
-                           ("ResNet.groups=7", "FCOS.backbone: ResNet cannot be built")):  # fmt: skip
+    strides = r"FCOSHead.fpn_stride: .* strides \[4, 8, 16"
+    built = "FCOS.backbone: ResNet cannot be built"
+    for override, says in (("FCOS.backbone=HRNet", strides), ("ResNet.groups=7", built)):
         wrong = examine(CUDA, cards, config=config, overrides=[*data, override])["model"]
         assert wrong.level == RED and re.match(says, wrong.text)
         with pytest.raises(UserError) as error:
