@@ -148,8 +148,9 @@ def test_a_planned_run(examine, tmp_path, root):
     assert found["model"].level == GREEN
     # what only a built model shows, in the words of `config validate --build`
     strides = r"FCOSHead.fpn_stride: .* strides \[4, 8, 16"
-    built = "FCOS.backbone: ResNet cannot be built"
-    for override, says in (("FCOS.backbone=HRNet", strides), ("ResNet.groups=7", built)):
+    built = "FCOS.backbone: DarkNet cannot be built"
+    dark = "FCOS.backbone={name: DarkNet, depth: 7}"
+    for override, says in (("FCOS.backbone=HRNet", strides), (dark, built)):
         wrong = examine(CUDA, cards, config=config, overrides=[*data, override])["model"]
         assert wrong.level == RED and re.match(says, wrong.text)
         with pytest.raises(UserError) as error:
