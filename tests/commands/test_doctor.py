@@ -149,12 +149,12 @@ def test_a_planned_run(examine, tmp_path, root):
     # what only a built model shows, in the words of `config validate --build`
     strides = r"FCOSHead.fpn_stride: .* strides \[4, 8, 16"
     built = "FCOS.backbone: DarkNet cannot be built"
-    dark = "FCOS.backbone={name: DarkNet, depth: 7}"
+    dark = "FCOS.backbone=DarkNet DarkNet.depth=7"
     for override, says in (("FCOS.backbone=HRNet", strides), (dark, built)):
-        wrong = examine(CUDA, cards, config=config, overrides=[*data, override])["model"]
+        wrong = examine(CUDA, cards, config=config, overrides=[*data, *override.split()])["model"]
         assert wrong.level == RED and re.match(says, wrong.text)
         with pytest.raises(UserError) as error:
-            api.build(config, overrides=[*data, override], device="cpu")
+            api.build(config, overrides=[*data, *override.split()], device="cpu")
         assert wrong.text == str(error.value)
     assert full.level == RED and "lower it: TrainReader.batch_size: " in full.remedy
     few = examine(CUDA, cards, config=config, overrides=data)["launch.cards"]

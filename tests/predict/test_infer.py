@@ -169,7 +169,7 @@ def test_bad_input(trained, data, tmp_path, capsys):
         (["--weights", "none.pdparams", "--input", image], "no such weights file"),
         (
             ["--weights", weights, "--input", image, "-o", "num_classes=3"],
-            "stores 4 class names, the config's num_classes is 3",
+            "does not match the model: 110 loaded; 2 with another shape",
         ),
         (
             ["--weights", weights, "--input", image, "-o", "keep_top=3"],
