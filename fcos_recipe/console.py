@@ -10,11 +10,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from fcos_recipe.errors import RunFailure, Stopped, UserError, printable, tell
+from fcos_recipe.errors import RunFailure, Stopped, UserError, path_reason, printable, tell
 from fcos_recipe.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, OK, SAVED
 
 log = logging.getLogger("fcos")
-_BAD_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EACCES)
+_BAD_PATH = (
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EEXIST,
+)
 
 
 class Plain(logging.Formatter):
@@ -113,7 +120,7 @@ def exit_code(
     except OSError as error:
         if error.errno not in _BAD_PATH or not error.filename:
             raise
-        tell(UserError(f"{str(error.filename)[:200]}: {error.strerror}"))
+        tell(UserError(f"{str(error.filename)[:200]}: {path_reason(error)}"))
         return BAD_INPUT
 
 

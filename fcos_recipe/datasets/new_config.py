@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from fcos_recipe.config import scaling
 from fcos_recipe.config.load import Config, display, load_config, yaml_text
-from fcos_recipe.errors import UserError, UserErrors, printable
+from fcos_recipe.errors import UserError, UserErrors, path_reason, printable
 from fcos_recipe.files.atomic import draft
 from fcos_recipe.places import ROOT
 
@@ -122,7 +122,7 @@ def new(args: Request) -> Written:
     try:
         plan = _written(args.output, text, args.cards, _used(train))
     except OSError as error:
-        raise UserError(f"{args.output}: {error.strerror}") from None
+        raise UserError(f"{args.output}: {path_reason(error)}") from None
     return Written(train, val, plan)
 
 

@@ -53,6 +53,28 @@ def test_what_a_stranger_writes_is_answered_with_what_to_write(line, says, capsy
     assert all(text.startswith("error: ") for text in error.splitlines())
 
 
+@pytest.mark.parametrize("line", [
+    "eval -c C --weights w --output FILE", "eval -c C --weights w --json FOLDER",
+    "eval -c C --weights w --save-predictions FILE/x", "infer --weights w --input a --output FILE",
+    "infer --weights w --input a --output FILE/x/y", "export_model --weights w --output FILE",
+    "train -c C --output FILE/x", "analyze_model -c C --json FOLDER", "report r --output FILE",
+    "dataset verify x.json --json FOLDER", "dataset stats x.json --output FILE/x",
+    "config new --data d -o FILE/x.yml", "dataset split x.json --output FILE",
+])  # fmt: skip
+def test_an_output_that_cannot_be_written_is_named_before_any_work(line, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    words = {"C": CONFIG, "FOLDER": str(tmp_path)}
+    text = line.replace("FILE", f"{tmp_path}/file")
+    command, *argv = (words.get(word, word) for word in text.split())
+    assert run(command, argv) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert (
+        re.search(r"^error: (--?\w|/).*(file|folder)", error)
+        and "exists" in error
+        or "not a" in error
+    )
+
+
 def test_the_page_has_the_table():
     assert markdown() in (ROOT / "docs" / "migrating.md").read_text()
 
