@@ -59,5 +59,5 @@ def test_images_are_known_by_content(tmp_path):
     (sub / "dir").mkdir()
     (tmp_path / "zz").symlink_to(sub)
     found = [path.name for path in files_below(tmp_path) if is_image(path)]
-    assert found == ["a.jpg", "b", "c.img", "d.v2", "e.gif", "f.png"]
+    assert found == ["a.jpg", "b", "c.img", "d.v2", "e.gif", "f.png", "j.jpg"]
     assert image_size(tmp_path / "f.png") is image_size(tmp_path / "j.jpg") is None

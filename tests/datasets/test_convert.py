@@ -1,8 +1,10 @@
 """Conversion: round trips of hotcoco's and our own files; bad lines are reported."""
 
 import json
+import os
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -413,3 +415,47 @@ def test_keypoints_are_no_polygon(rows, yaml, argv, wanted, tmp_path, capsys):
     assert len(found) == len(rows) and np.allclose(found[0]["bbox"], wanted)
     many = len(rows[0].split()) > 5
     assert ("sets of keypoints" in captured.out or "bounds of polygons" in captured.out) == many
+
+
+def test_odd_files_are_named(tmp_path, capsys):
+    """Links that lead nowhere, label files twice, upper case, hidden, other encodings."""
+    one = "0 .5 .5 .2 .2"
+    yolo(tmp_path, [one, f"{one} 0 .3 .3 .1 .1", f"{one} 0.5", "0,.5,.5,.2,.2",
+                    f"{one} {one} {one}", "\f"])  # fmt: skip
+    images, labels = tmp_path / "images" / "train", tmp_path / "labels" / "train"
+    for name in ("b.jpg", "c.JPG", "d.png", "f.jpg", "f.png", "._a.png"):
+        picture(images / name)
+    (labels / "b.txt").symlink_to("/nowhere/b.txt")
+    (labels / "c.TXT").write_text("0 .5 .5 .2 .2")
+    (labels / "d.txt").write_text("0 .5 .5 .2 .2\n", "utf-16")
+    (images / "e.jpg").symlink_to("/nowhere/e.jpg")
+    (labels / "e.txt").write_text("0 .5 .5 .2 .2")
+    (labels / "f.txt").write_text("0 .5 .5 .2 .2")  # of which image?
+    (images / "a.txt").write_text("0 .5 .5 .1 .1")  # as well as labels/train/a.txt
+    (labels / "g.txt").write_text("\n")
+    (images / "Thumbs.db").write_text("")
+    out, told = tmp_path / "out.json", tmp_path / "told.json"
+    argv = ["--from", "yolo", tmp_path, "-o", out, "--json", told, "--keypoints", "none"]
+    assert convert(*argv) == 2 and not out.exists()
+    text = capsys.readouterr().err
+    wanted = ["b.txt: No such file", "d.txt: not UTF-8", "e.jpg: missing", "train/a.txt: there is",
+              "a.txt:2: several boxes in one line", "a.txt:3: 6 fields", "a.txt:4: 1 fields",
+              "a.txt:5: several boxes in one line", "its label file"]  # fmt: skip
+    assert [line for line in wanted if line not in text] == []
+    assert len(text.splitlines()) == len(wanted) + 1
+    assert convert(*argv, "--skip-bad") == 0
+    assert account(told) == {
+        "images": (7, 5, {"with another image's label file": 1, "missing, or not readable": 1}),
+        "label files": (8, 3, {"not readable": 2, "of such images": 1, "without an image": 1,
+                               "without an image, and empty": 1}),
+        "boxes": (11, 3, {"in such files": 2, "of such images": 1,
+                          "with a wrong number of fields": 4,
+                          "of label files without an image": 1}),
+        "other files": (2, 0, {".db": 1, "hidden": 1}),
+    }  # fmt: skip
+    (tmp_path / "classes.txt").write_text("dog\n\ncat\n")
+    assert convert(*argv, "--force", "--classes", tmp_path / "classes.txt") == 2
+    assert "classes.txt:2: empty line" in capsys.readouterr().err
+    picture(Path(os.fsdecode(os.fsencode(images) + b"/h\xff.jpg")))
+    assert convert(*argv, "--force", "--skip-bad") == 2
+    assert "the file name 'h\\udcff.jpg' is not UTF-8; rename" in capsys.readouterr().err

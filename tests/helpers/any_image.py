@@ -55,7 +55,8 @@ def any_image(rng):
         head = [b"Exif\0\0", b"Exif\0\0", b"Exif\0\xff", b"exif\0\0"]
         put = [segment(rng.choice([XMP, *(h + any_exif(rng) for h in head)]))
                for _ in range(rng.choice([0, 1, 1, 1, 2, 3]))]  # fmt: skip
-        at = rng.choice([2, 20])  # before or after the JFIF segment
+        # before or after the JFIF segment, or as the last one
+        at = rng.choice([2, 20, data.index(b"\xff\xda")])
         data = data[:at] + b"".join(put) + data[at:]
     elif kind == "png" and rng.random() < 0.3:
         chunk = b"tEXt" + rng.choice([b"Raw profile type exif\0\nexif\n", b"Software\0x"])

@@ -1,6 +1,7 @@
 """Convert a YOLO data set to COCO format."""
 
 import contextlib
+import os
 import re
 from codecs import BOM_UTF8
 from collections import Counter
@@ -141,15 +142,17 @@ def _without_image(found: Converted, roots: list[Path], used: set[Path]) -> None
     there = {path for root in roots for path in (*files_below(root), *files_below(_labels(root)))}
     other: Counter[str] = Counter()
     for file in sorted(there - used):
-        lines = _raw_lines(file) if file.suffix == ".txt" else []
-        if file.suffix != ".txt" or (lines and not any(map(_ROW.match, lines))):
-            other[file.suffix.lower() or file.name] += 1
+        text = file.suffix.lower() == ".txt" and not file.name.startswith(".")
+        lines = _raw_lines(file) if text else []
+        if not text or (lines and not any(map(_ROW.match, lines))):
+            other["hidden" if file.name.startswith(".") else file.suffix.lower() or file.name] += 1
             continue
         found.account.seen["label files"] += 1
         found.account.seen["boxes"] += len(lines)
         found.account.leave_out("boxes", "of label files without an image", len(lines))
         if lines:
-            found.refuse(file, "there is no image for it", "label files", reason="without an image")
+            why = "there is no image for it, or its image has another label file"
+            found.refuse(file, why, "label files", reason="without an image")
         else:
             found.account.leave_out("label files", "without an image, and empty")
     for ending, count in other.items():
@@ -205,11 +208,12 @@ def _labels(path: Path) -> Path:
 
 
 def _label_file(file: Path) -> Path | None:
-    """The label file of an image."""
+    """The label file of an image; it may be a link that leads nowhere."""
     for folder in (_labels(file.parent), file.parent):
         for name in (file.stem, file.name):  # the name may have a dot and no ending
-            if (path := folder / f"{name}.txt").is_file():
-                return path
+            for path in (folder / f"{name}.txt", folder / f"{name}.TXT"):
+                if os.path.lexists(path):
+                    return path
     return None
 
 
@@ -220,6 +224,8 @@ def _add_box(
         words = words[:5]
         found.account.seen["sets of keypoints"] += 1
         found.account.leave_out("sets of keypoints", "not used: boxes are")
+    if len(words) > 5 and len(words) % 5 == 0 and all(map(str.isdecimal, words[5::5])):
+        raise Bad("several boxes in one line", "with a wrong number of fields")
     if len(words) != 5 and (shape or len(words) < 7 or len(words) % 2 == 0):
         more = f" and {shape[0]} keypoints of {shape[1]} numbers" if shape else ""
         more = more or ", or a class and a polygon; keypoints need kpt_shape in data.yaml"

@@ -23,6 +23,7 @@ from fcos_recipe.datasets.verify.annotations import Columns, Content
 from fcos_recipe.datasets.verify.findings import KINDS, Findings
 from fcos_recipe.datasets.verify.images import ImageCheck
 from fcos_recipe.errors import UserError
+from fcos_recipe.files.reading import read_text
 
 
 @dataclass
@@ -211,7 +212,7 @@ def _test_names(config: Config, known: set[str]) -> list[tuple[str, Any]]:
     if os.path.realpath(path) in known or not os.path.isfile(path):
         return []
     if not path.endswith(".json"):
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
+        text = read_text(path)
         return [("TestDataset", [line.strip() for line in text.splitlines() if line.strip()])]
     content = annotation_checks.read(path, Findings())
     return [("TestDataset", content)] if content is not None else []
