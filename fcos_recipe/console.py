@@ -14,8 +14,8 @@ from fcos_recipe.errors import RunFailure, Stopped, UserError, path_reason, prin
 from fcos_recipe.exit_codes import BAD_INPUT, DISK_FULL, FAILED, INTERRUPTED, OK, SAVED
 
 log = logging.getLogger("fcos")
-_BAD_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EEXIST,
-             errno.EROFS, errno.EPERM, errno.ENXIO, errno.ENODEV)  # fmt: skip
+_BAD_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EACCES,
+             errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENXIO, errno.ENODEV)  # fmt: skip
 
 
 class Plain(logging.Formatter):

@@ -3,6 +3,7 @@
 import errno
 import re
 import sys
+from typing import Any
 
 # Control characters except tab and line feed, the marks that reverse the direction of text, and
 # what Python makes of bytes in file names that are not UTF-8, which can't be printed.
@@ -21,6 +22,32 @@ def printable(text: str) -> str:
     sequences. Passwords and keys in URLs become `***`.
     """
     return without_secrets(_CONTROL.sub(lambda found: repr(found[0])[1:-1], text))
+
+
+class Escaped:
+    """A text stream that passes control characters on as escape sequences.
+
+    What a command prints may contain names of files and classes from elsewhere, with which they
+    could manipulate a terminal. Characters that the stream's encoding does not have are escaped as
+    well. A carriage return at the beginning or end of a text, as progress bars write it, is kept.
+
+    Args:
+        stream: such as sys.stdout.
+    """
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        coding = self._stream.encoding or "utf-8"
+        inner = text.strip("\r")
+        safe = _CONTROL.sub(lambda found: repr(found[0])[1:-1], inner)
+        safe = safe.encode(coding, "backslashreplace").decode(coding)
+        self._stream.write(text.replace(inner, safe, 1) if inner else text)
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def one_line(text: object) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fcos_recipe import api, exit_codes
 from fcos_recipe.commands.elsewhere import add_refusals
-from fcos_recipe.commands.options import add_json, finite, write
+from fcos_recipe.commands.options import add_json, finite, whole, write
 from fcos_recipe.commands.train import common_parser, load
 from fcos_recipe.console import to_console
 from fcos_recipe.errors import UserError, path_reason, printable
@@ -93,7 +93,7 @@ def evaluate(argv: list[str]) -> int:
 
 
 def _sizes(text: str) -> list[int]:
-    sizes = [int(part) for part in text.split(",")]
+    sizes = [whole(part) for part in text.split(",")]
     if min(sizes) < 32:
         raise ValueError("less than a cell of the network")
     return sizes

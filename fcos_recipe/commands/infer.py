@@ -11,6 +11,7 @@ from fcos_recipe.commands.elsewhere import add_refusals
 from fcos_recipe.config import Config, load_config
 from fcos_recipe.console import to_console
 from fcos_recipe.errors import UserError
+from fcos_recipe.files.reading import given_path
 from fcos_recipe.predict.backends import PRECISIONS, export_facts
 from fcos_recipe.predict.files import PREDICTIONS
 from fcos_recipe.predict.predictor import run_config
@@ -73,6 +74,8 @@ def config_and_weights(args: argparse.Namespace) -> tuple[Config | None, str]:
     weights = args.weights or (config.data.get("weights") if config else None)
     if not weights:
         raise UserError("--weights: missing; name a weights file (or -o weights=FILE with -c)")
+    if "://" not in weights:
+        given_path(weights)  # refuse what no file can be called
     return config, weights
 
 

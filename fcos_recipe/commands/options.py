@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from fcos_recipe import exit_codes
 from fcos_recipe.config.check import key_named
 from fcos_recipe.config.load import display
+from fcos_recipe.datasets.formats import FORMATS
 from fcos_recipe.errors import UserError, one_line, tell
 from fcos_recipe.files.atomic import write_named
 from fcos_recipe.files.reading import given_path
@@ -41,6 +42,12 @@ def parser(
 def add_config(parser: argparse.ArgumentParser, text: str = "YAML file", **more: Any) -> None:
     """Add -c CONFIG."""
     parser.add_argument("-c", "--config", help=text, **more)
+
+
+def add_format(parser: argparse.ArgumentParser) -> None:
+    """Add --from, the format of a data set."""
+    parser.add_argument("--from", dest="format", choices=FORMATS, metavar="FORMAT",
+                        help=f"{', '.join(FORMATS)} (default: recognised)")  # fmt: skip
 
 
 def add_overrides(

@@ -158,8 +158,10 @@ class _Checker:
             self.error(node, name, f"expected at least {key.least}, found {node.value}")
         elif key.instead and node.value != key.default:
             self.warnings.append(f"{node.where}: {name}: no effect; {key.instead}")
-        elif key.items and (strange := [x for x in node.plain() if x not in key.items]):
-            self.error(node, name, f"expected some of {', '.join(key.items)}, found {strange[0]!r}")
+        elif key.items and (strange := [x for x in node.plain() if not _is_one(x, key.items)]):
+            words = key.items if isinstance(key.items, tuple) else ["a list of texts"]
+            some = "some of " * (len(words) > 1)
+            self.error(node, name, f"expected {some}{', '.join(words)}, found {strange[0]!r}")
 
     def dataset(self, section: str, node) -> None:
         if "name" in node.value:
@@ -291,6 +293,10 @@ def _named(node, path: str = "") -> Iterator[tuple[str, str]]:
             if "name" in child.value:
                 yield here, str(child.value["name"].value)
             yield from _named(child, here)
+
+
+def _is_one(value: Any, items: Any) -> bool:
+    return isinstance(value, items) if isinstance(items, type) else value in items
 
 
 def _matches(value: Any, kind: Any) -> bool:

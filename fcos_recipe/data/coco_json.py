@@ -8,6 +8,7 @@ import contextlib
 import mmap
 import operator
 import os
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -99,8 +100,10 @@ def refuse_packed(path: Any, start: bytes) -> None:
         raise UserError(f"{path}: packed (gzip or ZIP), not JSON; unpack it first")
 
 
-def mapped(path: str | os.PathLike) -> mmap.mmap | bytes:
+def mapped(path: str | os.PathLike) -> memoryview | bytes:
     """Map a file into memory, so that `msgspec.Raw` values need no copy of its bytes.
+
+    A byte order mark of UTF-8, which Windows programs write, is left out.
 
     Raises:
         UserError: the file cannot be read or mapped, or is compressed.
@@ -111,7 +114,7 @@ def mapped(path: str | os.PathLike) -> mmap.mmap | bytes:
                 return b""
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             refuse_packed(path, content[:4])
-            return content
+            return memoryview(content)[3 * (content[:3] == BOM_UTF8) :]
     except (OSError, ValueError) as error:  # a pipe cannot be mapped
         raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 

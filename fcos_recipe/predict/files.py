@@ -12,7 +12,7 @@ from typing import Any
 
 from fcos_recipe.errors import UserError, cell
 from fcos_recipe.files.atomic import draft, replace_file
-from fcos_recipe.predict.inputs import Video, decoded, is_video
+from fcos_recipe.predict.inputs import Video, decoded, is_video, real
 
 PREDICTIONS = "predictions.json"
 
@@ -46,7 +46,7 @@ def drawings(files: dict[Path, Path], folder: Path) -> dict[Path, Path]:
         UserError: a drawing would overwrite its image.
     """
     for file, relative in files.items():
-        if (folder / relative).resolve() == file.resolve():
+        if real(folder / relative) == real(file):
             raise UserError(f"--output {folder}: would overwrite the image {file}; choose another")
     return {file: folder / relative for file, relative in files.items()}
 
@@ -185,10 +185,11 @@ def _encoded(target: Path, image) -> bytes:
     import cv2
 
     image = image[:, :, ::-1]
-    try:
-        return cv2.imencode(target.suffix, image)[1].tobytes()
-    except cv2.error:
-        return cv2.imencode(".jpg", image)[1].tobytes()
+    with contextlib.suppress(cv2.error):
+        done, data = cv2.imencode(target.suffix, image)
+        if done:
+            return data.tobytes()
+    return cv2.imencode(".jpg", image)[1].tobytes()
 
 
 def _until_bad(frames: Iterable, bad: list[str]) -> Iterator:

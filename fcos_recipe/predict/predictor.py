@@ -189,7 +189,7 @@ def run_config(weights: str) -> Path:
 
     if "://" not in weights:
         resolve(weights)  # a missing file is named as missing
-        start = Path(weights).resolve()
+        start = Path(os.path.realpath(weights))
         for folder in [start, *start.parents][:4]:  # RUN_DIR/checkpoints/0003/model.pdparams
             if (folder / "config.yml").is_file():
                 return folder / "config.yml"

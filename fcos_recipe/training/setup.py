@@ -17,6 +17,7 @@ from fcos_recipe.model import build
 from fcos_recipe.system.watchdog import Watchdog
 from fcos_recipe.training import resume
 from fcos_recipe.training.ema import Average
+from fcos_recipe.training.freeze import Frozen
 
 
 class Setup:
@@ -51,6 +52,7 @@ class Setup:
             )
         self._check_normalization()
         self.model = build.build_model(self.cfg)
+        self.frozen = Frozen(self.model, config)
         self.use_amp, self.autocast = build.autocast(data, device)
         # bfloat16 has the range of float32 and needs no loss scaling
         self.scaler = compat.grad_scaler(
@@ -102,7 +104,7 @@ class Setup:
             self.model, self.optimizer = paddle.amp.decorate(
                 models=self.model, optimizers=self.optimizer, level="O2", dtype=data["amp_dtype"]
             )
-        self.ema = Average(self.model, data) if data["use_ema"] else None
+        self.ema = Average(self.model, data, self.frozen.names) if data["use_ema"] else None
 
     def set_schedule(self, factor: float) -> None:
         """Create a new LR schedule with all LRs multiplied by a factor."""

@@ -199,6 +199,8 @@ class Trainer(Setup):
         parameters = sum(int(np.prod(p.shape)) for p in self.model.parameters())
         log.info("model: %.2f M parameters on %s, %d images", parameters / 1e6, self.device,
                  len(self.dataset))  # fmt: skip
+        if self.frozen.line:
+            log.info(self.frozen.line)
 
     def _check_classes(self, names: list[str]) -> None:
         """Check that both annotation files have the same categories in the same order."""
@@ -217,6 +219,7 @@ class Trainer(Setup):
         """Train to the end of the current epoch; return False if the trainer was rolled back."""
         at, data = self.progress, self.config.data
         model.train()
+        self.frozen.keep_statistics(self.model)
         if self.ema and not at.step:
             self.ema.begin_epoch(at.epoch)
         self.loader.set_epoch(at.epoch, at.step * self.accumulate)

@@ -194,7 +194,7 @@ def test_voc_by_hand(tmp_path, capsys):
     assert [(i["file_name"], i["width"], i["height"]) for i in data["images"]] == [
         ("a.jpg", 60, 40), ("b.jpg", 40, 60),
     ]  # fmt: skip
-    assert "1 XML files give a wrong image size" in capsys.readouterr().out
+    assert "1 XML files give width and height exchanged" in capsys.readouterr().out
     # one coordinate below 1: all count from 0
     voc(tmp_path, "c", [("dog", 0, 5, 20, 30, 0)])
     (tmp_path / "list.txt").write_text("a  1\nc -1\n")
@@ -459,3 +459,59 @@ def test_odd_files_are_named(tmp_path, capsys):
     picture(Path(os.fsdecode(os.fsencode(images) + b"/h\xff.jpg")))
     assert convert(*argv, "--force", "--skip-bad") == 2
     assert "the file name 'h\\udcff.jpg' is not UTF-8; rename" in capsys.readouterr().err
+
+
+def test_voc_in_other_spellings(tmp_path, capsys):
+    """Namespaces, upper case, UTF-16 without a mark; what can't be parsed is counted as lost."""
+    voc(tmp_path, "a", [("dog", 1, 1, 60, 40, 0)] * 2)
+    file = tmp_path / "Annotations" / "a.xml"
+    text = file.read_text()
+    out, told = tmp_path / "out.json", tmp_path / "told.json"
+    argv = ["--from", "voc", tmp_path, "-o", out, "--json", told, "--force"]
+    spaced = text.replace("<object>", "<v:Object>").replace("</object>", "</v:Object>")
+    head = "<?xml version='1.0' encoding='utf-16'?>"
+    for data in (spaced.encode(), (head + text).encode("utf-16-le"), text.encode("utf-16")):
+        file.write_bytes(data)
+        assert convert(*argv) == 0
+        assert account(told)["boxes"] == (2, 2, {})
+    file.write_text(text[:-20])
+    voc(tmp_path, "b", [("dog", 1, 1, 60, 40, 0)])
+    assert convert(*argv, "--skip-bad") == 0
+    assert account(told)["boxes"] == (3, 1, {"in such files": 2})
+
+
+def test_what_a_tool_wrote_is_counted_whole(tmp_path, capsys):
+    """Unknown shapes, objects without a class, damaged files, names in lists without an image."""
+    picture(tmp_path / "cvat" / "a.png")
+    box = "label='x' xtl='1' ytl='1' xbr='9' ybr='9'"
+    (tmp_path / "cvat" / "annotations.xml").write_text(
+        f"<annotations><version>1.1</version><image name='a.png' width='60' height='40'>"
+        f"<box {box}/><points label='x' points='1,1'/><tag label='y'/><cuboid {box}/></image>"
+        "</annotations>"
+    )
+    picture(tmp_path / "labelme" / "a.png")
+    shape = {"label": "x", "points": [[1, 1], [9, 9]], "shape_type": "rectangle"}
+    data = {"version": "5", "imagePath": "a.png", "shapes": [shape, {**shape, "label": None}]}
+    (tmp_path / "labelme" / "a.json").write_text(json.dumps(data))
+    (tmp_path / "labelme" / "b.json").write_text(json.dumps(data)[:-9])
+    for name in "ab":
+        voc(tmp_path / "voc", name, [("dog", 1, 1, 60, 40, 0)])
+    lists = tmp_path / "voc" / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("a\ngone\n")
+    (lists / "val.txt").write_text("b\n")
+    out, told = tmp_path / "out.json", tmp_path / "told.json"
+    for source, errors, boxes, more in [
+        ("cvat", ["object 2: a cuboid"], (3, 1), {}),
+        ("labelme", ["b.json: not complete JSON", "object 1: it has no class"], (2, 1), {}),
+        ("voc", ["train.txt: gone: no such image"], (2, 1), {"names in lists": (2, 1)}),
+    ]:
+        argv = [tmp_path / source, "--split", "train", "-o", out, "--json", told, "--force"]
+        argv = argv if source == "voc" else argv[:1] + argv[3:]
+        assert convert(*argv) == 2
+        text = capsys.readouterr().err
+        assert all(error in text for error in errors)
+        assert len(text.splitlines()) == len(errors) + 1
+        assert convert(*argv, "--skip-bad") == 0
+        rows = {item: row[:2] for item, row in account(told).items()}
+        assert rows["boxes"] == boxes and rows.items() >= more.items()

@@ -56,7 +56,8 @@ def main(argv: list[str]) -> int:
     args = ask.parse_args(argv)
     found = api.verify(
         args.target, config=args.config, overrides=args.opt, split=args.split,
-        image_folder=args.images, read_images=not args.no_images, fix=args.fix, allow=args.allow,
+        data_format=args.format, image_folder=args.images,
+        read_images=not args.no_images, fix=args.fix, allow=args.allow,
     )  # fmt: skip
     report = found.report
     try:
@@ -82,6 +83,7 @@ def lines(report: dict[str, Any], no_images: bool) -> Iterator[str]:
     """Console lines of a report."""
     for name, part in report["splits"].items():
         yield f"{name}: {printable(display(part['annotations']))}"
+        yield from (f"  {printable(note)}" for note in part["notes"])
         totals = part["totals"]
         if totals is not None:
             read = "not read" if no_images else f"{totals['images_read']} read"
