@@ -119,8 +119,7 @@ def build(
     parts: dict[int, str] = {}
     for item, path in zip(items, paths):
         found.account.seen["boxes"] += item.count
-        if path not in entries or path is None:
-            found.account.seen["images"] += 1
+        found.account.seen["images"] += 1
         if item.skip:
             found.account.leave_out("images", item.skip)
             found.account.leave_out("boxes", "of such images", item.count)
@@ -135,7 +134,9 @@ def build(
         if item.size and tuple(item.size) != tuple(size):
             found.said["images have another size than their annotations state; the file's is "
                        "used"] += 1  # fmt: skip
-        if path not in entries:
+        if path in entries:
+            found.account.leave_out("images", "joined with an earlier entry of the same image")
+        else:
             entries[path] = found.image(path, size)
         parts[entries[path]["id"]] = item.part
         for number, shape in enumerate(item.shapes):
