@@ -18,7 +18,7 @@ from fcos_recipe.config import reference
 from fcos_recipe.config.effects import differences
 from fcos_recipe.config.load import Config, display, load_config, project_configs
 from fcos_recipe.config.resolved import resolved
-from fcos_recipe.datasets.formats import FORMATS
+from fcos_recipe.datasets.formats import FORMATS, TABLE
 from fcos_recipe.errors import UserError, UserErrors, one_line, printable
 
 DESCRIPTION = """\
@@ -31,15 +31,17 @@ examples:
   fcos config diff configs/fcos/fcos_r50_fpn_1x_coco.yml configs/fcos/fcos_r50_fpn_iou_1x_coco.yml
 """
 
-_NEW = """\
+_NEW = f"""\
 examples:
   fcos config new --data /data/cells -o cells.yml
   fcos config new --data /data/cells --train all.json --val none --images /pictures -o cells.yml
   fcos config new --data /data/cells --base fcos_r18_fpn_bccd --cards 2 -o small.yml
 
-DIR may be in any of the formats that `fcos dataset convert --help` lists. Other formats than COCO,
-and COCO files with file names of another machine, are converted into FILE_annotations/ beside
-FILE.yml; images stay where they are.
+what may lie in DIR, with splits or without (--from NAME if there is more than one format):
+{TABLE}
+
+Other formats than COCO, and COCO files that training can't use as they are, are converted into
+FILE_annotations/ beside FILE.yml; images stay where they are.
 """
 
 
@@ -147,6 +149,8 @@ def _add_new(parser: argparse.ArgumentParser) -> None:
         help="class names in order, for data without names")  # fmt: skip
     add("--origin", choices=("auto", "0", "1"), default="auto",
         help="of VOC's pixel coordinates (default: recognised)")  # fmt: skip
+    add("--keypoints", metavar="N,D|none",
+        help="of YOLO's lines, see `fcos dataset convert --help`")  # fmt: skip
     add("--skip-bad", action="store_true", help="leave out what can't be converted")
     add("--batch-size", type=_count, metavar="N", help="images per card (default: as in the base)")
     start = parser.add_mutually_exclusive_group()
@@ -154,7 +158,7 @@ def _add_new(parser: argparse.ArgumentParser) -> None:
                        help="start from this file, URL or name of `fcos weights list` "
                             "(default: those of the base, trained on COCO)")  # fmt: skip
     start.add_argument("--from-scratch", action="store_true", help="start from random weights")
-    add("--force", action="store_true", help="replace FILE.yml")
+    add("--force", action="store_true", help="replace FILE.yml and FILE_annotations/")
 
 
 def _count(text: str) -> int:

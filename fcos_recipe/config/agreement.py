@@ -80,6 +80,7 @@ def disagreements(tree) -> list[str]:
     if targets:
         found += _targets(targets, parts["fcos_head"])
     found += _mixing(_section(tree, "TrainReader"))
+    found += _repeats(tree)
     if not found:
         found += _levels(tree, parts)
     return found
@@ -255,6 +256,15 @@ def _mixing(reader: dict[str, Any]) -> Iterator[str]:
                 f"{reader[argument].where}: TrainReader.{argument}: sample_transforms has no "
                 f"{name}; add it after Decode, or remove {argument}"
             )
+
+
+def _repeats(tree) -> Iterator[str]:
+    """repeat_threshold is a share of the images, and evaluation looks at each image once."""
+    for reader in ("TrainReader", "EvalReader", "TestReader"):
+        node = _section(tree, reader).get("repeat_threshold")
+        if node and not 0 <= node.value <= (reader == "TrainReader"):
+            wanted = "must lie in 0 to 1" if reader == "TrainReader" else "only TrainReader has it"
+            yield f"{node.where}: {reader}.repeat_threshold: {node.value}: {wanted}"
 
 
 def _increasing(values: Any) -> bool:

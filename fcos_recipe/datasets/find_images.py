@@ -113,15 +113,15 @@ class ImageFinder:
             UserError: none was.
         """
         if found and not any(found):
-            name, why = next(((n, self.why_not(n)) for n in self.unclear), ("its images", ""))
-            raise UserError(f"{source}: none of its {len(found)} images was found: {name}: "
-                            f"{why or self.why_not(name)}")  # fmt: skip
+            name = next(iter(self.unclear), "")
+            raise UserError(f"{source}: none of its {len(found)} images was found: "
+                            f"{name and f'{name} '}{self.why_not(name)}")  # fmt: skip
 
     def why_not(self, name: str) -> str:
         """Why `find` did not find an image of this name."""
         if files := self.unclear.get(name):
             return f"could be {' or '.join(map(str, files[:2]))}; say which with --images DIR"
-        return f"not found below {', '.join(map(display, self.trees))}; see --images DIR"
+        return f"not found below {', '.join(map(display, self.trees))}; say where with --images DIR"
 
     def _search(self, path: PurePosixPath, base: str, ending: bool, name: str) -> Path | None:
         if self._index is None:
@@ -143,7 +143,8 @@ class ImageFinder:
             return None
         self.unclear.pop(name, None)
         if best.name != path.name:
-            self.said[OTHER_NAME] += not ending
+            if not ending:
+                self.said[OTHER_NAME] += 1
         else:
             self.said[OTHER_FOLDER] += 1
         return best

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+ORDER = ("train", "val", "test")  # the splits that a data set can have
+
 
 class Format(NamedTuple):
     """A format: its name in messages, and what its files are, for the help."""
@@ -21,3 +23,5 @@ FORMATS = {
     "createml": Format("CreateML", "_annotations.createml.json"),
     "csv": Format("CSV of boxes", "a box per row: file name, class, corners or x, y, w, h"),
 }
+
+TABLE = "\n".join(f"  {name:<12} {row.name}: {row.files}" for name, row in FORMATS.items())

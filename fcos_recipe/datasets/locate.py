@@ -109,6 +109,8 @@ def _find_images(source: Source, images: Path | None) -> None:
 
 def _of_config(config: Config, split: str | None) -> list[Source]:
     found, missing = [], []
+    if split not in (None, *SPLITS):
+        raise UserError(f"--split {split}: a config has {' and '.join(SPLITS)}; name the data")
     for name in [split] if split else SPLITS:
         section = dict(config.data.get(SPLITS[name]) or {})
         files, folders = (data_paths(section, key) for key in ("anno_path", "image_dir"))

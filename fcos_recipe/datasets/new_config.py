@@ -82,6 +82,7 @@ class Request:
         format: of the data, if several lie in the folder.
         classes: names in order, for formats without names.
         origin: of VOC's coordinates, see `from_voc`.
+        keypoints: of YOLO's lines, see `from_yolo`.
         skip_bad: leave out what can't be converted.
     """
 
@@ -99,6 +100,7 @@ class Request:
     format: str | None = None
     classes: list[str] | None = None
     origin: str = "auto"
+    keypoints: str | None = None
     skip_bad: bool = False
 
 
@@ -239,7 +241,8 @@ class Sources:
 
     def _converted(self, layout: Layout) -> dict[str, tuple[str, str]]:
         args = self.args
-        options = Options(args.images, args.classes, None, args.origin, self.folder / "images")
+        embedded = self.folder / "images"
+        options = Options(args.images, args.classes, None, args.origin, embedded, args.keypoints)
         made = convert(layout, options)
         self.notes.append(f"{self.data}: {layout.name}, converted into {display(self.folder)}")
         if "val" not in made.splits and {"train", "test"} <= set(made.splits):

@@ -18,7 +18,7 @@ from fcos_recipe.data import coco_json
 from fcos_recipe.data.image_files import files_below
 from fcos_recipe.datasets.convert import tools
 from fcos_recipe.datasets.find_images import SPLITS, split_of
-from fcos_recipe.datasets.formats import FORMATS
+from fcos_recipe.datasets.formats import FORMATS, ORDER
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import read_bytes, read_yaml
 
@@ -27,7 +27,6 @@ HEAD = 1 << 16  # bytes of a file that are looked at
 # Sections of COCO's annotations that have no boxes, or the same boxes again.
 NOT_BOXES = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")
 MARK = "converted_from"  # key of `info` in files that a conversion wrote
-ORDER = ("train", "val", "test")
 
 
 @dataclass

@@ -161,12 +161,17 @@ def _pixels(reader: dict) -> int | None:
 
 def _hours(config: Config, cards: int, driver: device.Driver | None) -> Iterator[Finding]:
     data = config.data["TrainDataset"]
+    from fcos_recipe.data.dataset import COCODataSet
     from fcos_recipe.data.index import open_index
     from fcos_recipe.runs.published_results import published
 
     indexes = [open_index(path) for path in data_paths(data, "anno_path")]
     boxes = sum(int((i.box_start[1:] > i.box_start[:-1]).sum()) for i in indexes)
     images = sum(map(len, indexes)) if data.get("allow_empty") else boxes
+    if threshold := config.data["TrainReader"].get("repeat_threshold"):
+        dataset = COCODataSet(**{k: v for k, v in data.items() if k != "name"})
+        dataset.parse_dataset()
+        images = math.ceil(dataset.repeat_factors(threshold).sum())
     plan = scaling.plan_scaling(config, cards, images)
     yield from (Finding(YELLOW, "schedule", line) for line in plan.warnings)
     total_images = images * config.data["epoch"]

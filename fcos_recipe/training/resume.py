@@ -309,7 +309,8 @@ def restore(trainer, path: Path, state: dict) -> None:
         raise UserError(f"{folder / stem}.pdopt: not the state of an optimizer")
     if "progress" not in state:  # from PaddleDetection or version 0.1: only whole epochs
         at.epoch = last
-        at.steps_done, at.images_seen = trainer.steps_before(last), last * len(trainer.dataset)
+        at.steps_done = trainer.steps_before(last)
+        at.images_seen = last * trainer.loader.sampler.length
     trainer.set_schedule(at.lr_factor)
     optimizer = trainer.optimizer
     for name, value in optimizer.state_dict().items():

@@ -88,7 +88,7 @@ class Setup:
                 f"accumulate: {self.accumulate} is more than the {len(self.loader)} batches of an "
                 "epoch; lower it"
             )
-        self.plan = scaling.plan_scaling(self.config, self._nranks, len(self.dataset))
+        self.plan = scaling.plan_scaling(self.config, self._nranks, self.loader.sampler.length)
         self.optimizer: Any = None
         self.set_schedule(1.0)
         kind = self.cfg["OptimizerBuilder"]["optimizer"]

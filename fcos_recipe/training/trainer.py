@@ -328,7 +328,7 @@ class Trainer(Setup):
         if not losses:
             return  # every step was skipped
         at, epochs = self.progress, self.config.data["epoch"]
-        self.guard.logged(losses)
+        self.guard.logged(losses, window.each(), rate)
         per_card = window.images / seconds
         record = {
             "kind": "train", "epoch": at.epoch + 1, "step": at.steps_done, "lr": rate, **losses,

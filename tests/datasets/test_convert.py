@@ -251,6 +251,11 @@ def test_incomplete_coco(tmp_path, capsys):
                      "iscrowd": 1}  # fmt: skip
     assert second["bbox"] == [1, 2, 8, 6] and second["segmentation"] == [[1, 2, 9, 2, 9, 8]]
     assert "2 areas were missing" in capsys.readouterr().out
+    turned = {**data, "images": [{**data["images"][0], "height": 60, "width": 40}]}
+    source.write_text(json.dumps(turned))
+    assert convert("--from", "coco", source, "-o", out, "--force") == 0
+    assert json.loads(out.read_text())["images"] == new["images"]
+    assert "1 image sizes differ from those of the files" in capsys.readouterr().out
     for change, message in [
         ({"bbox": [1, 2, 0, 4]}, "annotations[0]: bbox [1.0, 2.0, 0.0, 4.0]: its width"),
         ({"bbox": [1, 2, float("inf"), 4]}, ""), ({"bbox": "x"}, "annotations[0]: bbox: not four"),

@@ -1,6 +1,9 @@
 """Data sets as tools leave them: from the folder to boxes in a config's data, nothing moved."""
 
 import json
+import random
+import unicodedata
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from fcos_recipe.cli import run
 from fcos_recipe.config.load import load_config
 from fcos_recipe.data.dataset import COCODataSet
 from fcos_recipe.data.images import read_image
+from fcos_recipe.datasets.find_images import ImageFinder
 from fcos_recipe.datasets.recognise import recognise
 from tests.helpers import layouts
 
@@ -255,3 +259,36 @@ def test_every_layout_trains_a_step(layout, tiny, tmp_path, monkeypatch):
     argv = ["new", "--data", str(root), "-o", str(config), "--base", str(tiny), *options]
     assert run("config", [*argv, "--from-scratch", "--batch-size", "2"]) == 0
     assert run("train", ["-c", str(config), "-o", "epoch=1"]) == 0
+
+
+def test_spellings_of_a_path_lead_to_its_image(tmp_path):
+    """Whatever a tool makes of a path, the same file is found, or none: never another one."""
+    rng = random.Random(1)
+    names = ["a.jpg", "图 2.JPG", "c%20d.png", "e+f#.jpeg", "x.y.jpg", "ab12cd34-g.jpg"]
+    files = [tmp_path / "my set" / "部 1" / "s" / name for name in names]
+    files += [tmp_path / "my set" / "部 2" / name for name in names]  # the same names again
+    files.append(tmp_path / "my set" / "deep" / "er" / "only.jpg")
+    for number, file in enumerate(files):
+        layouts.picture(file, seed=number)
+    steps = [
+        lambda p: p.replace("/", "\\"), lambda p: f"D:\\data\\{p}", lambda p: f"/home/x/{p}",
+        lambda p: f"../../{p}", lambda p: f"file:///mnt/{p}", lambda p: quote(p),
+        lambda p: f"https://host:8080/{quote(p)}?token=a/b", lambda p: f"./{p}",
+        lambda p: f"/data/local-files/?d={quote(p)}",
+        lambda p: p.rpartition("/")[0] + "/0123abcd-" + p.rpartition("/")[2],
+        lambda p: unicodedata.normalize("NFD", p), str.upper,
+    ]  # fmt: skip
+    found = 0
+    for file in files:
+        finder = ImageFinder([], [tmp_path / "my set"])
+        for step in steps:
+            name = step(file.relative_to(tmp_path / "my set").as_posix())
+            image = finder.find(name)
+            assert image in (None, file), (name, image)
+            assert image is not None, name
+            found += 1
+        ends = file.name, rng.choice(["", "other/"]) + file.name
+        several = names.count(file.name)
+        assert all((finder.find(end) is None) == bool(several) for end in ends)
+        assert bool(finder.unclear) == bool(several)
+    assert found == len(files) * len(steps)

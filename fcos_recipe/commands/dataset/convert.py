@@ -15,7 +15,7 @@ from fcos_recipe.config.load import display
 from fcos_recipe.datasets.convert.common import class_list
 from fcos_recipe.datasets.convert.layouts import Options, convert, refuse_bad
 from fcos_recipe.datasets.find_images import remember, split_of
-from fcos_recipe.datasets.formats import FORMATS
+from fcos_recipe.datasets.formats import TABLE
 from fcos_recipe.datasets.recognise import recognise
 from fcos_recipe.datasets.split_merge.annotations import refuse_overwriting, write
 from fcos_recipe.errors import UserError, printable
@@ -43,8 +43,7 @@ _CODES = {exit_codes.BAD_INPUT: "wrong arguments, or data that can't be read or 
 def main(argv: list[str]) -> int:
     """See `fcos dataset convert --help`."""
     text = "Convert annotations of another format to COCO files."
-    rows = "\n".join(f"  {name:<12} {row.name}: {row.files}" for name, row in FORMATS.items())
-    ask = parser("dataset convert", text, _HELP.format(formats=rows), _CODES)
+    ask = parser("dataset convert", text, _HELP.format(formats=TABLE), _CODES)
     add = ask.add_argument
     add("source", type=Path, metavar="DIR|FILE", help="the data set's folder, or its main file")
     add_format(ask)

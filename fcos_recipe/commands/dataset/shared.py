@@ -8,7 +8,8 @@ from typing import Any
 from fcos_recipe.commands.options import add_config, add_format, add_overrides
 from fcos_recipe.config.load import Config
 from fcos_recipe.datasets.account import Account
-from fcos_recipe.datasets.locate import RULES, SPLITS, Source, sources
+from fcos_recipe.datasets.formats import ORDER
+from fcos_recipe.datasets.locate import RULES, Source, sources
 from fcos_recipe.errors import printable
 from fcos_recipe.files.atomic import write_named
 
@@ -26,7 +27,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         f"FPN levels and augmentation (default: {RULES.name})", type=Path, metavar="CONFIG",
     )  # fmt: skip
     add_overrides(parser, "override config values")
-    add("--split", choices=SPLITS, help="default: all, training first")
+    add("--split", choices=ORDER, help="default: all, training first")
     add("--images", type=Path, metavar="DIR", help="image folder, if it can't be found")
 
 

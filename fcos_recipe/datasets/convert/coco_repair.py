@@ -16,6 +16,11 @@ from fcos_recipe.datasets.convert.common import MISSING, Bad, Converted, as_numb
 from fcos_recipe.datasets.find_images import resolve
 from fcos_recipe.errors import UserError
 
+DIFFERENT = (
+    "image sizes differ from those of the files, which are used; if a tool ignored the EXIF "
+    "rotation of images, boxes are wrong: see fcos dataset browse"
+)
+
 
 class _Annotation(msgspec.Struct, gc=False):
     bbox: list[float] | None = None
@@ -82,7 +87,7 @@ def from_coco(
     account.seen["images"] = len(data["images"])
     account.seen["boxes"] = len(data["annotations"])
     ids = {key: _renumber(data[key], key, found) for key in sections}
-    by_id = {}
+    by_id: dict[Any, dict[str, Any]] = {}
     for n, image in enumerate(data["images"]):
         if _key(image.get("id")) in by_id:
             place, text = f"{source}: images[{n}].id", f"{image.get('id')!r} occurs twice"
@@ -101,14 +106,17 @@ def from_coco(
             found.refuse(f"{source}: images[{n}].file_name", text, "images", reason=MISSING)
             continue
         entry["file_name"] = name
-        if not all(isinstance(image.get(k), int) and image[k] > 0 for k in ("height", "width")):
-            size = image_size(found.root / name)
-            if size is None:
-                text = f"it has no size, and {name} can't be read"
-                found.refuse(f"{source}: images[{n}]", text, "images", reason="of unknown size")
-                continue
-            entry |= {"height": size[0], "width": size[1]}
-            found.said["image sizes were missing and are read from the files"] += 1
+        size = image_size(found.root / name)
+        if size is None:
+            found.refuse(
+                f"{source}: images[{n}]", f"{name}: not an image", "images", reason=MISSING
+            )
+            continue
+        given = [image.get(key) for key in ("height", "width")]
+        if given != list(size):
+            known = all(isinstance(v, int) and v > 0 for v in given)
+            found.said[DIFFERENT if known else "image sizes were missing and are read"] += 1
+        entry |= {"height": size[0], "width": size[1]}
         by_id[_key(image.get("id"))] = entry
         found.images.append(entry)
     listed = [found.root / name for name in images_of.names if name]
@@ -118,7 +126,11 @@ def from_coco(
     classes = {_key(c.get("id")): k for c, k in zip(data["categories"], ids["categories"])}
     if len(classes) < len(data["categories"]):
         raise UserError(f"{source}: categories: an id occurs twice; give each class its own")
+    refused = {_key(image.get("id")) for image in data["images"]} - set(by_id)
     for n, annotation in enumerate(data["annotations"]):
+        if _key(annotation.get("image_id")) in refused:
+            account.leave_out("boxes", "of images that are left out")
+            continue
         try:
             entry = _box(annotation, by_id, classes, found, corners)
         except Bad as error:

@@ -160,7 +160,10 @@ def _whole(layout: Layout, options: Options) -> tuple[Converted, dict[int, str]]
     first: dict[str, None] = {}
     for file in layout.files:
         try:
-            items += READERS[layout.kind](file)
+            for item in READERS[layout.kind](file):
+                if not item.part and not item.alone and len(layout.files) > 1:
+                    item.part = split_of(file.stem)
+                items.append(item)
             first.update(dict.fromkeys(tools.cvat_labels(file) if layout.kind == "cvat" else ()))
         except UserError as error:
             bad.append((file, str(error)))

@@ -224,10 +224,25 @@ def _names(folder: Path, config: Path, names: Any) -> list[str]:
         names = [names[k] for k in range(len(names))]
     if isinstance(names, list) and names:
         return [str(name) for name in names]
-    for file in ("classes.txt", "obj.names", "labels/classes.txt"):
-        if (folder / file).is_file():
-            return read_names(folder / file)
-    raise UserError(f"{folder}: no class names in data.yaml, classes.txt, obj.names; add --classes")
+    known = ("classes.txt", "obj.names", "_darknet.labels", "classes.names", "labels.txt")
+    files = [file for file in files_below(folder) if file.name in known]
+    nearest = sorted(files, key=lambda file: (len(file.parts), known.index(file.name)))
+    found = {tuple(read_names(file)): file for file in nearest[::-1] if _is_list(file)}
+    if len(found) > 1:
+        names = ", ".join(str(file) for file in found.values())
+        raise UserError(f"{names} have different class names; choose with --classes FILE")
+    if found:
+        return list(next(iter(found)))
+    raise UserError(
+        f"{folder}: no class names in data.yaml, {', '.join(known)}; add --classes FILE or "
+        "--classes A,B in the order of the numbers in the label files"
+    )
+
+
+def _is_list(file: Path) -> bool:
+    """Whether a file with the name of a list of classes is not the labels of an image."""
+    lines = _raw_lines(file)
+    return bool(lines) and not all(map(ROW.match, lines))
 
 
 def _labels(path: Path) -> Path:
