@@ -29,7 +29,7 @@ SPLITS = {
     "validation": "val", "dev": "val", "eval": "val", "test": "test", "testing": "test",
 }  # fmt: skip
 _LABELS = ("ann", "label", "json", "xml", "coco", "via", "csv", "export", "result")
-_HASH = re.compile(r"^[0-9a-f]{8}-(?=.)")  # Label Studio puts one before the names of uploads
+UPLOAD = re.compile(r"^[0-9a-f]{8}-(?=.)")  # Label Studio puts one before the names of uploads
 OTHER_FOLDER = "images are in another folder than the annotations say; found by their names"
 OTHER_NAME = "images have a slightly different name (case, accents, upload prefix or ending)"
 
@@ -98,7 +98,7 @@ class ImageFinder:
                     return Path(path if ".." in text else os.path.normpath(path))
         shown = next(filter(None, names), str(label))
         for path in map(PurePosixPath, texts):
-            for base in dict.fromkeys((path.name, _HASH.sub("", path.name))):
+            for base in dict.fromkeys((path.name, UPLOAD.sub("", path.name))):
                 if found := self._search(path, base, False, shown):
                     return found
         stems = [PurePosixPath(label.as_posix()).with_suffix("")] if label else [
@@ -163,7 +163,7 @@ class ImageFinder:
                 self._listings[folder] = set(os.listdir(folder or "."))
             except (OSError, ValueError):
                 self._listings[folder] = set()
-        return base in self._listings[folder] and os.path.isfile(path)
+        return base in self._listings[folder]
 
 
 def _shared(file: Path, path: PurePosixPath) -> int:

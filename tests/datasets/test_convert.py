@@ -140,7 +140,8 @@ def test_every_bad_yolo_line_is_named(tmp_path, capsys):
         "2 0.5 0.5 0.2 0.2": "not among the 2 class names", "-1 0.5 0.5 0.2 0.2": "not among",
         "0.5 0.5 0.5 0.2 0.2": "not among", "0 nan 0.5 0.2 0.2": "must be fractions",
         "0 0.5 0.5 0.2 inf": "must be fractions", "0 30 20 10 10": "must be fractions",
-        "0 0.5 0.5 0 0.2": "width and height must", "0 0.5 0.5 a 0.2": "'a' is not a number",
+        "0 0.5 0.5 0 0.2": "width and height must", "0 0.5 0.5 1e-9 0.2": "too small",
+        "0 0.5 0.5 a 0.2": "'a' is not a number",
     }  # fmt: skip
     picture(tmp_path / "a.jpg")
     picture(tmp_path / "b.jpg")
@@ -499,12 +500,12 @@ def test_what_a_tool_wrote_is_counted_whole(tmp_path, capsys):
     data = {"version": "5", "imagePath": "a.png", "shapes": [shape, {**shape, "label": None}]}
     (tmp_path / "labelme" / "a.json").write_text(json.dumps(data))
     (tmp_path / "labelme" / "b.json").write_text(json.dumps(data)[:-9])
-    for name in "ab":
+    for name in ("a 1", "b"):
         voc(tmp_path / "voc", name, [("dog", 1, 1, 60, 40, 0)])
     lists = tmp_path / "voc" / "ImageSets" / "Main"
     lists.mkdir(parents=True)
-    (lists / "train.txt").write_text("a\ngone\n")
-    (lists / "val.txt").write_text("b\n")
+    (lists / "train.txt").write_text("a 1\ngone  -1\n")
+    (lists / "val.txt").write_text("b  1\n")
     out, told = tmp_path / "out.json", tmp_path / "told.json"
     for source, errors, boxes, more in [
         ("cvat", ["object 2: a cuboid"], (3, 1), {}),

@@ -158,6 +158,8 @@ def test_two_formats_in_a_folder_are_told_with_the_option(tmp_path, capsys):
     assert dataset("stats", tmp_path) == 0
     told = capsys.readouterr().out
     assert "an earlier conversion, not used" in told and "Pascal VOC, converted" in told
+    assert dataset("convert", tmp_path, "--from", "cvat", "-o", tmp_path / "x.json") == 2
+    assert "no annotations of CVAT XML" in capsys.readouterr().err
     for empty, message in ((tmp_path / "none", "it is empty"), (tmp_path / "pics", "1 .jpg")):
         empty.mkdir()
         if empty.name == "pics":
@@ -182,6 +184,8 @@ def test_a_name_that_fits_several_images_is_asked_about(tmp_path, capsys):
                                                     tmp_path / "pics"]):  # fmt: skip
         assert dataset(*argv) == 2 and "--images DIR" in capsys.readouterr().err
     folders = [tmp_path / "pics" / folder for folder in "AB"]
+    assert dataset("verify", files[0], "--images", folders[0]) == 0
+    assert "1 images (1 read" in capsys.readouterr().out
     assert dataset("merge", *files, "-o", out, "--images", *folders) == 0
     merged = json.loads(out.read_text())
     assert [i["file_name"] for i in merged["images"]] == ["A/1.jpg", "B/1.jpg"]
@@ -292,3 +296,15 @@ def test_spellings_of_a_path_lead_to_its_image(tmp_path):
         assert all((finder.find(end) is None) == bool(several) for end in ends)
         assert bool(finder.unclear) == bool(several)
     assert found == len(files) * len(steps)
+
+
+def test_label_studio_exports_yolo_labels_without_images(tmp_path, capsys):
+    names = {f"0123abcd-{name}": boxes for name, boxes in layouts.VAL.items()}
+    layouts.yolo_labels(tmp_path / "export" / "labels", names)
+    layouts.save(tmp_path / "export" / "classes.txt", "\n".join(layouts.CLASSES))
+    layouts.pictures(tmp_path / "pictures", layouts.VAL)
+    argv = ["convert", tmp_path / "export", "-o", tmp_path / "o.json"]
+    assert dataset(*argv) == 2 and "no images in it" in capsys.readouterr().err
+    assert dataset(*argv, "--images", tmp_path / "pictures") == 0
+    found = json.loads((tmp_path / "o.json").read_text())
+    assert [a["bbox"] for a in found["annotations"]] == [[8, 8, 16, 16], [16, 12, 32, 24]]

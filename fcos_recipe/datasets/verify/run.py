@@ -299,7 +299,7 @@ def _report(
     }
     for split in splits:
         report["splits"][split.source.name] = {
-            "annotations": split.source.path,
+            "annotations": split.source.title,
             "images": split.source.images,
             "notes": split.source.notes,
             **_totals(split),
