@@ -12,6 +12,7 @@ from hotcoco import COCO
 from PIL import Image
 
 from fcos_recipe.cli import run
+from fcos_recipe.data.image_files import image_size
 from fcos_recipe.data.index import open_index
 
 SEED = 20
@@ -521,3 +522,29 @@ def test_what_a_tool_wrote_is_counted_whole(tmp_path, capsys):
         assert convert(*argv, "--skip-bad") == 0
         rows = {item: row[:2] for item, row in account(told).items()}
         assert rows["boxes"] == boxes and rows.items() >= more.items()
+
+
+def test_images_with_any_ending(tmp_path, capsys):
+    """What training's decoder reads is converted; what it can't read is named, not passed over."""
+    kinds = {"a.jpg": "JPEG", "b.jfif": "JPEG", "c.gif": "GIF", "d.avif": "AVIF", "e": "PNG",
+             "f.img": "BMP", "g.heic": None}  # fmt: skip
+    Image.init()
+    for name, kind in kinds.items():
+        (tmp_path / "images").mkdir(exist_ok=True)
+        if kind in Image.SAVE:
+            Image.new("RGB", (64, 48)).save(tmp_path / "images" / name, kind)
+        else:
+            (tmp_path / "images" / name).write_bytes(b"\0\0\0\x18ftypheic")
+        label = tmp_path / "labels" / f"{name.split('.')[0]}.txt"
+        label.parent.mkdir(exist_ok=True)
+        label.write_text("0 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [x]\n")
+    out, told = tmp_path / "out.json", tmp_path / "told.json"
+    argv = ["--from", "yolo", tmp_path, "-o", out, "--json", told]
+    assert convert(*argv) == 2 and "g." in capsys.readouterr().err
+    assert convert(*argv, "--skip-bad") == 0
+    good = {n for n in kinds if image_size(tmp_path / "images" / n)}
+    assert {"a.jpg", "b.jfif", "e", "f.img"} <= good
+    assert {name: len(rows) for name, rows in boxes(out).items()} == dict.fromkeys(good, 1)
+    rows = account(told)
+    assert rows["boxes"][:2] == (7, len(good))
