@@ -136,10 +136,13 @@ class COCODataSet:
             rows = self._choose(index, rows)
         elif self.sample_num > 0:
             rows = rows[: self.sample_num]
+        if not len(index):
+            raise UserError(f"{self._source}: images: empty; name an annotation file with images")
         if not len(rows):
             raise UserError(
                 f"{self._source}: no usable images: of {len(index)} listed images, {missing} are "
-                "missing and the others have no usable box"
+                "missing and the others have no usable box; `fcos dataset verify` tells what is "
+                "wrong, and `fcos config new` finds images under other names"
             )
         self.index, self.rows = index, rows
         logger.info("%s: %d of %d images in use", self._source, len(rows), len(index))

@@ -36,6 +36,7 @@ class Source:
         images: image directory; None if none was found.
         options: further keys of the config's section, such as `load_crowd`.
         bad: what could not be converted, if the data are in another format than COCO.
+        shown: what the data are called in messages, if that is not `path`.
         notes: what a user should know about how the data were read, one line each.
     """
 
@@ -45,6 +46,11 @@ class Source:
     options: dict[str, Any] = field(default_factory=dict)
     bad: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    shown: str = ""
+
+    @property
+    def title(self) -> str:
+        return self.shown or self.path
 
     def index(self) -> Index:
         return open_index(self.path)
@@ -82,6 +88,8 @@ def sources(
     for source in found:
         if images is not None and not images.is_dir():
             raise UserError(f"{images}: --images: no such folder")
+        if images is not None and not source.shown:
+            source.images = str(images)
         if look:
             _find_images(source, images)
     return found, rules
@@ -104,7 +112,7 @@ def _find_images(source: Source, images: Path | None) -> None:
     atexit.register(shutil.rmtree, folder, True)
     copy = folder / os.path.basename(source.path)
     replace_file(copy, msgspec.json.encode(data.part(np.arange(len(data.images)))))
-    source.path = str(copy)
+    source.shown, source.path = source.path, str(copy)
 
 
 def _of_config(config: Config, split: str | None) -> list[Source]:
@@ -157,6 +165,7 @@ def _of_folder(
         path = folder / f"{name or 'all'}.json"
         replace_file(path, msgspec.json.encode(part.content))
         one = Source(name or "all", str(path), str(part.root), bad=made.bad, notes=notes)
+        one.shown = str(place)
         found.append(one)
         made.bad, notes = [], []
     return found

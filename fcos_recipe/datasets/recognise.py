@@ -74,6 +74,8 @@ def recognise(place: Path, kind: str | None = None) -> Layout:
         raise UserError(f"{place}: no such folder or annotation file")
     if kind:
         found = {kind: found.get(kind, [])}
+        if not found[kind] and kind not in SPLITTERS:
+            raise UserError(f"{place}: no annotations of {FORMATS[kind].name}; {_content(files)}")
     elif not found:
         raise UserError(f"{place}: {_content(files)}; no annotations of a known format: "
                         f"{', '.join(row.name for row in FORMATS.values())}")  # fmt: skip

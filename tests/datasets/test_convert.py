@@ -12,6 +12,7 @@ from hotcoco import COCO
 from PIL import Image
 
 from fcos_recipe.cli import run
+from fcos_recipe.data.image_files import image_size
 from fcos_recipe.data.index import open_index
 
 SEED = 20
@@ -140,7 +141,8 @@ def test_every_bad_yolo_line_is_named(tmp_path, capsys):
         "2 0.5 0.5 0.2 0.2": "not among the 2 class names", "-1 0.5 0.5 0.2 0.2": "not among",
         "0.5 0.5 0.5 0.2 0.2": "not among", "0 nan 0.5 0.2 0.2": "must be fractions",
         "0 0.5 0.5 0.2 inf": "must be fractions", "0 30 20 10 10": "must be fractions",
-        "0 0.5 0.5 0 0.2": "width and height must", "0 0.5 0.5 a 0.2": "'a' is not a number",
+        "0 0.5 0.5 0 0.2": "width and height must", "0 0.5 0.5 1e-9 0.2": "too small",
+        "0 0.5 0.5 a 0.2": "'a' is not a number",
     }  # fmt: skip
     picture(tmp_path / "a.jpg")
     picture(tmp_path / "b.jpg")
@@ -499,12 +501,12 @@ def test_what_a_tool_wrote_is_counted_whole(tmp_path, capsys):
     data = {"version": "5", "imagePath": "a.png", "shapes": [shape, {**shape, "label": None}]}
     (tmp_path / "labelme" / "a.json").write_text(json.dumps(data))
     (tmp_path / "labelme" / "b.json").write_text(json.dumps(data)[:-9])
-    for name in "ab":
+    for name in ("a 1", "b"):
         voc(tmp_path / "voc", name, [("dog", 1, 1, 60, 40, 0)])
     lists = tmp_path / "voc" / "ImageSets" / "Main"
     lists.mkdir(parents=True)
-    (lists / "train.txt").write_text("a\ngone\n")
-    (lists / "val.txt").write_text("b\n")
+    (lists / "train.txt").write_text("a 1\ngone  -1\n")
+    (lists / "val.txt").write_text("b  1\n")
     out, told = tmp_path / "out.json", tmp_path / "told.json"
     for source, errors, boxes, more in [
         ("cvat", ["object 2: a cuboid"], (3, 1), {}),
@@ -520,3 +522,29 @@ def test_what_a_tool_wrote_is_counted_whole(tmp_path, capsys):
         assert convert(*argv, "--skip-bad") == 0
         rows = {item: row[:2] for item, row in account(told).items()}
         assert rows["boxes"] == boxes and rows.items() >= more.items()
+
+
+def test_images_with_any_ending(tmp_path, capsys):
+    """What training's decoder reads is converted; what it can't read is named, not passed over."""
+    kinds = {"a.jpg": "JPEG", "b.jfif": "JPEG", "c.gif": "GIF", "d.avif": "AVIF", "e": "PNG",
+             "f.img": "BMP", "g.heic": None}  # fmt: skip
+    Image.init()
+    for name, kind in kinds.items():
+        (tmp_path / "images").mkdir(exist_ok=True)
+        if kind in Image.SAVE:
+            Image.new("RGB", (64, 48)).save(tmp_path / "images" / name, kind)
+        else:
+            (tmp_path / "images" / name).write_bytes(b"\0\0\0\x18ftypheic")
+        label = tmp_path / "labels" / f"{name.split('.')[0]}.txt"
+        label.parent.mkdir(exist_ok=True)
+        label.write_text("0 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [x]\n")
+    out, told = tmp_path / "out.json", tmp_path / "told.json"
+    argv = ["--from", "yolo", tmp_path, "-o", out, "--json", told]
+    assert convert(*argv) == 2 and "g." in capsys.readouterr().err
+    assert convert(*argv, "--skip-bad") == 0
+    good = {n for n in kinds if image_size(tmp_path / "images" / n)}
+    assert {"a.jpg", "b.jfif", "e", "f.img"} <= good
+    assert {name: len(rows) for name, rows in boxes(out).items()} == dict.fromkeys(good, 1)
+    rows = account(told)
+    assert rows["boxes"][:2] == (7, len(good))

@@ -119,6 +119,8 @@ class Converted:
             self.said["boxes extended beyond their image and are clipped"] += 1
         x1, y1, x2, y2 = inside
         bbox = [round(v, 4) for v in (x1, y1, x2 - x1, y2 - y1)]
+        if min(bbox[2:]) <= 0:
+            raise Bad(f"box {corners}: too small to be written", "without width or height")
         entry = {
             "id": len(self.annotations) + 1, "image_id": image["id"], "category_id": label + 1,
             "bbox": bbox, "area": round(bbox[2] * bbox[3], 4), "iscrowd": 0, **more,

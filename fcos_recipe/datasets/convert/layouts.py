@@ -190,18 +190,20 @@ def _divide(
 ) -> None:  # fmt: skip
     """Replace the split "" by those that lists of names, the files, or folder names state."""
     content, root = result.splits[""].content, result.splits[""].root
-    wanted = {name: {key for file in files for key in _keys(file)} for name, files in lists.items()}
+    paths = {image["id"]: root / image["file_name"] for image in content["images"]}
+    ends_of = {i: set(_ends(_ENDING.split(path.as_posix(), maxsplit=1)[0]))
+               for i, path in paths.items() if lists}  # fmt: skip
+    known: set[str] = set().union(*ends_of.values())
+    wanted = {
+        name: {key for file in files for key in _keys(file, known)} for name, files in lists.items()
+    }
     of_image: dict[int, list[str]] = {}
-    known: set[str] = set()
-    for image in content["images"]:
-        path = root / image["file_name"]
+    for i, path in paths.items():
         if wanted:
-            ends = set(_ends(_ENDING.split(path.as_posix(), maxsplit=1)[0]))
-            of_image[image["id"]] = [name for name, keys in wanted.items() if ends & keys]
-            known |= ends
+            of_image[i] = [name for name, keys in wanted.items() if ends_of[i] & keys]
         else:
             inside = path.relative_to(folder).parent if path.is_relative_to(folder) else Path()
-            of_image[image["id"]] = [parts.get(image["id"]) or split_of(*inside.parts)]
+            of_image[i] = [parts.get(i) or split_of(*inside.parts)]
     for name in wanted if only is None else [only] if only in wanted else []:
         keys = wanted[name]
         for key in sorted(keys - known):
@@ -239,12 +241,16 @@ def _ends(path: str) -> list[str]:
     return ["/".join(words[n:]) for n in range(len(words) - 1, -1, -1)]
 
 
-def _keys(listed: Path) -> set[str]:
-    """Image names in a list, without their endings; more words of a line are ignored."""
+def _keys(listed: Path, known: set[str]) -> set[str]:
+    """Image names in a list, without their endings; more words of a line are ignored.
+
+    A last word of -1, 0 or 1, as in ImageSets, belongs to the name only if that is `known`.
+    """
     found = set()
     for line in read_text(listed).splitlines():
-        line = line.strip().replace("\\", "/")
-        line = _ENDING.split(re.sub(r"\s+-?[01]$", "", line), maxsplit=1)[0]
-        if line := "/".join(part for part in line.split("/") if part not in ("", ".", "..")):
-            found.add(line)
-    return found
+        names = []
+        for text in (line.strip(), re.sub(r"\s+-?[01]$", "", line.strip())):
+            parts = _ENDING.split(text.replace("\\", "/"), maxsplit=1)[0].split("/")
+            names.append("/".join(part for part in parts if part not in ("", ".", "..")))
+        found.add(names[0] if names[0] in known else names[1])
+    return found - {""}

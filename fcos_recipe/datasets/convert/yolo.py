@@ -21,7 +21,7 @@ from fcos_recipe.datasets.convert.common import (
     common_folder,
     read_names,
 )
-from fcos_recipe.datasets.find_images import SPLITS, ImageFinder, split_of
+from fcos_recipe.datasets.find_images import SPLITS, UPLOAD, ImageFinder, split_of
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import read_bytes, read_text, read_yaml
 
@@ -80,6 +80,9 @@ def from_yolo(
     account.leave_out("images", "listed twice", len(files) - len(set(files)))
     users: dict[Path, Path] = {}  # label file -> its image
     labels = {file: _label_file(file) for file in files}
+    if images and not any(labels.values()):
+        labels = _labels_apart(folder, files)
+        roots.append(folder)
     shape = _keypoints(points, named.get("kpt_shape"), config, labels.values())
     for file, label_file in tqdm(labels.items(), disable=None, unit="image", desc="labels"):
         if label_file is not None and users.setdefault(label_file, file) != file:
@@ -251,6 +254,20 @@ def _labels(path: Path) -> Path:
     if "images" in parts:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
     return Path(*parts)
+
+
+def _labels_apart(folder: Path, files: list[Path]) -> dict[Path, Path | None]:
+    """The label file of each image by its stem, as Label Studio exports labels without images.
+
+    The label file of an upload has a prefix that the image does not have.
+    """
+    stems: dict[str, list[Path]] = {}
+    for path in files_below(folder):
+        if path.suffix.lower() == ".txt":
+            for stem in {path.stem, UPLOAD.sub("", path.stem)}:
+                stems.setdefault(stem, []).append(path)
+    found = {file: stems.get(file.stem, []) for file in files}
+    return {file: paths[0] if len(paths) == 1 else None for file, paths in found.items()}
 
 
 def _label_file(file: Path) -> Path | None:
