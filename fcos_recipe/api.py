@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from fcos_recipe.config import Config, load_config
 from fcos_recipe.console import log, messages
-from fcos_recipe.errors import UserError, UserErrors
+from fcos_recipe.errors import UserError, UserErrors, path_reason
 from fcos_recipe.evaluation.options import COCO, Evaluation, Options
 from fcos_recipe.files.reading import given_path, read_json, read_records
 from fcos_recipe.system import compute
@@ -414,7 +414,7 @@ def export(
         except OSError as error:
             if error.errno is None:  # Paddle's error about a card, not about a file
                 raise
-            raise UserError(f"--output {output}: {error.strerror}") from None
+            raise UserError(f"--output {output}: {path_reason(error)}") from None
     figures = {field.name: getattr(check, field.name) for field in fields(Exported)[1:]}
     return Exported(folder, **figures)
 
@@ -464,7 +464,7 @@ def verify(
             Path(fix) if fix is not None else None, missing, allow,
         )  # fmt: skip
     except OSError as error:
-        raise UserError(f"{error.filename or fix}: {error.strerror}") from None
+        raise UserError(f"{error.filename or fix}: {path_reason(error)}") from None
     return Verified(report["errors"], report["warnings"], report)
 
 

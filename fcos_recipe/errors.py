@@ -1,5 +1,6 @@
 """Exceptions that the commands report in one line instead of a traceback."""
 
+import errno
 import re
 import sys
 from typing import Any
@@ -78,6 +79,16 @@ def _masked(url: re.Match) -> str:
     if re.search("[?#;]", user):  # of a password, or before an `@` of the query: not known
         return "***"
     return ("***@" if at else "") + _AFTER_PATH.sub(lambda part: (part[1] or part[2]) + "***", rest)
+
+
+def path_reason(error: OSError) -> str:
+    """Why a path cannot be written, in words that say what is in the way."""
+    words = {
+        errno.EEXIST: "a file is where a folder must be",
+        errno.ENOTDIR: "a part of this path is a file, not a folder",
+        errno.EISDIR: "a folder is where a file must be",
+    }
+    return words.get(error.errno or 0, error.strerror or str(error))
 
 
 def tell(error: Exception) -> None:

@@ -6,7 +6,7 @@ import time
 
 from fcos_recipe.commands.options import add_config, add_json, add_overrides, finite, parser, write
 from fcos_recipe.config import load_config
-from fcos_recipe.errors import UserError
+from fcos_recipe.errors import UserError, path_reason
 from fcos_recipe.model import allreduce_cost
 from fcos_recipe.system import compute
 
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
         try:
             write(args.json, json.dumps(result, indent=1) + "\n")
         except OSError as error:
-            raise UserError(f"--json {args.json}: {error.strerror}") from None
+            raise UserError(f"--json {args.json}: {path_reason(error)}") from None
     return 0
 
 

@@ -9,7 +9,7 @@ from fcos_recipe.commands.elsewhere import add_refusals
 from fcos_recipe.commands.options import add_json, finite, whole, write
 from fcos_recipe.commands.train import common_parser, load
 from fcos_recipe.console import to_console
-from fcos_recipe.errors import UserError, printable
+from fcos_recipe.errors import UserError, path_reason, printable
 from fcos_recipe.evaluation.metric import CocoMetric, table
 from fcos_recipe.evaluation.options import MAX_DETS, Options
 from fcos_recipe.files.atomic import replace_file
@@ -121,7 +121,7 @@ def _report(
         if args.save_predictions:
             metric.write_predictions(args.save_predictions)
     except OSError as error:
-        raise UserError(f"{error.filename}: cannot be written: {error.strerror}") from None
+        raise UserError(f"{error.filename}: cannot be written: {path_reason(error)}") from None
     print(printable(table(result, args.classwise)))
     if output:  # last: the figures are safe by now
         for line in finish_evaluation(metric, folder, pictures=not args.no_plots):

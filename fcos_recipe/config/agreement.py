@@ -71,7 +71,10 @@ def disagreements(tree) -> list[str]:
     """
     if ARCHITECTURE not in tree.value:
         return []
-    parts = {role: _part(tree, role) for role in ("backbone", "neck", "fcos_head")}
+    roles = ("backbone", "neck", "fcos_head")
+    if found := [line for role in roles for line in _in_place(tree, role)]:
+        return found
+    parts = {role: _part(tree, role) for role in roles}
     targets = _transform(tree, "TrainReader", "Gt2FCOSTarget")
     found = [*_backbone(parts["backbone"]), *_head(tree, parts["fcos_head"], parts["neck"])]
     if targets:
@@ -83,8 +86,19 @@ def disagreements(tree) -> list[str]:
     return found
 
 
+def _in_place(tree, role: str) -> Iterator[str]:
+    """PaddleDetection takes only the name of a class for the parts of a model."""
+    node = tree.value[ARCHITECTURE].value.get(role)
+    if node is not None and isinstance(node.value, dict):
+        name = node.value["name"].value
+        yield (
+            f"{node.where}: {ARCHITECTURE}.{role}: expected the name of a class; write "
+            f"{role}: {name}, and its arguments in a section {name}"
+        )
+
+
 def _part(tree, role: str) -> _Part:
-    """The backbone, neck or head that the section FCOS names, or describes in place."""
+    """The backbone, neck or head that the section FCOS names."""
     node = tree.value[ARCHITECTURE].value.get(role)
     return _injected(
         tree, f"{ARCHITECTURE}.{role}", node, schema.signature(ARCHITECTURE).args[role]

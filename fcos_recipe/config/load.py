@@ -301,7 +301,7 @@ class _Reader:
     def override(self, tree: Node, text: str) -> None:
         key, equals, value = text.partition("=")
         if not equals or not all(part for part in key.split(".")):
-            example = "expected KEY=VALUE, as in LearningRate.base_lr=1e-3"
+            example = "expected KEY=VALUE without spaces, as in LearningRate.base_lr=1e-3"
             self.errors.append(f"{COMMAND_LINE}: -o {text}: {example}")
             return
         node = self.parse(value, "") if value else Node("", COMMAND_LINE)

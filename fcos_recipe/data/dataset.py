@@ -136,6 +136,8 @@ class COCODataSet:
             rows = self._choose(index, rows)
         elif self.sample_num > 0:
             rows = rows[: self.sample_num]
+        if not len(index):
+            raise UserError(f"{self._source}: images: empty; name an annotation file with images")
         if not len(rows):
             raise UserError(
                 f"{self._source}: no usable images: of {len(index)} listed images, {missing} are "

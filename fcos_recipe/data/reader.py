@@ -273,6 +273,9 @@ class Reader:
 
     def _check_classes(self, dataset) -> None:
         classes = getattr(dataset, "catid2clsid", None)
+        if classes is not None and not classes:
+            raise UserError(f"{dataset.get_anno()}: categories: missing or empty; add the classes "
+                            "of the data set, each with id and name")  # fmt: skip
         if classes is not None and len(classes) != self.num_classes:
             raise UserError(
                 f"{dataset.get_anno()}: categories: the file has {len(classes)} classes, but the "

@@ -23,7 +23,7 @@ from fcos_recipe.datasets.convert.layouts import Options, Result, convert, refus
 from fcos_recipe.datasets.find_images import remember, resolve
 from fcos_recipe.datasets.recognise import Layout, recognise
 from fcos_recipe.datasets.split_merge.annotations import write
-from fcos_recipe.errors import UserError, UserErrors, printable
+from fcos_recipe.errors import UserError, UserErrors, path_reason, printable
 from fcos_recipe.files.atomic import draft
 from fcos_recipe.files.reading import given_path
 from fcos_recipe.places import ROOT
@@ -146,7 +146,7 @@ def new(args: Request) -> Written:
         plan = _written(args.output, text, args.cards, _used(train))
     except OSError as error:
         sources.discard()
-        raise UserError(f"{error.filename or args.output}: {error.strerror}") from None
+        raise UserError(f"{error.filename or args.output}: {path_reason(error)}") from None
     except UserError:
         sources.discard()
         raise

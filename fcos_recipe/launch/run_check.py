@@ -97,12 +97,13 @@ def _kernels(config: Config, overrides: list[str], kind: str, cards: int) -> Fin
 
 
 def _size(config: Config, overrides: list[str], chosen: compute.Compute) -> Iterator[Finding]:
-    """Disk of the run, and memory of one card."""
+    """Whether the model can be built and fits its head; disk of the run, and memory of one card."""
     done = _in_paddle("model.size", str(config.path), *overrides)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        yield Finding(RED, "model", f"cannot be built: {last}", "python tools/config.py validate")
+        yield Finding(RED, "model", last.removeprefix("error: "), "correct the key that is named")
         return
+    yield Finding(GREEN, "model", "builds; its levels have the strides of the head and targets")
     facts, data = json.loads(done.stdout.splitlines()[-1]), config.data
     numbers = facts["numbers"]
     # a checkpoint: weights and momenta (and their average); beside them best and final weights

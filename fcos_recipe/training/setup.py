@@ -166,8 +166,8 @@ class Setup:
         resume.restore(self, path, state)
         self._resumed_from, self._cut_window = path, state.get("window")
         at = self.progress
-        log.info("resume: %s, %d epochs and %d steps done, best AP %.3f", path, at.epoch, at.step,
-                 at.best["AP"])  # fmt: skip
+        log.info("resume: %s, %d epochs and %d steps done%s", path, at.epoch, at.step,
+                 f", best AP {at.best['AP']:.3f}" if at.best["epoch"] else "")  # fmt: skip
 
     def steps_in(self, epoch: int) -> int:
         """Optimizer steps of an epoch; with `group_by_aspect` epochs may differ by one step."""

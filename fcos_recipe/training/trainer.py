@@ -102,8 +102,10 @@ class Trainer(Setup):
             return False
         if self._saved_at != (at.epoch, 0):
             self._save()
-        log.info("early stop: AP %.4f of epoch %d was not exceeded in %d evaluations",
-                 at.best["AP"], at.best["epoch"], patience)  # fmt: skip
+        best = f"AP {at.best['AP']:.4f} of epoch {at.best['epoch']} was not exceeded"
+        log.info(
+            "early stop: %s in %d evaluations", best if at.best["epoch"] else "no AP", patience
+        )
         return True
 
     def _stopped_early(self) -> bool:
@@ -411,8 +413,10 @@ class Trainer(Setup):
         run.show(at.steps_done, pictures(self.metric, self.metric.dataset,
                                          self.config.data["logger_images"]))  # fmt: skip
         log.info("%s", table(result, self.config.data["classwise"]))
-        log.info("epoch %d: AP %.4f, best %.4f (epoch %d); %.2f images/s", at.epoch, ap,
-                 at.best["AP"], at.best["epoch"], result["images_per_second"])  # fmt: skip
+        figures = f"AP {ap:.4f}, best {at.best['AP']:.4f} (epoch {at.best['epoch']})"
+        if ap < 0:  # as pycocotools says that there was nothing to find
+            figures = "no AP and no best weights, because EvalDataset has no annotation to find"
+        log.info("epoch %d: %s; %.2f images/s", at.epoch, figures, result["images_per_second"])
 
     # ---- saving ----------------------------------------------------------------------------
 

@@ -69,7 +69,7 @@ def test_other_backbones_are_built_or_refused_by_their_real_strides(backbone, fi
     ("ResNet.variant=z", None),
     ("ResNet.groups=7", "ResNet"),
     ("FCOS.neck=YOLOv3FPN", "FCOS"),
-    ("FCOS.backbone={name: ResNet, depth: 18}", "FCOS.backbone: "),
+    ("FCOS.backbone={name: ResNet, depth: 18}", "write backbone: ResNet, and its arguments in a"),
 ])  # fmt: skip
 def test_what_cannot_be_built_is_one_line(override, says):
     if says is None:

@@ -12,7 +12,7 @@ from fcos_recipe.commands.options import add_json, parser, write
 from fcos_recipe.config.load import display
 from fcos_recipe.datasets.account import table_lines
 from fcos_recipe.datasets.verify.findings import KINDS
-from fcos_recipe.errors import UserError, printable
+from fcos_recipe.errors import UserError, path_reason, printable
 
 EXAMPLES = 5  # shown on the console per kind
 CHANGES = 200  # listed on the console per copy
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
         if args.json:
             write(args.json, json.dumps(report, indent=1) + "\n")
     except OSError as error:
-        raise UserError(f"{args.json}: {error.strerror}") from None
+        raise UserError(f"{args.json}: {path_reason(error)}") from None
     for line in lines(report, args.no_images):
         print(line)
     return exit_codes.FAILED if found.errors else exit_codes.OK

@@ -18,7 +18,7 @@ from msgspec import Raw
 
 from fcos_recipe.data import coco_json
 from fcos_recipe.datasets.account import Account
-from fcos_recipe.errors import UserError
+from fcos_recipe.errors import UserError, path_reason
 from fcos_recipe.files.atomic import replace_file
 
 SECTIONS = {
@@ -156,4 +156,4 @@ def write(path: Path, content: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, msgspec.json.encode(content))
     except OSError as error:
-        raise UserError(f"{error.filename or path}: {error.strerror}") from None
+        raise UserError(f"{error.filename or path}: {path_reason(error)}") from None
