@@ -76,6 +76,8 @@ class ImageFinder:
     split: str = ""
     said: Counter[str] = field(default_factory=Counter)  #: remark -> number of images
     unclear: dict[str, list[Path]] = field(default_factory=dict)  #: name -> files it could mean
+    placed: Sequence[Path] = ()  #: images that were found where the annotations say
+    mirrors: dict[Path, bool] = field(default_factory=dict, repr=False)
     _listings: dict[str, set[str]] = field(default_factory=dict, repr=False)
     _index: dict[str, list[Path]] | None = field(default=None, repr=False)
 
@@ -90,12 +92,9 @@ class ImageFinder:
             label: the file with the annotations of this image alone. Names can be relative to its
                 folder, and an image with its stem is the last thing that is tried.
         """
+        if found := self.exact(*names, label=label):
+            return found
         texts = list(dict.fromkeys(text for name in names for text in spellings(name)))
-        folders = [*self.folders, *([label.parent] if label else [])]
-        for text in texts:
-            for folder in folders:
-                if self._is_file(path := os.path.join(folder, text)):
-                    return Path(path if ".." in text else os.path.normpath(path))
         shown = next(filter(None, names), str(label))
         for path in map(PurePosixPath, texts):
             for base in dict.fromkeys((path.name, UPLOAD.sub("", path.name))):
@@ -117,6 +116,28 @@ class ImageFinder:
             raise UserError(f"{source}: none of its {len(found)} images was found: "
                             f"{name and f'{name} '}{self.why_not(name)}")  # fmt: skip
 
+    def exact(self, *names: str, label: Path | None = None) -> Path | None:
+        """The image file if it has one of these names as it is, in `folders` or beside `label`."""
+        folders = [*self.folders, *([label.parent] if label else [])]
+        for text in dict.fromkeys(text for name in names for text in spellings(name)):
+            for folder in folders:
+                if self._is_file(path := os.path.join(folder, text)):
+                    return Path(path if ".." in text else os.path.normpath(path))
+        return None
+
+    def _is_mirror(self, folder: Path) -> bool:
+        """Whether a folder has files with the names of images that are elsewhere.
+
+        Such a folder has thumbnails, masks or drawings of the images, not the missing ones.
+        """
+        if folder in self.mirrors:
+            return self.mirrors[folder]
+        self._is_file(os.path.join(folder, "x"))  # lists it
+        there = self._listings[str(folder)]
+        known = (p for p in self.placed if p.name in there)
+        self.mirrors[folder] = any(p.parent != folder for p in known)
+        return self.mirrors[folder]
+
     def why_not(self, name: str) -> str:
         """Why `find` did not find an image of this name."""
         if files := self.unclear.get(name):
@@ -134,6 +155,8 @@ class ImageFinder:
         files = [file for file in files if file.name == base] or files
         if ending:
             files = [file for file in files if is_image(file)]
+        if self.placed:
+            files = [file for file in files if not self._is_mirror(file.parent)]
         if not files:
             return None
         best = max(files, key=lambda file: _shared(file, path))
@@ -284,7 +307,9 @@ def resolve(
         return Resolved(folder, list(names), Counter(), {})
     folders = [Path(f) for f in (folder, images) if f is not None]
     finder = ImageFinder(folders, trees_of(path, images, data), split_of(split))
-    found = [finder.find(name) for name in names]
+    found = [finder.exact(name) for name in names]
+    finder.placed = [file for file in found if file is not None]
+    found = [file or finder.find(name) for file, name in zip(found, names)]
     files = [os.path.abspath(file) for file in found if file is not None]
     if not files:
         return Resolved(None, [None] * len(names), finder.said, finder.unclear)
@@ -339,6 +364,7 @@ def image_folder(
         there = [number(folder) for folder in folders]
         best = [folder for folder, n in zip(folders, there) if n == max(there)]
         several = len({os.path.realpath(folder) for folder in best}) > 1 and folders is inner
-        if any(there) and max(there) >= max(map(number, inner), default=0):
+        # a folder beside the file or called images is preferred if it has half of what others have
+        if any(there) and 2 * max(there) >= max(map(number, inner), default=0):
             return None if several else display(best[0])
     return None

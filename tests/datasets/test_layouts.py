@@ -308,3 +308,71 @@ def test_label_studio_exports_yolo_labels_without_images(tmp_path, capsys):
     assert dataset(*argv, "--images", tmp_path / "pictures") == 0
     found = json.loads((tmp_path / "o.json").read_text())
     assert [a["bbox"] for a in found["annotations"]] == [[8, 8, 16, 16], [16, 12, 32, 24]]
+
+
+def darknet(root):
+    """A folder per split with its own list of classes, and no data.yaml."""
+    for split, names in (("train", layouts.TRAIN), ("valid", layouts.VAL)):
+        layouts.pictures(root / split, names)
+        layouts.yolo_labels(root / split, names)
+        layouts.save(root / split / "_darknet.labels", "\n".join(layouts.CLASSES))
+
+
+def yolo_lists_of_windows(root):
+    layouts.yolo_ultralytics(root)
+    for split, names in (("train", layouts.TRAIN), ("val", layouts.VAL)):
+        lines = (f"D:\\dogs\\images\\{split}\\{name}" for name in names)
+        layouts.save(root / f"{split}.txt", "\r\n".join(lines))
+    names = json.dumps(layouts.CLASSES)
+    layouts.save(root / "dogs.yaml", f"train: train.txt\nval: val.txt\nnames: {names}")
+
+
+def voc_devkit(root):
+    layouts.voc(root / "VOCdevkit" / "VOC2007")
+
+
+def csv_per_split(root):
+    """TensorFlow's raccoons: train and test by the names of the CSV files."""
+    layouts.pictures(root / "images", layouts.ALL)
+    for split, names in (("train", layouts.TRAIN), ("test", layouts.VAL)):
+        rows = ["filename,width,height,class,xmin,ymin,xmax,ymax"]
+        rows += [f"{n},64,48,{','.join(map(str, b))}" for n, bs in names.items() for b in bs]
+        layouts.save(root / "data" / f"{split}_labels.csv", "\n".join(rows))
+
+
+@pytest.mark.parametrize("layout", [darknet, yolo_lists_of_windows, voc_devkit, csv_per_split])
+def test_other_places_of_lists_and_names(layout, tmp_path, capsys):
+    root = tmp_path / "data"
+    layout(root)
+    assert new(root, tmp_path / "my.yml") == 0, capsys.readouterr().err
+    told = capsys.readouterr().out
+    found = load_config(tmp_path / "my.yml").data
+    assert ("test is used for evaluation" in told) == (layout is csv_per_split)
+    for split, section in (("train", "TrainDataset"), ("val", "EvalDataset")):
+        want = [image for image in layouts.wanted(layouts.voc, split) if image or
+                layout is not csv_per_split]  # fmt: skip
+        have = boxes(found[section])
+        assert [[b[0] for b in image] for image in have] == [[b[0] for b in i] for i in want]
+        assert all(np.allclose([b[1:] for b in mine], [b[1:] for b in theirs], atol=2e-3)
+                   for mine, theirs in zip(have, want))  # fmt: skip
+
+
+def test_a_missing_image_is_not_replaced_by_its_thumbnail(tmp_path, capsys):
+    """Images in two folders are found; a folder with the same names again is not looked into."""
+    data = layouts.coco(layouts.ALL)
+    layouts.pictures(tmp_path / "part1", layouts.TRAIN)
+    layouts.pictures(tmp_path / "part2", layouts.VAL)
+    layouts.pictures(tmp_path / "thumbs", layouts.TRAIN)
+    layouts.save(tmp_path / "all.json", data)
+    # the folders part1 and thumbs fit equally well
+    assert dataset("verify", tmp_path / "all.json") == 1
+    assert "could be" in capsys.readouterr().out
+    (tmp_path / "part1").rename(tmp_path / "images")
+    assert new(tmp_path, tmp_path / "my.yml") == 0
+    have = boxes(load_config(tmp_path / "my.yml").data["TrainDataset"])
+    assert len(have) == len(layouts.ALL)
+    (tmp_path / "images" / "e.jpeg").unlink()
+    capsys.readouterr()
+    assert dataset("verify", tmp_path / "all.json") == 1
+    told = capsys.readouterr().out
+    assert "file_missing: 1" in told and "thumbs/e.jpeg" not in told

@@ -23,6 +23,7 @@ KINDS = {
         "training does not find the image by this name; --fix, `convert` and `config new` "
         "write the right one",
     ),
+    "file_name_unclear": (True, "several files could be the image; --images DIR says which"),
     "file_name_outside": (False, "the file name points outside the image folder"),
     "image_size_wrong": (True, "negative or absurdly large width or height; the image is left out"),
     "image_size_odd": (False, "width or height is 0 or not an integer; the image file's is used"),

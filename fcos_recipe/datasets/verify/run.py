@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fcos_recipe.config.load import Config, data_paths
+from fcos_recipe.config.load import Config, data_paths, display
 from fcos_recipe.datasets.account import Account
 from fcos_recipe.datasets.find_images import resolve
 from fcos_recipe.datasets.locate import Source
@@ -133,8 +133,12 @@ def _find_images(split: Split, search: bool, told: bool) -> None:
     assert split.content is not None
     split.content.renamed = found.renamed(names)
     for at, image, id in split.content.entries["images"] if told else ():
-        if new := split.content.renamed.get(image.file_name):
-            split.found.add("file_name_other", id, image.file_name, ("images", at), f"it is {new}")
+        name, place = image.file_name, ("images", at)
+        if new := split.content.renamed.get(name):
+            split.found.add("file_name_other", id, name, place, f"it is {new}")
+        elif (files := found.unclear.get(name)) and found.folder:
+            text = f"could be {' or '.join(map(display, files[:2]))}"
+            split.found.add("file_name_unclear", id, name, place, text)
 
 
 def _path(split: Split, name: str) -> str:
