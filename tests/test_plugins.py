@@ -119,7 +119,8 @@ def test_a_config_alone_runs_no_code(own, command, before, capfd, monkeypatch):
     (own.parent / "parts" / "mine.py").write_text(f"open({str(canary)!r}, 'w')\n")
     monkeypatch.chdir(own.parent)
     other = own.parent / "parts" / "other.py"
-    for allowed in ([], ["--allow-code", str(other)], ["--allow-code", "parts"]):
+    other.write_text("")
+    for allowed in ([], ["--allow-code", str(other)], ["--allow-code", "own.yml"]):
         assert run(command, [*before, "-c", "own.yml", *allowed]) == 2
     error = capfd.readouterr().err
     path = own.parent / "parts" / "mine.py"

@@ -70,6 +70,8 @@ class _Allow(argparse.Action):
     """Permits a file for this process and for the ranks that it starts."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        if not values.is_file():
+            raise UserError(f"--allow-code {one_line(values)}: no such file")
         allow(values)
 
 
