@@ -16,6 +16,9 @@ from fcos_recipe.exit_codes import BAD_INPUT, DISK_FULL, FAILED, INTERRUPTED, OK
 log = logging.getLogger("fcos")
 _BAD_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EACCES,
              errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENXIO, errno.ENODEV)  # fmt: skip
+# The disk or the server of a network file system does not answer.
+_BAD_DISK = (errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.ENOTCONN)
+_CHECK_DISK = "; check the disk or network file system (dmesg, mount) and try again"
 
 
 class Plain(logging.Formatter):
@@ -113,13 +116,15 @@ def exit_code(
         return OK
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not (full or (error.errno in _BAD_PATH and error.filename)):
+        broken = error.errno in _BAD_DISK
+        if not (full or broken or (error.errno in _BAD_PATH and error.filename)):
             raise
         place = str(error.filename or "a file that was being written")[:200]
-        failure = RunFailure(f"{place}: {path_reason(error)}{'; make room and try again' * full}")
+        remedy = "; make room and try again" if full else _CHECK_DISK if broken else ""
+        failure = RunFailure(f"{place}: {path_reason(error)}{remedy}")
         tell(failure)
         announce(failure)
-        return DISK_FULL if full else BAD_INPUT
+        return DISK_FULL if full else FAILED if broken else BAD_INPUT
 
 
 def run_program(main: Callable[[], int]) -> NoReturn:
