@@ -128,7 +128,7 @@ class _Parser(argparse.ArgumentParser):
             path = getattr(parsed, action.dest, None)
             if action.dest in _WRITTEN and isinstance(path, (str, Path)):
                 _refuse_blocked(
-                    action.option_strings[-1], Path(path), action.metavar or "FILE or DIR"
+                    action.option_strings[-1], Path(path), str(action.metavar or "FILE or DIR")
                 )
         return parsed, extra
 
