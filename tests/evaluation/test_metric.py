@@ -358,6 +358,8 @@ def test_bad_results(tmp_path):
         with pytest.raises(UserError, match=".*") as error:
             metric.load_result_json(path)
         assert words in str(error.value)
+    path.write_text("\ufeff" + json.dumps(content))  # as Windows programs write it
+    assert CocoMetric(path).images == metric.images
     path.write_text("[{")
     with pytest.raises(UserError, match="not JSON"):
         metric.load_result_json(path)
