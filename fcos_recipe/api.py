@@ -24,6 +24,7 @@ from fcos_recipe.config import Config, load_config
 from fcos_recipe.console import log, messages
 from fcos_recipe.errors import UserError, UserErrors
 from fcos_recipe.evaluation.options import COCO, Evaluation, Options
+from fcos_recipe.files.reading import read_json, read_records
 from fcos_recipe.system import compute
 from fcos_recipe.system.session import same_environment, session
 
@@ -62,8 +63,7 @@ class TrainResult:
 
     def records(self) -> list[dict[str, Any]]:
         """The run's records of losses and evaluations (metrics.jsonl), oldest first."""
-        text = (self.directory / "metrics.jsonl").read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()]
+        return read_records(self.directory / "metrics.jsonl")
 
 
 @dataclass(frozen=True)
@@ -251,9 +251,7 @@ def _train_result(path: Path, progress: Any) -> TrainResult:
         final_weights=path / "model_final.pdparams",
         best_weights=best if judged and best.is_file() else None,
         best_ap=progress.best["AP"] if judged else None,
-        evaluation=(
-            Evaluation(json.loads(last.read_text(encoding="utf-8"))) if last.is_file() else None
-        ),
+        evaluation=Evaluation(read_json(last)) if last.is_file() else None,
     )
 
 

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from fcos_recipe.errors import RunFailure, Stopped, UserError, printable, tell
-from fcos_recipe.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, OK, SAVED
+from fcos_recipe.exit_codes import BAD_INPUT, DISK_FULL, FAILED, INTERRUPTED, OK, SAVED
 
 log = logging.getLogger("fcos")
-_BAD_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EACCES)
+_BAD_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EACCES,
+             errno.EROFS, errno.EPERM, errno.ENXIO, errno.ENODEV)  # fmt: skip
 
 
 class Plain(logging.Formatter):
@@ -111,10 +112,14 @@ def exit_code(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except OSError as error:
-        if error.errno not in _BAD_PATH or not error.filename:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not (full or (error.errno in _BAD_PATH and error.filename)):
             raise
-        tell(UserError(f"{str(error.filename)[:200]}: {error.strerror}"))
-        return BAD_INPUT
+        place = str(error.filename or "a file that was being written")[:200]
+        failure = RunFailure(f"{place}: {error.strerror}{'; make room and try again' * full}")
+        tell(failure)
+        announce(failure)
+        return DISK_FULL if full else BAD_INPUT
 
 
 def run_program(main: Callable[[], int]) -> NoReturn:

@@ -3,8 +3,11 @@
 import re
 import sys
 
-# Control characters except tab and line feed, and the marks that reverse the direction of text.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# Control characters except tab and line feed, the marks that reverse the direction of text, and
+# what Python makes of bytes in file names that are not UTF-8, which can't be printed.
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 # A URL after its scheme ends at white space or a quote; a quote before an `@` is in a password.
 _URL = re.compile(r"""(?<=://)[^\s"'<>]+(?:["'<>][^\s"'<>]*@[^\s"'<>]*)*""")
 _AFTER_PATH = re.compile(r"([?&;](?:[^=&;#]*=)?)[^&;#]+|(#).+")

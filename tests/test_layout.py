@@ -76,3 +76,54 @@ def test_only_commands_and_lab_parse_arguments():
     assert "fcos_recipe.commands.options" in parsing
     others = {m for m in parsing if m.split(".")[1] not in ("commands", "lab", "cli")}
     assert not others
+
+
+# What may read a file without files/reading.py, and why.
+READERS = {
+    "lab": "benchmarks and fault tests read what they have written themselves",
+    "launch": "logs of ranks that it started, and /proc",
+    "system": "/proc, /sys and the version file of the installed Paddle",
+    "runs.environment": "/proc",
+    "config.schema": "the source code of the installed paddledet and Paddle",
+    "data.index": "maps an index that was opened with `open_regular`",
+    "predict.inputs": "OpenCV opens a video that `open_regular` has accepted",
+    "checkpoint.storage": "writes the files of a checkpoint",
+    "files": "the readers themselves",
+    "console": "opens /dev/null",
+}
+_LOADS = {"np.load", "json.load", "pickle.load", "paddle.load", "yaml.load"}
+_READS = {"open", "read_text", "read_bytes", "fromfile", "memmap", "imread", "VideoCapture",
+          "ZipFile", "loadtxt", "genfromtxt", "imreadmulti"}  # fmt: skip
+_HARMLESS = {"open_regular", "BytesIO", "read_text", "read_bytes", "mapped"}  # give opened content
+
+
+def raw_reads(path: Path) -> list[str]:
+    """Calls that open a file, unless their argument is what files/reading.py returned or a file
+    that was opened earlier."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        within = {getattr(n, "id", getattr(n, "attr", "")) for n in ast.walk(node)}
+        method = isinstance(node.func, ast.Attribute) and name in ("read_text", "read_bytes")
+        if ast.unparse(node.func) in _LOADS or name in _READS and (method or name not in _HARMLESS):
+            modes = [a.value for a in node.args[1:2] if isinstance(a, ast.Constant)]
+            writes = any(isinstance(m, str) and set(m) & set("wax") for m in modes)
+            if (
+                not writes
+                and not within & (_HARMLESS - {name})
+                and not within & {"opened", "stdin", "stdout"}
+            ):
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)[:60]}")
+    return found
+
+
+def test_files_are_read_through_one_module():
+    rest = [
+        line
+        for module, path in modules().items()
+        if not any(f"{module}.".startswith(f"fcos_recipe.{known}.") for known in READERS)
+        for line in raw_reads(path)
+    ]
+    assert not rest, "\n".join(rest)

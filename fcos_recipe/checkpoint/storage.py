@@ -29,8 +29,15 @@ import paddle
 from fcos_recipe.checkpoint import weights
 from fcos_recipe.console import log
 from fcos_recipe.errors import RunFailure, UserError
-from fcos_recipe.files.atomic import draft, draft_folder, flush, replace_file, write_json
-from fcos_recipe.files.reading import decode_json, read_text
+from fcos_recipe.files.atomic import (
+    draft,
+    draft_folder,
+    flush,
+    remove_drafts,
+    replace_file,
+    write_json,
+)
+from fcos_recipe.files.reading import decode_json, read_json, read_text
 
 STATE = "state.json"
 CHECKPOINT = "the last checkpoint"  # a kind of file for `Saver`
@@ -156,8 +163,11 @@ def amend(path: Path, **changes) -> None:
     Raises:
         OSError: not written, or the checkpoint does not exist.
     """
-    state = json.loads((path / STATE).read_text(encoding="utf-8"))
-    state.pop("sha256")
+    try:
+        state = read_json(path / STATE)
+    except UserError as error:
+        raise OSError(f"{error}") from None
+    state.pop("sha256", None)
     replace_file(path / STATE, _sealed({**state, **changes}), durable=True)
 
 
@@ -197,8 +207,9 @@ def prune(folder: Path, keep: int) -> None:
     """
     ends = [p for p in found(folder) if (position(p) or (0, 0))[1] == 0]
     inside = [p for p in found(folder) if (position(p) or (0, 0))[1]]
-    for path in (ends[:-keep] if keep > 0 else []) + inside[:-MID_EPOCH] + [*folder.glob(".*")]:
+    for path in (ends[:-keep] if keep > 0 else []) + inside[:-MID_EPOCH]:
         shutil.rmtree(path, ignore_errors=True)
+    remove_drafts(folder)
 
 
 class Saver:
@@ -300,8 +311,13 @@ def reason(error: OSError) -> str:
 # ---- reading ------------------------------------------------------------------------------------
 
 
-def read_state(path: Path) -> dict:
+def read_state(path: Path, usable: Callable[[dict], object] = lambda state: None) -> dict:
     """Verify all files of a checkpoint and return its state.
+
+    Args:
+        path: the checkpoint's folder.
+        usable: raises ValueError or msgspec.ValidationError if the state lacks what the caller
+            needs.
 
     Raises:
         UserError: the checkpoint is incomplete or damaged; the message names the file.
@@ -317,6 +333,10 @@ def read_state(path: Path) -> dict:
                 raise ValueError
     except (UserError, ValueError, KeyError):
         raise UserError(f"{path}: {STATE} is missing or damaged") from None
+    try:
+        usable(state)
+    except ValueError as error:  # msgspec.ValidationError is one
+        raise UserError(f"{path}: {STATE}: not the expected content: {error}") from None
     if form > FORMAT:
         raise UserError(f"{path}: written by a newer version; update fcos_recipe to read it")
     for file, digest in hashes.items():
@@ -324,8 +344,8 @@ def read_state(path: Path) -> dict:
             raise UserError(f"{path}: {file} is missing")
         try:
             whole = weights.sha256(path / file) == digest
-        except OSError as error:
-            raise UserError(f"{path}: {file}: {error.strerror}") from None
+        except (OSError, UserError) as error:
+            raise UserError(f"{path}: {file}: {error}") from None
         if not whole:
             raise UserError(f"{path}: {file} is damaged (its SHA-256 differs)")
     return state
@@ -353,16 +373,19 @@ def intact(path: Path) -> bool:
         return False
 
 
-def newest(folder: Path) -> tuple[Path | None, list[str]]:
+def newest(
+    folder: Path, usable: Callable[[dict], object] = lambda state: None
+) -> tuple[Path | None, list[str]]:
     """Return the newest intact checkpoint, or None, and why newer ones were rejected.
 
     Args:
         folder: RUN_DIR/checkpoints; need not exist.
+        usable: see `read_state`.
     """
     rejected: list[str] = []
     for path in reversed(found(folder)):
         try:
-            read_state(path)
+            read_state(path, usable)
             return path, rejected
         except UserError as error:
             rejected.append(str(error))

@@ -11,13 +11,12 @@ import numpy as np
 import paddle
 
 from fcos_recipe.checkpoint.safe_pickle import Refused, loads
-from fcos_recipe.checkpoint.zoo import cached
+from fcos_recipe.checkpoint.zoo import MOST_BYTES, cached
 from fcos_recipe.console import log
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.download import digest
 from fcos_recipe.files.reading import decode_json, given_path, read_bytes, read_json
 
-MOST_BYTES = 4 << 30  # largest accepted file; twice the largest detector with its optimizer
 _CONVERT = (
     "{}; convert it where {} is installed and give the new file: python -c '{}'; the names in it "
     "must be PaddleDetection's"
@@ -138,11 +137,21 @@ def description(path: Path) -> dict:
         try:
             with _safetensors(path).safe_open(path, framework="np") as file:
                 stored = file.metadata() or {}
-            pairs = ",".join(f"{json.dumps(key)}:{value}" for key, value in stored.items())
-            return decode_json(f"{{{pairs}}}", Note)
         except Exception:  # safetensors' own class; `read` reports what is wrong with the file
             return {}
+        return _note(path, stored)
     return {}
+
+
+def _note(path: Path, stored: dict[str, str]) -> dict:
+    """The entries of a .safetensors file's metadata that this project wrote; others have no use."""
+    note = {}
+    for key in Note.__annotations__.keys() & stored.keys():
+        try:
+            note.update(decode_json(f'{{"{key}":{stored[key]}}}', Note))
+        except ValueError as error:
+            log.warning("%s: metadata %s is not used: %s", path, key, error)
+    return note
 
 
 def write_safetensors(path: Path, state: dict, notes: dict) -> None:

@@ -1,7 +1,6 @@
 """Published weights: their URLs, and a download cache that is used without network access."""
 
 import hashlib
-import json
 import os
 import re
 from pathlib import Path
@@ -13,7 +12,9 @@ from fcos_recipe.console import say
 from fcos_recipe.errors import RunFailure, UserError
 from fcos_recipe.files import download
 from fcos_recipe.files.atomic import replace_file
+from fcos_recipe.files.reading import parse_json, read_bytes, read_text
 
+MOST_BYTES = 4 << 30  # largest accepted file; twice the largest detector with its optimizer
 BASE = "https://paddledet.bj.bcebos.com/models"
 
 
@@ -102,10 +103,10 @@ def cached(url: str) -> Path:
 
 def _check(path: Path, source: str) -> None:
     """Raise UserError if a file is neither a pickle of arrays nor safetensors."""
-    data = path.read_bytes()
+    data = read_bytes(path, MOST_BYTES)
     try:
         if path.suffix == ".safetensors":
-            json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
         else:
             loads(data)
     except Exception:  # a damaged pickle can raise any exception
@@ -117,10 +118,19 @@ def note(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
+def recorded_hash(path: Path) -> str:
+    """The SHA-256 of a cached file that was recorded at its download.
+
+    Raises:
+        UserError: it is not recorded, or not readable.
+    """
+    return read_text(note(path), 1 << 10).strip()
+
+
 def _recorded(path: Path) -> Path | None:
     if not path.is_file() or not note(path).is_file():
         return None
-    if download.digest(path, "sha256") == note(path).read_text().strip():
+    if download.digest(path, "sha256") == recorded_hash(path):
         return path
     raise UserError(f"{path}: does not match its recorded SHA-256; delete it to download it again")
 

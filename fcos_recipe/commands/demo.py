@@ -1,6 +1,5 @@
 """The demonstration: draw a data set, train on it, evaluate, draw predictions, tell the figures."""
 
-import json
 import time
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from fcos_recipe.commands.options import add_config, add_overrides, parser
 from fcos_recipe.console import run_program, to_console
 from fcos_recipe.errors import RunFailure
 from fcos_recipe.files.atomic import write_json
+from fcos_recipe.files.reading import read_json, read_records
 from fcos_recipe.report.write import HTML
 
 CONFIG = "configs/fcos/fcos_r18_fpn_demo.yml"
@@ -87,9 +87,8 @@ def summary(trained: Path) -> dict:
     """
     from fcos_recipe.runs.throughput import throughput
 
-    evaluation = json.loads((trained / "eval.json").read_text(encoding="utf-8"))
-    lines = (trained / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
+    evaluation = read_json(trained / "eval.json")
+    records = read_records(trained / "metrics.jsonl")
     figures = dict(zip(evaluation["names"], evaluation["stats"], strict=True))
     return {
         "AP": figures["AP"],

@@ -37,7 +37,8 @@ def evaluate(argv: list[str]) -> int:
     add("--predictions", metavar="DETS.json", help="COCO results file to judge without a model")
     add("--annotations", metavar="GT.json", help="annotations that --predictions belong to")
     add_json(parser)
-    add("--save-predictions", metavar="FILE", help="write all detections as COCO results")
+    add("--save-predictions", type=Path, metavar="FILE",
+        help="write all detections as COCO results")  # fmt: skip
     add("--classwise", action="store_true", help="more figures for each class")
     add("--score-threshold", type=finite, default=0.0, metavar="S",
         help="leave out detections that score less; figures are then not COCO's")  # fmt: skip
@@ -53,7 +54,7 @@ def evaluate(argv: list[str]) -> int:
     add("--precision", choices=PRECISIONS, default="fp32",
         help="bf16: faster, other scores; exports of --format paddle")  # fmt: skip
     add("--amp", action="store_true", help="automatic mixed precision (cards only)")
-    add("--output_eval", metavar="DIR", help="PaddleDetection's name of --output")
+    add("--output_eval", type=Path, metavar="DIR", help="PaddleDetection's name of --output")
     add_refusals(parser, "eval")
     args = parser.parse_args(argv)
     args.output = args.output or args.output_eval

@@ -1,6 +1,6 @@
 """`fcos export_model`: exports weights for inference, and checks the export."""
 
-import os
+from pathlib import Path
 
 from fcos_recipe import api, exit_codes
 from fcos_recipe.commands import options
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     add = parser.add_argument
     add("--format", choices=["paddle", "onnx"], default="paddle", help="default: %(default)s")
     add("--no-nms", action="store_true", help="end before NMS")
-    add("--output", "--output_dir", default=os.path.join("output", "export"), metavar="DIR",
+    add("--output", "--output_dir", type=Path, default="output/export", metavar="DIR",
         help="gets the folder CONFIG_NAME-FORMAT (default: %(default)s)")  # fmt: skip
     add_refusals(parser, "export_model")
     args = parser.parse_args(argv)

@@ -1,8 +1,8 @@
 """`fcos infer`: images and videos in; drawings, COCO results and CSV out."""
 
 import argparse
-import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from fcos_recipe import api, exit_codes
@@ -87,7 +87,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         metavar="IMAGE|DIR|GLOB|VIDEO|LIST.txt",
         help="a directory is searched for images to any depth, a list has a path per line",
     )
-    add("--output", "--output_dir", default=os.path.join("output", "infer"), metavar="DIR",
+    add("--output", "--output_dir", type=Path, default="output/infer", metavar="DIR",
         help=f"for the drawings and {PREDICTIONS} (default: %(default)s)")  # fmt: skip
     add("--draw_threshold", "--draw-threshold", type=options.finite, default=0.5, metavar="SCORE",
         help="lowest score that is drawn (default: %(default)s)")  # fmt: skip

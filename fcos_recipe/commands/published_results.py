@@ -7,6 +7,7 @@ from fcos_recipe.commands.options import parser, write
 from fcos_recipe.config.schema import RESULTS
 from fcos_recipe.console import run_program
 from fcos_recipe.exit_codes import FAILED
+from fcos_recipe.files.reading import read_text
 from fcos_recipe.runs.published_results import BEGIN, END, WORDS, insert, table
 
 _EXAMPLE = """\
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     for path in args.write:
         text = insert(path)
         write(path, text)
-    if stale := [str(path) for path in args.check if insert(path) != path.read_text("utf-8")]:
+    if stale := [str(path) for path in args.check if insert(path) != read_text(path)]:
         print(f"{', '.join(stale)}: differs from {RESULTS.name}; run --write", file=sys.stderr)
         return FAILED
     if not args.write and not args.check:

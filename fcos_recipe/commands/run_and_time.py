@@ -5,7 +5,6 @@ end of the last evaluation. It includes imports, data workers, evaluations and s
 preparation of data and backbone weights.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from fcos_recipe.config import Config, load_config
 from fcos_recipe.console import run_program
 from fcos_recipe.errors import UserErrors, printable
 from fcos_recipe.files.atomic import write_json
+from fcos_recipe.files.reading import read_json
 from fcos_recipe.runs.contents import Run, read_run
 from fcos_recipe.runs.judgement import OUTSIDE, Verdict, found_in, judge
 from fcos_recipe.system import device
@@ -72,7 +72,7 @@ def result(run: Run, verdict: Verdict, started: float) -> dict:
     found = verdict.found
     goal = min((compared.row.band[0] for compared in verdict.rows), default=None)
     reached = [r["time"] for r in run.evals if goal is not None and 100 * r["AP"] >= goal]
-    environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
+    environment = read_json(run.path / "environment.json")
     return {
         "config": found.name,
         "AP": None if found.ap is None else round(found.ap, 2),

@@ -41,7 +41,7 @@ def common_parser(
     options.add_config(parser)
     options.add_overrides(parser, "override config values, e.g. LearningRate.base_lr=0.005")
     add = parser.add_argument
-    add("--output", metavar="DIR", help="run directory (default: save_dir/CONFIG_NAME)")
+    add("--output", type=Path, metavar="DIR", help="run directory (default: save_dir/CONFIG_NAME)")
     add("--strict", action="store_true", default=None,
         help="unknown keys are errors in PaddleDetection's own YAML too")  # fmt: skip
     return parser
@@ -69,7 +69,7 @@ def train(argv: list[str]) -> int:
         help="also write metrics for these, see `loggers` in `fcos config keys`")  # fmt: skip
     add("--use_vdl", type=yes, nargs="?", const=True, default=False, metavar="BOOL",
         help="PaddleDetection's name of --logger visualdl")  # fmt: skip
-    add("--vdl_log_dir", metavar="DIR", help="default: RUN_DIR/vdl")
+    add("--vdl_log_dir", type=Path, metavar="DIR", help="default: RUN_DIR/vdl")
     add("--to_static", action="store_true", help="compile the model to a static graph")
     add("--enable_ce", type=yes, nargs="?", const=True, default=False, metavar="BOOL",
         help="PaddleDetection's switch for repeatable runs: seed 0")  # fmt: skip

@@ -61,7 +61,7 @@ def _list() -> int:
         note = zoo.note(path)
         state = "not downloaded, hash unknown"
         if path.is_file():
-            known = f"SHA-256 {note.read_text().strip()}" if note.is_file() else "no hash recorded"
+            known = f"SHA-256 {zoo.recorded_hash(path)}" if note.is_file() else "no hash recorded"
             state = f"{amount(path.stat().st_size)}, {known}"
         elif found := zoo.of_paddle(path.name):
             state = f"{amount(found.stat().st_size)} in PaddleDetection's cache"
@@ -92,7 +92,7 @@ def _verify() -> int:
     for path in files:
         if not zoo.note(path).is_file():
             print(f"{path.name}: no hash recorded; `fcos weights get {path.stem}` records it")
-        elif download.digest(path, "sha256", path.name) == zoo.note(path).read_text().strip():
+        elif download.digest(path, "sha256", path.name) == zoo.recorded_hash(path):
             print(f"{path.name}: ok")
         else:
             print(f"{path.name}: differs from its recorded hash; delete it to download it again")

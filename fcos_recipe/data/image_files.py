@@ -24,30 +24,43 @@ ENDINGS = {f".{ending}" for known in FORMATS.values() for ending in known}
 
 
 def is_image(path: str | os.PathLike) -> bool:
-    """Whether a file is meant as an image: by its ending, or by content that OpenCV can read."""
-    if os.path.splitext(path)[1].lower() in ENDINGS:
-        return os.path.isfile(path)
+    """Whether a file is meant as an image: by its ending, or by content that OpenCV can read.
+
+    A link that leads nowhere counts if its ending says so. Hidden files never count: `._a.jpg` is
+    what macOS stores beside `a.jpg`.
+    """
+    name = os.path.basename(path)
+    if name.startswith(".") or os.path.isdir(path):
+        return False
+    if os.path.splitext(name)[1].lower() in ENDINGS:
+        return os.path.lexists(path)
     return os.path.isfile(path) and cv2.haveImageReader(os.fspath(path))
 
 
 def files_below(folder: str | os.PathLike) -> list[Path]:
-    """All files below a folder, sorted by path, through links to folders as well.
+    """All files below a folder, sorted by path, through links to folders as well; none: no folder.
 
-    Hidden files and folders, and the `__MACOSX` folders of zip files, are left out.
+    Hidden folders and the `__MACOSX` folders of zip files are left out, and a folder that several
+    links lead to is listed once.
+
+    Raises:
+        UserError: a folder can't be read.
     """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: {error.strerror}")
+
     seen, found = set(), []
-    for here, folders, files in os.walk(str(folder), followlinks=True):
-        if (real := os.path.realpath(here)) in seen:  # a link to a folder that was seen already
+    if not os.path.isdir(folder):
+        return []
+    for here, folders, files in os.walk(str(folder), onerror=refuse, followlinks=True):
+        if (real := os.path.realpath(here)) in seen:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not _hidden(name))
-        found += [Path(here, name) for name in files if not _hidden(name)]
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and n != "__MACOSX")
+        found += [Path(here, name) for name in files]
     return sorted(found)
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
 
 
 _TINY = cv2.imencode(".jpg", np.zeros((1, 2, 3), np.uint8))[1].tobytes()
@@ -87,7 +100,7 @@ def _jpeg_size(file: BinaryIO) -> tuple[int, int] | None:
     file.seek(0)
     if file.read(2) != b"\xff\xd8":
         return None
-    segments = b""
+    segments, size = b"", None
     while True:
         mark, kind, length = struct.unpack(">BBH", file.read(4))
         if mark != 0xFF or length < 2:
@@ -95,21 +108,23 @@ def _jpeg_size(file: BinaryIO) -> tuple[int, int] | None:
         body = file.read(length - 2)
         if kind in (0xC0, 0xC1, 0xC2):  # baseline, extended, progressive
             bits, height, width, parts = struct.unpack(">BHHB", body[:6])
-            if bits != 8 or not height or not width or parts not in (1, 3):
+            if bits != 8 or not height or not width or parts not in (1, 3) or size:
                 return None
+            size = height, width
+        elif kind == 0xDA:  # the pixels begin
             break
-        if kind == 0xE1:
+        elif kind == 0xE1:
             segments += bytes((mark, kind)) + struct.pack(">H", length) + body
         elif not (0xE0 <= kind <= 0xEF or kind in (0xC4, 0xDB, 0xDD, 0xFE)):
             return None
-    if not segments:
-        return height, width
+    if not segments or size is None:
+        return size
     small = cv2.imdecode(
         np.frombuffer(_TINY[:2] + segments + _TINY[2:], np.uint8), cv2.IMREAD_COLOR
     )
     if small is None:
         return None
-    return (width, height) if small.shape[0] > small.shape[1] else (height, width)
+    return size[::-1] if small.shape[0] > small.shape[1] else size
 
 
 def _png_size(file: BinaryIO) -> tuple[int, int] | None:
@@ -132,5 +147,5 @@ def _png_size(file: BinaryIO) -> tuple[int, int] | None:
         elif kind not in _PLAIN_CHUNKS:
             return None
         if kind == b"IEND":
-            return size
+            return size if size and all(size) else None
         file.seek(length + 4, os.SEEK_CUR)

@@ -212,8 +212,9 @@ def _places(path: str) -> list[Path]:
     key = hashlib.blake2b(path.encode(), digest_size=8).hexdigest()
     name = os.path.basename(path)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    places = [
-        Path(path).parent / ".fcos_index" / f"{name}.idx",
+    near = Path(path).parent / ".fcos_index"
+    places = [] if near.is_symlink() else [near / f"{name}.idx"]  # a link is not followed
+    places += [
         cache / "fcos_recipe" / "index" / f"{name}-{key}.idx",
     ]
     private = Path(tempfile.gettempdir()) / f"fcos_recipe-{os.getuid()}"

@@ -31,7 +31,8 @@ class Account:
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per item, JSON-ready: item, seen, written, and left_out (reason -> number)."""
-        items = dict.fromkeys([*self.seen, *self.written, *(item for item, _ in self.left_out)])
+        known = [*self.seen.items(), *self.written.items()]
+        items = dict.fromkeys([item for item, n in known if n] + [i for i, _ in self.left_out])
         return [
             {
                 "item": item, "seen": self.seen[item], "written": self.written[item],
@@ -58,15 +59,17 @@ class Account:
 
     def lines(self) -> list[str]:
         """The account as a table for the console."""
-        table = [("", "seen", "written", "left out")]
-        for row in self.rows():
-            if row["seen"]:
-                gone = sum(row["left_out"].values())
-                why = "; ".join(f"{n} {reason}" for reason, n in row["left_out"].items())
-                last = f"{gone}" + (f" ({why})" if gone else "")
-                table.append((row["item"], str(row["seen"]), str(row["written"]), last))
-        wide = [max(len(line[k]) for line in table) for k in range(3)]
-        return [
-            f"  {a:<{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}  {d}".rstrip()
-            for a, b, c, d in table
-        ]
+        return table_lines(self.rows())
+
+
+def table_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Rows of `Account.rows` as a table for the console."""
+    table = [("", "seen", "written", "left out")]
+    for row in rows:
+        why = "; ".join(f"{n} {reason}" for reason, n in row["left_out"].items())
+        last = f"{sum(row['left_out'].values())}" + (f" ({why})" if why else "")
+        table.append((row["item"], str(row["seen"]), str(row["written"]), last))
+    wide = [max(len(line[k]) for line in table) for k in range(3)]
+    return [
+        f"  {a:<{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}  {d}".rstrip() for a, b, c, d in table
+    ]

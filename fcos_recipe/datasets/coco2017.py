@@ -1,6 +1,5 @@
 """Download COCO 2017, unpack and count it, and recognise a complete copy at the next call."""
 
-import json
 import mmap
 import os
 import re
@@ -13,6 +12,7 @@ from fcos_recipe.errors import UserError
 from fcos_recipe.files import archives, download
 from fcos_recipe.files.atomic import write_json
 from fcos_recipe.files.download import Damaged, NoSpace
+from fcos_recipe.files.reading import open_regular, parse_json, read_bytes
 
 OURS = ".download"  # folder beside the data for archives in transit and records
 
@@ -231,10 +231,13 @@ class _Job:
 
     def _record(self, archive: Archive) -> dict | None:
         try:
-            record = json.loads(self._record_path(archive).read_text())
+            record = parse_json(read_bytes(self._record_path(archive)))
             good = record["md5"] in (None, archive.md5) and isinstance(record["files"], dict)
+            for size, changed, crc in record["files"].values():
+                good &= isinstance(size, int) and isinstance(changed, int)
+                good &= isinstance(crc, int | None)
             return record if good else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (UserError, ValueError, KeyError, TypeError):
             return None
 
     def _write_record(self, archive: Archive, crcs: dict, more: dict) -> None:
@@ -381,11 +384,11 @@ def _count(path: Path) -> tuple[int, int, list[str]]:
     train2017 and needs no gigabytes of objects.
     """
     try:
-        with open(path, "rb") as file:
+        with open(open_regular(path), "rb") as file:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
                 names = re.findall(rb'"file_name"\s*:\s*"([^"]*)"', text)
                 boxes = sum(1 for _ in re.finditer(rb'"iscrowd"\s*:', text))
-    except (OSError, ValueError) as error:
+    except (OSError, UserError, ValueError) as error:
         raise Damaged(f"{path}: can't be read ({error})") from None
     return len(names), boxes, [name.decode("utf-8", "replace") for name in names]
 

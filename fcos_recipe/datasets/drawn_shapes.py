@@ -14,6 +14,7 @@ import numpy as np
 
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.atomic import draft_folder
+from fcos_recipe.files.reading import read_bytes, read_json
 
 CLASSES = ["circle", "square", "triangle", "star"]
 MANIFEST = "shapes.json"
@@ -50,7 +51,7 @@ def make_shapes(
     wanted = {"version": _VERSION, "train": train, "val": val, "seed": seed, "size": list(size)}
     manifest = root / MANIFEST
     if manifest.is_file():
-        stored = json.loads(manifest.read_text(encoding="utf-8"))
+        stored = read_json(manifest)
         if stored == {**wanted, "sha256": _digest(root)}:
             return False
     elif root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -68,7 +69,7 @@ def _digest(root: Path) -> str:
     """One SHA-256 of all images and annotations; other files, such as caches, are ignored."""
     total = hashlib.sha256()
     for path in sorted([*root.glob("*/*.jpg"), *root.glob("annotations/*.json")]):
-        total.update(str(path.relative_to(root)).encode() + path.read_bytes())
+        total.update(str(path.relative_to(root)).encode() + read_bytes(path))
     return total.hexdigest()
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import paddle
 import paddle.distributed as dist
 
+from fcos_recipe.checkpoint.zoo import MOST_BYTES
 from fcos_recipe.files.atomic import draft_folder
+from fcos_recipe.files.reading import read_bytes
 from fcos_recipe.system.stop_signals import joining
 
 
@@ -75,7 +77,9 @@ def everywhere(folder: Path, mark: str) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with draft_folder(folder) if takes else nullcontext() as part:
         for name in names:
-            data: list[Any] = [(folder / name).read_bytes() if dist.get_rank() == 0 else None]
+            data: list[Any] = [None]
+            if dist.get_rank() == 0:
+                data[0] = read_bytes(folder / name, MOST_BYTES)
             dist.broadcast_object_list(data, src=0)
             if part:
                 (part / Path(name).name).write_bytes(data[0])

@@ -9,6 +9,7 @@ import numpy as np
 from fcos_recipe.data.coco_json import rows_of
 from fcos_recipe.errors import UserError
 from fcos_recipe.evaluation.metric import CocoMetric
+from fcos_recipe.files.archives import RATIO
 from fcos_recipe.files.atomic import replace_file
 from fcos_recipe.files.reading import open_regular
 
@@ -48,12 +49,14 @@ def read(path: Path) -> dict[str, np.ndarray]:
         UserError: not such a file; the line says what is wrong.
     """
     try:
-        os.close(open_regular(path, MOST_BYTES))
-        with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > MOST_BYTES:
-                raise UserError(f"{path}: unpacks to more than {MOST_BYTES >> 30} GiB; not read")
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
+        with open(open_regular(path, MOST_BYTES), "rb") as opened:
+            most = min(MOST_BYTES, max(RATIO * os.fstat(opened.fileno()).st_size, 1 << 26))
+            with zipfile.ZipFile(opened) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > most:
+                    raise UserError(f"{path}: unpacks to more than {most >> 20} MiB; not read")
+            opened.seek(0)
+            with np.load(opened, allow_pickle=False) as file:
+                found = {name: file[name] for name in file.files}
         rows = {part: len(found[f"{part}_image_id"]) for part in ("truth", "found")}
         for part, table in (("truth", _TRUTH), ("found", _FOUND)):
             for name in table:
@@ -67,9 +70,9 @@ def read(path: Path) -> dict[str, np.ndarray]:
             raise ValueError("names has another length")
         found["limits"].reshape(3)
         return found
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged archive can raise any exception
         raise UserError(f"{path}: not an evaluation's detections: {error}") from None
 
 

@@ -9,9 +9,12 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from fcos_recipe.console import Progress, amount
+from fcos_recipe.errors import UserError
 from fcos_recipe.files.atomic import draft, open_own
 from fcos_recipe.files.download import Damaged, NoSpace, free_bytes, local_failure
+from fcos_recipe.files.reading import open_regular
 
+DEPTH = 64  # folders within each other in an archive
 RATIO = 100  # unpacked : packed size above which an archive is refused as a zip bomb; JSON has 5
 _BLOCK = 1 << 20
 
@@ -24,9 +27,9 @@ def members(archive: str | Path, top: str) -> list[zipfile.ZipInfo]:
         top: the folder that must contain all entries.
 
     Raises:
-        Damaged: the file is not a zip archive; an entry is absolute, is outside `top`, is a link or
-            a device, is encrypted, or occurs twice; or the archive would unpack to more than
-            `RATIO` times its size.
+        Damaged: the file is not a zip archive; an entry is absolute, is outside `top`, is more than
+            `DEPTH` folders deep, is a link or a device, is encrypted, or occurs twice;
+            or the archive would unpack to more than `RATIO` times its size.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -36,7 +39,8 @@ def members(archive: str | Path, top: str) -> list[zipfile.ZipInfo]:
     seen: set[str] = set()
     for info in infos:
         if reason := _unsafe(info, top) or ("occurs twice" if info.filename in seen else ""):
-            raise Damaged(f"{archive}: {info.orig_filename!r} {reason}; nothing was unpacked")
+            shown = info.orig_filename[:200]
+            raise Damaged(f"{archive}: {shown!r} {reason}; nothing was unpacked")
         seen.add(info.filename)
     total = sum(info.file_size for info in infos)
     if total > RATIO * max(os.path.getsize(archive), 1):
@@ -50,6 +54,8 @@ def _unsafe(info: zipfile.ZipInfo, top: str) -> str:
     name, parts = info.orig_filename, PurePosixPath(info.orig_filename).parts
     if name.startswith("/") or ".." in parts or re.search(r"[\\\0]|^\w:", name):
         return "points outside the folder"
+    if len(parts) > DEPTH:
+        return f"is {len(parts)} folders deep"
     if not parts or parts[0] != top or (len(parts) == 1 and not info.is_dir()):
         return f"is not in {top}/"
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
@@ -58,9 +64,13 @@ def _unsafe(info: zipfile.ZipInfo, top: str) -> str:
 
 
 def checksum(path: str | Path) -> int:
-    """CRC-32 of a file, as in zip archives."""
+    """CRC-32 of a file, as in zip archives.
+
+    Raises:
+        UserError: not a regular file, or not readable.
+    """
     crc = 0
-    with open(path, "rb") as file:
+    with open(open_regular(path), "rb") as file:
         while block := file.read(_BLOCK):
             crc = zlib.crc32(block, crc)
     return crc
@@ -126,7 +136,7 @@ def unpack(archive: Path, top: str, staging: Path, final: Path) -> tuple[dict, l
 def _matches(path: Path, info: zipfile.ZipInfo) -> bool:
     try:
         return path.stat().st_size == info.file_size and checksum(path) == info.CRC
-    except OSError:
+    except (OSError, UserError):
         return False
 
 

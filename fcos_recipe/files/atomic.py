@@ -97,7 +97,9 @@ def draft(path: Path, durable: bool = False, ending: str = "") -> Iterator[Path]
             if durable:
                 flush(part)
             os.replace(part, path)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError) and not error.filename:  # as of a full disk
+                error.filename = str(path)
             with contextlib.suppress(OSError):
                 part.unlink()
             raise

@@ -12,7 +12,6 @@ import errno
 import fcntl
 import hashlib
 import http.client
-import json
 import math
 import os
 import queue
@@ -32,6 +31,7 @@ from fcos_recipe import __version__, exit_codes
 from fcos_recipe.console import Progress, amount, say
 from fcos_recipe.errors import RunFailure, UserError
 from fcos_recipe.files.atomic import open_own, remove_drafts, write_json
+from fcos_recipe.files.reading import open_regular, parse_json, read_bytes
 
 TIMEOUT = 30.0  # seconds without data after which a connection counts as broken
 PIECE = 64 << 20  # bytes per request when several connections share a file
@@ -160,9 +160,16 @@ def _lock(file: int, path: Path) -> None:
 
 
 def digest(path: str | Path, algorithm: str, label: str = "") -> str:
-    """Return a file's hex digest; with a label, show progress."""
+    """Return a file's hex digest; with a label, show progress.
+
+    Raises:
+        UserError: not a regular file, or not readable.
+    """
     summed = hashlib.new(algorithm)
-    with open(path, "rb") as file, Progress(label, os.path.getsize(path)) as progress:
+    with (
+        open(open_regular(path), "rb") as file,
+        Progress(label, os.path.getsize(path)) as progress,
+    ):
         while block := file.read(4 << 20):
             summed.update(block)
             progress.add(len(block))
@@ -200,13 +207,30 @@ def local_failure(error: OSError, path: Path) -> DownloadError:
 class _Note:
     """Contents of `NAME.part.json`."""
 
-    url: str
+    url: str  # SHA-256 of it: the address itself may contain a password or a token
     length: int | None  # None: not stated by the server
     piece: int  # bytes per request; 0: the whole file in one request
     etag: str | None
     modified: str | None  # Last-Modified
     md5: str | None  # Content-MD5 of the whole, hex
     done: list[int] = field(default_factory=list)  # bytes from the start of each piece
+
+    def check(self) -> None:
+        """Raise TypeError or ValueError if the record, which is read from a file, is not usable."""
+        texts, numbers = (self.url, self.etag, self.modified, self.md5), [self.piece, *self.done]
+        if self.length is not None:
+            numbers.append(self.length)
+        if not all(isinstance(one, str | None) for one in texts):
+            raise TypeError("not a text")
+        if any(type(one) is not int or one < 0 for one in numbers):
+            raise TypeError("not a number of bytes")
+        pieces = math.ceil((self.length or 0) / self.piece) if self.piece else 1
+        if len(self.done) != pieces or (self.piece and self.length is None):
+            raise ValueError("another number of pieces")
+        for index, done in enumerate(self.done):
+            start, end = self.span(index)
+            if end is not None and start + done > end:
+                raise ValueError("more bytes than there are")
 
     def span(self, index: int) -> tuple[int, int | None]:
         """First byte and end of a piece."""
@@ -225,6 +249,7 @@ class _Transfer:
 
     def __init__(self, url: str, path: Path, md5: str | None, connections: int, piece: int):
         self.url, self.md5, self.connections, self.piece = url, md5, connections, piece
+        self.key = hashlib.sha256(url.encode()).hexdigest()
         self.name = path.name
         self.part = path.with_name(path.name + ".part")
         self.note_path = path.with_name(path.name + ".part.json")
@@ -238,16 +263,17 @@ class _Transfer:
     def _load(self) -> _Note | None:
         """Read the record of an earlier call, if the partial file matches it."""
         try:
-            note = _Note(**json.loads(self.note_path.read_text()))
+            note = _Note(**parse_json(read_bytes(self.note_path, 1 << 24)))
+            note.check()
             spans = [note.span(i)[0] + done for i, done in enumerate(note.done) if done]
             if self.part.stat().st_size < max(spans, default=0):
                 return None
-        except (OSError, ValueError, TypeError):
+        except (OSError, UserError, ValueError, TypeError):
             return None
-        if note.url != self.url:
+        if note.url != self.key:
             if not self.md5:  # without MD5 we cannot know whether both servers have the same file
                 return None
-            note.url, note.etag, note.modified = self.url, None, None
+            note.url, note.etag, note.modified = self.key, None, None
         return note
 
     def discard(self) -> None:
@@ -400,7 +426,7 @@ class _Transfer:
                 raise Damaged(f"{self.url}: the server's file is empty")
             share = not whole and self.connections > 1 and length > self.piece
             md5 = _content_md5(headers) if whole or int(match[2]) == length - 1 else None
-            note = _Note(self.url, length, self.piece if share else 0, etag, modified, md5)
+            note = _Note(self.key, length, self.piece if share else 0, etag, modified, md5)
             note.done = [0] * (math.ceil(length / self.piece) if share else 1)
             self.note = note
             self._begin()

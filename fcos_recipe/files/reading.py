@@ -7,6 +7,7 @@ with a file becomes a `UserError` of one line that names it.
 import json
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,14 +130,49 @@ def decode_json(text: str | bytes, kind: Any = dict) -> Any:
     import msgspec  # not needed by the downloads, which run without packages
 
     try:
-        text = text.decode() if isinstance(text, bytes) else text
-        return msgspec.convert(json.loads(text, parse_int=_integer), kind, strict=True)
-    except RecursionError:
-        raise ValueError("not usable JSON: nested too deeply") from None
+        return msgspec.convert(parse_json(text), kind, strict=True)
     except msgspec.ValidationError as error:
         raise ValueError(f"not the expected content: {error}") from None
+    except RecursionError:
+        raise ValueError("not usable JSON: nested too deeply") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON without packages; the caller checks the types.
+
+    Raises:
+        ValueError: see `decode_json`.
+    """
+    try:
+        text = text.decode() if isinstance(text, bytes) else text
+        return json.loads(text, parse_int=_integer)
+    except RecursionError:
+        raise ValueError("not usable JSON: nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"not complete JSON ({error})") from None
+
+
+def json_lines(data: bytes) -> Iterator[tuple[bytes, dict | None]]:
+    """Each line that is not empty and its JSON object; None for a line that is not complete JSON
+    or not an object."""
+    for line in data.split(b"\n"):
+        if line.strip():
+            try:
+                yield line, decode_json(line)
+            except ValueError:
+                yield line, None
+
+
+def read_records(path: str | os.PathLike) -> list[dict]:
+    """Read a file with one JSON object per line.
+
+    Raises:
+        UserError: see `read_bytes`, or a line is not a JSON object.
+    """
+    found = [record for _, record in json_lines(read_bytes(path))]
+    if None in found:
+        raise UserError(f"{path}: record {found.index(None) + 1} is not a JSON object")
+    return [record for record in found if record is not None]
 
 
 def _integer(digits: str) -> int:

@@ -1,6 +1,7 @@
 """What runs a model: a batch of the reader in, detections out. One class per engine."""
 
 import functools
+import os
 import threading
 from pathlib import Path
 from typing import Any, Literal
@@ -8,8 +9,9 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
+from fcos_recipe.checkpoint.zoo import MOST_BYTES
 from fcos_recipe.errors import RunFailure, UserError
-from fcos_recipe.files.reading import decode_json, read_text
+from fcos_recipe.files.reading import decode_json, open_regular, read_text
 from fcos_recipe.system.device import card_index
 
 METADATA = "fcos_export.json"
@@ -226,14 +228,27 @@ def open_export(weights: str, facts: dict, device: str, precision: str = "fp32")
     """The engine of an export, see `export_facts`.
 
     Raises:
-        UserError: the engine or the processor has no such precision.
+        UserError: the engine or the processor has no such precision, or a file is missing or
+            damaged.
     """
-    path = Path(weights)
-    if facts["format"] == "onnx":
-        if precision != "fp32":
-            raise UserError(f"--precision {precision}: {weights} is ONNX; export it as paddle")
-        return OnnxRuntime(path if path.suffix == ".onnx" else path / "model.onnx", facts)
-    return PaddleInference(path, facts, device, precision)
+    path, onnx = Path(weights), facts["format"] == "onnx"
+    if onnx and precision != "fp32":
+        raise UserError(f"--precision {precision}: {weights} is ONNX; export it as paddle")
+    if onnx:
+        path = path if path.suffix == ".onnx" else path / "model.onnx"
+        needed = [path]
+    else:
+        new = path / "model.json"
+        needed = [new if os.path.lexists(new) else path / "model.pdmodel", path / "model.pdiparams"]
+    for file in needed:
+        os.close(open_regular(file, MOST_BYTES))  # the engines open it by its name
+    try:
+        return OnnxRuntime(path, facts) if onnx else PaddleInference(path, facts, device, precision)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # each engine has its own classes
+        why = " ".join(str(error).split())[-200:]
+        raise UserError(f"{path}: damaged, export the model again ({why})") from None
 
 
 def _finish(batch: dict, facts: dict, boxes: np.ndarray, scores: np.ndarray):

@@ -185,10 +185,11 @@ def _encoded(target: Path, image) -> bytes:
     import cv2
 
     image = image[:, :, ::-1]
-    try:
-        return cv2.imencode(target.suffix, image)[1].tobytes()
-    except cv2.error:
-        return cv2.imencode(".jpg", image)[1].tobytes()
+    with contextlib.suppress(cv2.error):
+        done, data = cv2.imencode(target.suffix, image)
+        if done:
+            return data.tobytes()
+    return cv2.imencode(".jpg", image)[1].tobytes()
 
 
 def _until_bad(frames: Iterable, bad: list[str]) -> Iterator:

@@ -7,7 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from fcos_recipe.errors import printable
+from fcos_recipe.errors import UserError, printable
+from fcos_recipe.files.reading import read_bytes, read_text
 from fcos_recipe.report import blocks
 from fcos_recipe.report.svg import swatch
 from fcos_recipe.runs.contents import MOST_PICTURE
@@ -41,7 +42,7 @@ def page(report: blocks.Report, refresh: int | None = None) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><meta name="referrer" '
         f'content="no-referrer"><link rel="icon" href="data:,"><title>{text(report.title)}</title>'
-        f"<style>{STYLE.read_text(encoding='utf-8')}</style></head><body>\n"
+        f"<style>{read_text(STYLE)}</style></head><body>\n"
         '<a class="skip" href="#main">Skip to the report</a>'
         f'<header><h1>{text(report.title)}</h1><p class="sub">{text(report.subtitle)}</p>{live}'
         f'</header>\n<nav aria-label="Sections"><ul>{links}</ul></nav>\n<main id="main">'
@@ -141,12 +142,10 @@ def _pair(p: blocks.Pair) -> str:
     pictures = []
     for path, title, alt in zip((p.truth, p.found), ("annotations", "detections"), p.alts):
         try:
-            if not path.is_file() or path.stat().st_size > MOST_PICTURE:
-                raise OSError
-            content = path.read_bytes()
+            content = read_bytes(path, MOST_PICTURE)
             if not content.startswith(b"\xff\xd8\xff"):  # for example a link to a private file
-                raise OSError
-        except OSError:
+                raise UserError("not a JPEG")
+        except UserError:
             lost = f"{path.name}: missing, too large, or not a JPEG"
             pictures.append(f'<p class="note">{text(lost)}</p>')
             continue

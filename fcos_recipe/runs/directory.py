@@ -11,6 +11,7 @@ from pathlib import Path
 from fcos_recipe.console import Plain, log
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.atomic import open_own, remove_drafts, replace_file
+from fcos_recipe.files.reading import json_lines, read_bytes
 
 CONFIG, ENVIRONMENT, LOG, METRICS = "config.yml", "environment.json", "log.txt", "metrics.jsonl"
 
@@ -46,6 +47,8 @@ class RunDir:
                 while (old := path.with_name(f"{path.name}.{number}")).exists():
                     number += 1
                 path.rename(old)
+            if self.checkpoints.is_symlink():  # old files in it are removed
+                raise UserError(f"{self.checkpoints}: a link, which is not followed; remove it")
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock = _refuse_if_locked(path)
             for folder in (path, self.checkpoints):
@@ -135,19 +138,18 @@ class RunDir:
         if not self.writer:
             return
 
-        def stays(line: str) -> bool:
+        def stays(record: dict | None) -> bool:
             try:
-                record = json.loads(line)
-                if record["kind"] == "eval" and record["epoch"] > epoch:
+                if record is None or (record["kind"] == "eval" and record["epoch"] > epoch):
                     return False
                 return record["step"] <= step
-            except (ValueError, TypeError, KeyError):
+            except (TypeError, KeyError):
                 return False
 
         path = self.path / METRICS
-        kept = [line for line in path.read_text().splitlines() if stays(line)]
+        kept = [line for line, record in json_lines(read_bytes(path)) if stays(record)]
         self._metrics.close()
-        replace_file(path, "".join(f"{line}\n" for line in kept))
+        replace_file(path, b"".join(line + b"\n" for line in kept))
         self._metrics = _Appender(path)
         self._tell("forget")
 

@@ -20,8 +20,9 @@ import numpy as np
 
 from fcos_recipe.config.schema import LOGGERS
 from fcos_recipe.console import log
-from fcos_recipe.errors import UserError, without_secrets
+from fcos_recipe.errors import UserError, cell, without_secrets
 from fcos_recipe.files.atomic import open_own, replace_file
+from fcos_recipe.files.reading import read_records, read_text
 
 THRESHOLD = 0.3  #: detections with a lower score are not drawn
 LONGEST = 640  #: pixels of the longer side of a drawn image
@@ -215,7 +216,7 @@ class WandB:
             mode = os.environ.get("WANDB_MODE") or (None if _credentials() else "offline")
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "fcos"), name=self._folder.name,
-                dir=str(self._folder), config=config, id=note.read_text().strip(),
+                dir=str(self._folder), config=config, id=read_text(note, 1 << 10).strip(),
                 resume="allow", mode=mode,
                 settings=wandb.Settings(**quiet),
             )  # fmt: skip
@@ -271,19 +272,22 @@ class Csv:
         self._folder.mkdir(parents=True, exist_ok=True)
         for old in self._folder.glob("*.csv"):
             old.unlink()
-        for line in self._metrics.read_text(encoding="utf-8").splitlines():
-            self._append(json.loads(line))  # the last one is the current record
+        for one in read_records(self._metrics):
+            self._append(one)  # the last one is the current record
 
     def _append(self, record: dict) -> None:
         kind = record["kind"]
+        if not str(kind).isidentifier():  # it becomes a file's name
+            raise ValueError(f"{self._metrics}: no kind of record: {str(kind)[:50]!r}")
         new = kind not in self._columns
         columns = self._columns.setdefault(kind, [key for key in record if key != "kind"])
         binary = open_own(self._folder / f"{kind}.csv", os.O_WRONLY | os.O_APPEND)
         with io.TextIOWrapper(binary, newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             if new:
-                writer.writerow(columns)
-            writer.writerow([record.get(name, "") for name in columns])
+                writer.writerow(map(cell, columns))
+            row = [record.get(name, "") for name in columns]
+            writer.writerow([v if isinstance(v, int | float) else cell(v) for v in row])
 
     def forget(self) -> None:
         self._columns.clear()

@@ -13,6 +13,7 @@ import yaml
 
 from fcos_recipe.config.schema import RESULTS
 from fcos_recipe.errors import UserError
+from fcos_recipe.files.reading import read_text
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 WINDOW = 50  #: steps over which a loss is averaged to compare it with a `Band`
@@ -151,9 +152,9 @@ def load(path: Path = RESULTS) -> Results:
         UserError: the file is missing, or one of its fields is wrong.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.safe_load(read_text(path))
         return msgspec.convert(data, Results, strict=False)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, msgspec.ValidationError) as error:
+    except (yaml.YAMLError, msgspec.ValidationError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from None
 
 
@@ -225,10 +226,7 @@ def insert(path: Path) -> str:
     Raises:
         UserError: the file cannot be read, or does not have each marker once on its own line.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {getattr(error, 'strerror', 0) or 'not UTF-8 text'}") from None
+    text = read_text(path)
     before, begin, rest = text.partition(f"{BEGIN}\n")
     _, end, after = rest.partition(END)
     if not (begin and end) or text.count(BEGIN) + text.count(END) != 2:

@@ -10,7 +10,9 @@ import os
 import random
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated, TypedDict
 
+import msgspec
 import numpy as np
 
 from fcos_recipe.checkpoint import storage, weights
@@ -19,7 +21,15 @@ from fcos_recipe.config.effects import changes, effect
 from fcos_recipe.console import log
 from fcos_recipe.errors import UserError, UserErrors, without_secrets
 from fcos_recipe.evaluation.collectives import everywhere, gather
+from fcos_recipe.files.reading import read_json
 from fcos_recipe.runs.environment import versions
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
+class _Judged(TypedDict):
+    AP: float
+    epoch: _Count
 
 
 @dataclass
@@ -40,16 +50,16 @@ class Progress:
         lr_factor: factor on the LR, lowered by rollbacks.
     """
 
-    epoch: int = 0
-    step: int = 0
-    steps_done: int = 0
-    images_seen: int = 0
-    history: list[dict] = field(default_factory=list)
-    best: dict = field(default_factory=lambda: {"AP": -1.0, "epoch": 0})
+    epoch: _Count = 0
+    step: _Count = 0
+    steps_done: _Count = 0
+    images_seen: _Count = 0
+    history: list[_Judged] = field(default_factory=list)
+    best: _Judged = field(default_factory=lambda: _Judged(AP=-1.0, epoch=0))
     pending_eval: bool = False
     results: list[str] | None = None
-    bad_steps: int = 0
-    lr_factor: float = 1.0
+    bad_steps: _Count = 0
+    lr_factor: Annotated[float, msgspec.Meta(gt=0)] = 1.0
 
     def evaluate_again(self, min_delta: float) -> None:
         """Take back the evaluation after `epoch`, so that it is done once more.
@@ -62,6 +72,69 @@ class Progress:
         for row in self.history:
             if row["AP"] > self.best["AP"] + min_delta:
                 self.best = {"AP": row["AP"], "epoch": row["epoch"]}
+
+
+class _Sampler(TypedDict):
+    batch: _Count
+    images: _Count
+    batch_size: _Count
+    ranks: _Count
+
+
+class _Settings(TypedDict):
+    accumulate: _Count
+
+
+class _Window(TypedDict):
+    seconds: float
+    batches: _Count
+    images: _Count
+    data_time: float
+    names: list[str]
+    losses: list[list[float]]
+
+
+class _Average(TypedDict):
+    step: _Count
+    decay: float | None
+
+
+class _Old(TypedDict, total=False):
+    """What a resumed run reads of a checkpoint's state, of version 0.1 as well."""
+
+    best: _Judged
+    history: list[_Judged]
+    steps_per_epoch: _Count
+    threads: _Count
+    scaler: dict[str, float | int | bool | None]
+    ema: _Average | None
+    window: _Window | None
+
+
+class _State(_Old):
+    """What is in it since version 0.2."""
+
+    progress: Progress
+    sampler: _Sampler
+    settings: _Settings
+
+
+class _Rank(TypedDict):
+    numpy: tuple[str, list[int], int, int, float]
+    random: tuple[int, list[int], float | None]
+    bad_images: dict[str, int]
+
+
+class _Ranks(TypedDict):
+    ranks: list[_Rank]
+
+
+def _usable(state: dict) -> None:
+    """Raise msgspec.ValidationError or ValueError if a run cannot continue from this state."""
+    msgspec.convert(state, _State if "progress" in state else _Old)
+    window = state.get("window") or {"losses": [], "names": []}
+    if any(len(row) != len(window["names"]) for row in window["losses"]):
+        raise ValueError("window.losses and window.names differ in length")
 
 
 # ---- gather -------------------------------------------------------------------------------------
@@ -189,7 +262,7 @@ def find(source: str) -> tuple[Path, dict]:
     """
     path = Path(source)
     if gather((path / "checkpoints").is_dir())[0]:  # other hosts may not see rank 0's files
-        chosen, rejected = gather(storage.newest(path / "checkpoints"))[0]
+        chosen, rejected = gather(storage.newest(path / "checkpoints", _usable))[0]
         for line in rejected:
             log.warning("rejected: %s", line)
         if chosen is None:
@@ -199,7 +272,7 @@ def find(source: str) -> tuple[Path, dict]:
         path = chosen
     if gather((path / storage.STATE).is_file())[0]:
         everywhere(path, storage.STATE)
-        return path, storage.read_state(path)
+        return path, storage.read_state(path, _usable)
     return weights.resolve(source), {}
 
 
@@ -231,7 +304,9 @@ def restore(trainer, path: Path, state: dict) -> None:
             f"missing; to start a new run from these weights use -o pretrain_weights={path}"
         )
     saved = read(f"{stem}.pdopt")
-    last = int(saved.pop("last_epoch", 0))
+    last = saved.pop("last_epoch", 0)
+    if not isinstance(last, int) or not isinstance(saved.get("master_weights", {}), dict):
+        raise UserError(f"{folder / stem}.pdopt: not the state of an optimizer")
     if "progress" not in state:  # from PaddleDetection or version 0.1: only whole epochs
         at.epoch = last
         at.steps_done, at.images_seen = trainer.steps_before(last), last * len(trainer.dataset)
@@ -242,7 +317,11 @@ def restore(trainer, path: Path, state: dict) -> None:
     if "master_weights" in saved:
         masters = saved["master_weights"].items()
         saved["master_weights"] = {k: weights.tensor(v) for k, v in masters}
-    optimizer.set_state_dict(saved)
+    try:
+        optimizer.set_state_dict(saved)
+    except Exception as error:  # Paddle raises many classes
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder / stem}.pdopt: not the state of this optimizer: {why}") from None
     if state.get("schedule") != trainer.schedule():
         trainer.lr.step(at.steps_done)  # otherwise the saved LR was restored to the bit
     if trainer.ema and params.endswith(".pdema"):
@@ -250,7 +329,11 @@ def restore(trainer, path: Path, state: dict) -> None:
     if state.get("scaler"):
         trainer.scaler.load_state_dict(state["scaler"])
     if "ranks.json" in hashes:
-        _restore_ranks(trainer, json.loads((folder / "ranks.json").read_text())["ranks"])
+        path = folder / "ranks.json"
+        try:
+            _restore_ranks(trainer, read_json(path, _Ranks)["ranks"])
+        except (ValueError, TypeError, OverflowError) as error:
+            raise UserError(f"{path}: not the states of random generators: {error}") from None
 
 
 def _restore_ranks(trainer, ranks: list[dict]) -> None:
@@ -275,7 +358,7 @@ def _progress(trainer, state: dict) -> Progress:
             log.warning("resume: steps per epoch changed from %d to %d; the LR follows the epochs",
                         old, trainer.steps_per_epoch)  # fmt: skip
         return Progress(**known)
-    at, old = Progress(**state["progress"]), state["sampler"]
+    at, old = msgspec.convert(state["progress"], Progress), state["sampler"]
     sampler, plan = trainer.loader.sampler, trainer.plan
     if old["images"] != sampler.length:
         log.warning("resume: training images changed from %d to %d", old["images"], sampler.length)

@@ -44,7 +44,7 @@ def test_every_flipped_bit_is_seen(tmp_path, seed):
 def test_prune_keeps_the_newest_and_clears_what_a_kill_left(tmp_path):
     for epoch in range(1, 5):
         write(tmp_path, epoch)
-    (tmp_path / ".0005.123").mkdir()
+    (tmp_path / ".0005.0123456789abcdef").mkdir()
     storage.prune(tmp_path, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0003", "0004"]
     storage.prune(tmp_path, keep=0)

@@ -22,7 +22,7 @@ def test_summary_reads_the_run(tmp_path):
     found = demo.summary(tmp_path)
     assert (found["AP"], found["AP50"]) == (0.25, 0.5)
     assert found["images_per_second"] == 11.0 and found["evaluation_images_per_second"] == 9.0
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UserError):
         demo.summary(tmp_path / "none")
 
 

@@ -1,8 +1,10 @@
 """Conversion: round trips of hotcoco's and our own files; bad lines are reported."""
 
 import json
+import os
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -293,3 +295,167 @@ def test_mangled_input_never_ends_in_a_traceback(kind, tmp_path, capsys):
         codes.add(code)
         (tmp_path / name).write_bytes(whole[name])
     assert codes == {0, 2}
+
+
+def account(path):
+    """{item: (seen, written, {reason: number})} of `--json`."""
+    rows = json.loads(path.read_text())["account"]
+    return {row["item"]: (row["seen"], row["written"], row["left_out"]) for row in rows}
+
+
+def voc_boxes(tmp_path, source, *argv):
+    out = tmp_path / "out.json"
+    assert convert("--from", "voc", source, "-o", out, "--force", *argv) == 0
+    return {
+        name: [row[1:] for row in rows] for name, rows in sorted(boxes(out).items())
+    }  # x1, y1, x2, y2
+
+
+def test_voc_origin_is_that_of_the_whole_set(tmp_path, capsys):
+    """Fractions mean 0 (LabelMe's export), also for a part of the set that has none."""
+    voc(tmp_path, "a", [("dog", 10.5, 8.25, 30.5, 28.25, 0)])
+    voc(tmp_path, "b", [("dog", 10, 8, 30, 28, 0)])
+    whole = {"a.jpg": [(10.5, 8.25, 30.5, 28.25)], "b.jpg": [(10.0, 8.0, 30.0, 28.0)]}
+    assert voc_boxes(tmp_path, tmp_path) == whole
+    assert "1 in the whole data set have fractional corners" in capsys.readouterr().out
+    (tmp_path / "list.txt").write_text("b\n")
+    assert voc_boxes(tmp_path, tmp_path, "--list", "list.txt") == {"b.jpg": whole["b.jpg"]}
+    # one folder for each split, as Roboflow exports them
+    for name, split in (("a", "train"), ("b", "valid")):
+        (tmp_path / "new" / split).mkdir(parents=True)
+        for file in (f"Annotations/{name}.xml", f"JPEGImages/{name}.jpg"):
+            shutil.move(tmp_path / file, tmp_path / "new" / split)
+    for name, split in (("a.jpg", "train"), ("b.jpg", "valid")):
+        assert voc_boxes(tmp_path, tmp_path / "new" / split) == {name: whole[name]}
+    # two in 300, as in VOC2012, prove nothing; a corner at 1 is evidence, none at all is told
+    rows = [("dog", 10, 8, 30, 28, 0)] * 298 + [("dog", 10.5, 8.5, 30, 28, 0)] * 2
+    voc(tmp_path / "many", "c", rows)
+    assert voc_boxes(tmp_path, tmp_path / "many")["c.jpg"][0] == (9, 7, 30, 28)
+    said = capsys.readouterr().out
+    assert "although 2 have fractional corners: please check; --origin 0 or 1 sets it" in said
+    voc(tmp_path / "many", "d", [("dog", 1, 8, 30, 28, 0)])
+    assert voc_boxes(tmp_path, tmp_path / "many")["d.jpg"] == [(0, 7, 30, 28)]
+    said = capsys.readouterr().out
+    assert "1 in the whole data set start at 1" in said and "please check" not in said
+
+
+def test_voc_rotated_boxes_parts_and_flags(tmp_path):
+    """roLabelImg's angle is in radians; a quarter turn exchanges the sides."""
+    rotated = ("<object><name>dog</name><truncated>1</truncated><robndbox><cx>30</cx><cy>20</cy>"
+               "<w>20</w><h>10</h><angle>1.5707963</angle></robndbox></object>")  # fmt: skip
+    two = rotated.replace("robndbox", "b").replace("</object>", "<bndbox/><bndbox/></object>")
+    voc(tmp_path, "a", [("dog", 1, 1, 60, 40, 1)])
+    file = tmp_path / "Annotations" / "a.xml"
+    text = file.read_text()
+    both = text.replace("</annotation>", f"{rotated}{two}<!-- <object> --></annotation>")
+    file.write_text(both, "utf-16")
+    picture(tmp_path / "JPEGImages" / "alone.jfif.jpg")
+    out, told = tmp_path / "out.json", tmp_path / "told.json"
+    argv = ["--from", "voc", tmp_path, "-o", out, "--json", told]
+    assert convert(*argv) == 2 and not told.exists()
+    assert convert(*argv, "--skip-bad") == 0
+    first, second = json.loads(out.read_text())["annotations"]
+    assert (first["difficult"], first["iscrowd"]) == (1, 1) and "truncated" not in first
+    assert (second["truncated"], second["iscrowd"], second["bbox"]) == (1, 0, [25, 10, 10, 20])
+    assert np.allclose(sorted(second["segmentation"][0]), sorted([35, 10, 35, 30, 25, 30, 25, 10]))
+    assert account(told) == {
+        "label files": (1, 1, {}), "images": (2, 1, {"without an XML file": 1}),
+        "boxes": (3, 2, {"without a box, or with several": 1}),
+        "parts": (1, 0, {"not used: boxes are": 1}),
+    }  # fmt: skip
+
+
+def yolo(folder, rows, names="names: [dog]\n"):
+    """A folder with one image (64 x 48) and its label file of `rows`."""
+    picture(folder / "images" / "train" / "a.png", (64, 48))
+    (folder / "labels" / "train").mkdir(parents=True, exist_ok=True)
+    (folder / "labels" / "train" / "a.txt").write_text("\n".join(rows))
+    (folder / "data.yaml").write_text(f"train: images/train\n{names}")
+    return folder
+
+
+FOUR = "0 0.5 0.5 0.2 0.2 0.1 0.1 0.9 0.9 0.5 0.5 0.3 0.3"  # a box and four keypoints
+SEEN = "0 0.5 0.5 0.2 0.2 0.1 0.1 2 0.9 0.9 1"  # two keypoints that are visible or hidden
+ONE = "0 0.5 0.5 0.2 0.2 0.45 0.55"
+STAR = "0 0.5 0.1 0.7 0.9 0.1 0.4 0.9 0.4 0.3 0.9"  # a polygon that crosses itself
+QUAD = "0 0.4 0.4 0.6 0.4 0.6 0.6 0.4 0.6"  # YOLO-seg or YOLO-OBB
+
+
+@pytest.mark.parametrize(
+    "rows, yaml, argv, wanted",
+    [
+        ([FOUR], "kpt_shape: [4, 2]", [], [25.6, 19.2, 12.8, 9.6]),
+        ([FOUR], "", ["--keypoints", "4,2"], [25.6, 19.2, 12.8, 9.6]),
+        ([SEEN], "kpt_shape: [2, 3]", [], [25.6, 19.2, 12.8, 9.6]),
+        (["0 0.5 0.5 0.2 0.2"], "kpt_shape: [2, 3]", [], [25.6, 19.2, 12.8, 9.6]),
+        ([FOUR], "", ["--keypoints", "none"], [6.4, 4.8, 51.2, 38.4]),
+        ([QUAD], "", [], [25.6, 19.2, 12.8, 9.6]),
+        ([QUAD] * 9, "", [], "look like boxes with 2 keypoints of 2 numbers"),
+        ([QUAD, QUAD + " .5 .5"] * 9, "", [], [25.6, 19.2, 12.8, 9.6]),
+        ([STAR, QUAD], "", [], [6.4, 4.8, 51.2, 38.4]),
+        ([FOUR], "", [], "add kpt_shape: [4, 2] to data.yaml or --keypoints 4,2"),
+        ([STAR], "", [], "if they are polygons, add --keypoints none"),
+        ([SEEN], "", [], "look like boxes with 2 keypoints of 3 numbers"),
+        ([ONE] * 9, "", [], "look like boxes with 1 keypoints"),
+        ([QUAD], "kpt_shape: [4, 2]", [], "9 fields; expected a class and cx cy w h and 4"),
+        ([FOUR], "kpt_shape: [4]", [], "kpt_shape: [4]: it must be"),
+        ([FOUR], "", ["--keypoints", "4,x"], "--keypoints: [4, 'x']: it must be"),
+    ],
+)
+def test_keypoints_are_no_polygon(rows, yaml, argv, wanted, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    yolo(tmp_path, rows, f"names: [dog]\n{yaml}\n")
+    code = convert("--from", "yolo", tmp_path, "-o", out, *argv)
+    captured = capsys.readouterr()
+    if isinstance(wanted, str):
+        assert code == 2 and wanted in captured.err and not out.exists()
+        return
+    assert code == 0
+    found = json.loads(out.read_text())["annotations"]
+    assert len(found) == len(rows) and np.allclose(found[0]["bbox"], wanted)
+    many = len(rows[0].split()) > 5
+    assert ("sets of keypoints" in captured.out or "bounds of polygons" in captured.out) == many
+
+
+def test_odd_files_are_named(tmp_path, capsys):
+    """Links that lead nowhere, label files twice, upper case, hidden, other encodings."""
+    one = "0 .5 .5 .2 .2"
+    yolo(tmp_path, [one, f"{one} 0 .3 .3 .1 .1", f"{one} 0.5", "0,.5,.5,.2,.2",
+                    f"{one} {one} {one}", "\f"])  # fmt: skip
+    images, labels = tmp_path / "images" / "train", tmp_path / "labels" / "train"
+    for name in ("b.jpg", "c.JPG", "d.png", "f.jpg", "f.png", "._a.png"):
+        picture(images / name)
+    (labels / "b.txt").symlink_to("/nowhere/b.txt")
+    (labels / "c.TXT").write_text("0 .5 .5 .2 .2")
+    (labels / "d.txt").write_text("0 .5 .5 .2 .2\n", "utf-16")
+    (images / "e.jpg").symlink_to("/nowhere/e.jpg")
+    (labels / "e.txt").write_text("0 .5 .5 .2 .2")
+    (labels / "f.txt").write_text("0 .5 .5 .2 .2")  # of which image?
+    (images / "a.txt").write_text("0 .5 .5 .1 .1")  # as well as labels/train/a.txt
+    (labels / "g.txt").write_text("\n")
+    (images / "Thumbs.db").write_text("")
+    out, told = tmp_path / "out.json", tmp_path / "told.json"
+    argv = ["--from", "yolo", tmp_path, "-o", out, "--json", told, "--keypoints", "none"]
+    assert convert(*argv) == 2 and not out.exists()
+    text = capsys.readouterr().err
+    wanted = ["b.txt: No such file", "d.txt: not UTF-8", "e.jpg: missing", "train/a.txt: there is",
+              "a.txt:2: several boxes in one line", "a.txt:3: 6 fields", "a.txt:4: 1 fields",
+              "a.txt:5: several boxes in one line", "its label file"]  # fmt: skip
+    assert [line for line in wanted if line not in text] == []
+    assert len(text.splitlines()) == len(wanted) + 1
+    assert convert(*argv, "--skip-bad") == 0
+    assert account(told) == {
+        "images": (7, 5, {"with another image's label file": 1, "missing, or not readable": 1}),
+        "label files": (8, 3, {"not readable": 2, "of such images": 1, "without an image": 1,
+                               "without an image, and empty": 1}),
+        "boxes": (11, 3, {"in such files": 2, "of such images": 1,
+                          "with a wrong number of fields": 4,
+                          "of label files without an image": 1}),
+        "other files": (2, 0, {".db": 1, "hidden": 1}),
+    }  # fmt: skip
+    (tmp_path / "classes.txt").write_text("dog\n\ncat\n")
+    assert convert(*argv, "--force", "--classes", tmp_path / "classes.txt") == 2
+    assert "classes.txt:2: empty line" in capsys.readouterr().err
+    picture(Path(os.fsdecode(os.fsencode(images) + b"/h\xff.jpg")))
+    assert convert(*argv, "--force", "--skip-bad") == 2
+    assert "the file name 'h\\udcff.jpg' is not UTF-8; rename" in capsys.readouterr().err

@@ -181,6 +181,9 @@ def test_find_inputs(data, tmp_path):
     both = find_inputs([str(data / "train/000001.jpg"), str(data / "val/000001.jpg")])
     assert [str(p) for p in both.values()] == ["000001.jpg", "000001_2.jpg"]
     assert len(find_inputs([str(data)])) == 8
+    for name in ("a.jfif", "b", "c.v2"):  # known by their content
+        shutil.copy(data / "val/000001.jpg", tmp_path / name)
+    assert [p.name for p in find_inputs([str(tmp_path)])] == ["a.jfif", "b", "c.v2"]
 
 
 def write_video(path, frames: int = 7, size=(96, 64)):

@@ -51,7 +51,10 @@ def main(argv: list[str]) -> int:
     add("--list", type=Path, metavar="FILE", help="only the images named in FILE, one per line")
     add("--origin", choices=("auto", "0", "1"), default="auto",
         help="voc: pixel coordinates start at 1 (last pixel included) or 0 "
-        "(auto: 0 if any is below 1)")  # fmt: skip
+        "(auto: 0 if any of the data set's is below 1 or some have fractions)")  # fmt: skip
+    add("--keypoints", metavar="N,D|none",
+        help="yolo: boxes are followed by N keypoints of D numbers each (as kpt_shape in data.yaml "
+        "says), or long lines are polygons")  # fmt: skip
     add("--skip-bad", action="store_true", help="leave out and report what can't be converted")
     add_json(ask, ACCOUNT)
     add_force(ask)
@@ -66,7 +69,7 @@ def main(argv: list[str]) -> int:
     if classes and len(classes) == 1 and Path(classes[0]).is_file():
         classes = read_names(Path(classes[0]))
     if args.format == "yolo":
-        found = from_yolo(args.source, args.images, classes, args.split, args.list)
+        found = from_yolo(args.source, args.images, classes, args.split, args.list, args.keypoints)
     elif args.format == "voc":
         found = from_voc(args.source, args.images, classes, args.list, args.origin)
     else:

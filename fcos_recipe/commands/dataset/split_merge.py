@@ -4,8 +4,14 @@ import argparse
 from pathlib import Path
 
 from fcos_recipe import exit_codes
-from fcos_recipe.commands.dataset.shared import add_force, add_output, tell_content
-from fcos_recipe.commands.options import listed, parser
+from fcos_recipe.commands.dataset.shared import (
+    ACCOUNT,
+    add_force,
+    add_output,
+    tell_account,
+    tell_content,
+)
+from fcos_recipe.commands.options import add_json, listed, parser
 from fcos_recipe.datasets.locate import LOOK_AT, image_folder
 from fcos_recipe.datasets.split_merge.annotations import Annotations, refuse_overwriting, write
 from fcos_recipe.datasets.split_merge.merge import merge as merged_from
@@ -47,14 +53,8 @@ def _add_dealing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     parser.add_argument("--group-by", metavar="REGEX",
                         help="images with the same match in their names stay together")  # fmt: skip
+    add_json(parser, ACCOUNT)
     add_force(parser)
-
-
-def _read(path: Path) -> Annotations:
-    data = Annotations.read(path)
-    if data.orphans:
-        print(f"{data.orphans} annotations belong to unlisted images and are left out")
-    return data
 
 
 def _write(path: Path, part: Part) -> None:
@@ -76,8 +76,10 @@ def subset(argv: list[str]) -> int:
     if args.seed < 0 or not (args.count or 1) > 0 or not 0 < (args.share or 1) <= 1:
         ask.error("--count must be at least 1, --share above 0 and at most 1, --seed at least 0")
     refuse_overwriting([args.output], args.force)
-    part = subset_of(_read(args.file), args.count, args.share, args.group_by, args.seed)
+    data = Annotations.read(args.file)
+    part, account = subset_of(data, args.count, args.share, args.group_by, args.seed)
     _write(args.output, part)
+    tell_account(account, args.json)
     return 0
 
 
@@ -98,9 +100,11 @@ def split(argv: list[str]) -> int:
         ask.error("--names must be valid file names, --seed at least 0")
     paths = [args.output / f"instances_{name}.json" for name in args.names]
     refuse_overwriting(paths, args.force)
-    parts = split_of(_read(args.file), args.shares, args.group_by, args.seed)
+    data = Annotations.read(args.file)
+    parts, account = split_of(data, args.shares, args.group_by, args.seed)
     for path, part in zip(paths, parts, strict=True):
         _write(path, part)
+    tell_account(account, args.json)
     return 0
 
 
@@ -119,6 +123,7 @@ def merge(argv: list[str]) -> int:
     ask.add_argument("--images", type=Path, nargs="+", metavar="DIR",
                      help="image folder, one for all or one per file "
                      "(default: searched near the files)")  # fmt: skip
+    add_json(ask, ACCOUNT)
     add_force(ask)
     args = ask.parse_args(argv)
     if args.images and len(args.images) not in (1, len(args.files)):
@@ -137,4 +142,5 @@ def merge(argv: list[str]) -> int:
     for note in merged.notes:
         print(printable(note))
     tell_content(args.output, merged.content)
+    tell_account(merged.account, args.json)
     return 0

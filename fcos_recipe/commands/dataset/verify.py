@@ -10,6 +10,7 @@ from fcos_recipe import api, exit_codes
 from fcos_recipe.commands.dataset.shared import add_source
 from fcos_recipe.commands.options import add_json, parser, write
 from fcos_recipe.config.load import display
+from fcos_recipe.datasets.account import table_lines
 from fcos_recipe.datasets.verify.findings import KINDS
 from fcos_recipe.errors import UserError, printable
 
@@ -130,5 +131,6 @@ def _fix_lines(name: str, fix: dict[str, Any]) -> Iterator[str]:
         yield f"  {change['kind']}: {_item(change)}"
     if len(fix["changes"]) > CHANGES:
         yield f"  ... {len(fix['changes']) - CHANGES} more (all: --json FILE)"
+    yield from table_lines(fix["account"])
     yield f"  errors left in it: {fix['errors_left']}"
     yield from _finding_lines({k: row for k, row in fix["findings_left"].items() if KINDS[k][0]})

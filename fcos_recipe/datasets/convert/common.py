@@ -106,8 +106,13 @@ class Converted:
         """The COCO file as a dict.
 
         Raises:
-            UserError: something that was seen is neither written nor left out for a reason.
+            UserError: something that was seen is neither written nor left out for a reason, or a
+                file name is not UTF-8, which JSON can't hold.
         """
+        for image in self.images:
+            if not is_utf8(image["file_name"]):
+                raise UserError(f"{self.root}: the file name {image['file_name']!r} is not UTF-8; "
+                                "rename the file")  # fmt: skip
         self.account.written["images"] = len(self.images)
         self.account.written["boxes"] = len(self.annotations)
         self.account.check(self.root)
@@ -122,10 +127,18 @@ def read_names(path: Path) -> list[str]:
     Raises:
         UserError: the file can't be read, is empty, or has a name twice.
     """
-    names = [n.strip() for n in read_text(path).splitlines() if n.strip()]
+    names = [name.strip() for name in read_text(path).rstrip().splitlines()]
+    if "" in names:
+        at = names.index("") + 1
+        raise UserError(f"{path}:{at}: empty line; the class numbers after it would be unclear")
     if not names or len(set(names)) < len(names):
         raise UserError(f"{path}: it must have at least one class name, and none twice")
     return names
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a file name is text, which names with bytes of another encoding are not."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def as_number(word: Any) -> float:

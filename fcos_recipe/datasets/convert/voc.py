@@ -1,7 +1,11 @@
 """Convert a Pascal VOC data set to COCO format."""
 
+import contextlib
+import math
+import os
 import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,6 +17,9 @@ from fcos_recipe.data.image_files import ENDINGS, files_below, image_size, is_im
 from fcos_recipe.datasets.convert.common import Bad, Converted, as_number, common_folder
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import read_bytes, read_text
+
+YES = {"1", "true", "yes"}
+SPLIT = re.compile(r"(train|val|valid|validation|test|eval|dev)(ing|\d)*$", re.IGNORECASE)
 
 
 def from_voc(
@@ -29,7 +36,7 @@ def from_voc(
         classes: names, in order; default: the names that occur, sorted.
         listed: file of image names, such as ImageSets/Main/train.txt.
         origin: of pixel coordinates: "1" (VOC: 1 to width, last pixel included), "0" (0 to
-            width), or "auto": 0 if any coordinate is below 1.
+            width), or "auto", see `_origin`.
 
     Raises:
         UserError: there are no XML files.
@@ -57,9 +64,10 @@ def from_voc(
     if classes is None:
         classes = sorted({_text(o, "name") for o in every} - {""})
     found.classes = classes
+    why = "--origin"
     if origin == "auto":
-        origin = "0" if any(_below_one(o) for o in every) else "1"
-    found.said[f"objects; their coordinates start at {origin} (--origin)"] = len(every)
+        origin, why = _origin([*every, *_elsewhere(folder, {file for file, *_ in parsed})])
+    found.said[f"objects; their coordinates start at {origin} ({why})"] = len(every)
     paths = [_image(file, tree, places) for file, tree, _ in parsed]
     found.root = common_folder(images, paths)
     used: dict[Path, Path] = {}
@@ -91,6 +99,9 @@ def from_voc(
                 _add_box(found, image, item, int(origin))
             except Bad as error:
                 found.refuse(f"{file}:{item.get('line')}", error)
+            for tag in ("part", "polygon"):
+                account.seen[f"{tag}s"] += (count := len(item.findall(tag)))
+                account.leave_out(f"{tag}s", "not used: boxes are", count)
     if not listed:
         folders = {folder for folder in (*places, folder) if folder.is_dir()}
         _unused(
@@ -156,14 +167,71 @@ def _text(element: ElementTree.Element | None, key: str) -> str:
 
 
 def _corners(item: ElementTree.Element) -> list[float]:
-    return [as_number(_text(item.find("bndbox"), key)) for key in ("xmin", "ymin", "xmax", "ymax")]
+    boxes = item.findall("bndbox")
+    if len(boxes) != 1:
+        raise Bad(f"{len(boxes)} <bndbox> instead of one", "without a box, or with several")
+    return [as_number(_text(boxes[0], key)) for key in ("xmin", "ymin", "xmax", "ymax")]
 
 
-def _below_one(item: ElementTree.Element) -> bool:
-    try:
-        return min(_corners(item)[:2]) < 1
-    except Bad:
-        return False
+def _rotated(item: ElementTree.Element) -> list[tuple[float, float]]:
+    """The corners of a rotated box, whose angle is in radians, as roLabelImg writes it."""
+    keys = ("cx", "cy", "w", "h", "angle")
+    cx, cy, w, h, angle = (as_number(_text(item.find("robndbox"), key)) for key in keys)
+    if not math.isfinite(angle):
+        raise Bad(f"angle {angle}: not a finite number", "not a finite number")
+    x, y = math.cos(angle) / 2, math.sin(angle) / 2
+    around = ((-w, -h), (w, -h), (w, h), (-w, h))
+    return [(cx + a * x - b * y, cy + a * y + b * x) for a, b in around]
+
+
+def _origin(objects: list[ElementTree.Element]) -> tuple[str, str]:
+    """Decide whether pixel coordinates start at 0 or 1; returns that and the reason.
+
+    They start at 0 if a corner is below 1, or if at least one object in a hundred has a corner that
+    is not a whole number: VOC's pixel numbers are whole, except for a few objects of VOC2012, and
+    LabelMe and CVAT write positions between pixels. Otherwise they start at 1.
+    """
+    below = fractional = at_one = 0
+    for item in objects:
+        try:
+            corners = _corners(item)
+        except Bad:
+            continue
+        below += min(corners[:2]) < 1
+        at_one += min(corners[:2]) == 1
+        fractional += not all(v.is_integer() for v in corners)
+    option = "--origin 0 or 1 sets it"
+    if below:
+        doubt = f", although {at_one} start at 1: please check" if at_one > below else ""
+        return "0", f"{below} in the whole data set start below 1{doubt}; {option}"
+    if fractional and fractional >= len(objects) / 100:
+        return "0", f"{fractional} in the whole data set have fractional corners; {option}"
+    some = f", although {fractional} have fractional corners" if fractional else ""
+    if at_one:
+        return (
+            "1",
+            f"as in VOC: {at_one} in the whole data set start at 1, none below{some}; {option}",
+        )
+    return "1", f"as in VOC, but no object begins at an edge{some}: please check; {option}"
+
+
+def _elsewhere(folder: Path, known: set[Path]) -> Iterator[ElementTree.Element]:
+    """The objects of the data set's other XML files, which have the same origin.
+
+    The data set is the folder Annotations that `folder` is or lies in; without one it is `folder`
+    and, if that is called train, val or similar, the folders of such names beside it.
+    """
+    here = Path(os.path.abspath(folder))
+    whole = [p for p in (here, *here.parents) if p.name.lower() == "annotations"][:1] or [folder]
+    split = here if SPLIT.match(here.name) else here.parent
+    if SPLIT.match(split.name):
+        whole += [p for p in split.parent.iterdir() if p.is_dir() and SPLIT.match(p.name)]
+    real = {os.path.realpath(path) for path in known}
+    for file in (file for top in whole for file in files_below(top)):
+        if file.suffix.lower() == ".xml" and os.path.realpath(file) not in real:
+            real.add(os.path.realpath(file))
+            with contextlib.suppress(Bad):
+                yield from read_xml(file).iter("object")
 
 
 def _image(file: Path, tree: ElementTree.Element, places: list[Path]) -> Path:
@@ -183,12 +251,20 @@ def _add_box(
     if name not in found.classes:
         text = f"class {name!r} is not among the {len(found.classes)} class names"
         raise Bad(text, "of an unknown class")
-    x1, y1, x2, y2 = _corners(item)
-    more = {}
-    if _text(item, "difficult") == "1":
-        more = {"iscrowd": 1, "difficult": 1}
-    found.box(image, found.classes.index(name), [x1 - origin, y1 - origin, x2, y2], **more)
-    if more:
+    flags = ("difficult", "truncated", "occluded")
+    more: dict[str, Any] = {key: 1 for key in flags if _text(item, key).lower() in YES}
+    if "difficult" in more:
+        more["iscrowd"] = 1
+    if item.find("bndbox") is None and item.find("robndbox") is not None:
+        points = _rotated(item)
+        (x1, y1), (x2, y2) = map(min, zip(*points)), map(max, zip(*points))
+        more["segmentation"] = [[round(v, 4) for point in points for v in point]]
+        found.said["rotated boxes: their bounds are used, their corners kept as polygons"] += 1
+    else:
+        x1, y1, x2, y2 = _corners(item)
+        x1, y1 = x1 - origin, y1 - origin
+    found.box(image, found.classes.index(name), [x1, y1, x2, y2], **more)
+    if "difficult" in more:
         found.said["objects are marked difficult and get iscrowd 1: training skips them"] += 1
 
 

@@ -1,9 +1,11 @@
 """Convert a YOLO data set to COCO format."""
 
+import contextlib
+import os
 import re
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import StringIO
 from pathlib import Path
 from string import whitespace
@@ -13,6 +15,7 @@ import yaml
 from tqdm import tqdm
 
 from fcos_recipe.data.image_files import files_below, image_size, is_image
+from fcos_recipe.datasets.convert import keypoints
 from fcos_recipe.datasets.convert.common import (
     Bad,
     Converted,
@@ -28,13 +31,14 @@ _ROW = re.compile(rb"\s*\d+(\.0*)?([\s,]+[-+.\deE]+){4,}\s*$")  # a line of a la
 
 
 def from_yolo(
-    source: Path, images: Path | None, classes: list[str] | None, split: str, listed: Path | None
-) -> Converted:
+    source: Path, images: Path | None, classes: list[str] | None, split: str, listed: Path | None,
+    points: str | None = None,
+) -> Converted:  # fmt: skip
     """Read a YOLO data set: data.yaml, or a folder of images with labels.
 
     The labels of images/a.jpg are in labels/a.txt, or in a.txt beside the image; an image without
-    such a file has no boxes. Each line has a class and cx, cy, w, h, or a class and a polygon, as
-    fractions of the image's width and height.
+    such a file has no boxes. Each line has a class and cx, cy, w, h, after which keypoints may
+    follow, or a class and a polygon or rotated box, as fractions of the image's width and height.
 
     Args:
         source: folder, or data.yaml.
@@ -42,6 +46,8 @@ def from_yolo(
         classes: names; default: those in data.yaml, classes.txt or obj.names.
         split: key of data.yaml.
         listed: file with one image path per line.
+        points: "N,D" if boxes have N keypoints of D numbers, "none" if long lines are polygons;
+            default: the kpt_shape of data.yaml.
 
     Raises:
         UserError: there are no class names, no images or no labels.
@@ -89,8 +95,9 @@ def from_yolo(
     account.seen["images"] = len(files)
     account.leave_out("images", "listed twice", len(files) - len(set(files)))
     users: dict[Path, Path] = {}  # label file -> its image
-    for file in tqdm(dict.fromkeys(files), disable=None, unit="image", desc="labels"):
-        label_file = _label_file(file)
+    labels = {file: _label_file(file) for file in files}
+    shape = _keypoints(points, named.get("kpt_shape"), config, labels.values())
+    for file, label_file in tqdm(labels.items(), disable=None, unit="image", desc="labels"):
         if label_file is not None and users.setdefault(label_file, file) != file:
             text = f"its label file {label_file} also belongs to {users[label_file]}"
             found.refuse(file, text, "images", reason="with another image's label file")
@@ -118,7 +125,7 @@ def from_yolo(
         account.written["label files"] += 1
         for place, line in lines:
             try:
-                _add_box(found, image, line.split())
+                _add_box(found, image, line.split(), shape)
             except Bad as error:
                 found.refuse(place, error)
     if not users:
@@ -135,20 +142,48 @@ def _without_image(found: Converted, roots: list[Path], used: set[Path]) -> None
     there = {path for root in roots for path in (*files_below(root), *files_below(_labels(root)))}
     other: Counter[str] = Counter()
     for file in sorted(there - used):
-        lines = _raw_lines(file) if file.suffix == ".txt" else []
-        if file.suffix != ".txt" or (lines and not any(map(_ROW.match, lines))):
-            other[file.suffix.lower() or file.name] += 1
+        text = file.suffix.lower() == ".txt" and not file.name.startswith(".")
+        lines = _raw_lines(file) if text else []
+        if not text or (lines and not any(map(_ROW.match, lines))):
+            other["hidden" if file.name.startswith(".") else file.suffix.lower() or file.name] += 1
             continue
         found.account.seen["label files"] += 1
         found.account.seen["boxes"] += len(lines)
         found.account.leave_out("boxes", "of label files without an image", len(lines))
         if lines:
-            found.refuse(file, "there is no image for it", "label files", reason="without an image")
+            why = "there is no image for it, or its image has another label file"
+            found.refuse(file, why, "label files", reason="without an image")
         else:
             found.account.leave_out("label files", "without an image, and empty")
     for ending, count in other.items():
         found.account.seen["other files"] += count
         found.account.leave_out("other files", ending, count)
+
+
+def _keypoints(
+    points: str | None, named: Any, config: Path, labels: Iterable[Path | None]
+) -> tuple[int, int] | None:
+    """Number and size of the keypoints after each box; None: long lines are polygons.
+
+    Raises:
+        UserError: it is not stated correctly, or not at all and lines look like keypoints.
+    """
+    if points == keypoints.NONE:
+        return None
+    if points is not None:
+        number, _, size = points.partition(",")
+        values = [int(v) if v.isdecimal() else v for v in (number, size)]
+        return keypoints.stated(values, "--keypoints")
+    shape = keypoints.stated(named, f"{config}: kpt_shape")
+    if shape is None:
+
+        def lines() -> Iterator[tuple[str, str]]:
+            for file in labels:
+                with contextlib.suppress(UserError):  # it is reported when it is read
+                    yield from _lines(file) if file is not None else ()
+
+        keypoints.refuse_unstated(lines())
+    return shape
 
 
 def _names(folder: Path, config: Path, names: Any) -> list[str]:
@@ -173,17 +208,28 @@ def _labels(path: Path) -> Path:
 
 
 def _label_file(file: Path) -> Path | None:
-    """The label file of an image."""
+    """The label file of an image; it may be a link that leads nowhere."""
     for folder in (_labels(file.parent), file.parent):
         for name in (file.stem, file.name):  # the name may have a dot and no ending
-            if (path := folder / f"{name}.txt").is_file():
-                return path
+            for path in (folder / f"{name}.txt", folder / f"{name}.TXT"):
+                if os.path.lexists(path):
+                    return path
     return None
 
 
-def _add_box(found: Converted, image: dict[str, Any], words: list[str]) -> None:
-    if len(words) != 5 and (len(words) < 7 or len(words) % 2 == 0):
-        text = f"{len(words)} fields; expected a class and cx cy w h, or a class and a polygon"
+def _add_box(
+    found: Converted, image: dict[str, Any], words: list[str], shape: tuple[int, int] | None
+) -> None:
+    if shape is not None and len(words) == 5 + shape[0] * shape[1]:
+        words = words[:5]
+        found.account.seen["sets of keypoints"] += 1
+        found.account.leave_out("sets of keypoints", "not used: boxes are")
+    if len(words) > 5 and len(words) % 5 == 0 and all(map(str.isdecimal, words[5::5])):
+        raise Bad("several boxes in one line", "with a wrong number of fields")
+    if len(words) != 5 and (shape or len(words) < 7 or len(words) % 2 == 0):
+        more = f" and {shape[0]} keypoints of {shape[1]} numbers" if shape else ""
+        more = more or ", or a class and a polygon; keypoints need kpt_shape in data.yaml"
+        text = f"{len(words)} fields; expected a class and cx cy w h{more}"
         raise Bad(text, "with a wrong number of fields")
     label = as_number(words[0])
     if not label.is_integer() or not 0 <= label < len(found.classes):
@@ -203,6 +249,7 @@ def _add_box(found: Converted, image: dict[str, Any], words: list[str]) -> None:
     xs, ys = [v * width for v in values[::2]], [v * height for v in values[1::2]]
     polygon = [round(v, 4) for point in zip(xs, ys) for v in point]
     found.box(image, int(label), [min(xs), min(ys), max(xs), max(ys)], segmentation=[polygon])
+    found.said["boxes are the bounds of polygons, which are kept as well"] += 1
 
 
 def _listed(listed: Path, base: Path) -> list[Path]:

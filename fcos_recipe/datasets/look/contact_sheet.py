@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from fcos_recipe.drawing import Font, readable
 from fcos_recipe.errors import UserError, printable
 from fcos_recipe.files.atomic import write_named
+from fcos_recipe.files.reading import read_text
 
 PAGE_WIDTH, SHEET_WIDTH, LEAST_WIDTH = 1000, 520, 480  # long side of a picture, pixels
 HERE = Path(__file__).parent
@@ -169,7 +170,7 @@ def page(tiles: list[Tile], legend: list[Key], title: str) -> str:
     """HTML with pictures, style and script embedded; it loads nothing from a server."""
     names = sorted({name for tile in tiles for name in tile.classes})
     options = "".join(f'<option value="{i}">{_safe(name)}</option>' for i, name in enumerate(names))
-    script = (HERE / "page.js").read_text()
+    script = read_text(HERE / "page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     rows = "".join(
         f"<li>{_disc(key)}{_safe(key.text)}</li>" if key.color else f"<li>{_safe(key.text)}</li>"
@@ -179,7 +180,7 @@ def page(tiles: list[Tile], legend: list[Key], title: str) -> str:
     missed = ""
     if any(tile.missed for tile in tiles):
         missed = "<label><input type=checkbox id=missed> only with a box without a location</label>"
-    return Template((HERE / "page.html").read_text()).substitute(
+    return Template(read_text(HERE / "page.html")).substitute(
         title=_safe(title),
         digest=digest,
         width=width,

@@ -16,6 +16,7 @@ import numpy as np
 from msgspec import Raw
 
 from fcos_recipe.data import coco_json
+from fcos_recipe.datasets.account import Account
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.atomic import replace_file
 
@@ -109,6 +110,13 @@ class Annotations:
     def orphans(self) -> int:
         """Number of annotations whose image the file does not list."""
         return int((self.of_image < 0).sum())
+
+    def account(self) -> Account:
+        """What the file holds; annotations of unlisted images are left out of every output."""
+        account = Account()
+        account.seen.update(images=len(self.images), annotations=len(self.annotations))
+        account.leave_out("annotations", "of images that are not listed", self.orphans)
+        return account
 
 
 def refuse_overwriting(paths: Iterable[Path], force: bool) -> None:

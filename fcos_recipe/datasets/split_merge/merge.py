@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Raw
 
 from fcos_recipe.config.load import display
+from fcos_recipe.datasets.account import Account
 from fcos_recipe.datasets.split_merge.annotations import Annotations
 from fcos_recipe.errors import UserError
 
@@ -21,6 +22,7 @@ class Merged:
     content: dict[str, Any]
     folder: str | None
     notes: list[str]
+    account: Account
 
 
 def merge(files: list[Annotations], folders: Sequence[str | None]) -> Merged:
@@ -44,6 +46,7 @@ def merge(files: list[Annotations], folders: Sequence[str | None]) -> Merged:
             raise UserError(f"{file.path}: no images found near it; give --images for each file")
     root = os.path.commonpath(known) if known else None
     notes: list[str] = []
+    account = Account()
     other = dict(files[0].other)
     taken = _Ids([int(i) for file in files for i in file.category_id])
     image_ids = _Ids([int(i) for file in files for i in file.image_id])
@@ -56,6 +59,7 @@ def merge(files: list[Annotations], folders: Sequence[str | None]) -> Merged:
     times = Counter(path for paths in every_path for path in paths)
     for file, paths in zip(files, every_path):
         short = display(file.path)
+        account.add(file.account())
         say: Counter[str] = Counter()
         new_class = []
         if twice := [n for n, count in Counter(file.class_names).items() if count > 1]:
@@ -72,6 +76,7 @@ def merge(files: list[Annotations], folders: Sequence[str | None]) -> Merged:
         for raw, old, path in zip(file.images, file.image_id.tolist(), paths):
             if path in image_of:
                 say["images exist already; their annotations are added to them"] += 1
+                account.leave_out("images", "the same as an earlier one")
                 new_image.append(image_of[path])
                 continue
             image_of[path] = image_ids.give(old)
@@ -102,6 +107,7 @@ def merge(files: list[Annotations], folders: Sequence[str | None]) -> Merged:
                 same = _content(raw, new_image[row], new_class[label])
                 if same in seen:
                     say["annotations exist already and are left out"] += 1
+                    account.leave_out("annotations", "the same as an earlier one")
                     continue
                 seen.add(same)
             if old is not None and (new := annotation_ids.give(old)) != old:
@@ -117,7 +123,9 @@ def merge(files: list[Annotations], folders: Sequence[str | None]) -> Merged:
     if len(known) > 1:
         notes.append(f"file names are now relative to {display(root or '')}")
     content = {**other, "images": images, "annotations": annotations, "categories": categories}
-    return Merged(content, root, notes)
+    account.written.update(images=len(images), annotations=len(annotations))
+    account.check("merge")
+    return Merged(content, root, notes, account)
 
 
 class _Ids:

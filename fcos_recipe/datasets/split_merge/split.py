@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fcos_recipe.datasets.account import Account
 from fcos_recipe.datasets.split_merge.annotations import Annotations
 from fcos_recipe.errors import UserError
 
@@ -102,23 +103,34 @@ class Part:
     without: list[str]
 
 
-def split(data: Annotations, shares: list[float], pattern: str | None, seed: int) -> list[Part]:
-    """Split a file into parts.
+def split(
+    data: Annotations, shares: list[float], pattern: str | None, seed: int, only_first: bool = False
+) -> tuple[list[Part], Account]:
+    """Split a file into parts; returns them and the account.
 
     Args:
         data: the file.
         shares: fraction of each part; they add up to 1.
         pattern: groups images that stay together, see `units`.
         seed: of the random choice.
+        only_first: make only the first part; the account names the rest as not chosen.
 
     Raises:
         UserError: see `units`.
     """
     labels = data.labels()
     of_image = stratify(labels, units(data, pattern), shares, seed)
-    parts = []
+    account, parts = data.account(), []
     for number in range(len(shares)):
         rows = np.flatnonzero(of_image == number)
+        if only_first and number:
+            boxes = np.isin(data.of_image, rows).sum()
+            account.leave_out("images", "not chosen", len(rows))
+            account.leave_out("annotations", "of images that are not chosen", int(boxes))
+            continue
         gone = np.setdiff1d(labels[:, 1], labels[np.isin(labels[:, 0], rows), 1])
         parts.append(Part(data.part(rows), [data.class_names[k] for k in gone]))
-    return parts
+        for item in ("images", "annotations"):
+            account.written[item] += len(parts[-1].content[item])
+    account.check(data.path)
+    return parts, account

@@ -1,5 +1,6 @@
 """Choose some images of a file and keep the proportions of the classes."""
 
+from fcos_recipe.datasets.account import Account
 from fcos_recipe.datasets.split_merge.annotations import Annotations
 from fcos_recipe.datasets.split_merge.split import Part, split
 from fcos_recipe.errors import UserError
@@ -7,8 +8,8 @@ from fcos_recipe.errors import UserError
 
 def subset(
     data: Annotations, count: int | None, share: float, pattern: str | None, seed: int
-) -> Part:
-    """Choose images.
+) -> tuple[Part, Account]:
+    """Choose images; returns them and the account.
 
     Args:
         data: the file.
@@ -25,4 +26,5 @@ def subset(
     if count > total:
         raise UserError(f"{data.path}: --count {count}: it has {total} images")
     share = count / max(total, 1)
-    return split(data, [share, 1 - share], pattern, seed)[0]
+    parts, account = split(data, [share, 1 - share], pattern, seed, only_first=True)
+    return parts[0], account

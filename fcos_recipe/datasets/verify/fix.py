@@ -27,6 +27,7 @@ DROP = (
     "box_empty", "box_huge", "box_outside", "box_twice", "file_missing", "file_unreadable",
     "image_empty", "image_truncated", "image_undecodable", "image_too_large", "image_crashes",
 )  # fmt: skip
+REMOVED = "removed"  # begins the text of each change that removes an entry
 _PLACE = re.compile(r"(\w+)\[(\d+)\]")
 
 Change = dict[str, Any]  # kind, id, file, at (position in the original), text (what was done)
@@ -107,16 +108,16 @@ def _edits(
             if kind == "image_id_twice":  # its annotations can't be attributed
                 same = np.flatnonzero(content.entries["images"].id == item["id"])
                 for row in same.tolist():
-                    put(section, content.entries["images"].at[row], None, item, kind, "removed")
+                    put(section, content.entries["images"].at[row], None, item, kind, REMOVED)
             elif kind in DROP:
-                put(section, i, None, item, kind, "removed")
+                put(section, i, None, item, kind, REMOVED)
             elif kind == "file_listed_twice":
                 _merge(content, i, item, put)
             elif kind in _CHANGES:
                 entry = loose(content.raw[section][i])
                 new_id += kind == "annotation_id_twice"
                 text = _CHANGES[kind](entry, section, new_id, content)
-                put(section, i, entry if text else None, item, kind, text or "removed")
+                put(section, i, entry if text else None, item, kind, text or REMOVED)
     return edits if any(edits.values()) else None
 
 
@@ -126,7 +127,7 @@ def _merge(content: Content, i: int, item: dict, put) -> None:
     names = [os.path.normpath(image.file_name) for image in images.rows]
     row = list(images.at).index(i)
     first = int(images.id[names.index(names[row])])
-    put("images", i, None, item, "file_listed_twice", f"removed; its boxes go to image {first}")
+    put("images", i, None, item, "file_listed_twice", f"{REMOVED}; its boxes go to image {first}")
     for k in np.flatnonzero(annotations.id == images.id[row]).tolist():
         entry = loose(content.raw["annotations"][annotations.at[k]])
         entry["image_id"] = first
@@ -215,6 +216,16 @@ def _parts(content: Content, edits: dict[str, dict[int, bytes | None]]) -> list[
         kept = [new.get(i, entry) for i, entry in enumerate(content.raw[key])]
         parts += [b"[\n", b",\n".join(bytes(entry) for entry in kept if entry is not None), b"\n]"]
     return [*parts, b"\n}\n"]
+
+
+def count(parts: list[bytes]) -> dict[str, int]:
+    """Number of entries in each section of a copy."""
+    top = msgspec.json.decode(b"".join(parts), type=dict[str, msgspec.Raw])
+    return {
+        name: len(msgspec.json.decode(top[name], type=list[msgspec.Raw] | None) or [])
+        for name in SECTIONS
+        if name in top
+    }
 
 
 def write(path: Path, parts: Iterable[bytes]) -> None:

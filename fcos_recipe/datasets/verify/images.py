@@ -176,7 +176,6 @@ class _Reader:
 
 def serve() -> None:
     """The program of `_Reader`: lists of paths on standard input, results on standard output."""
-    # before the slow imports
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a decoder prints must not come between the answers

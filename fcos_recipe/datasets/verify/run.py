@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fcos_recipe.config.load import Config, data_paths
+from fcos_recipe.datasets.account import Account
 from fcos_recipe.datasets.locate import LOOK_AT, Source, image_folder
 from fcos_recipe.datasets.verify import (
     annotations as annotation_checks,
@@ -22,6 +23,7 @@ from fcos_recipe.datasets.verify.annotations import Columns, Content
 from fcos_recipe.datasets.verify.findings import KINDS, Findings
 from fcos_recipe.datasets.verify.images import ImageCheck
 from fcos_recipe.errors import UserError
+from fcos_recipe.files.reading import read_text
 
 
 @dataclass
@@ -210,7 +212,7 @@ def _test_names(config: Config, known: set[str]) -> list[tuple[str, Any]]:
     if os.path.realpath(path) in known or not os.path.isfile(path):
         return []
     if not path.endswith(".json"):
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
+        text = read_text(path)
         return [("TestDataset", [line.strip() for line in text.splitlines() if line.strip()])]
     content = annotation_checks.read(path, Findings())
     return [("TestDataset", content)] if content is not None else []
@@ -243,14 +245,21 @@ def _fix(splits: list[Split], paths: list[Path], between: Findings) -> None:
     order = None
     for split, path in zip(splits, paths):
         if split.content is None:
-            split.fixed = {"path": None, "changes": [], "left": split.found}
+            split.fixed = {"path": None, "changes": [], "left": split.found, "account": Account()}
             continue
+        account = Account()
+        account.seen.update({name: len(rows) for name, rows in split.content.raw.items()})
         parts, changes, left = annotation_fix.fix(
             split.content, split.found, split.source.options, order
         )
         order = order or split.content.class_names()
+        for change in changes:
+            if change["text"].startswith(annotation_fix.REMOVED):
+                account.leave_out(change["at"].partition("[")[0], change["kind"])
+        account.written.update(annotation_fix.count(parts))
+        account.check(path)
         annotation_fix.write(path, parts)
-        split.fixed = {"path": str(path), "changes": changes, "left": left}
+        split.fixed = {"path": str(path), "changes": changes, "left": left, "account": account}
 
 
 # ---- the report
@@ -279,6 +288,7 @@ def _report(
             report["splits"][split.source.name]["fix"] = {
                 "path": split.fixed["path"],
                 "changes": split.fixed["changes"],
+                "account": split.fixed["account"].rows(),
                 "errors_left": left.count(True),
                 "findings_left": _kinds(left, allowed),
             }
