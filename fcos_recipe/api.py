@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from fcos_recipe.config import Config, load_config
 from fcos_recipe.console import log, messages
-from fcos_recipe.errors import UserError, UserErrors
+from fcos_recipe.errors import UserError, UserErrors, path_reason
 from fcos_recipe.evaluation.options import COCO, Evaluation, Options
-from fcos_recipe.files.reading import read_json, read_records
+from fcos_recipe.files.reading import given_path, read_json, read_records
 from fcos_recipe.system import compute
 from fcos_recipe.system.session import same_environment, session
 
@@ -148,8 +148,9 @@ def build(
     config = resolve_config(config, overrides)
     with _work(config, device, log_to) as found:
         from fcos_recipe.model.build import build_model, prepare
+        from fcos_recipe.training.freeze import Frozen
 
-        build_model(prepare(config, found, 1, train=False))
+        Frozen(build_model(prepare(config, found, 1, train=False)), config)
 
 
 def train(
@@ -218,7 +219,9 @@ def train(
             start = gather(resume)[0]  # a restarted host may know less than that of rank 0
             if start == "auto":
                 start = automatic(path)
-            ours = start is not None and path.resolve() in (Path(start) / "_").resolve().parents
+            ours = (
+                start is not None and path.resolve() in (given_path(start) / "_").resolve().parents
+            )
             if start:
                 trainer.resume_weights(str(start), force)
             elif source := config.data["pretrain_weights"]:
@@ -415,7 +418,7 @@ def export(
         except OSError as error:
             if error.errno is None:  # Paddle's error about a card, not about a file
                 raise
-            raise UserError(f"--output {output}: {error.strerror}") from None
+            raise UserError(f"--output {output}: {path_reason(error)}") from None
     figures = {field.name: getattr(check, field.name) for field in fields(Exported)[1:]}
     return Exported(folder, **figures)
 
@@ -426,6 +429,7 @@ def verify(
     config: Source | None = None,
     overrides: Overrides = (),
     split: str | None = None,
+    data_format: str | None = None,
     image_folder: Source | None = None,
     read_images: bool = True,
     fix: Source | None = None,
@@ -434,9 +438,11 @@ def verify(
     """Check the annotations and images of a data set before training on it.
 
     Args:
-        data: a folder in COCO format, or an annotation file; default the config's data sets.
+        data: a folder or an annotation file, in any format that `fcos dataset convert` reads;
+            default the config's data sets.
         config, overrides: also compare the data with this config.
         split: only "train" or "val".
+        data_format: of `data`, if several lie there: a value of `--from`.
         image_folder: the images, where they are not found beside the annotations.
         read_images: decode every image.
         fix: write a cleaned copy of the annotations here.
@@ -449,7 +455,9 @@ def verify(
     from fcos_recipe.datasets.verify.run import verify as check
 
     folder, file, images = (None if x is None else Path(x) for x in (data, config, image_folder))
-    found, rules = locate.sources(folder, file, _texts(overrides), split, images, look=False)
+    found, rules = locate.sources(
+        folder, file, _texts(overrides), split, images, False, data_format
+    )
     missing: list[str] = []
     if data is None and not split:
         for name in {*locate.SPLITS} - {source.name for source in found}:
@@ -460,7 +468,7 @@ def verify(
             Path(fix) if fix is not None else None, missing, allow,
         )  # fmt: skip
     except OSError as error:
-        raise UserError(f"{error.filename or fix}: {error.strerror}") from None
+        raise UserError(f"{error.filename or fix}: {path_reason(error)}") from None
     return Verified(report["errors"], report["warnings"], report)
 
 

@@ -5,12 +5,13 @@ import ctypes
 import os
 import signal
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
 from typing import Any, NoReturn
 
 from fcos_recipe import __version__
 from fcos_recipe.console import exit_code
-from fcos_recipe.errors import UserError
+from fcos_recipe.errors import Escaped, UserError
 from fcos_recipe.exit_codes import BAD_INPUT, FAILED, OK
 from fcos_recipe.system.stop_signals import TRAINING, ending_at_once
 from fcos_recipe.system.watchdog import announce_failure, rank
@@ -72,7 +73,11 @@ def run(name: str, argv: list[str] | None = None) -> int:
             announce_failure(rank(), error)
 
     try:
-        with ending_at_once(TRAINING if name == "train" else f"{name}: ended before it was done"):
+        with (
+            redirect_stdout(Escaped(sys.stdout)),
+            redirect_stderr(Escaped(sys.stderr)),
+            ending_at_once(TRAINING if name == "train" else f"{name}: ended before it was done"),
+        ):
             return exit_code(call, announce)
     except Exception as error:
         if "PADDLE_TRAINER_ID" in os.environ:  # one of several ranks: name it first

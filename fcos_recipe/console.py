@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from fcos_recipe.errors import RunFailure, Stopped, UserError, printable, tell
+from fcos_recipe.errors import RunFailure, Stopped, UserError, path_reason, printable, tell
 from fcos_recipe.exit_codes import BAD_INPUT, DISK_FULL, FAILED, INTERRUPTED, OK, SAVED
 
 log = logging.getLogger("fcos")
 _BAD_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EACCES,
-             errno.EROFS, errno.EPERM, errno.ENXIO, errno.ENODEV)  # fmt: skip
+             errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENXIO, errno.ENODEV)  # fmt: skip
 
 
 class Plain(logging.Formatter):
@@ -116,7 +116,7 @@ def exit_code(
         if not (full or (error.errno in _BAD_PATH and error.filename)):
             raise
         place = str(error.filename or "a file that was being written")[:200]
-        failure = RunFailure(f"{place}: {error.strerror}{'; make room and try again' * full}")
+        failure = RunFailure(f"{place}: {path_reason(error)}{'; make room and try again' * full}")
         tell(failure)
         announce(failure)
         return DISK_FULL if full else BAD_INPUT

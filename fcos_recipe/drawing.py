@@ -126,3 +126,32 @@ def _has_glyphs(font: Font, text: str) -> bool:
     """Whether the font has all characters: a missing one looks like U+10FFFD, which none has."""
     absent = bytes(font.getmask("\U0010fffd"))
     return all(c.isspace() or bytes(font.getmask(c)) != absent for c in set(text))
+
+
+# Font families that matplotlib uses in this order where its own lacks a character.
+_FAMILIES = (
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei",
+    "Droid Sans Fallback", "Arial Unicode MS", "Microsoft YaHei", "SimHei",
+)  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def plot_fonts() -> list[str]:
+    """Matplotlib's own font, then installed fonts with characters that it lacks."""
+    from matplotlib.font_manager import fontManager
+
+    installed = set(fontManager.get_font_names())
+    return ["DejaVu Sans", *(name for name in _FAMILIES if name in installed)]
+
+
+@lru_cache(maxsize=1)
+def _plot_characters() -> frozenset[int]:
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    files = [findfont(FontProperties(family=name)) for name in plot_fonts()]
+    return frozenset(code for file in files for code in get_font(file).get_charmap())
+
+
+def plot_name(name: str, label: int) -> str:
+    """A class name as matplotlib can draw it, or "class LABEL" if no font has its characters."""
+    return name if all(ord(c) in _plot_characters() for c in name) else f"class {label}"

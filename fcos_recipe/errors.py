@@ -1,7 +1,9 @@
 """Exceptions that the commands report in one line instead of a traceback."""
 
+import errno
 import re
 import sys
+from typing import Any
 
 # Control characters except tab and line feed, the marks that reverse the direction of text, and
 # what Python makes of bytes in file names that are not UTF-8, which can't be printed.
@@ -20,6 +22,32 @@ def printable(text: str) -> str:
     sequences. Passwords and keys in URLs become `***`.
     """
     return without_secrets(_CONTROL.sub(lambda found: repr(found[0])[1:-1], text))
+
+
+class Escaped:
+    """A text stream that passes control characters on as escape sequences.
+
+    What a command prints may contain names of files and classes from elsewhere, with which they
+    could manipulate a terminal. Characters that the stream's encoding does not have are escaped as
+    well. A carriage return at the beginning or end of a text, as progress bars write it, is kept.
+
+    Args:
+        stream: such as sys.stdout.
+    """
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        coding = self._stream.encoding or "utf-8"
+        inner = text.strip("\r")
+        safe = _CONTROL.sub(lambda found: repr(found[0])[1:-1], inner)
+        safe = safe.encode(coding, "backslashreplace").decode(coding)
+        self._stream.write(text.replace(inner, safe, 1) if inner else text)
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def one_line(text: object) -> str:
@@ -51,6 +79,16 @@ def _masked(url: re.Match) -> str:
     if re.search("[?#;]", user):  # of a password, or before an `@` of the query: not known
         return "***"
     return ("***@" if at else "") + _AFTER_PATH.sub(lambda part: (part[1] or part[2]) + "***", rest)
+
+
+def path_reason(error: OSError) -> str:
+    """Why a path cannot be written, in words that say what is in the way."""
+    words = {
+        errno.EEXIST: "a file is where a folder must be",
+        errno.ENOTDIR: "a part of this path is a file, not a folder",
+        errno.EISDIR: "a folder is where a file must be",
+    }
+    return words.get(error.errno or 0, error.strerror or str(error))
 
 
 def tell(error: Exception) -> None:

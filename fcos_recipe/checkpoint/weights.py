@@ -182,10 +182,10 @@ def resolve(source: str) -> Path:
     for path in (given, *named, given / "model.pdparams"):
         if path.is_file():
             return path
-    raise UserError(
-        f"{source}: no such weights file (nor {given.name}.pdparams, nor a folder with "
-        "model.pdparams)"
-    )
+    others = "a folder with model.pdparams"
+    if not given.suffix:
+        others = f"{given.name}.pdparams, nor {others}"
+    raise UserError(f"{source}: no such weights file (nor {others})")
 
 
 def sha256(path: str | Path) -> str:

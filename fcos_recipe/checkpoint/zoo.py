@@ -12,7 +12,7 @@ from fcos_recipe.console import say
 from fcos_recipe.errors import RunFailure, UserError
 from fcos_recipe.files import download
 from fcos_recipe.files.atomic import replace_file
-from fcos_recipe.files.reading import parse_json, read_bytes, read_text
+from fcos_recipe.files.reading import given_path, parse_json, read_bytes, read_text
 
 MOST_BYTES = 4 << 30  # largest accepted file; twice the largest detector with its optimizer
 BASE = "https://paddledet.bj.bcebos.com/models"
@@ -46,7 +46,7 @@ ZOO = {
 
 def cache_dir() -> Path:
     """Folder of downloaded weights: in FCOS_CACHE, else in ~/.cache/fcos_recipe."""
-    return Path(os.environ.get("FCOS_CACHE", "~/.cache/fcos_recipe")).expanduser() / "weights"
+    return given_path(os.environ.get("FCOS_CACHE", "~/.cache/fcos_recipe")) / "weights"
 
 
 def place(url: str) -> Path:

@@ -4,9 +4,9 @@ import json
 import statistics
 import time
 
-from fcos_recipe.commands.options import add_config, add_json, add_overrides, parser, write
+from fcos_recipe.commands.options import add_config, add_json, add_overrides, finite, parser, write
 from fcos_recipe.config import load_config
-from fcos_recipe.errors import UserError
+from fcos_recipe.errors import UserError, path_reason
 from fcos_recipe.model import allreduce_cost
 from fcos_recipe.system import compute
 
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
         try:
             write(args.json, json.dumps(result, indent=1) + "\n")
         except OSError as error:
-            raise UserError(f"--json {args.json}: {error.strerror}") from None
+            raise UserError(f"--json {args.json}: {path_reason(error)}") from None
     return 0
 
 
@@ -140,7 +140,7 @@ def analyze(model, size: tuple[int, int], batch: int = 1, repeat: int = 3) -> di
 
 
 def numbers(text: str) -> list[float]:
-    numbers = [float(part) for part in text.split(",")]
+    numbers = [finite(part) for part in text.split(",")]
     if min(numbers) <= 0:
         raise ValueError
     return numbers

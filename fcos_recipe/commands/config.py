@@ -6,12 +6,20 @@ import shlex
 from pathlib import Path
 
 from fcos_recipe import api
-from fcos_recipe.commands.options import add_config, add_overrides, parser
+from fcos_recipe.commands.options import (
+    add_config,
+    add_format,
+    add_overrides,
+    listed,
+    parser,
+    whole,
+)
 from fcos_recipe.config import reference
 from fcos_recipe.config.effects import differences
 from fcos_recipe.config.load import Config, display, load_config, project_configs
 from fcos_recipe.config.resolved import resolved
-from fcos_recipe.errors import UserError, UserErrors, one_line
+from fcos_recipe.datasets.formats import FORMATS, TABLE
+from fcos_recipe.errors import UserError, UserErrors, one_line, printable
 
 DESCRIPTION = """\
 examples:
@@ -19,15 +27,21 @@ examples:
   fcos config validate                          # every YAML of the project
   fcos config validate my.yml --strict --files --build
   fcos config keys
-  fcos config new --data /data/cells -o cells.yml   # for data in COCO format
+  fcos config new --data /data/cells -o cells.yml   # for your own data
   fcos config diff configs/fcos/fcos_r50_fpn_1x_coco.yml configs/fcos/fcos_r50_fpn_iou_1x_coco.yml
 """
 
-_NEW = """\
+_NEW = f"""\
 examples:
   fcos config new --data /data/cells -o cells.yml
   fcos config new --data /data/cells --train all.json --val none --images /pictures -o cells.yml
   fcos config new --data /data/cells --base fcos_r18_fpn_bccd --cards 2 -o small.yml
+
+what may lie in DIR, with splits or without (--from NAME if there is more than one format):
+{TABLE}
+
+Other formats than COCO, and COCO files that training can't use as they are, are converted into
+FILE_annotations/ beside FILE.yml; images stay where they are.
 """
 
 
@@ -114,7 +128,9 @@ def _warn(config: Config) -> int:
 
 def _add_new(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--data", type=Path, required=True, metavar="DIR", help="a folder in COCO format")
+    add("--data", type=Path, required=True, metavar="DIR",
+        help=f"the data set's folder ({', '.join(f.name for f in FORMATS.values())})")  # fmt: skip
+    add_format(parser)
     add("-o", "--output", type=Path, required=True, metavar="FILE.yml", help="config to write")
     add("--base", default="fcos_r50_fpn_1x_coco", metavar="CONFIG",
         help="a config of configs/fcos, or a file (default: %(default)s)")  # fmt: skip
@@ -129,26 +145,36 @@ def _add_new(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="cards to train on (default: %(default)s)",
     )
+    add("--classes", type=listed, metavar="FILE|A,B",
+        help="class names in order, for data without names")  # fmt: skip
+    add("--origin", choices=("auto", "0", "1"), default="auto",
+        help="of VOC's pixel coordinates (default: recognised)")  # fmt: skip
+    add("--keypoints", metavar="N,D|none",
+        help="of YOLO's lines, see `fcos dataset convert --help`")  # fmt: skip
+    add("--skip-bad", action="store_true", help="leave out what can't be converted")
     add("--batch-size", type=_count, metavar="N", help="images per card (default: as in the base)")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--weights", metavar="W",
                        help="start from this file, URL or name of `fcos weights list` "
                             "(default: those of the base, trained on COCO)")  # fmt: skip
     start.add_argument("--from-scratch", action="store_true", help="start from random weights")
-    add("--force", action="store_true", help="replace FILE.yml")
+    add("--force", action="store_true", help="replace FILE.yml and FILE_annotations/")
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
+    if not text.isdecimal() or not whole(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
     return int(text)
 
 
 def _new(args: argparse.Namespace) -> int:
+    from fcos_recipe.datasets.convert.common import class_list
     from fcos_recipe.datasets.new_config import Request, new
 
     asked = {key: value for key, value in vars(args).items() if key != "command"}
-    made = new(Request(**asked))
+    made = new(Request(**{**asked, "classes": class_list(args.classes)}))
+    for note in made.notes:
+        print(printable(note))
     train, val, plan = made.train, made.val, made.plan
     print(f"{display(args.output)}: {len(train.boxes)} classes, {train.images} images to train on, "
           f"{val.images if val else 'none'} to evaluate on")  # fmt: skip
@@ -157,7 +183,8 @@ def _new(args: argparse.Namespace) -> int:
     if not val:
         print(f"{os.path.abspath(args.data)}: no annotations for evaluation, so training does "
               "not evaluate. Name some with --val JSON, or split the existing ones with "
-              "`fcos dataset split`")  # fmt: skip
+              f"`fcos dataset split {shlex.quote(display(Path(train.anno)))} -o DIR` and name both "
+              "parts with --train and --val")  # fmt: skip
     elif both := len(train.files & val.files):
         print(f"warning: {both} of {val.images} images for evaluation are also trained on: "
               "AP will be too high")  # fmt: skip

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from fcos_recipe import api, exit_codes
 from fcos_recipe.commands.elsewhere import add_refusals
-from fcos_recipe.commands.options import add_json, finite, write
+from fcos_recipe.commands.options import add_json, finite, whole, write
 from fcos_recipe.commands.train import common_parser, load
 from fcos_recipe.console import to_console
-from fcos_recipe.errors import UserError, printable
+from fcos_recipe.errors import UserError, path_reason, printable
 from fcos_recipe.evaluation.metric import CocoMetric, table
 from fcos_recipe.evaluation.options import MAX_DETS, Options
 from fcos_recipe.files.atomic import replace_file
@@ -93,7 +93,7 @@ def evaluate(argv: list[str]) -> int:
 
 
 def _sizes(text: str) -> list[int]:
-    sizes = [int(part) for part in text.split(",")]
+    sizes = [whole(part) for part in text.split(",")]
     if min(sizes) < 32:
         raise ValueError("less than a cell of the network")
     return sizes
@@ -121,7 +121,7 @@ def _report(
         if args.save_predictions:
             metric.write_predictions(args.save_predictions)
     except OSError as error:
-        raise UserError(f"{error.filename}: cannot be written: {error.strerror}") from None
+        raise UserError(f"{error.filename}: cannot be written: {path_reason(error)}") from None
     print(printable(table(result, args.classwise)))
     if output:  # last: the figures are safe by now
         for line in finish_evaluation(metric, folder, pictures=not args.no_plots):

@@ -11,8 +11,10 @@ from fcos_recipe.commands.elsewhere import add_refusals
 from fcos_recipe.config import Config, load_config
 from fcos_recipe.console import to_console
 from fcos_recipe.errors import UserError
-from fcos_recipe.predict.backends import PRECISIONS
+from fcos_recipe.files.reading import given_path
+from fcos_recipe.predict.backends import PRECISIONS, export_facts
 from fcos_recipe.predict.files import PREDICTIONS
+from fcos_recipe.predict.predictor import run_config
 
 _EXAMPLE = """\
 examples:
@@ -48,7 +50,7 @@ def main(argv: list[str]) -> int:
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """-c, -o and --weights of a command that finds the config beside the weights."""
     options.add_config(parser, "YAML file (default: config.yml of the weights' run directory)")
-    options.add_overrides(parser, "override config values; needs -c")
+    options.add_overrides(parser, "override config values")
     parser.add_argument(
         "--weights", metavar="W", help="checkpoint, .pdparams or URL (default: config's `weights`)"
     )
@@ -58,15 +60,22 @@ def config_and_weights(args: argparse.Namespace) -> tuple[Config | None, str]:
     """What the options of `add_weights` mean.
 
     Raises:
-        UserError: -o without -c, no weights, or a wrong config.
+        UserError: no weights, no config for -o, or a wrong config.
     """
-    if args.opt and not args.config:
-        raise UserError("-o needs -c CONFIG")
     strict = getattr(args, "strict", None)
-    config = load_config(args.config, args.opt, strict=strict) if args.config else None
+    path = args.config
+    if args.opt and not path:
+        if not args.weights:
+            raise UserError("-o: name the config with -c CONFIG, or the weights of a run")
+        if export_facts(args.weights):
+            raise UserError(f"-o: {args.weights} is an exported model, which takes no values")
+        path = run_config(args.weights)
+    config = load_config(path, args.opt, strict=strict) if path else None
     weights = args.weights or (config.data.get("weights") if config else None)
     if not weights:
         raise UserError("--weights: missing; name a weights file (or -o weights=FILE with -c)")
+    if "://" not in weights:
+        given_path(weights)  # refuse what no file can be called
     return config, weights
 
 

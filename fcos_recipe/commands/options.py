@@ -2,11 +2,18 @@
 
 import argparse
 import math
+import re
+import sys
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fcos_recipe import exit_codes
+from fcos_recipe.config.check import key_named
+from fcos_recipe.config.load import display
+from fcos_recipe.datasets.formats import FORMATS
+from fcos_recipe.errors import UserError, one_line, tell
 from fcos_recipe.files.atomic import write_named
 from fcos_recipe.files.reading import given_path
 
@@ -37,6 +44,12 @@ def add_config(parser: argparse.ArgumentParser, text: str = "YAML file", **more:
     parser.add_argument("-c", "--config", help=text, **more)
 
 
+def add_format(parser: argparse.ArgumentParser) -> None:
+    """Add --from, the format of a data set."""
+    parser.add_argument("--from", dest="format", choices=FORMATS, metavar="FORMAT",
+                        help=f"{', '.join(FORMATS)} (default: recognised)")  # fmt: skip
+
+
 def add_overrides(
     parser: argparse.ArgumentParser, text: str | None = "override config values"
 ) -> None:
@@ -50,13 +63,96 @@ def add_json(parser: argparse.ArgumentParser, text: str = "also write the result
     parser.add_argument("--json", type=Path, metavar="FILE", help=text)
 
 
+_WRITTEN = ("output", "json", "save_predictions", "output_eval", "vdl_log_dir")
+_WORDS = {"int": "not a whole number", "float": "not a number", "finite": "not a number"}
+
+
+def _refuse_blocked(option: str, path: Path, folder: bool) -> None:
+    """Refuse an output where a file is in the place of a folder, or a folder in that of a file.
+
+    Raises:
+        UserError: names the option and what is in the way.
+    """
+    above = next((p for p in path.absolute().parents if p.exists()), path.absolute())
+    if above != path.absolute() and not above.is_dir():
+        raise UserError(
+            f"{option} {path}: {display(above)} is a file, not a folder; choose another"
+        )
+    if folder and path.exists() and not path.is_dir():
+        raise UserError(f"{option} {path}: a file with this name exists; name a folder")
+    if not folder and path.is_dir():
+        raise UserError(f"{option} {path}: a folder with this name exists; name a file")
+
+
 class _Parser(argparse.ArgumentParser):
-    """Takes numbers within the range of 64 bits, and paths that a file can have."""
+    """Takes numbers within the range of 64 bits, and paths that a file can have.
+
+    An error is one line with a remedy instead of the usage.
+    """
 
     def __init__(self, **more: Any):
         super().__init__(**more)
         for kind, read in ((int, whole), (float, finite), (Path, given_path)):
             self.register("type", kind, read)
+
+    def parse_args(self, args=None, namespace=None):
+        """As argparse does; what is unrecognised is answered with what may have been meant."""
+        given = sys.argv[1:] if args is None else list(args)
+        self.given: list[str] = given
+        parsed, extra = self.parse_known_args(given, namespace)
+        if extra:
+            self.error(self._unrecognized(extra))
+        return parsed
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse does; outputs that cannot be written are refused before any work."""
+        parsed, extra = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            path = getattr(parsed, action.dest, None)
+            if action.dest in _WRITTEN and isinstance(path, (str, Path)):
+                _refuse_blocked(action.option_strings[-1], Path(path), action.metavar == "DIR")
+        return parsed, extra
+
+    def error(self, message: str) -> NoReturn:
+        """End the process with exit code 2 and one line."""
+        message = re.sub(r"invalid (\w+) value", lambda kind: _WORDS.get(kind[1], "wrong"), message)
+        if "required" in message and (config := self._config()):
+            message += f"; a config is named with -c, as in -c {config}"
+        tell(UserError(f"{one_line(message)}; `{self.prog} --help` lists the options"))
+        sys.exit(exit_codes.BAD_INPUT)
+
+    def _config(self) -> str:
+        """A config file that is among the arguments without its -c."""
+        pairs = zip(["", *getattr(self, "given", ())], getattr(self, "given", ()))
+        named = [text for before, text in pairs if text.endswith((".yml", ".yaml"))
+                 and "=" not in text and before not in ("-c", "--config")]  # fmt: skip
+        return named[0] if named and "-c" in self._option_string_actions else ""
+
+    def _unrecognized(self, extra: list[str]) -> str:
+        first, takes = extra[0], self._option_string_actions
+        name, equals, value = first.lstrip("-").partition("=")
+        sets_values = "-o" in takes and takes["-o"].dest == "opt"
+        if not first.startswith("-"):
+            what = f"{first}: not expected here"
+            if config := self._config():
+                return f"{what}; a config is named with -c, as in -c {config}"
+            return (
+                f"{what}; values are set with -o, as in -o {first}"
+                if equals and sets_values
+                else what
+            )
+        value = value or "".join(extra[1:2])
+        value = value if value and not value.startswith("-") else "VALUE"
+        what = f"{first.partition('=')[0]}: not an option here"
+        sets = key_named(name.replace("-", "_")) if sets_values else ""
+        if sets:
+            return f"{what}; use -o {sets}={value}"
+        shown = [text for text, action in takes.items() if action.help != argparse.SUPPRESS]
+        near = get_close_matches(f"--{name}", shown, n=1)
+        if near:
+            return f"{what}; did you mean {near[0]}?"
+        sets = key_named(name.replace("-", "_"), exactly=False) if sets_values else ""
+        return f"{what}; did you mean -o {sets}={value}?" if sets else what
 
 
 def whole(text: str) -> int:

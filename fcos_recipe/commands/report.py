@@ -75,5 +75,7 @@ def _serve(args: argparse.Namespace) -> int:
         said = f"{server.url} shows {printable(str(args.run))} and reloads every {REFRESH} s"
         print(f"{said}; stop it with Ctrl-C", flush=True)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        # every command blocks it, see `ending_at_once`; here it is the usual way to end
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         server.serve_forever(poll_interval=0.2)
     return 0

@@ -71,19 +71,34 @@ def disagreements(tree) -> list[str]:
     """
     if ARCHITECTURE not in tree.value:
         return []
-    parts = {role: _part(tree, role) for role in ("backbone", "neck", "fcos_head")}
+    roles = ("backbone", "neck", "fcos_head")
+    if found := [line for role in roles for line in _in_place(tree, role)]:
+        return found
+    parts = {role: _part(tree, role) for role in roles}
     targets = _transform(tree, "TrainReader", "Gt2FCOSTarget")
     found = [*_backbone(parts["backbone"]), *_head(tree, parts["fcos_head"], parts["neck"])]
     if targets:
         found += _targets(targets, parts["fcos_head"])
     found += _mixing(_section(tree, "TrainReader"))
+    found += _repeats(tree)
     if not found:
         found += _levels(tree, parts)
     return found
 
 
+def _in_place(tree, role: str) -> Iterator[str]:
+    """PaddleDetection takes only the name of a class for the parts of a model."""
+    node = tree.value[ARCHITECTURE].value.get(role)
+    if node is not None and isinstance(node.value, dict):
+        name = node.value["name"].value
+        yield (
+            f"{node.where}: {ARCHITECTURE}.{role}: expected the name of a class; write "
+            f"{role}: {name}, and its arguments in a section {name}"
+        )
+
+
 def _part(tree, role: str) -> _Part:
-    """The backbone, neck or head that the section FCOS names, or describes in place."""
+    """The backbone, neck or head that the section FCOS names."""
     node = tree.value[ARCHITECTURE].value.get(role)
     return _injected(
         tree, f"{ARCHITECTURE}.{role}", node, schema.signature(ARCHITECTURE).args[role]
@@ -241,6 +256,15 @@ def _mixing(reader: dict[str, Any]) -> Iterator[str]:
                 f"{reader[argument].where}: TrainReader.{argument}: sample_transforms has no "
                 f"{name}; add it after Decode, or remove {argument}"
             )
+
+
+def _repeats(tree) -> Iterator[str]:
+    """repeat_threshold is a share of the images, and evaluation looks at each image once."""
+    for reader in ("TrainReader", "EvalReader", "TestReader"):
+        node = _section(tree, reader).get("repeat_threshold")
+        if node and not 0 <= node.value <= (reader == "TrainReader"):
+            wanted = "must lie in 0 to 1" if reader == "TrainReader" else "only TrainReader has it"
+            yield f"{node.where}: {reader}.repeat_threshold: {node.value}: {wanted}"
 
 
 def _increasing(values: Any) -> bool:

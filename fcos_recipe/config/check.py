@@ -1,7 +1,7 @@
 """Check a config against the schema: keys at any depth, types, class names."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any
 
@@ -29,6 +29,33 @@ def check(tree, loose: set[str]) -> tuple[list[str], list[str]]:
     checker = _Checker(loose)
     checker.top(tree)
     return sorted(checker.errors, key=_place), sorted(checker.warnings, key=_place)
+
+
+# Names that other projects give to keys.
+ALIASES = {
+    "lr": "LearningRate.base_lr",
+    "learning_rate": "LearningRate.base_lr",
+    "epochs": "epoch",
+    "max_epochs": "epoch",
+    "batch": "TrainReader.batch_size",
+    "workers": "worker_num",
+    "num_workers": "worker_num",
+    "classes": "num_classes",
+    "optimizer": "OptimizerBuilder.optimizer.type",
+    "momentum": "OptimizerBuilder.optimizer.momentum",
+    "weight_decay": "OptimizerBuilder.regularizer.factor",
+    "pretrained": "pretrain_weights",
+    "fp16": "amp",
+    "ema": "use_ema",
+}
+
+
+def key_named(name: str, exactly: bool = True) -> str:
+    """The full path of the key with this name, or one like it, in some section; '' without one."""
+    paths = _paths(None, ())
+    near = [name] if name in paths else []
+    near = near if exactly else get_close_matches(name, sorted(paths), n=1, cutoff=0.75)
+    return paths[near[0]] if near else ""
 
 
 def nearest(name: str, known) -> str:
@@ -62,7 +89,7 @@ class _Checker:
         self.components = set(schema.components())
         self.operators = set(schema.operators())
         self.sections: list[str] = []
-        self.paths: dict[str, str] = {}  # of `all_paths`, made when it is needed
+        self.paths: dict[str, str] = {}  # of `_paths`, made when it is needed
 
     def error(self, node, key: str, text: str) -> None:
         self.errors.append(f"{node.where}: {key}: {text}")
@@ -79,21 +106,10 @@ class _Checker:
 
     def elsewhere(self, name: str, exactly: bool = False) -> str:
         """Suggest the full path of a key of this or a similar name; '' if there is none."""
-        paths = self.paths = self.paths or self.all_paths()
+        paths = self.paths = self.paths or _paths(self.tree, self.sections)
         close = [] if exactly else get_close_matches(name, sorted(paths), n=1)
         near = [name] if name in paths else close
         return f"; did you mean {paths[near[0]]!r}?" if near else ""
-
-    def all_paths(self) -> dict[str, str]:
-        """Last part of a dotted key -> the whole key, for all keys that this config may set."""
-        paths = {"lr": "LearningRate.base_lr", "epochs": "epoch"}
-        sections = [(name, name) for name in dict.fromkeys([*SECTIONS, *self.sections])]
-        for path, name in [*sections, *_named(self.tree)]:
-            for argument in schema.signature(name).args:
-                paths.setdefault(argument, f"{path}.{argument}")
-        for key, _ in schema.keys(RECIPE):
-            paths.setdefault(key.rsplit(".", 1)[-1], key)
-        return paths
 
     def is_class(self, node, key: str) -> bool:
         """Whether the value is the name of a registered class; if not, report an error."""
@@ -142,8 +158,10 @@ class _Checker:
             self.error(node, name, f"expected at least {key.least}, found {node.value}")
         elif key.instead and node.value != key.default:
             self.warnings.append(f"{node.where}: {name}: no effect; {key.instead}")
-        elif key.items and (strange := [x for x in node.plain() if x not in key.items]):
-            self.error(node, name, f"expected some of {', '.join(key.items)}, found {strange[0]!r}")
+        elif key.items and (strange := [x for x in node.plain() if not _is_one(x, key.items)]):
+            words = key.items if isinstance(key.items, tuple) else ["a list of texts"]
+            some = "some of " * (len(words) > 1)
+            self.error(node, name, f"expected {some}{', '.join(words)}, found {strange[0]!r}")
 
     def dataset(self, section: str, node) -> None:
         if "name" in node.value:
@@ -249,6 +267,24 @@ class _Checker:
         self.against(found, node, key, "type", kind.value)
 
 
+def _paths(tree, sections: Iterable[str]) -> dict[str, str]:
+    """Last part of a dotted key -> the whole key, for all keys that a config may set.
+
+    Args:
+        tree: the config's node, which may describe classes in place; None without one.
+        sections: the classes that it has sections for.
+    """
+    keys = [key for key, _ in schema.keys(RECIPE)]
+    paths = {**ALIASES, **{key: key for key in keys if "." not in key}}
+    named = [(name, name) for name in dict.fromkeys([*SECTIONS, *sections])]
+    for path, name in [*named, *(_named(tree) if tree else ())]:
+        for argument in schema.signature(name).args:
+            paths.setdefault(argument, f"{path}.{argument}")
+    for key in keys:
+        paths.setdefault(key.rsplit(".", 1)[-1], key)
+    return paths
+
+
 def _named(node, path: str = "") -> Iterator[tuple[str, str]]:
     """(dotted key, class) of each mapping below a node that names its class."""
     for key, child in node.value.items():
@@ -257,6 +293,10 @@ def _named(node, path: str = "") -> Iterator[tuple[str, str]]:
             if "name" in child.value:
                 yield here, str(child.value["name"].value)
             yield from _named(child, here)
+
+
+def _is_one(value: Any, items: Any) -> bool:
+    return isinstance(value, items) if isinstance(items, type) else value in items
 
 
 def _matches(value: Any, kind: Any) -> bool:

@@ -153,7 +153,7 @@ class Config:
                 ]
             else:
                 local = section and "://" not in section
-                named = [(name, Path(section).expanduser())] if section and local else []
+                named = [(name, given_path(section))] if section and local else []
             for key, path in named:
                 if not path.exists() and not path.with_name(path.name + ".pdparams").exists():
                     remedy = f"set {name}.dataset_dir to the folder of your data"
@@ -301,7 +301,7 @@ class _Reader:
     def override(self, tree: Node, text: str) -> None:
         key, equals, value = text.partition("=")
         if not equals or not all(part for part in key.split(".")):
-            example = "expected KEY=VALUE, as in LearningRate.base_lr=1e-3"
+            example = "expected KEY=VALUE without spaces, as in LearningRate.base_lr=1e-3"
             self.errors.append(f"{COMMAND_LINE}: -o {text}: {example}")
             return
         node = self.parse(value, "") if value else Node("", COMMAND_LINE)
@@ -427,7 +427,7 @@ def _find_data(tree: Node) -> list[str]:
     for section in tree.value.values():
         node = section.value.get("dataset_dir") if isinstance(section.value, dict) else None
         written = node.value if node else None
-        if not isinstance(written, str) or not written or Path(written).expanduser().is_absolute():
+        if not isinstance(written, str) or not written or given_path(written).is_absolute():
             continue
         names = [written]
         if Path(written).parts[0] == "dataset":

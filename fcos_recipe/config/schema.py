@@ -29,7 +29,7 @@ class Key:
         doc: one line for the reference.
         stock: whether PaddleDetection also has this key.
         least: the smallest number allowed.
-        items: allowed elements of a list; (): any.
+        items: allowed elements of a list: words, or the type `str`; (): any.
         instead: for a key of PaddleDetection that nothing reads here: what to use.
     """
 
@@ -38,7 +38,7 @@ class Key:
     doc: str
     stock: bool = False
     least: int | None = None
-    items: tuple[str, ...] = ()
+    items: tuple[str, ...] | type = ()
     instead: str = ""
 
 
@@ -111,6 +111,9 @@ RECIPE: dict[str, Any] = {
         "save": Key(NUMBER, 0, WATCH + "automatic"),
     },
     "worker_num": Key((int, "auto"), "auto", "reader processes per card", True),
+    "freeze": Key(
+        list, [], "name patterns of parameters that keep their values, e.g. [backbone.*]", items=str
+    ),
     "max_bad_images": Key(int, 10, "unreadable images that each card skips before the run stops"),
     "pretrain_weights": Key((str, type(None)), "", "initial weights, file or URL; '': none", True),
     "weights": Key((str, type(None)), "", "default weights file of eval and infer", True),

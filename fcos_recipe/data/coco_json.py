@@ -5,9 +5,12 @@ needs.
 """
 
 import contextlib
+import json
 import mmap
 import operator
 import os
+import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -99,8 +102,10 @@ def refuse_packed(path: Any, start: bytes) -> None:
         raise UserError(f"{path}: packed (gzip or ZIP), not JSON; unpack it first")
 
 
-def mapped(path: str | os.PathLike) -> mmap.mmap | bytes:
+def mapped(path: str | os.PathLike) -> memoryview | bytes:
     """Map a file into memory, so that `msgspec.Raw` values need no copy of its bytes.
+
+    A byte order mark of UTF-8, which Windows programs write, is left out.
 
     Raises:
         UserError: the file cannot be read or mapped, or is compressed.
@@ -111,9 +116,26 @@ def mapped(path: str | os.PathLike) -> mmap.mmap | bytes:
                 return b""
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             refuse_packed(path, content[:4])
-            return content
+            return memoryview(content)[3 * (content[:3] == BOM_UTF8) :]
     except (OSError, ValueError) as error:  # a pipe cannot be mapped
         raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def refuse_repeated(path: str | os.PathLike, content: memoryview | bytes) -> None:
+    """Check that no section occurs twice: readers of JSON keep the last and lose the others.
+
+    Args:
+        path: of the file, for the message.
+        content: the complete JSON.
+
+    Raises:
+        UserError: a section occurs twice.
+    """
+    for name in ("images", "annotations", "categories"):
+        if len(re.findall(rb'"%s"\s*:' % name.encode(), content)) > 1:  # perhaps inside others
+            pairs = json.loads(bytes(content), object_pairs_hook=list)
+            if [key for key, _ in pairs].count(name) > 1:
+                raise UserError(f"{path}: {name}: occurs twice; put all entries into one list")
 
 
 def number(value: Id) -> int:

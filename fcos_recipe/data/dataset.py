@@ -66,6 +66,7 @@ class COCODataSet:
         self.repeat = repeat
         self.seed = seed
         self.index: Index = None  # type: ignore[assignment]  # until parse_dataset
+        self.box_count = 0  # usable boxes on the images in use
         self.rows = np.zeros(0, np.int64)  # image rows of the index, in this data set's order
 
     def __call__(self) -> "COCODataSet":
@@ -135,10 +136,13 @@ class COCODataSet:
             rows = self._choose(index, rows)
         elif self.sample_num > 0:
             rows = rows[: self.sample_num]
+        if not len(index):
+            raise UserError(f"{self._source}: images: empty; name an annotation file with images")
         if not len(rows):
             raise UserError(
                 f"{self._source}: no usable images: of {len(index)} listed images, {missing} are "
-                "missing and the others have no usable box"
+                "missing and the others have no usable box; `fcos dataset verify` tells what is "
+                "wrong, and `fcos config new` finds images under other names"
             )
         self.index, self.rows = index, rows
         logger.info("%s: %d of %d images in use", self._source, len(rows), len(index))
@@ -180,6 +184,7 @@ class COCODataSet:
             rows = rows[boxes[rows] > 0]
         if self.sample_num > 0:
             rows = rows[: self.sample_num]
+        self.box_count = int(boxes[rows].sum())
         full, empty = rows[boxes[rows] > 0], rows[boxes[rows] == 0]
         if len(empty) and 0 <= self.empty_ratio < 1:
             keep = min(int(len(full) * self.empty_ratio / (1 - self.empty_ratio)), len(empty))
@@ -207,6 +212,29 @@ class COCODataSet:
     def image_sizes(self) -> np.ndarray:
         """int32 [len(self), 2]: height and width in the annotation file, pixels; 0 if missing."""
         return np.tile(self.index.size[self.rows], (self.repeat, 1))
+
+    def repeat_factors(self, threshold: float) -> np.ndarray:
+        """How often an epoch should use each image, so that rare classes are seen more often.
+
+        max(1, sqrt(threshold / f)) with f the share of the images in use that contain a class; an
+        image has the largest factor of its classes, one without boxes has 1. This is the
+        repeat-factor sampling of Gupta et al. 2019 (LVIS, arXiv 1908.03195), section 4.
+
+        Args:
+            threshold: t of the paper: classes in a smaller share of the images than this are rare.
+
+        Returns:
+            float64 [len(self)], at least 1.
+        """
+        index, count = self.index, np.diff(self.index.box_start)
+        owner = np.repeat(np.arange(len(index)), count)
+        kept = np.isin(owner, self.rows) & (self.load_crowd | (index.crowd == 0))
+        contains = np.unique(np.stack([owner[kept], index.label[kept]]), axis=1)
+        images = np.bincount(contains[1], minlength=len(self.class_names))
+        of_class = np.sqrt(threshold * len(self.rows) / np.maximum(images, 1))
+        factors = np.ones(len(index))
+        np.maximum.at(factors, contains[0], of_class[contains[1]])
+        return np.tile(factors[self.rows], self.repeat)
 
     def image_info(self, i: int) -> dict[str, Any]:
         """Return `im_id` (int), `im_file` (path), `h` and `w` (pixels; 0: not in the file)."""

@@ -18,7 +18,7 @@ FORMATS = {
     "JPEG": ("jpg", "jpeg", "jpe", "jfif"), "MPO": ("jpg", "jpeg", "mpo"), "PNG": ("png", "apng"),
     "BMP": ("bmp", "dib"), "DIB": ("bmp", "dib"), "GIF": ("gif",), "TIFF": ("tif", "tiff"),
     "WEBP": ("webp",), "AVIF": ("avif", "avifs"), "JPEG2000": ("jp2", "j2k", "jpx", "jpf"),
-    "PPM": ("ppm", "pgm", "pbm", "pnm", "pfm"),
+    "PPM": ("ppm", "pgm", "pbm", "pnm", "pfm"), "HEIF": ("heic", "heif"), "JXL": ("jxl",),
 }  # fmt: skip
 ENDINGS = {f".{ending}" for known in FORMATS.values() for ending in known}
 

@@ -6,6 +6,7 @@
 
 import copy
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,8 @@ IMAGE_BYTES = 1344 * 1344 * 3  # of a padded COCO image, to estimate the shared 
 
 class Pipeline:
     """The data set that worker processes read; an item is addressed by (epoch, image).
+
+    Image i + k * len(self) is image i, repeated for the k-th time in this epoch.
 
     Args:
         dataset: has `record(i)`, or `roidbs` as in PaddleDetection.
@@ -56,8 +59,9 @@ class Pipeline:
         bad: list[str] = []
         others = others_needed(self.mixing, epoch)
         for offset in range(min(self.most_bad + 1, len(self)) if self.replace else 1):
-            i = (first + offset) % len(self)
-            rng = np.random.default_rng([self.seed, epoch, i])
+            again, i = divmod(first, len(self))
+            i = (i + offset) % len(self)
+            rng = np.random.default_rng([self.seed, epoch, i, *([again] if again else [])])
             try:
                 if not others:
                     return self.chain.sample(self._record(i), rng), bad
@@ -138,6 +142,9 @@ class Reader:
         inputs_def: accepted for compatibility with PaddleDetection; no effect.
         fuse_normalize: accepted for compatibility with PaddleDetection; no effect.
         group_by_aspect: put images of similar aspect ratio into one batch (training only).
+        repeat_threshold: use images of rare classes more often, by Gupta et al. 2019 (LVIS, arXiv
+            1908.03195): max(1, sqrt(repeat_threshold / f)) times per epoch, for a class in a share
+            f of the images; 0: off. An epoch becomes longer (training only).
         seed: of order and augmentation.
         max_bad_images: unreadable images that are skipped before the run stops.
         mixup_epoch: epochs, from the first, in which the transform Mixup is used; 0: all; -1: all
@@ -162,6 +169,7 @@ class Reader:
         inputs_def: dict | None = None,
         fuse_normalize: bool = False,
         group_by_aspect: bool = False,
+        repeat_threshold: float = 0.0,
         seed: int = 0,
         max_bad_images: int = 10,
         mixup_epoch: int = -1,
@@ -174,7 +182,7 @@ class Reader:
         self.drop_last = self.training if drop_last is None else drop_last
         self.num_classes = num_classes
         self.use_shared_memory = use_shared_memory
-        self.group_by_aspect = group_by_aspect
+        self.group_by_aspect, self.repeat_threshold = group_by_aspect, repeat_threshold
         self.seed, self.max_bad_images = seed or 0, max_bad_images
         usual = UsualChain.of(sample_transforms, batch_transforms)
         self.chain = usual or StockChain(sample_transforms, batch_transforms, num_classes)
@@ -223,6 +231,7 @@ class Reader:
                 seed=self.seed,
                 sizes=dataset.image_sizes() if self.group_by_aspect else None,
                 group_by_aspect=self.group_by_aspect,
+                repeats=self.repeats(dataset),
             )
         self.batch_sampler = batch_sampler
         workers = worker_count(worker_num, cards)
@@ -249,8 +258,24 @@ class Reader:
         self._first_step = 0
         return self
 
+    def repeats(self, dataset) -> np.ndarray | None:
+        """How often an epoch uses each image of a COCODataSet, float64 [images]; None: once."""
+        if not self.repeat_threshold:
+            return None
+        factors = dataset.repeat_factors(self.repeat_threshold)
+        logger.info(
+            "repeat_threshold %g: %d of %d images are used more than once per epoch, up to %.3g "
+            "times; an epoch has %d images",
+            self.repeat_threshold, int((factors > 1).sum()), len(factors), factors.max(),
+            math.ceil(factors.sum()),
+        )  # fmt: skip
+        return factors
+
     def _check_classes(self, dataset) -> None:
         classes = getattr(dataset, "catid2clsid", None)
+        if classes is not None and not classes:
+            raise UserError(f"{dataset.get_anno()}: categories: missing or empty; add the classes "
+                            "of the data set, each with id and name")  # fmt: skip
         if classes is not None and len(classes) != self.num_classes:
             raise UserError(
                 f"{dataset.get_anno()}: categories: the file has {len(classes)} classes, but the "

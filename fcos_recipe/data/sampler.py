@@ -1,5 +1,6 @@
 """Distribute images over batches, steps and ranks, depending only on seed and epoch."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,11 @@ class TrainBatches:
     Images that do not fill a step are used at the start of the next epoch, so that after E epochs
     each image was used E or E - 1 times. The number of steps per epoch varies by at most one.
 
+    With `repeats`, an epoch has ceil(sum(repeats)) images. By systematic sampling on a new
+    permutation in every epoch, image i is among them repeats[i] times on average (times the
+    rounding of their sum), rounded up or down by chance, and at least once. Its k-th repetition is
+    addressed as i + k * (number of images), so that it gets random transforms of its own.
+
     Args:
         length: number of images.
         batch_size: images per batch of one rank.
@@ -33,6 +39,7 @@ class TrainBatches:
         seed: of the permutations.
         sizes: [length, 2], height and width of the images in pixels, for `group_by_aspect`.
         group_by_aspect: see above.
+        repeats: float [length], at least 1: how often an epoch uses each image; None: once.
     """
 
     def __init__(
@@ -47,8 +54,11 @@ class TrainBatches:
         seed: int = 0,
         sizes: np.ndarray | None = None,
         group_by_aspect: bool = False,
+        repeats: np.ndarray | None = None,
     ):
-        self.length, self.batch_size = length, batch_size
+        self.images, self.repeats, self.batch_size = length, repeats, batch_size
+        #: images of an epoch
+        self.length = length if repeats is None else math.ceil(repeats.sum())
         self.shuffle, self.drop_last = shuffle, drop_last
         self.rank, self.ranks, self.seed = rank, ranks, seed
         self.log_aspect: Any = None  # float [length] with group_by_aspect
@@ -93,6 +103,8 @@ class TrainBatches:
             # seed 0 gives the order of Paddle's sampler, which uses the epoch as its seed
             key = [self.seed, epoch] if self.seed else epoch
             np.random.RandomState(key).shuffle(order)
+        if self.repeats is not None:
+            order = self._repeated(epoch)[order]
         full = len(order) // self.step_size * self.step_size
         parts = order[:full].reshape(-1, self.ranks, self.batch_size)[:, self.rank].tolist()
         rest = order[full:].reshape(self.ranks, -1)[self.rank].tolist()
@@ -103,9 +115,18 @@ class TrainBatches:
         return epoch * self.length % self.step_size
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        if not self.shuffle:
-            return np.arange(self.length)
-        return self._random(epoch, 0).permutation(self.length)
+        images = np.arange(self.length) if self.repeats is None else self._repeated(epoch)
+        return self._random(epoch, 0).permutation(images) if self.shuffle else images
+
+    def _repeated(self, epoch: int) -> np.ndarray:
+        """Addresses of an epoch's images with their repetitions, int64 [length]."""
+        assert self.repeats is not None
+        random = self._random(epoch, 2)
+        order = random.permutation(self.images)
+        ends = np.cumsum(self.repeats[order])
+        points = (np.arange(self.length) + random.uniform()) * (ends[-1] / self.length)
+        chosen = np.sort(order[np.minimum(np.searchsorted(ends, points, "right"), len(order) - 1)])
+        return chosen + (np.arange(self.length) - np.searchsorted(chosen, chosen)) * self.images
 
     def _grouped(self, epoch: int) -> list[list[int]]:
         left, leave = self._left(epoch), self._left(epoch + 1)
@@ -113,7 +134,7 @@ class TrainBatches:
         if left:
             pool = np.concatenate([self._permutation(epoch - 1)[:left], pool])
         random = self._random(epoch, 1)
-        key = self.log_aspect[pool] + random.uniform(-JITTER, JITTER, len(pool))
+        key = self.log_aspect[pool % self.images] + random.uniform(-JITTER, JITTER, len(pool))
         whole = pool[np.argsort(key)].reshape(-1, self.batch_size)
         if self.shuffle:
             whole = random.permutation(whole)

@@ -12,7 +12,7 @@ from fcos_recipe.errors import UserError
 from fcos_recipe.files import archives, download
 from fcos_recipe.files.atomic import write_json
 from fcos_recipe.files.download import Damaged, NoSpace
-from fcos_recipe.files.reading import open_regular, parse_json, read_bytes
+from fcos_recipe.files.reading import given_path, open_regular, parse_json, read_bytes
 
 OURS = ".download"  # folder beside the data for archives in transit and records
 
@@ -145,7 +145,7 @@ def planned_steps(
 
 class _Job:
     def __init__(self, folder: Path, release: Release, options: Options):
-        self.folder = Path(os.path.abspath(folder.expanduser()))
+        self.folder = Path(os.path.abspath(given_path(folder)))
         self.ours = self.folder / OURS
         self.release, self.options = release, options
         self.splits = [split for name, split in release.splits.items() if name in options.splits]
@@ -258,7 +258,7 @@ class _Job:
         if self.options.from_zips is None:
             return None
         for path in (archive.name, archive.path):
-            if (given := self.options.from_zips.expanduser() / path).is_file():
+            if (given := given_path(self.options.from_zips) / path).is_file():
                 return given
         raise UserError(f"--from-zips {self.options.from_zips}: {archive.name} is not in it")
 

@@ -1,19 +1,29 @@
 """Find the data that a `fcos dataset` command names by DIR, FILE.json or config."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
+
 from fcos_recipe.config.load import Config, data_paths, display, load_config
 from fcos_recipe.data.index import Index, open_index
+from fcos_recipe.datasets.convert.layouts import Options, convert, several
+from fcos_recipe.datasets.find_images import resolve
+from fcos_recipe.datasets.recognise import kind_of, recognise
+from fcos_recipe.datasets.split_merge.annotations import Annotations
 from fcos_recipe.errors import UserError
+from fcos_recipe.files.atomic import replace_file
 from fcos_recipe.places import ROOT
 
 RULES = ROOT / "configs" / "fcos" / "fcos_r50_fpn_1x_coco.yml"  # the default config
 SPLITS = {"train": "TrainDataset", "val": "EvalDataset"}
-LOOK_AT = 20  # how many file names are looked up to recognise the image directory
 
 
 @dataclass
@@ -25,12 +35,22 @@ class Source:
         path: of the annotation file.
         images: image directory; None if none was found.
         options: further keys of the config's section, such as `load_crowd`.
+        bad: what could not be converted, if the data are in another format than COCO.
+        shown: what the data are called in messages, if that is not `path`.
+        notes: what a user should know about how the data were read, one line each.
     """
 
     name: str
     path: str
     images: str | None
     options: dict[str, Any] = field(default_factory=dict)
+    bad: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    shown: str = ""
+
+    @property
+    def title(self) -> str:
+        return self.shown or self.path
 
     def index(self) -> Index:
         return open_index(self.path)
@@ -39,16 +59,19 @@ class Source:
 def sources(
     target: Path | None, config: Path | None, overrides: Sequence[str] = (),
     split: str | None = None, images: Path | None = None, look: bool = True,
+    kind: str | None = None,
 ) -> tuple[list[Source], Config]:  # fmt: skip
     """The splits of a data set, and the config that applies to them.
 
     Args:
-        target: a folder in COCO format, or an annotation file; None: the data of `config`.
+        target: a folder or an annotation file in any format that `recognise` knows; None: the
+            data of `config`.
         config: default `RULES`.
         overrides: KEY=VALUE of the config.
         split: only this one of `SPLITS`.
         images: image folder; None: search for it.
-        look: search for image folders that are not named; this needs valid annotations.
+        look: find the images; this needs valid annotations.
+        kind: the format, if several lie in the folder.
 
     Raises:
         UserError: no data was named or found; the message says what was looked for.
@@ -58,26 +81,44 @@ def sources(
     rules = load_config(config or RULES, overrides)
     if target is None:
         found = _of_config(rules, split)
-    elif target.is_dir():
-        found = _of_folder(target, split)
-    elif target.is_file():
+    elif target.is_file() and kind is None and kind_of(target) in ("coco", None):
         found = [Source(target.stem, str(target), None)]
     else:
-        raise UserError(f"{target}: no such folder or annotation file")
+        found = _of_folder(target, split, kind, images)
     for source in found:
-        if images is not None:
-            if not images.is_dir():
-                raise UserError(f"{images}: --images: no such folder")
+        if images is not None and not images.is_dir():
+            raise UserError(f"{images}: --images: no such folder")
+        if images is not None and not source.shown:
             source.images = str(images)
-        elif look and (source.images is None or not os.path.isdir(source.images)):
-            index = source.index()
-            names = [index.file_name(row) for row in range(min(LOOK_AT, len(index)))]
-            source.images = image_folder(source.path, names, source.name)
+        if look:
+            _find_images(source, images)
     return found, rules
+
+
+def _find_images(source: Source, images: Path | None) -> None:
+    """Find a split's images; a file with names that training can't use is replaced by a copy."""
+    index = source.index()
+    names = index.file_names()
+    named = images or (Path(source.images) if source.images else None)
+    found = resolve(source.path, names, named if named and named.is_dir() else None,
+                    split=source.name)  # fmt: skip
+    source.images = found.folder or (str(images) if images else source.images)
+    if not (renamed := found.renamed(names)):
+        return
+    source.notes += [f"{display(source.path)}: {n} {text}" for text, n in found.said.items()]
+    data = Annotations.read(Path(source.path))
+    data.rename(renamed)
+    folder = Path(tempfile.mkdtemp(prefix="fcos-"))
+    atexit.register(shutil.rmtree, folder, True)
+    copy = folder / os.path.basename(source.path)
+    replace_file(copy, msgspec.json.encode(data.part(np.arange(len(data.images)))))
+    source.shown, source.path = source.path, str(copy)
 
 
 def _of_config(config: Config, split: str | None) -> list[Source]:
     found, missing = [], []
+    if split not in (None, *SPLITS):
+        raise UserError(f"--split {split}: a config has {' and '.join(SPLITS)}; name the data")
     for name in [split] if split else SPLITS:
         section = dict(config.data.get(SPLITS[name]) or {})
         files, folders = (data_paths(section, key) for key in ("anno_path", "image_dir"))
@@ -95,66 +136,36 @@ def _of_config(config: Config, split: str | None) -> list[Source]:
     return found
 
 
-def annotation_files(folder: Path, split: str) -> list[Path]:
-    """Annotation files whose names fit a split; split "" fits any.
-
-    Args:
-        folder: holds annotations/instances_train2017.json, train.json, or, as Roboflow exports
-            them, train/_annotations.coco.json and valid/...
-
-    Returns:
-        the files, sorted; COCO's captions, keypoints and the like only if there are no others.
-    """
-
-    def of(name: str) -> bool:
-        return split in name.lower().replace("trainval", "train")
-
-    found = [p for part in ("annotations", ".") for p in sorted((folder / part).glob("*.json"))]
-    found = [p for p in found if of(p.stem)]
-    found += [p for p in sorted(folder.glob("*/*.json"))
-              if p.parent.name != "annotations" and of(p.parent.name)]  # fmt: skip
-    best = [p for p in found if p.stem.startswith("instances")]
-    other = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")
-    return best or [p for p in found if not p.stem.startswith(other)] or found
-
-
-def _of_folder(folder: Path, split: str | None) -> list[Source]:
+def _of_folder(
+    place: Path, split: str | None, kind: str | None, images: Path | None
+) -> list[Source]:  # fmt: skip
+    """The splits of a folder or file; anything but COCO is converted into a temporary folder."""
+    layout = recognise(place, kind)
+    if layout.kind == "coco":
+        found = []
+        for name, files in layout.splits.items():
+            if split in (None, name) or len(layout.splits) == 1:
+                if len(files) > 1:
+                    raise UserError(f"{several(place, name, files)}; name the file itself")
+                one = Source(name or files[0].stem, str(files[0]), None, notes=layout.notes)
+                found.append(one)
+                layout.notes = []
+        if not found:
+            raise UserError(f"{place}: no *{split}*.json in it; name the annotation file itself")
+        return found
+    folder = Path(tempfile.mkdtemp(prefix="fcos-"))
+    atexit.register(shutil.rmtree, folder, True)
+    only = split if any(layout.splits) else None
+    made = convert(layout, Options(images, embedded=folder / "images"), only)
+    how = "converted for this command only; `fcos dataset convert` or `fcos config new` keeps it"
+    notes = [*layout.notes, f"{place}: {layout.name}, {how}"]
+    notes += [f"{count} {text}" for text, count in made.said.items()]
     found = []
-    for name in [split] if split else SPLITS:
-        found += [Source(name, str(p), None) for p in annotation_files(folder, name)[:1]]
-    if not found and len(files := annotation_files(folder, "")) == 1:
-        found = [Source(files[0].stem, str(files[0]), None)]
-    if not found:
-        wanted = f"*{split}*.json" if split else "*train*.json or *val*.json"
-        raise UserError(
-            f"{folder}: no {wanted} in it or its annotations/; name the annotation file itself"
-        )
+    for name, part in made.splits.items():
+        path = folder / f"{name or 'all'}.json"
+        replace_file(path, msgspec.json.encode(part.content))
+        one = Source(name or "all", str(path), str(part.root), bad=made.bad, notes=notes)
+        one.shown = str(place)
+        found.append(one)
+        made.bad, notes = [], []
     return found
-
-
-def image_folder(
-    path: str, names: list[str], split: str = "", roots: Sequence[Path] = ()
-) -> str | None:
-    """The directory near an annotation file that has most of these images, or None.
-
-    Args:
-        path: of the annotation file.
-        names: of some of its images.
-        split: directories named after another split are skipped.
-        roots: search these and their subfolders instead of the surroundings of the file.
-    """
-    near = Path(path).resolve().parent
-    own = [s for s in SPLITS if s in split]
-
-    def foreign(folder: Path) -> bool:
-        bears = [s for s in SPLITS if s in folder.name]
-        return bool(own and bears) and not set(own) & set(bears)
-
-    below = [p for root in roots or [near, near.parent] for p in (root, root / "images")]
-    below = [p for p in below if p.is_dir()]
-    folders = below + [p for root in below for p in sorted(root.iterdir())
-                       if p.is_dir() and not foreign(p)]  # fmt: skip
-    there = [sum(os.path.isfile(folder / name) for name in names) for folder in folders]
-    if not any(there):
-        return None
-    return display(folders[there.index(max(there))])

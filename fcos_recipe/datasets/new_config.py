@@ -5,17 +5,27 @@ epochs for `FINE_TUNING` steps of the base config's batch, or `SCRATCH` times as
 weights; a large data set keeps the base's number of epochs.
 """
 
+import contextlib
 import json
 import math
 import os
+import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fcos_recipe.config import scaling
 from fcos_recipe.config.load import Config, display, load_config, yaml_text
-from fcos_recipe.errors import UserError, UserErrors, printable
+from fcos_recipe.data.index import open_index
+from fcos_recipe.datasets.convert.coco_repair import from_coco, needs_repair
+from fcos_recipe.datasets.convert.layouts import Options, Result, convert, refuse_bad, several
+from fcos_recipe.datasets.find_images import remember, resolve
+from fcos_recipe.datasets.recognise import Layout, recognise
+from fcos_recipe.datasets.split_merge.annotations import write
+from fcos_recipe.errors import UserError, UserErrors, path_reason, printable
 from fcos_recipe.files.atomic import draft
+from fcos_recipe.files.reading import given_path
 from fcos_recipe.places import ROOT
 
 FINE_TUNING = 500  # fewest steps of `base_batch` images when starting from a detector's weights
@@ -59,7 +69,7 @@ class Request:
     """The arguments of `new`.
 
     Args:
-        data: a folder in COCO format.
+        data: the data set's folder, in any format that `recognise` knows.
         output: the config to write.
         base: name of a config in configs/fcos, or a file.
         train, val: annotation files, if they can't be found; val "none": no evaluation.
@@ -69,6 +79,11 @@ class Request:
         weights: file, URL or zoo name of initial weights; None: as in the base.
         from_scratch: start from random weights.
         force: replace an existing `output`.
+        format: of the data, if several lie in the folder.
+        classes: names in order, for formats without names.
+        origin: of VOC's coordinates, see `from_voc`.
+        keypoints: of YOLO's lines, see `from_yolo`.
+        skip_bad: leave out what can't be converted.
     """
 
     data: Path
@@ -82,48 +97,196 @@ class Request:
     weights: str | None = None
     from_scratch: bool = False
     force: bool = False
+    format: str | None = None
+    classes: list[str] | None = None
+    origin: str = "auto"
+    keypoints: str | None = None
+    skip_bad: bool = False
 
 
 @dataclass
 class Written:
-    """The splits that `new` found, and how the config scales the learning rate."""
+    """The splits that `new` found, how the config scales the learning rate, and remarks."""
 
     train: ChosenSplit
     val: ChosenSplit | None
     plan: scaling.ScalePlan
+    notes: list[str]
 
 
 def new(args: Request) -> Written:
-    """Write the config.
+    """Write the config, and annotations in COCO format where the data has others.
 
     Raises:
-        UserError: the folder is missing, annotations or images are missing or ambiguous, or
-            `output` exists.
+        UserError: the folder is missing, annotations or images are missing or ambiguous, something
+            can't be converted, or `output` exists.
     """
     if args.output.exists() and not args.force:
         raise UserError(f"{args.output}: exists; choose another name, or --force to replace it")
     if not args.data.is_dir():
         raise UserError(f"--data {args.data}: no such folder")
+    if args.images and not args.images.is_dir():
+        raise UserError(f"--images {args.images}: no such folder")
     data = Path(os.path.abspath(args.data))
     base = _base(args.base)
-    found = {split: _annotations(args, data, split) for split in ("train", "val")}
-    if found["val"] == found["train"]:
-        raise UserError(f"{found['train']}: --train and --val are the same file; "
-                        "give --val other annotations, or --val none")  # fmt: skip
-    assert found["train"]  # only --val can be "none"
-    train = _open("train", found["train"], args.images, False)
-    val = _open("val", found["val"], args.images, True) if found["val"] else None
-    if val and list(val.boxes) != list(train.boxes):
-        raise UserError(
-            f"{val.anno}: categories: {_listed(val.boxes)}; {train.anno} has "
-            f"{_listed(train.boxes)}; both lists must have the same names in the same order"
-        )
-    text = _text(args, data, base, train, val)
+    folder = args.output.parent / f"{args.output.stem}_annotations"
+    if folder.exists() and not args.force:
+        raise UserError(f"{folder}: exists; choose another name for the config, or --force")
+    sources = Sources(args, data, folder)
     try:
+        found = sources.find()
+        train = _open("train", *found["train"], False)
+        val = _open("val", *found["val"], True) if "val" in found else None
+        if val and list(val.boxes) != list(train.boxes):
+            raise UserError(
+                f"{val.anno}: categories: {_listed(val.boxes)}; {train.anno} has "
+                f"{_listed(train.boxes)}; both lists must have the same names in the same order"
+            )
+        text = _text(args, data, base, train, val)
         plan = _written(args.output, text, args.cards, _used(train))
     except OSError as error:
-        raise UserError(f"{args.output}: {error.strerror}") from None
-    return Written(train, val, plan)
+        sources.discard()
+        raise UserError(f"{error.filename or args.output}: {path_reason(error)}") from None
+    except UserError:
+        sources.discard()
+        raise
+    return Written(train, val, plan, sources.notes)
+
+
+class Sources:
+    """Finds the annotations of each split, and converts those that training can't use as they are.
+
+    Args:
+        args: of `new`.
+        data: the data set's folder, absolute.
+        folder: where converted annotations go.
+    """
+
+    def __init__(self, args: Request, data: Path, folder: Path):
+        self.args, self.data, self.folder = args, data, folder
+        self.notes: list[str] = []
+        self.written: list[Path] = []
+
+    def find(self) -> dict[str, tuple[str, str]]:
+        """Split ("train" and, if there is one, "val") -> annotation file and image folder."""
+        args = self.args
+        named = {"train": self._named("train", args.train)}
+        if args.val != "none":
+            named["val"] = self._named("val", args.val)
+        layout = None
+        if not named["train"] or (args.val is None):
+            layout = recognise(self.data, args.format)
+            self.notes += layout.notes
+        if layout and layout.kind != "coco":
+            if args.train or args.val not in (None, "none"):
+                raise UserError(f"{self.data}: {layout.name}: --train and --val name COCO files; "
+                                "leave them out, or name both")  # fmt: skip
+            return self._converted(layout)
+        splits = {} if layout is None else layout.splits
+        chosen: dict[str, str] = {}
+        for split in named:
+            if path := named[split] or self._only(split, splits):
+                chosen[split] = path
+        if chosen.get("val") == chosen["train"]:
+            raise UserError(f"{chosen['train']}: --train and --val are the same file; give --val "
+                            "other annotations, or --val none")  # fmt: skip
+        self._tell_test({k: str(v[0]) for k, v in splits.items()}, chosen)
+        return {split: self._usable(split, path) for split, path in chosen.items()}
+
+    def _named(self, split: str, given: str | None) -> str | None:
+        if not given:
+            return None
+        places = [path for path in (Path(given), self.data / given) if path.is_file()]
+        if not places:
+            raise UserError(f"--{split} {given}: no such file, neither here nor in {self.data}")
+        return os.path.abspath(places[0])
+
+    def _only(self, split: str, splits: dict[str, list[Path]]) -> str | None:
+        """The only file of a split; a single file of any name is for training."""
+        if split == "train" and "train" not in splits and len(splits) == 1:
+            split = next(iter(splits))
+        files = splits.get(split, [])
+        if len(files) > 1:
+            raise UserError(f"{several(self.data, split, files)}; choose with --{split or 'train'} "
+                            "JSON")  # fmt: skip
+        if files:
+            return str(files[0])
+        if split == "train":
+            told = ", ".join(f"{name or 'no split'}: {v[0].name}" for name, v in splits.items())
+            raise UserError(f"{self.data}: no annotations for training ({told}); name the file "
+                            "with --train JSON")  # fmt: skip
+        if "test" in splits and "train" in splits and open_index(splits["test"][0]).has_annotations:
+            self.notes.append("there is no val split; test is used for evaluation")
+            return self._only("test", splits)
+        return None
+
+    def _usable(self, split: str, path: str) -> tuple[str, str]:
+        """The file and its image folder, after a conversion if training can't read it as it is."""
+        try:
+            index = open_index(path)
+            names = index.file_names()
+            images = resolve(path, names, self.args.images, self.data, split)
+            if images.folder and not images.renamed(names) and not needs_repair(Path(path)):
+                return path, images.folder
+            first = None
+        except UserError as error:
+            first = error
+        try:
+            found = from_coco(Path(path), self.args.images, split, self.data)
+        except UserError as error:
+            raise first or error from None
+        made = Result()
+        made.add(split, found)
+        return self._write(made)[split]
+
+    def _converted(self, layout: Layout) -> dict[str, tuple[str, str]]:
+        args = self.args
+        embedded = self.folder / "images"
+        options = Options(args.images, args.classes, None, args.origin, embedded, args.keypoints)
+        made = convert(layout, options)
+        self.notes.append(f"{self.data}: {layout.name}, converted into {display(self.folder)}")
+        if "val" not in made.splits and {"train", "test"} <= set(made.splits):
+            made.splits["val"] = made.splits.pop("test")
+            self.notes.append("there is no val split; test is used for evaluation")
+        if args.val == "none":
+            made.splits.pop("val", None)
+        if len(made.splits) == 1:
+            made.splits = {"train": next(iter(made.splits.values()))}
+        if "train" not in made.splits:
+            told = ", ".join(name or "images of no split" for name in made.splits)
+            raise UserError(f"{self.data}: {layout.name}: no training images; it has {told}")
+        found = self._write(made)
+        self._tell_test({name: path for name, (path, _) in found.items()}, found)
+        return found
+
+    def _write(self, made: Result) -> dict[str, tuple[str, str]]:
+        refuse_bad(made, self.args.skip_bad, "leave them out with --skip-bad")
+        self.notes += [f"left out: {line}" for line in made.bad]
+        self.notes += [f"{count} {text}" for text, count in made.said.items()]
+        self.notes += made.account.lines()
+        found = {}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, part in made.splits.items():
+            path = self.folder / f"instances_{name or 'other'}.json"
+            remember(part.content, path, part.root)
+            self.written.append(path)
+            write(path, part.content)
+            found[name] = (os.path.abspath(path), str(part.root))
+        return found
+
+    def _tell_test(self, files: dict[str, str], used: Iterable[str]) -> None:
+        if "test" in files and "test is used" not in " ".join(self.notes):
+            path = display(Path(files["test"]))
+            self.notes.append(f"test: {path}; --val {path} writes a config that evaluates on it")
+
+    def discard(self) -> None:
+        """Remove what was written, because there will be no config."""
+        for path in self.written:
+            path.unlink(missing_ok=True)
+        if self.folder.is_dir() and (self.written or (self.folder / "images").is_dir()):
+            shutil.rmtree(self.folder / "images", ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
 
 
 def _base(name: str) -> Config:
@@ -136,52 +299,12 @@ def _base(name: str) -> Config:
     return base
 
 
-def _annotations(args: Request, data: Path, split: str) -> str | None:
-    """The annotation file of a split: the named one, or the only one that fits."""
-    from fcos_recipe.datasets.locate import annotation_files
-
-    given = args.train if split == "train" else args.val
-    if given == "none" and split == "val":
-        return None
-    if given:
-        places = [path for path in (Path(given), data / given) if path.is_file()]
-        if not places:
-            raise UserError(f"--{split} {given}: no such file, neither here nor in {data}")
-        return os.path.abspath(places[0])
-    found = annotation_files(data, split)
-    if split == "train" and not found:
-        found = annotation_files(data, "")  # accept a single file of any name
-        if not found:
-            raise UserError(
-                f"{data}: no annotations found: looked for annotations/*train*.json, *train*.json "
-                "and train*/*.json; name the file with --train JSON"
-            )
-    if len(found) > 1:
-        names = ", ".join(str(path.relative_to(data)) for path in found[:4])
-        raise UserError(
-            f"{data}: several files could be the annotations for {split}: {names}; choose with "
-            f"--{split} JSON"
-        )
-    return str(found[0]) if found else None
-
-
-def _open(split: str, path: str, images: Path | None, judged: bool) -> ChosenSplit:
+def _open(split: str, path: str, folder: str, judged: bool) -> ChosenSplit:
     import numpy as np
 
     from fcos_recipe.data.dataset import COCODataSet
-    from fcos_recipe.data.index import open_index
-    from fcos_recipe.datasets.locate import LOOK_AT, image_folder
 
-    if images and not images.is_dir():
-        raise UserError(f"--images {images}: no such folder")
-    roots = [Path(os.path.abspath(images))] if images else []
     index = open_index(path)
-    names = [index.file_name(row) for row in range(min(LOOK_AT, len(index)))]
-    folder = image_folder(path, names, split, roots)
-    if folder is None:
-        where = images or Path(path).parent
-        raise UserError(f"{path}: none of its first images is in or near {where}; name their "
-                        "folder with --images DIR")  # fmt: skip
     folder = os.path.abspath(folder)
     dataset = COCODataSet(folder, "", path, allow_empty=True)
     dataset.parse_dataset()
@@ -339,7 +462,7 @@ def _start(args: Request, base: Config) -> tuple[str, str, bool]:
     if args.from_scratch:
         return "", "--from-scratch", True
     if args.weights:
-        local = Path(args.weights).expanduser()
+        local = given_path(args.weights)
         where = os.path.abspath(local) if local.exists() else args.weights
         return ZOO[where].url if where in ZOO else where, "--weights", False
     same = [name for name in ZOO if base.name.startswith(name)]  # ..._fast has its weights, too

@@ -53,6 +53,8 @@ def analyse(metric: CocoMetric) -> dict | None:
     coco_eval = metric.coco_eval
     if coco_eval is None or not len(metric.judged["found"]["score"]):
         return None
+    if not any(metric.instances().values()):
+        return None
     found: dict = {}
     absent: dict[str, str] = {}
 

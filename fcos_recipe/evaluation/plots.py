@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fcos_recipe.console import log
+from fcos_recipe.drawing import plot_fonts, plot_name
 from fcos_recipe.evaluation.metric import CocoMetric
 from fcos_recipe.files.atomic import draft
 
@@ -52,13 +53,12 @@ def draw_plots(metric: CocoMetric, analysis: dict, folder: Path) -> list[Path]:
         matrix = np.array(analysis["confusion"]["matrix"])
         if matrix.sum() and (few or matrix.sum() > np.trace(matrix)):
             draw_confusion = plot.confusion_matrix if few else plot.top_confusions
-            pictures["confusion"] = lambda: draw_confusion(
-                coco_eval.confusion_matrix(iou_thr=0.5, min_score=analysis["score_threshold"])
-            )
+            pictures["confusion"] = lambda: draw_confusion(_confusion(coco_eval, analysis))
     for name, draw in pictures.items():
         path = folder / f"{name}.png"
         try:
             with plot.style():
+                plt.rcParams["font.family"] = [*plt.rcParams["font.family"], *plot_fonts()]
                 figure = draw()[0]
                 with draft(path, ending=".png") as part:
                     figure.savefig(part, dpi=100, bbox_inches="tight")
@@ -69,11 +69,19 @@ def draw_plots(metric: CocoMetric, analysis: dict, folder: Path) -> list[Path]:
     return done
 
 
+def _confusion(coco_eval, analysis: dict) -> dict:
+    """hotcoco's confusion matrix, with class names that can be drawn."""
+    found = coco_eval.confusion_matrix(iou_thr=0.5, min_score=analysis["score_threshold"])
+    names = [plot_name(name, label) for label, name in enumerate(found["cat_names"])]
+    return {**found, "cat_names": names}
+
+
 def _ap_per_class(plt, analysis: dict, metric: CocoMetric):
     """All classes, best first; hotcoco's own shows 25 and marks their mean."""
     rows = [r for r in metric.last["per_class"] if r["AP"] > -1]
+    number = {id: n for n, id in enumerate(sorted(metric.categories))}
     figure, axes = plt.subplots(figsize=(7, 1.2 + 0.22 * len(rows)), layout="constrained")
-    names = [f"{r['name'][:24]} ({r['instances']})" for r in rows]
+    names = [f"{plot_name(r['name'][:24], number[r['id']])} ({r['instances']})" for r in rows]
     axes.barh(range(len(rows)), [r["AP50"] for r in rows], color="#c9d6e8", label="AP50")
     axes.barh(range(len(rows)), [r["AP"] for r in rows], color="#24447f", label="AP")
     axes.set_yticks(range(len(rows)), names, fontsize=8)

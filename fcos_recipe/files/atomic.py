@@ -173,7 +173,11 @@ def write_named(path: Path, content: str | bytes) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.is_file():
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        # a pipe that nobody reads is an error instead of a wait without end
+        file = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        os.set_blocking(file, True)
+        with open(file, "wb") as opened:
+            opened.write(content.encode() if isinstance(content, str) else content)
     else:
         replace_file(Path(os.path.realpath(path)), content)
 

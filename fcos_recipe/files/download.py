@@ -29,7 +29,7 @@ from typing import Any
 
 from fcos_recipe import __version__, exit_codes
 from fcos_recipe.console import Progress, amount, say
-from fcos_recipe.errors import RunFailure, UserError
+from fcos_recipe.errors import RunFailure, UserError, path_reason
 from fcos_recipe.files.atomic import open_own, remove_drafts, write_json
 from fcos_recipe.files.reading import open_regular, parse_json, read_bytes
 
@@ -185,7 +185,7 @@ def prepare(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be created: {error.strerror}") from None
+        raise UserError(f"{folder}: cannot be created: {path_reason(error)}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"{folder}: not writable")
 

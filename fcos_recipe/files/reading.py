@@ -30,17 +30,22 @@ def given_path(text: str | os.PathLike, base: Path | None = None) -> Path:
     """
     try:
         path = (base or Path()) / Path(text).expanduser()
-        path.lstat()
+        path.stat()
     except RuntimeError:
-        raise UserError(f"{text}: no such user; write the home directory out") from None
+        raise UserError(f"{_shown(text)}: no such user; write the home directory out") from None
     except ValueError:  # a null character, or a surrogate that is not part of a file name
-        raise UserError(f"{os.fspath(text)!r}: not a path: it contains a null character or bytes "
+        raise UserError(f"{_shown(text)!r}: not a path: it contains a null character or bytes "
                         "that are not text") from None  # fmt: skip
     except OSError as error:
         if error.errno in (36, 40):  # too long, too many links
-            shown = str(text) if len(str(text)) < 200 else f"{str(text)[:200]}..."
-            raise UserError(f"{shown}: {error.strerror}") from None
+            raise UserError(f"{_shown(text)}: {error.strerror}") from None
     return path
+
+
+def _shown(path: str | os.PathLike) -> str:
+    """A path for a message, cut if it is as long as no file's."""
+    text = os.fspath(path)
+    return text if len(text) < 200 else f"{text[:200]}..."
 
 
 def open_regular(path: str | os.PathLike, most: int | None = None) -> int:
@@ -59,11 +64,9 @@ def open_regular(path: str | os.PathLike, most: int | None = None) -> int:
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except ValueError:
-        raise UserError(f"{os.fspath(path)!r}: not a path") from None
+        raise UserError(f"{_shown(path)!r}: not a path") from None
     except OSError as error:
-        shown = os.fspath(path)
-        shown = shown if len(shown) < 200 else f"{shown[:200]}..."
-        raise UserError(f"{shown}: {error.strerror}") from None
+        raise UserError(f"{_shown(path)}: {error.strerror}") from None
     found = os.fstat(file)
     wrong = None
     if not stat.S_ISREG(found.st_mode):
@@ -161,6 +164,28 @@ def json_lines(data: bytes) -> Iterator[tuple[bytes, dict | None]]:
                 yield line, decode_json(line)
             except ValueError:
                 yield line, None
+
+
+def read_yaml(path: str | os.PathLike, most: int = 1 << 20) -> Any:
+    """Read a YAML file of plain values. Aliases, by which a small file stands for a huge one, are
+    refused.
+
+    Raises:
+        UserError: see `read_text`, or it is not such YAML.
+    """
+    import yaml  # not needed by the downloads, which run without packages
+
+    class Plain(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("an alias (*NAME); write its value out")
+            return super().compose_node(parent, index)
+
+    text = read_text(path, most)
+    try:
+        return yaml.load(text, Plain)
+    except Exception as error:  # values that do not fit their tags raise many classes
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
 
 
 def read_records(path: str | os.PathLike) -> list[dict]:

@@ -97,12 +97,13 @@ def _kernels(config: Config, overrides: list[str], kind: str, cards: int) -> Fin
 
 
 def _size(config: Config, overrides: list[str], chosen: compute.Compute) -> Iterator[Finding]:
-    """Disk of the run, and memory of one card."""
+    """Whether the model can be built and fits its head; disk of the run, and memory of one card."""
     done = _in_paddle("model.size", str(config.path), *overrides)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        yield Finding(RED, "model", f"cannot be built: {last}", "python tools/config.py validate")
+        yield Finding(RED, "model", last.removeprefix("error: "), "correct the key that is named")
         return
+    yield Finding(GREEN, "model", "builds; its levels have the strides of the head and targets")
     facts, data = json.loads(done.stdout.splitlines()[-1]), config.data
     numbers = facts["numbers"]
     # a checkpoint: weights and momenta (and their average); beside them best and final weights
@@ -160,12 +161,17 @@ def _pixels(reader: dict) -> int | None:
 
 def _hours(config: Config, cards: int, driver: device.Driver | None) -> Iterator[Finding]:
     data = config.data["TrainDataset"]
+    from fcos_recipe.data.dataset import COCODataSet
     from fcos_recipe.data.index import open_index
     from fcos_recipe.runs.published_results import published
 
     indexes = [open_index(path) for path in data_paths(data, "anno_path")]
     boxes = sum(int((i.box_start[1:] > i.box_start[:-1]).sum()) for i in indexes)
     images = sum(map(len, indexes)) if data.get("allow_empty") else boxes
+    if threshold := config.data["TrainReader"].get("repeat_threshold"):
+        dataset = COCODataSet(**{k: v for k, v in data.items() if k != "name"})
+        dataset.parse_dataset()
+        images = math.ceil(dataset.repeat_factors(threshold).sum())
     plan = scaling.plan_scaling(config, cards, images)
     yield from (Finding(YELLOW, "schedule", line) for line in plan.warnings)
     total_images = images * config.data["epoch"]

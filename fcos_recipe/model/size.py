@@ -1,4 +1,7 @@
-"""`python -m fcos_recipe.model.size CONFIG [KEY=VALUE ...]`: print the size of a model as JSON.
+"""`python -m fcos_recipe.model.size CONFIG [KEY=VALUE ...]`: build a model, print its size as JSON.
+
+The model's levels are compared with the head's strides as at the start of a run, see
+`model.build.build_model`; a config that cannot be built is one line and exit code 2.
 
 `numbers`: count of its parameters and statistics. `kept_per_pixel`: bytes per image pixel that a
 training step in float32 keeps for its backward pass.
@@ -11,9 +14,10 @@ import sys
 
 import numpy as np
 
-from fcos_recipe import compat
 from fcos_recipe.config import load_config
+from fcos_recipe.console import run_program
 from fcos_recipe.data.targets import Targets, collate
+from fcos_recipe.exit_codes import OK
 
 SIDE = 128  # pixels; the largest stride, so that every level has locations
 
@@ -47,19 +51,21 @@ def kept(model, strides: list[int], images: int) -> int:
     return after - before
 
 
-def main(path: str, *overrides: str) -> None:
+def main(path: str, *overrides: str) -> int:
     import paddle
+
+    from fcos_recipe.model.build import build_model, registry
 
     config = load_config(path, list(overrides))
     paddle.set_device("cpu")
-    compat.workspace(config.stock_data())
-    model = compat.create(config.data["architecture"])
+    model = build_model(registry(config))
     model.train()
     strides = config.data["FCOSHead"]["fpn_stride"]
     one, two = (kept(model, strides, images) for images in (1, 2))
     numbers = sum(value.size for value in model.state_dict().values())
     print(json.dumps({"numbers": numbers, "kept_per_pixel": (two - one) / SIDE**2}))
+    return OK
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_program(lambda: main(*sys.argv[1:]))

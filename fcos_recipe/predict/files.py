@@ -12,7 +12,7 @@ from typing import Any
 
 from fcos_recipe.errors import UserError, cell
 from fcos_recipe.files.atomic import draft, replace_file
-from fcos_recipe.predict.inputs import Video, decoded, is_video
+from fcos_recipe.predict.inputs import Video, decoded, is_video, real
 
 PREDICTIONS = "predictions.json"
 
@@ -46,7 +46,7 @@ def drawings(files: dict[Path, Path], folder: Path) -> dict[Path, Path]:
         UserError: a drawing would overwrite its image.
     """
     for file, relative in files.items():
-        if (folder / relative).resolve() == file.resolve():
+        if real(folder / relative) == real(file):
             raise UserError(f"--output {folder}: would overwrite the image {file}; choose another")
     return {file: folder / relative for file, relative in files.items()}
 

@@ -11,13 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from fcos_recipe.errors import UserError
-from fcos_recipe.files.reading import open_regular, read_text
+from fcos_recipe.files.reading import given_path, open_regular, read_text
 
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
 
 
 def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEOS
+
+
+def real(path: Path) -> Path:
+    """The path without links; other than `Path.resolve`, also of a link that leads to itself."""
+    return Path(os.path.realpath(path))
 
 
 def find_inputs(inputs: list[str], skip: Path | None = None) -> dict[Path, Path]:
@@ -37,14 +42,14 @@ def find_inputs(inputs: list[str], skip: Path | None = None) -> dict[Path, Path]
 
     found: dict[Path, Path] = {}
     for text in inputs:
-        path = Path(text)
+        path = given_path(text)
         if path.is_dir():
             every = [p for p in files_below(path) if is_image(p)]
-            skipped = skip.resolve() if skip and skip.resolve() != path.resolve() else None
-            new = {p: p.relative_to(path) for p in every if skipped not in p.resolve().parents}
+            skipped = real(skip) if skip and real(skip) != real(path) else None
+            new = {p: p.relative_to(path) for p in every if skipped not in real(p).parents}
         elif path.suffix == ".txt" and path.is_file():
             lines = read_text(path).splitlines()
-            listed = [path.parent / line.strip() for line in lines if line.strip()]
+            listed = [given_path(line.strip(), path.parent) for line in lines if line.strip()]
             new = {p: Path(p.name) for p in listed}
         elif path.is_file():
             new = {path: Path(path.name)}

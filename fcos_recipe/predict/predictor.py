@@ -176,13 +176,20 @@ def config_of(weights: str, config: str | os.PathLike | Config | None) -> Config
     """
     if isinstance(config, Config) or (config is None and backends.export_facts(weights)):
         return config
-    return load_config(config or _run_config(weights))
+    return load_config(config or run_config(weights))
 
 
-def _run_config(weights: str) -> Path:
-    """config.yml of the run directory that a weights file or checkpoint lies in."""
+def run_config(weights: str) -> Path:
+    """config.yml of the run directory that a weights file or checkpoint lies in.
+
+    Raises:
+        UserError: the weights do not exist, or lie in no run directory.
+    """
+    from fcos_recipe.checkpoint.weights import resolve
+
     if "://" not in weights:
-        start = Path(weights).resolve()
+        resolve(weights)  # a missing file is named as missing
+        start = Path(os.path.realpath(weights))
         for folder in [start, *start.parents][:4]:  # RUN_DIR/checkpoints/0003/model.pdparams
             if (folder / "config.yml").is_file():
                 return folder / "config.yml"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fcos_recipe.console import log
-from fcos_recipe.errors import UserError
+from fcos_recipe.errors import UserError, path_reason
 from fcos_recipe.files.atomic import replace_file
 
 HTML, MARKDOWN = "report.html", "report.md"
@@ -55,7 +55,9 @@ def write(
             replace_file(folder / name, text.encode(errors="replace"))
     except OSError as error:
         where = error.filename or folder
-        raise UserError(f"{where}: {error.strerror}; choose another folder with --output") from None
+        raise UserError(
+            f"{where}: {path_reason(error)}; choose another folder with --output"
+        ) from None
     return [folder / name for name in texts]
 
 

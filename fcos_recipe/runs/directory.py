@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fcos_recipe.console import Plain, log
-from fcos_recipe.errors import UserError
+from fcos_recipe.errors import UserError, path_reason
 from fcos_recipe.files.atomic import open_own, remove_drafts, replace_file
 from fcos_recipe.files.reading import json_lines, read_bytes
 
@@ -57,7 +57,7 @@ class RunDir:
             handler = logging.StreamHandler(_Appender(path / LOG))
         except OSError as error:
             raise UserError(
-                f"{path}: {error.strerror}; choose another folder with --output"
+                f"{path}: {path_reason(error)}; choose another folder with --output"
             ) from None
         handler.setFormatter(Plain("%(asctime)s %(levelname)s %(message)s"))
         handler.setLevel(logging.DEBUG)

@@ -1,10 +1,11 @@
-"""Detect NaN and Inf in losses and gradients before a step is applied, and handle them."""
+"""Detect NaN and Inf before a step is applied; warn of losses that explode or train on no box."""
 
 import statistics
 from collections import deque
 
 import numpy as np
 import paddle
+from paddle.nn.layer.norm import _BatchNormBase
 
 from fcos_recipe.checkpoint import storage
 from fcos_recipe.console import log
@@ -14,6 +15,10 @@ from fcos_recipe.files.atomic import write_json
 from fcos_recipe.training.resume import scaler_state
 
 FOLDER = "bad_steps"
+# The loss of FCOS is 2 to 5 before the first step and then falls.
+START, MOST_AT_START = "2 to 5", 1000.0
+EXPLODED = 10.0  # warn above this multiple of the first step's loss
+WITHOUT_BOXES = 50  # warn after so many batches, or an epoch, without a positive location
 
 
 class Guard:
@@ -29,16 +34,22 @@ class Guard:
         self._one = paddle.ones([1])
         self._buffers: list[tuple] = []
         self._losses: deque[float] = deque(maxlen=50)  # of the last log lines
-        self._diverged = False
+        self._first: float | None = None  # loss of the first step of this process
+        self._without_boxes = 0  # batches
+        self._told: set[str] = set()
+        if not trainer.dataset.box_count:
+            self._tell("boxes", f"none of the {len(trainer.dataset)} training images has a box: "
+                       "the run only learns that there is nothing")  # fmt: skip
 
     def before_step(self) -> None:
-        """Copy the buffers that a forward pass changes, so that policy `skip` can restore them."""
+        """Copy the statistics that a forward pass changes; policy `skip` restores them."""
         if self.rules["policy"] == "skip":
             self._buffers = [
-                (buffer, buffer.clone())
-                for layer in self.trainer.model.sublayers(include_self=True)
-                if layer.training and not getattr(layer, "_use_global_stats", False)
-                for buffer in layer.buffers(include_sublayers=False)
+                (value, value.clone())
+                for layer in self.trainer.model.sublayers()
+                if isinstance(layer, _BatchNormBase) and layer.training
+                if not layer._use_global_stats
+                for value in (layer._mean, layer._variance)
             ]
 
     @paddle.no_grad()
@@ -148,23 +159,63 @@ class Guard:
             for name, parameter in self.trainer.model.named_parameters()
         }
 
-    def logged(self, losses: dict) -> None:
-        """Check the mean losses of a log line and warn once if the loss has risen sharply.
+    def logged(self, losses: dict, each: dict[str, np.ndarray], rate: float) -> None:
+        """Check the losses of a log line; warn once of each thing that is wrong with them.
+
+        Args:
+            losses: their means.
+            each: those of every batch, float32 [batches].
+            rate: the LR.
 
         Raises:
             RunFailure: the loss scale is so low that no step is applied any more.
         """
         loss, limit = losses["loss"], self.rules["diverged"]
+        if self._first is None:
+            self._first = float(each["loss"][0])
         usual = statistics.median(self._losses) if len(self._losses) >= 5 else float("inf")
-        diverged = limit > 0 and loss > limit * usual
-        if diverged and not self._diverged:
-            log.warning("warning: the loss is %.4g, over %g times its running median of %.4g: the "
-                        "run may be diverging", loss, limit, usual)  # fmt: skip
-        self._diverged = diverged
+        known = self._first < MOST_AT_START
+        against = ""
+        if loss > EXPLODED * (self._first if known else MOST_AT_START):
+            against = f"usual is {START} in the first steps" + (
+                f", and it was {self._first:.4g} in the first one" if known else "")  # fmt: skip
+        elif loss > limit * usual:
+            against = f"over {limit:g} times its running median of {usual:.4g}"
+        if limit > 0 and against:
+            self._tell(
+                "exploded",
+                f"the loss is {loss:.4g}; {against}: the run is diverging at LR {rate:.3g}. "
+                "Stop it and lower LearningRate.base_lr, lengthen the warm-up, or set "
+                "OptimizerBuilder.clip_grad_by_norm",
+            )
         self._losses.append(loss)
+        self._count_boxes(each)
         scaler = self.trainer.scaler
         if scaler.is_enable() and scaler_state(scaler)["scale"] < 1:
             raise RunFailure(
                 "amp: the loss scale has fallen below 1: gradients overflow at every step and none "
                 "is applied; use amp_dtype: bfloat16, a lower LR, or train without --amp"
             )
+
+    def _count_boxes(self, each: dict[str, np.ndarray]) -> None:
+        """Without a positive location FCOSLoss has no loss of boxes and none of their quality."""
+        if not {"loss_box", "loss_quality"} <= each.keys():
+            return  # a loss of the user's
+        trained = np.flatnonzero(each["loss_box"] + each["loss_quality"])
+        batches = len(each["loss"])
+        self._without_boxes = batches - 1 - trained[-1] if len(trained) else (
+            self._without_boxes + batches)  # fmt: skip
+        if self._without_boxes >= min(WITHOUT_BOXES, len(self.trainer.loader)):
+            self._tell(
+                "boxes",
+                f"no box was trained on in the last {self._without_boxes} batches (loss_box and "
+                "loss_quality are 0): none lies in the ranges of Gt2FCOSTarget, or TrainReader's "
+                "transforms remove them; `python tools/dataset.py browse --network-input -c "
+                f"{self.trainer.config.path} --output FILE.html` shows which and why",
+            )
+
+    def _tell(self, kind: str, text: str) -> None:
+        if kind not in self._told:
+            at = self.trainer.progress
+            log.warning("warning: epoch %d step %d: %s", at.epoch + 1, at.step, text)
+            self._told.add(kind)

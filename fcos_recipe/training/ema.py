@@ -19,9 +19,10 @@ class Average(ModelEMA):
     Args:
         model: the model being trained.
         data: values of a resolved config.
+        frozen: names in the model's state dict that are left out of the average.
     """
 
-    def __init__(self, model, data: dict):
+    def __init__(self, model, data: dict, frozen: set[str]):
         super().__init__(
             model,
             data["ema_decay"],
@@ -31,10 +32,9 @@ class Average(ModelEMA):
         )
         self._every, self._model = data["cycle_epoch"], model
         if data["ema_filter_no_grad"]:  # fails in PaddleDetection: an error, or an average of zeros
-            for name, parameter in model.named_parameters():
-                if parameter.stop_gradient:
-                    self.ema_black_list.add(name)
-                    self.state_dict[name] = parameter
+            frozen = frozen | {n for n, p in model.named_parameters() if p.stop_gradient}
+        self.ema_black_list |= frozen
+        self.state_dict.update({n: v for n, v in model.state_dict().items() if n in frozen})
 
     def apply(self) -> dict:
         """Return the bias-corrected average, names to tensors; without average the model's tensor.

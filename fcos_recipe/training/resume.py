@@ -21,7 +21,7 @@ from fcos_recipe.config.effects import changes, effect
 from fcos_recipe.console import log
 from fcos_recipe.errors import UserError, UserErrors, without_secrets
 from fcos_recipe.evaluation.collectives import everywhere, gather
-from fcos_recipe.files.reading import read_json
+from fcos_recipe.files.reading import given_path, read_json
 from fcos_recipe.runs.environment import versions
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
@@ -260,7 +260,7 @@ def find(source: str) -> tuple[Path, dict]:
     Raises:
         UserError: there is no intact checkpoint.
     """
-    path = Path(source)
+    path = given_path(source)
     if gather((path / "checkpoints").is_dir())[0]:  # other hosts may not see rank 0's files
         chosen, rejected = gather(storage.newest(path / "checkpoints", _usable))[0]
         for line in rejected:
@@ -309,7 +309,8 @@ def restore(trainer, path: Path, state: dict) -> None:
         raise UserError(f"{folder / stem}.pdopt: not the state of an optimizer")
     if "progress" not in state:  # from PaddleDetection or version 0.1: only whole epochs
         at.epoch = last
-        at.steps_done, at.images_seen = trainer.steps_before(last), last * len(trainer.dataset)
+        at.steps_done = trainer.steps_before(last)
+        at.images_seen = last * trainer.loader.sampler.length
     trainer.set_schedule(at.lr_factor)
     optimizer = trainer.optimizer
     for name, value in optimizer.state_dict().items():

@@ -17,6 +17,7 @@ from fcos_recipe.model import build
 from fcos_recipe.system.watchdog import Watchdog
 from fcos_recipe.training import resume
 from fcos_recipe.training.ema import Average
+from fcos_recipe.training.freeze import Frozen
 
 
 class Setup:
@@ -51,6 +52,7 @@ class Setup:
             )
         self._check_normalization()
         self.model = build.build_model(self.cfg)
+        self.frozen = Frozen(self.model, config)
         self.use_amp, self.autocast = build.autocast(data, device)
         # bfloat16 has the range of float32 and needs no loss scaling
         self.scaler = compat.grad_scaler(
@@ -86,7 +88,7 @@ class Setup:
                 f"accumulate: {self.accumulate} is more than the {len(self.loader)} batches of an "
                 "epoch; lower it"
             )
-        self.plan = scaling.plan_scaling(self.config, self._nranks, len(self.dataset))
+        self.plan = scaling.plan_scaling(self.config, self._nranks, self.loader.sampler.length)
         self.optimizer: Any = None
         self.set_schedule(1.0)
         kind = self.cfg["OptimizerBuilder"]["optimizer"]
@@ -102,7 +104,7 @@ class Setup:
             self.model, self.optimizer = paddle.amp.decorate(
                 models=self.model, optimizers=self.optimizer, level="O2", dtype=data["amp_dtype"]
             )
-        self.ema = Average(self.model, data) if data["use_ema"] else None
+        self.ema = Average(self.model, data, self.frozen.names) if data["use_ema"] else None
 
     def set_schedule(self, factor: float) -> None:
         """Create a new LR schedule with all LRs multiplied by a factor."""
@@ -164,8 +166,8 @@ class Setup:
         resume.restore(self, path, state)
         self._resumed_from, self._cut_window = path, state.get("window")
         at = self.progress
-        log.info("resume: %s, %d epochs and %d steps done, best AP %.3f", path, at.epoch, at.step,
-                 at.best["AP"])  # fmt: skip
+        log.info("resume: %s, %d epochs and %d steps done%s", path, at.epoch, at.step,
+                 f", best AP {at.best['AP']:.3f}" if at.best["epoch"] else "")  # fmt: skip
 
     def steps_in(self, epoch: int) -> int:
         """Optimizer steps of an epoch; with `group_by_aspect` epochs may differ by one step."""

@@ -102,8 +102,10 @@ class Trainer(Setup):
             return False
         if self._saved_at != (at.epoch, 0):
             self._save()
-        log.info("early stop: AP %.4f of epoch %d was not exceeded in %d evaluations",
-                 at.best["AP"], at.best["epoch"], patience)  # fmt: skip
+        best = f"AP {at.best['AP']:.4f} of epoch {at.best['epoch']} was not exceeded"
+        log.info(
+            "early stop: %s in %d evaluations", best if at.best["epoch"] else "no AP", patience
+        )
         return True
 
     def _stopped_early(self) -> bool:
@@ -226,6 +228,8 @@ class Trainer(Setup):
         parameters = sum(int(np.prod(p.shape)) for p in self.model.parameters())
         log.info("model: %.2f M parameters on %s, %d images", parameters / 1e6, self.device,
                  len(self.dataset))  # fmt: skip
+        if self.frozen.line:
+            log.info(self.frozen.line)
 
     def _check_classes(self, names: list[str]) -> None:
         """Check that both annotation files have the same categories in the same order."""
@@ -244,6 +248,7 @@ class Trainer(Setup):
         """Train to the end of the current epoch; return False if the trainer was rolled back."""
         at, data = self.progress, self.config.data
         model.train()
+        self.frozen.keep_statistics(self.model)
         if self.ema and not at.step:
             self.ema.begin_epoch(at.epoch)
         self.loader.set_epoch(at.epoch, at.step * self.accumulate)
@@ -352,7 +357,7 @@ class Trainer(Setup):
         if not losses:
             return  # every step was skipped
         at, epochs = self.progress, self.config.data["epoch"]
-        self.guard.logged(losses)
+        self.guard.logged(losses, window.each(), rate)
         per_card = window.images / seconds
         record = {
             "kind": "train", "epoch": at.epoch + 1, "step": at.steps_done, "lr": rate, **losses,
@@ -437,8 +442,10 @@ class Trainer(Setup):
         run.show(at.steps_done, pictures(self.metric, self.metric.dataset,
                                          self.config.data["logger_images"]))  # fmt: skip
         log.info("%s", table(result, self.config.data["classwise"]))
-        log.info("epoch %d: AP %.4f, best %.4f (epoch %d); %.2f images/s", at.epoch, ap,
-                 at.best["AP"], at.best["epoch"], result["images_per_second"])  # fmt: skip
+        figures = f"AP {ap:.4f}, best {at.best['AP']:.4f} (epoch {at.best['epoch']})"
+        if ap < 0:  # as pycocotools says that there was nothing to find
+            figures = "no AP and no best weights, because EvalDataset has no annotation to find"
+        log.info("epoch %d: %s; %.2f images/s", at.epoch, figures, result["images_per_second"])
 
     # ---- saving ----------------------------------------------------------------------------
 

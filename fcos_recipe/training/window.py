@@ -61,10 +61,11 @@ class Window:
     def _rows(self) -> np.ndarray:
         """All losses, float32 [batches, losses], in one copy from the device."""
         flat = [value.reshape([1]).astype("float32") for row in self._losses for value in row]
-        if not flat:
-            return self._read
-        rows = paddle.concat(flat).numpy().reshape(len(self._losses), -1)
-        return np.concatenate([self._read, rows]) if len(self._read) else rows
+        if flat:
+            rows = paddle.concat(flat).numpy().reshape(len(self._losses), -1)
+            self._read = np.concatenate([self._read, rows]) if len(self._read) else rows
+            self._losses = []
+        return self._read
 
     def means(self) -> dict[str, float]:
         """Mean of each loss; {} if no step was applied."""
@@ -72,6 +73,10 @@ class Window:
         if not len(rows):
             return {}
         return {k: round(float(v), 6) for k, v in zip(self.names, rows.mean(axis=0))}
+
+    def each(self) -> dict[str, np.ndarray]:
+        """Each loss of every batch of the applied steps, float32 [batches]."""
+        return dict(zip(self.names, self._rows().T))
 
     def state(self) -> dict:
         """State with which a resumed run writes the same log line; JSON."""

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
+from fcos_recipe import api
 from fcos_recipe.commands import doctor
 from fcos_recipe.errors import UserError
 from fcos_recipe.system import device
@@ -143,6 +145,17 @@ def test_a_planned_run(examine, tmp_path, root):
     assert "in the 32 GiB here" in found["card memory"].text
     much = [*data, "launch.cards=2", "TrainReader.batch_size=30"]
     full = examine(CUDA, cards, config=config, overrides=much)["card memory"]
+    assert found["model"].level == GREEN
+    # what only a built model shows, in the words of `config validate --build`
+    strides = r"FCOSHead.fpn_stride: .* strides \[4, 8, 16"
+    built = "FCOS.backbone: DarkNet cannot be built"
+    dark = "FCOS.backbone=DarkNet DarkNet.depth=7"
+    for override, says in (("FCOS.backbone=HRNet", strides), (dark, built)):
+        wrong = examine(CUDA, cards, config=config, overrides=[*data, *override.split()])["model"]
+        assert wrong.level == RED and re.match(says, wrong.text)
+        with pytest.raises(UserError) as error:
+            api.build(config, overrides=[*data, *override.split()], device="cpu")
+        assert wrong.text == str(error.value)
     assert full.level == RED and "lower it: TrainReader.batch_size: " in full.remedy
     few = examine(CUDA, cards, config=config, overrides=data)["launch.cards"]
     assert few.level == RED and few.remedy == "--gpus 2, or launch.cards: 2"

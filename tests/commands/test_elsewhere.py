@@ -1,5 +1,7 @@
 """Options of PaddleDetection and other projects are answered with what to use here."""
 
+import re
+
 import pytest
 
 from fcos_recipe.cli import run
@@ -16,6 +18,61 @@ def test_the_answer_is_one_line(command, option, remedy, capsys):
     for argv in ([option], [option, "value"], [f"{option}=value"]):
         assert run(command, argv) == 2
         assert capsys.readouterr().err == f"error: {option}: not an option here; {remedy}\n"
+
+
+CONFIG = str(ROOT / "configs/fcos/fcos_r18_fpn_demo.yml")
+
+
+@pytest.mark.parametrize("line, says", [
+    ("train my.yml", "my.yml: not expected here; a config is named with -c, as in -c my.yml"),
+    ("analyze_model my.yml", "required: -c/--config; a config is named with -c, as in -c my.yml"),
+    ("infer my.yml", "required: --input.*; a config is named with -c"),
+    ("doctor my.yaml", "a config is named with -c, as in -c my.yaml"),
+    ("train -c C epoch=3", "values are set with -o, as in -o epoch=3"),
+    ("train -c C -epoch 3", "-epoch: not an option here; use -o epoch=3"),
+    ("train -c C --num-classes=4", "use -o num_classes=4"),
+    ("train -c C --momentum --eval", "use -o OptimizerBuilder.optimizer.momentum=VALUE"),
+    ("train -c C --work-num 4", "did you mean -o worker_num=4?"),
+    ("train -c C --evall", "--evall: not an option here; did you mean --eval?"),
+    ("train -c C --seed x", "argument --seed: not a whole number: 'x'"),
+    ("train", "-c CONFIG is required"),
+    ("train -c C -o TrainReader.batch_size 4", "KEY=VALUE without spaces"),
+    ("train -c C -o batch_size=2", "did you mean 'TrainReader.batch_size'"),
+    ("infer --weights nope.pdparams --input a.png -o amp=true", "nope.pdparams: no such weights"),
+    ("infer --input a.png -o amp=true", "-o: name the config with -c CONFIG, or the weights"),
+    ("export_model --weights nope", r"nope: no such weights file \(nor nope.pdparams, nor a"),
+])  # fmt: skip
+def test_what_a_stranger_writes_is_answered_with_what_to_write(line, says, capsys):
+    command, *argv = (CONFIG if word == "C" else word for word in line.split())
+    try:
+        code = run(command, argv)
+    except SystemExit as stop:
+        code = stop.code
+    error = capsys.readouterr().err
+    assert code == 2 and re.search(says, error) and "usage:" not in error
+    assert all(text.startswith("error: ") for text in error.splitlines())
+
+
+@pytest.mark.parametrize("line", [
+    "eval -c C --weights w --output FILE", "eval -c C --weights w --json FOLDER",
+    "eval -c C --weights w --save-predictions FILE/x", "infer --weights w --input a --output FILE",
+    "infer --weights w --input a --output FILE/x/y", "export_model --weights w --output FILE",
+    "train -c C --output FILE/x", "analyze_model -c C --json FOLDER", "report r --output FILE",
+    "dataset verify x.json --json FOLDER", "dataset stats x.json --output FILE/x",
+    "config new --data d -o FILE/x.yml", "dataset split x.json --output FILE",
+])  # fmt: skip
+def test_an_output_that_cannot_be_written_is_named_before_any_work(line, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    words = {"C": CONFIG, "FOLDER": str(tmp_path)}
+    text = line.replace("FILE", f"{tmp_path}/file")
+    command, *argv = (words.get(word, word) for word in text.split())
+    assert run(command, argv) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert (
+        re.search(r"^error: (--?\w|/).*(file|folder)", error)
+        and "exists" in error
+        or "not a" in error
+    )
 
 
 def test_the_page_has_the_table():

@@ -24,6 +24,8 @@ HEADLINE = ROOT / "configs/fcos/fcos_r50_fpn_1x_coco.yml"
         (["FCOSHead.norm_reg_targets=false"], "FCOSHead.norm_reg_targets: .*pixels.*strides"),
         (["FCOSHead.multiply_strides_reg_targets=true"], "norm_reg_targets: "),
         (["FCOSHead.num_shift=0"], "FCOSHead.num_shift: 0, but "),
+        (["TrainReader.repeat_threshold=2"], "repeat_threshold: 2: must lie in 0 to 1"),
+        (["EvalReader.repeat_threshold=0.5"], "0.5: only TrainReader has it"),
         (["FPN.extra_stage=1"], r"fpn_stride: \[8, 16\], but the levels of FPN"),
         (["FPN.spatial_scales=[0.25,0.125]"], "FPN.spatial_scales: .* strides are"),
         (["FPN.out_channel=128"], "fcos_feat.feat_in: 64, but FPN.out_channel is 128"),
@@ -67,7 +69,7 @@ def test_other_backbones_are_built_or_refused_by_their_real_strides(backbone, fi
     ("ResNet.variant=z", None),
     ("ResNet.groups=7", "ResNet"),
     ("FCOS.neck=YOLOv3FPN", "FCOS"),
-    ("FCOS.backbone={name: ResNet, depth: 18}", "FCOS.backbone: "),
+    ("FCOS.backbone={name: ResNet, depth: 18}", "write backbone: ResNet, and its arguments in a"),
 ])  # fmt: skip
 def test_what_cannot_be_built_is_one_line(override, says):
     if says is None:

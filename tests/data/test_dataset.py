@@ -1,5 +1,6 @@
 """COCODataSet: same images and order as stock; missing files give clear errors."""
 
+import json
 import logging
 import shutil
 
@@ -255,3 +256,35 @@ def test_a_part_of_coco_names_the_command_that_gets_the_rest(tmp_path, caplog):
         dataset.parse_dataset()
     assert "1 of 3 image files do not exist in" in caplog.text
     assert "python datasets/download_coco.py" in caplog.text
+
+
+def test_repeat_factors_are_those_of_the_paper(shapes):
+    """Gupta et al. 2019, section 4, computed from the file by definition."""
+    path = shapes / "annotations" / "instances_train.json"
+    content = json.loads(path.read_text())
+    for row in content["annotations"][::5]:
+        row["iscrowd"] = 1  # not trained on, so it does not count
+    made = path.with_name("crowded.json")
+    made.write_text(json.dumps(content))
+    dataset = COCODataSet("", str(shapes / "train"), str(made), allow_empty=True, repeat=2)
+    dataset.parse_dataset()
+    classes = {
+        dataset.image_info(i)["im_id"]: {
+            row["category_id"] for row in content["annotations"]
+            if row["image_id"] == dataset.image_info(i)["im_id"] and not row["iscrowd"]
+        }
+        for i in range(len(dataset))
+    }  # fmt: skip
+    assert set() in classes.values()
+    found = []
+    for threshold in (0.1, 0.6, 1.0):
+        share = {c: sum(c in of for of in classes.values()) / len(classes)
+                 for c in range(9) if any(c in of for of in classes.values())}  # fmt: skip
+        expected = [
+            max([1.0, *(max(1.0, (threshold / share[c]) ** 0.5)
+                        for c in classes[dataset.image_info(i)["im_id"]])])
+            for i in range(len(dataset))
+        ]  # fmt: skip
+        found.append(dataset.repeat_factors(threshold))
+        np.testing.assert_allclose(found[-1], expected, rtol=1e-12)
+    assert found[0].max() == 1 < found[-1].max()

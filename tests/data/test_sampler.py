@@ -127,3 +127,40 @@ def test_too_few_images_make_no_step():
 def test_unknown_sizes_group_as_squares():
     batches = TrainBatches(10, 2, group_by_aspect=True, sizes=np.zeros((10, 2), int)).batches(0)
     assert sorted(i for b in batches for i in b) == list(range(10))
+
+
+@pytest.mark.parametrize("group_by_aspect", [False, True])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_repeated_images_are_used_as_often_as_their_factor(ranks, group_by_aspect):
+    repeats = np.random.default_rng(4).choice([1.0, 1.0, 1.3, 2.75, 6.0], 41)
+    length, epochs = int(np.ceil(repeats.sum())), 240
+    arguments = dict(repeats=repeats, sizes=sizes(41), group_by_aspect=group_by_aspect, seed=9)
+    scaled = repeats * length / repeats.sum()
+    used, union = np.zeros((epochs, 41), int), []
+    for epoch, by_rank in enumerate(deal(41, 1, ranks, epochs, **arguments)):
+        images = [i for batches in by_rank for batch in batches for i in batch]
+        union.append(Counter(images))
+        used[epoch] = np.bincount(np.array(images) % 41, minlength=41)
+    # what does not fill a step of all ranks is dropped or waits for the next epoch
+    assert abs(used.sum(axis=1) - length).max() < ranks
+    if ranks == 1:
+        assert {*used.sum(axis=1)} == {length}
+        assert (used >= np.floor(scaled)).all() and (used <= np.ceil(scaled)).all()
+        assert all(set(counter.values()) == {1} for counter in union)  # each has its address
+    assert np.abs(used.mean(axis=0) - scaled).max() < 0.15
+    one = [Counter(i for batch in b[0] for i in batch) for b in deal(41, 1, 1, 3, **arguments)]
+    if not group_by_aspect and ranks == 1:
+        assert one == union[:3]
+
+
+def test_the_union_of_the_ranks_is_that_of_one_card():
+    repeats = np.random.default_rng(4).uniform(1, 3, 60)
+    arguments = dict(repeats=repeats, seed=2, drop_last=False)
+    counted = [
+        [Counter(i for batches in by_rank for batch in batches for i in batch)
+         for by_rank in deal(60, 2, ranks, 4, **arguments)]
+        for ranks in (1, 2, 4)
+    ]  # fmt: skip
+    for one, *others in zip(*counted):
+        for other in others:  # a few images are repeated to give each rank as many
+            assert other >= one and sum((other - one).values()) < 4

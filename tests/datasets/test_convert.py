@@ -12,6 +12,7 @@ from hotcoco import COCO
 from PIL import Image
 
 from fcos_recipe.cli import run
+from fcos_recipe.data.image_files import image_size
 from fcos_recipe.data.index import open_index
 
 SEED = 20
@@ -140,7 +141,8 @@ def test_every_bad_yolo_line_is_named(tmp_path, capsys):
         "2 0.5 0.5 0.2 0.2": "not among the 2 class names", "-1 0.5 0.5 0.2 0.2": "not among",
         "0.5 0.5 0.5 0.2 0.2": "not among", "0 nan 0.5 0.2 0.2": "must be fractions",
         "0 0.5 0.5 0.2 inf": "must be fractions", "0 30 20 10 10": "must be fractions",
-        "0 0.5 0.5 0 0.2": "width and height must", "0 0.5 0.5 a 0.2": "'a' is not a number",
+        "0 0.5 0.5 0 0.2": "width and height must", "0 0.5 0.5 1e-9 0.2": "too small",
+        "0 0.5 0.5 a 0.2": "'a' is not a number",
     }  # fmt: skip
     picture(tmp_path / "a.jpg")
     picture(tmp_path / "b.jpg")
@@ -194,7 +196,7 @@ def test_voc_by_hand(tmp_path, capsys):
     assert [(i["file_name"], i["width"], i["height"]) for i in data["images"]] == [
         ("a.jpg", 60, 40), ("b.jpg", 40, 60),
     ]  # fmt: skip
-    assert "1 XML files give a wrong image size" in capsys.readouterr().out
+    assert "1 XML files give width and height exchanged" in capsys.readouterr().out
     # one coordinate below 1: all count from 0
     voc(tmp_path, "c", [("dog", 0, 5, 20, 30, 0)])
     (tmp_path / "list.txt").write_text("a  1\nc -1\n")
@@ -251,6 +253,15 @@ def test_incomplete_coco(tmp_path, capsys):
                      "iscrowd": 1}  # fmt: skip
     assert second["bbox"] == [1, 2, 8, 6] and second["segmentation"] == [[1, 2, 9, 2, 9, 8]]
     assert "2 areas were missing" in capsys.readouterr().out
+    turned = {**data, "images": [{**data["images"][0], "height": 60, "width": 40}]}
+    source.write_text(json.dumps(turned))
+    assert convert("--from", "coco", source, "-o", out, "--force") == 0
+    assert json.loads(out.read_text())["images"] == new["images"]
+    assert "1 image sizes differ from those of the files" in capsys.readouterr().out
+    source.write_text(json.dumps(data)[:-1] + ', "annotations" :[]}')
+    for argv in (["convert", source, "-o", out], ["split", source, "-o", tmp_path / "parts"]):
+        assert run("dataset", [*map(str, argv), "--force"]) == 2
+        assert "in.json: annotations: occurs twice" in capsys.readouterr().err
     for change, message in [
         ({"bbox": [1, 2, 0, 4]}, "annotations[0]: bbox [1.0, 2.0, 0.0, 4.0]: its width"),
         ({"bbox": [1, 2, float("inf"), 4]}, ""), ({"bbox": "x"}, "annotations[0]: bbox: not four"),
@@ -459,3 +470,85 @@ def test_odd_files_are_named(tmp_path, capsys):
     picture(Path(os.fsdecode(os.fsencode(images) + b"/h\xff.jpg")))
     assert convert(*argv, "--force", "--skip-bad") == 2
     assert "the file name 'h\\udcff.jpg' is not UTF-8; rename" in capsys.readouterr().err
+
+
+def test_voc_in_other_spellings(tmp_path, capsys):
+    """Namespaces, upper case, UTF-16 without a mark; what can't be parsed is counted as lost."""
+    voc(tmp_path, "a", [("dog", 1, 1, 60, 40, 0)] * 2)
+    file = tmp_path / "Annotations" / "a.xml"
+    text = file.read_text()
+    out, told = tmp_path / "out.json", tmp_path / "told.json"
+    argv = ["--from", "voc", tmp_path, "-o", out, "--json", told, "--force"]
+    spaced = text.replace("<object>", "<v:Object>").replace("</object>", "</v:Object>")
+    head = "<?xml version='1.0' encoding='utf-16'?>"
+    for data in (spaced.encode(), (head + text).encode("utf-16-le"), text.encode("utf-16")):
+        file.write_bytes(data)
+        assert convert(*argv) == 0
+        assert account(told)["boxes"] == (2, 2, {})
+    file.write_text(text[:-20])
+    voc(tmp_path, "b", [("dog", 1, 1, 60, 40, 0)])
+    assert convert(*argv, "--skip-bad") == 0
+    assert account(told)["boxes"] == (3, 1, {"in such files": 2})
+
+
+def test_what_a_tool_wrote_is_counted_whole(tmp_path, capsys):
+    """Unknown shapes, objects without a class, damaged files, names in lists without an image."""
+    picture(tmp_path / "cvat" / "a.png")
+    box = "label='x' xtl='1' ytl='1' xbr='9' ybr='9'"
+    (tmp_path / "cvat" / "annotations.xml").write_text(
+        f"<annotations><version>1.1</version><image name='a.png' width='60' height='40'>"
+        f"<box {box}/><points label='x' points='1,1'/><tag label='y'/><cuboid {box}/></image>"
+        "</annotations>"
+    )
+    picture(tmp_path / "labelme" / "a.png")
+    shape = {"label": "x", "points": [[1, 1], [9, 9]], "shape_type": "rectangle"}
+    data = {"version": "5", "imagePath": "a.png", "shapes": [shape, {**shape, "label": None}]}
+    (tmp_path / "labelme" / "a.json").write_text(json.dumps(data))
+    (tmp_path / "labelme" / "b.json").write_text(json.dumps(data)[:-9])
+    for name in ("a 1", "b"):
+        voc(tmp_path / "voc", name, [("dog", 1, 1, 60, 40, 0)])
+    lists = tmp_path / "voc" / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("a 1\ngone  -1\n")
+    (lists / "val.txt").write_text("b  1\n")
+    out, told = tmp_path / "out.json", tmp_path / "told.json"
+    for source, errors, boxes, more in [
+        ("cvat", ["object 2: a cuboid"], (3, 1), {}),
+        ("labelme", ["b.json: not complete JSON", "object 1: it has no class"], (2, 1), {}),
+        ("voc", ["train.txt: gone: no such image"], (2, 1), {"names in lists": (2, 1)}),
+    ]:
+        argv = [tmp_path / source, "--split", "train", "-o", out, "--json", told, "--force"]
+        argv = argv if source == "voc" else argv[:1] + argv[3:]
+        assert convert(*argv) == 2
+        text = capsys.readouterr().err
+        assert all(error in text for error in errors)
+        assert len(text.splitlines()) == len(errors) + 1
+        assert convert(*argv, "--skip-bad") == 0
+        rows = {item: row[:2] for item, row in account(told).items()}
+        assert rows["boxes"] == boxes and rows.items() >= more.items()
+
+
+def test_images_with_any_ending(tmp_path, capsys):
+    """What training's decoder reads is converted; what it can't read is named, not passed over."""
+    kinds = {"a.jpg": "JPEG", "b.jfif": "JPEG", "c.gif": "GIF", "d.avif": "AVIF", "e": "PNG",
+             "f.img": "BMP", "g.heic": None}  # fmt: skip
+    Image.init()
+    for name, kind in kinds.items():
+        (tmp_path / "images").mkdir(exist_ok=True)
+        if kind in Image.SAVE:
+            Image.new("RGB", (64, 48)).save(tmp_path / "images" / name, kind)
+        else:
+            (tmp_path / "images" / name).write_bytes(b"\0\0\0\x18ftypheic")
+        label = tmp_path / "labels" / f"{name.split('.')[0]}.txt"
+        label.parent.mkdir(exist_ok=True)
+        label.write_text("0 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [x]\n")
+    out, told = tmp_path / "out.json", tmp_path / "told.json"
+    argv = ["--from", "yolo", tmp_path, "-o", out, "--json", told]
+    assert convert(*argv) == 2 and "g." in capsys.readouterr().err
+    assert convert(*argv, "--skip-bad") == 0
+    good = {n for n in kinds if image_size(tmp_path / "images" / n)}
+    assert {"a.jpg", "b.jfif", "e", "f.img"} <= good
+    assert {name: len(rows) for name, rows in boxes(out).items()} == dict.fromkeys(good, 1)
+    rows = account(told)
+    assert rows["boxes"][:2] == (7, len(good))

@@ -200,8 +200,8 @@ def other_classes(data):
     [
         (second, [], "several files could be the annotations for train.*--train JSON"),
         (other_classes, [], "val2017.json: categories: 2: class 3, class 7; .*same order"),
-        (lambda d: shutil.rmtree(d / "annotations"), [], "no annotations found.*--train JSON"),
-        (lambda d: shutil.rmtree(d / "train"), [], "none of its first images.*--images DIR"),
+        (lambda d: shutil.rmtree(d / "annotations"), [], "no annotations of a known format"),
+        (lambda d: shutil.rmtree(d / "train"), [], "none of its 4 images was found.*--images DIR"),
         (None, ["--images", "nowhere"], "--images nowhere: no such folder"),
         (None, ["--train", "gone.json"], "--train gone.json: no such file"),
         (None, ["--val", "annotations/instances_train2017.json"], "are the same file"),

@@ -267,7 +267,7 @@ def test_command(tmp_path, root):
     [
         ([], "no data given"),
         (["nowhere"], "nowhere: no such folder or annotation file"),
-        (["."], "no *train*.json or *val*.json"),
+        (["."], "no annotations of a known format"),
         (["a.json", "--images", "gone"], "gone: --images: no such folder"),
         (["a.json", "-c", "none.yml"], "none.yml"),
         (["a.json", "-o", "TrainReader.batch_transforms=[]"], "no Gt2FCOSTarget"),

@@ -168,7 +168,7 @@ PLANTED = {
     "missing image": (lambda d: d["images"][0].update(file_name="gone.jpg"),
                       {"file_missing", "unlisted"}, 10, "images[0]"),
     "missing by case": (lambda d: d["images"][0].update(file_name="TRAIN_0.jpg"),
-                        {"file_missing", "unlisted"}, 10, "images[0]"),
+                        {"file_name_other"}, 10, "images[0]"),
     "name empty": (lambda d: d["images"][0].update(file_name=""),
                    {"file_name", "file_unreadable", "unlisted"}, 10, "images[0]"),
     "name leaves": (lambda d: d["images"][0].update(file_name="../val/val_0.jpg"),

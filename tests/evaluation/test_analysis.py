@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -307,3 +308,19 @@ def test_a_file_of_detections_is_judged_without_paddle(shared, tmp_path):
     assert len(result["stats"]) == 12 and round(result["stats"][0], 3) == 0.505
     assert (tmp_path / "out" / "plots" / "errors.png").is_file()
     assert len(json.loads((tmp_path / "again.json").read_text())) == 734
+
+
+def test_pictures_with_names_that_no_font_has(tmp_path, monkeypatch):
+    """Class numbers stand for such names, and matplotlib says nothing of missing glyphs."""
+    from fcos_recipe.drawing import plot_name
+    from fcos_recipe.evaluation.plots import draw_plots
+
+    unknown = "\U000f0000红\U000f0001"
+    assert plot_name("cat é", 3) == "cat é" and plot_name(unknown, 3) == "class 3"
+    monkeypatch.setitem(CATEGORIES[0], "name", unknown)
+    metric = metric_of([(1, 4, A), (2, 9, B)], [(1, 4, A, 0.9), (2, 4, B, 0.8)])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        done = draw_plots(metric, analyse(metric), tmp_path)
+    assert {path.stem for path in done} >= {"ap_per_class", "confusion", "pr_curve"}
+    assert not [str(w.message) for w in said if "Glyph" in str(w.message)]

@@ -11,10 +11,14 @@ import pytest
 
 from fcos_recipe.checkpoint import storage, weights
 from fcos_recipe.console import exit_code
+from fcos_recipe.data.images import BadImage, read_image
 from fcos_recipe.data.index import open_index
+from fcos_recipe.datasets.convert.coco_repair import _boxes
 from fcos_recipe.errors import UserError
 from fcos_recipe.files import archives, atomic, download
-from fcos_recipe.files.reading import read_records
+from fcos_recipe.files.reading import read_records, read_yaml
+from fcos_recipe.predict.backends import open_export
+from fcos_recipe.predict.inputs import Video
 from fcos_recipe.runs.directory import METRICS, RunDir
 from fcos_recipe.runs.loggers import Csv
 from fcos_recipe.training import resume
@@ -160,3 +164,53 @@ def test_notes_of_wrong_types_in_safetensors_are_told(tmp_path, caplog):
     assert weights.description(path) == {"class_names": ["a"]}
     assert sum("is not used" in one.message for one in caplog.records) == 3
     assert weights.read(path)["w"].tolist() == [1, 1]
+
+
+def test_pipes_as_videos_and_images_of_holes_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "x.mp4")
+    with pytest.raises(BadImage, match="not a file"):
+        Video(tmp_path / "x.mp4")
+    (tmp_path / "x.jpg").touch()
+    os.truncate(tmp_path / "x.jpg", 20 << 30)
+    with pytest.raises(BadImage, match="larger than"):
+        read_image(str(tmp_path / "x.jpg"))
+
+
+@pytest.mark.parametrize("format", ["onnx", "paddle"])
+def test_a_damaged_export_is_one_line(tmp_path, format):
+    if format == "onnx":
+        pytest.importorskip("onnxruntime")
+    facts = {"format": format, "nms": True}
+    model = tmp_path / ("model.onnx" if format == "onnx" else "model.json")
+    (tmp_path / "model.pdiparams").write_bytes(b"x")
+    os.mkfifo(model)
+    with pytest.raises(UserError, match="not a file"):
+        open_export(str(tmp_path), facts, "cpu")
+    model.unlink()
+    with pytest.raises(UserError, match="No such file"):
+        open_export(str(tmp_path), facts, "cpu")
+    if format == "onnx":
+        model.write_bytes(b"damaged")
+        with pytest.raises(UserError, match="export the model again") as error:
+            open_export(str(tmp_path), facts, "cpu")
+        assert "\n" not in str(error.value)
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi")
+)
+
+
+@pytest.mark.parametrize("text", [BOMB + "names: *i", "a: &a [*a]", "[" * 5000, "a: !!int ''",
+                                  "a: !!bool x", "a: !!timestamp x", "a: !!python/name:os.system",
+                                  "a: " + "9" * 5000, "a: \x1b", "? [a]\n: b"])  # fmt: skip
+def test_yaml_of_plain_values_or_one_line(tmp_path, text):
+    (tmp_path / "data.yaml").write_text(text)
+    with pytest.raises(UserError, match="data.yaml: not YAML") as error:
+        read_yaml(tmp_path / "data.yaml")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 1000
+
+
+def test_an_area_of_400_digits_is_no_area():
+    boxes, areas = _boxes([{"bbox": [1, 1, 2, 10**400], "area": 10**400}, {"bbox": [1, 1, 2, 2]}])
+    assert np.isnan(boxes[0]).all() and np.isnan(areas).all() and boxes[1].tolist() == [1, 1, 2, 2]

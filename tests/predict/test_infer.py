@@ -161,11 +161,20 @@ def test_predictions_can_be_evaluated(trained, data, tmp_path):
 
 
 def test_bad_input(trained, data, tmp_path, capsys):
+    # -o changes the config of the weights' own run
     weights = str(trained[0])
     image = str(data / "val/000001.jpg")
     for args, words in [
         (["--weights", weights, "--input", str(tmp_path)], "no image found"),
-        (["--weights", "none.pdparams", "--input", image], "no config.yml"),
+        (["--weights", "none.pdparams", "--input", image], "no such weights file"),
+        (
+            ["--weights", weights, "--input", image, "-o", "num_classes=3"],
+            "does not match the model: 110 loaded; 2 with another shape",
+        ),
+        (
+            ["--weights", weights, "--input", image, "-o", "keep_top=3"],
+            "keep_top: unknown key; did you mean 'FCOSHead.nms.keep_top_k'",
+        ),
         (["--weights", weights, "--input", image, "--output", str(data / "val")], "overwrite"),
         (["--input", image], "--weights: missing"),
     ]:

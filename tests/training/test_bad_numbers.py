@@ -8,6 +8,7 @@ import pytest
 
 from fcos_recipe.checkpoint import storage, weights
 from fcos_recipe.cli import run
+from fcos_recipe.config import load_config
 from fcos_recipe.training import bad_numbers
 from fcos_recipe.training.trainer import Trainer
 
@@ -88,14 +89,83 @@ def test_rollback_goes_on_from_the_checkpoint_with_a_lower_lr(tiny, tmp_path, ba
     assert (state["progress"]["lr_factor"], state["progress"]["bad_steps"]) == (0.5, 1)
 
 
-def test_divergence_is_told_once(monkeypatch):
-    class Run:  # the two things that `logged` looks at
-        config = SimpleNamespace(data={"bad_numbers": {"diverged": 3.0}})
-        scaler = SimpleNamespace(is_enable=lambda: False)
-
+@pytest.fixture
+def guard(monkeypatch):
+    """A guard of a run that only has what `logged` looks at, and the warnings that it gave."""
+    rules = {"policy": "stop", "diverged": 3.0}
+    run = SimpleNamespace(
+        config=SimpleNamespace(data={"bad_numbers": rules}, path="my.yml"), loader=range(30),
+        scaler=SimpleNamespace(is_enable=lambda: False), dataset=SimpleNamespace(box_count=1),
+        progress=SimpleNamespace(epoch=0, step=20),
+    )  # fmt: skip
     told = []
-    monkeypatch.setattr(bad_numbers.log, "warning", lambda *words: told.append(words[1]))
-    guard = bad_numbers.Guard(Run)
+    monkeypatch.setattr(bad_numbers.log, "warning", lambda text, *words: told.append(text % words))
+    return bad_numbers.Guard(run), told
+
+
+def log_line(guard, losses, box=1.0):
+    each = np.array(losses, np.float32)
+    parts = {"loss": each, "loss_box": np.full_like(each, box), "loss_quality": each * 0}
+    guard.logged({"loss": float(each.mean())}, parts, 0.01)
+
+
+def test_divergence_is_told_once(guard):
+    guard, told = guard
     for loss in [1.0] * 6 + [2.9, 3.1, 9.0]:
-        guard.logged({"loss": loss})
-    assert told == [3.1]
+        log_line(guard, [loss])
+    assert len(told) == 1 and "the loss is 3.1; over 3 times its running median of 1" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("losses", "says"),
+    [
+        ([2.5, 40.0, 900.0], "314.2; usual is 2 to 5 in the first steps, and it was 2.5 in the"),
+        ([6.7e6, 6.7e6], "6.7e+06; usual is 2 to 5 in the first steps: the run is diverging at LR"),
+        ([9.0, 30.0, 80.0], ""),  # below ten times the start
+        ([500.0, 700.0], ""),  # a loss of the user's that starts higher
+    ],
+)
+def test_a_loss_that_explodes_before_the_first_log_line_is_told(guard, losses, says):
+    guard, told = guard
+    log_line(guard, losses)
+    log_line(guard, losses)
+    assert len(told) == bool(says) and says in "".join(told)
+
+
+def test_steps_without_a_box_are_told(guard):
+    guard, told = guard
+    for _ in range(3):
+        log_line(guard, [1.0] * 20, box=0.0)
+        log_line(guard, [1.0] * 9)
+    assert not told
+    for _ in range(2):  # an epoch has 30 batches
+        log_line(guard, [1.0] * 15, box=0.0)
+    (line,) = told
+    assert line.startswith("warning: epoch 1 step 20: no box was trained on in the last 30 batches")
+
+
+@pytest.mark.e2e
+def test_warnings_of_a_run(tiny, shapes, tmp_path, capfd):
+    train(tiny, tmp_path / "hot", "LearningRate.base_lr=50", "epoch=1", "log_iter=3",
+                    "OptimizerBuilder={optimizer: {type: Momentum, momentum: 0.9}}")  # fmt: skip
+    out = capfd.readouterr().out
+    assert out.count("the run is diverging at LR 50") == 1
+    content = json.loads((shapes / "annotations" / "instances_train.json").read_text())
+    content["annotations"] = []
+    (tmp_path / "none.json").write_text(json.dumps(content))
+    train(tiny, tmp_path / "none", f"TrainDataset.anno_path={tmp_path / 'none.json'}", "epoch=1")
+    assert "none of the 24 training images has a box" in capfd.readouterr().out
+
+
+def test_skip_restores_the_statistics_of_batch_norm(tiny):
+    trainer = Trainer(load_config(tiny, ["bad_numbers.policy=skip"]), "cpu")
+    guard = bad_numbers.Guard(trainer)
+    trainer.model.train()
+    guard.before_step()
+    before = [copy.numpy() for _, copy in guard._buffers]
+    assert before
+    trainer._backward(trainer.model, next(iter(trainer.loader)), synchronise=True)
+    trainer.loader.close()
+    assert not np.array_equal(before[0], guard._buffers[0][0].numpy())
+    for (_, copy), value in zip(guard._buffers, before):
+        np.testing.assert_array_equal(copy.numpy(), value)

@@ -45,6 +45,7 @@ VARIANTS = {
         ["TrainReader.group_by_aspect=true", "TrainReader.batch_size=5", "snapshot_steps=2"],
         (3, 7),
     ),
+    "repeated": (["TrainReader.repeat_threshold=1.0", "snapshot_steps=4"], (5, 13)),
     "cosine": ([COSINE, "log_iter=5", "snapshot_steps=4"], (5, 11)),
     "momentum": ([MOMENTUM, "LearningRate.base_lr=0.001", "snapshot_steps=4"], (5, 11)),
     "workers": (

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fcos_recipe import exit_codes
 from fcos_recipe.commands.dataset.shared import add_source, find_sources
-from fcos_recipe.commands.options import listed, parser
+from fcos_recipe.commands.options import listed, parser, whole
 from fcos_recipe.datasets.fpn_levels import SIZES
 from fcos_recipe.datasets.look.browse import ENDINGS, Choice, Drawing, browse
 
@@ -70,4 +70,4 @@ def main(argv: list[str]) -> int:
 
 
 def _ids(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    return [whole(part) for part in text.split(",")]

@@ -1,4 +1,4 @@
-"""`fcos dataset convert`: convert Pascal VOC, YOLO and incomplete COCO to COCO."""
+"""`fcos dataset convert`: convert the annotations of other tools and formats to COCO."""
 
 from pathlib import Path
 
@@ -10,44 +10,48 @@ from fcos_recipe.commands.dataset.shared import (
     tell_account,
     tell_content,
 )
-from fcos_recipe.commands.options import add_json, listed, parser
+from fcos_recipe.commands.options import add_format, add_json, listed, parser
 from fcos_recipe.config.load import display
-from fcos_recipe.datasets.convert.coco_repair import from_coco
-from fcos_recipe.datasets.convert.common import read_names
-from fcos_recipe.datasets.convert.voc import from_voc
-from fcos_recipe.datasets.convert.yolo import from_yolo
+from fcos_recipe.datasets.convert.common import class_list
+from fcos_recipe.datasets.convert.layouts import Options, convert, refuse_bad
+from fcos_recipe.datasets.find_images import remember, split_of
+from fcos_recipe.datasets.formats import TABLE
+from fcos_recipe.datasets.recognise import recognise
 from fcos_recipe.datasets.split_merge.annotations import refuse_overwriting, write
-from fcos_recipe.errors import UserError, UserErrors, printable
+from fcos_recipe.errors import UserError, printable
 
-MOST_TOLD = 20  # how many bad lines are printed
 _HELP = """\
 examples:
-  fcos dataset convert --from voc VOCdevkit/VOC2007 --list ImageSets/Main/train.txt -o train.json
-  fcos dataset convert --from yolo my/data.yaml --split val -o annotations/instances_val.json
-  fcos dataset convert --from yolo my --images my/images/train --classes cat,dog -o train.json
-  fcos dataset convert --from coco export.json -o annotations/instances_train.json
+  fcos dataset convert my -o annotations            # every split: annotations/instances_*.json
+  fcos dataset convert my --split val -o val.json   # one file
+  fcos dataset convert VOCdevkit/VOC2007 --list ImageSets/Main/train.txt -o train.json
+  fcos dataset convert json --images pictures --classes cat,dog -o train.json
 
-Images are not copied; sizes are read from their headers, after EXIF rotation. A line that can't be
-converted is reported with its file and number, and nothing is written unless --skip-bad leaves such
-lines out. VOC's difficult objects get iscrowd 1. --from coco adds what is missing: integer ids,
-image sizes, boxes from polygons, area, iscrowd; other fields are kept.
+what DIR|FILE can be (--from NAME if several formats lie in one folder):
+{formats}
+
+Images are not copied; they are found at any depth, also under the names that tools write on another
+machine. A line that can't be converted is reported with its file and number, and nothing is written
+unless --skip-bad leaves such lines out. Polygons, circles and masks become the boxes around them.
+VOC's difficult objects get iscrowd 1. COCO gets what it lacks: integer ids, image sizes, boxes from
+masks, area, iscrowd, names under which training finds the images; other fields are kept.
+`fcos config new --data DIR` converts as well and writes the config.
 """
 _CODES = {exit_codes.BAD_INPUT: "wrong arguments, or data that can't be read or converted"}
 
 
 def main(argv: list[str]) -> int:
     """See `fcos dataset convert --help`."""
-    text = "Convert annotations of another format to a COCO file."
-    ask = parser("dataset convert", text, _HELP, _CODES)
+    text = "Convert annotations of another format to COCO files."
+    ask = parser("dataset convert", text, _HELP.format(formats=TABLE), _CODES)
     add = ask.add_argument
-    add("source", type=Path, metavar="DIR|FILE", help="voc: folder; yolo: folder or data.yaml; "
-        "coco: JSON")  # fmt: skip
-    add("--from", dest="format", required=True, choices=("voc", "yolo", "coco"))
-    add_output(ask)
+    add("source", type=Path, metavar="DIR|FILE", help="the data set's folder, or its main file")
+    add_format(ask)
+    add_output(ask, "FILE.json|DIR", "one file, or a folder for instances_SPLIT.json of each split")
     add("--images", type=Path, metavar="DIR", help="image folder; file names are relative to it")
     add("--classes", type=listed, metavar="FILE|A,B",
         help="names in order of their ids, or a file with one name per line")  # fmt: skip
-    add("--split", default="train", metavar="NAME", help="part of data.yaml (default: %(default)s)")
+    add("--split", metavar="NAME", help="only this split (of data.yaml: default train)")
     add("--list", type=Path, metavar="FILE", help="only the images named in FILE, one per line")
     add("--origin", choices=("auto", "0", "1"), default="auto",
         help="voc: pixel coordinates start at 1 (last pixel included) or 0 "
@@ -59,33 +63,41 @@ def main(argv: list[str]) -> int:
     add_json(ask, ACCOUNT)
     add_force(ask)
     args = ask.parse_args(argv)
-    refuse_overwriting([args.output], args.force)
+    one = args.output.suffix.lower() == ".json" and not args.output.is_dir()
+    if one:
+        refuse_overwriting([args.output], args.force)
     if args.list is not None and not args.list.exists():
         args.list = args.source / args.list
     for path in (args.source, args.images, args.list):
         if path is not None and not path.exists():
             raise UserError(f"{path}: no such file or folder")
-    classes = args.classes
-    if classes and len(classes) == 1 and Path(classes[0]).is_file():
-        classes = read_names(Path(classes[0]))
-    if args.format == "yolo":
-        found = from_yolo(args.source, args.images, classes, args.split, args.list, args.keypoints)
-    elif args.format == "voc":
-        found = from_voc(args.source, args.images, classes, args.list, args.origin)
-    else:
-        found = from_coco(args.source, args.images)
-    if found.bad and not args.skip_bad:
-        more = len(found.bad) - MOST_TOLD
-        rest = [f"{more} more"] if more > 0 else []
-        last = f"{len(found.bad)} can't be converted; fix them, or leave them out with --skip-bad"
-        raise UserErrors([*found.bad[:MOST_TOLD], *rest, last])
-    for line in found.bad:
+    layout = recognise(args.source, args.format)
+    for note in layout.notes:
+        print(printable(note))
+    splits = [name for name in layout.splits if name]
+    if one and args.split is None and layout.kind in ("coco", "yolo") and len(splits) > 1:
+        args.split = "train" if "train" in splits else splits[0]
+        print(f"{args.output}: split {args.split} of {', '.join(splits)}; -o DIR writes them all")
+    embedded = (args.output.parent if one else args.output) / "images"
+    options = Options(args.images, class_list(args.classes), args.list, args.origin, embedded,
+                      args.keypoints)  # fmt: skip
+    made = convert(layout, options, split_of(args.split or "") or args.split, one)
+    refuse_bad(made, args.skip_bad, "leave them out with --skip-bad")
+    if not made.splits:
+        raise UserError(f"{args.source}: no annotations of the format {layout.kind} in it")
+    for line in made.bad:
         print(printable(f"left out: {line}"))
-    for text, count in found.said.items():
+    for text, count in made.said.items():
         print(printable(f"{count} {text}"))
-    content = found.content()
-    write(args.output, content)
-    tell_content(args.output, content)
-    tell_account(found.account, args.json)
-    print(printable(f"image_dir (file names are relative to it): {display(str(found.root))}"))
+    paths = [args.output if one else args.output / f"instances_{name or 'all'}.json"
+             for name in made.splits]  # fmt: skip
+    refuse_overwriting(paths, args.force)
+    for path, part in zip(paths, made.splits.values(), strict=True):
+        remember(part.content, path, part.root)
+        write(path, part.content)
+        tell_content(path, part.content)
+    tell_account(made.account, args.json)
+    for name, part in made.splits.items():
+        of = f" of {name}" if len(made.splits) > 1 else ""
+        print(printable(f"image_dir{of} (file names are relative to it): {display(part.root)}"))
     return 0

@@ -5,10 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fcos_recipe.commands.options import add_config, add_overrides
+from fcos_recipe.commands.options import add_config, add_format, add_overrides
 from fcos_recipe.config.load import Config
 from fcos_recipe.datasets.account import Account
-from fcos_recipe.datasets.locate import RULES, SPLITS, Source, sources
+from fcos_recipe.datasets.formats import ORDER
+from fcos_recipe.datasets.locate import RULES, Source, sources
 from fcos_recipe.errors import printable
 from fcos_recipe.files.atomic import write_named
 
@@ -19,19 +20,26 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that name a data set, for `find_sources`."""
     add = parser.add_argument
     add("target", nargs="?", type=Path, metavar="DIR|FILE.json",
-        help="a folder in COCO format, or an annotation file")  # fmt: skip
+        help="a data set's folder, or an annotation file")  # fmt: skip
+    add_format(parser)
     add_config(
         parser, "use this config's data, unless DIR or FILE.json is given, and its image sizes, "
         f"FPN levels and augmentation (default: {RULES.name})", type=Path, metavar="CONFIG",
     )  # fmt: skip
     add_overrides(parser, "override config values")
-    add("--split", choices=SPLITS, help="default: all, training first")
+    add("--split", choices=ORDER, help="default: all, training first")
     add("--images", type=Path, metavar="DIR", help="image folder, if it can't be found")
 
 
 def find_sources(args: argparse.Namespace) -> tuple[list[Source], Config]:
     """The splits named by the arguments of `add_source`; see `locate.sources`."""
-    return sources(args.target, args.config, args.opt, args.split, args.images)
+    found, config = sources(
+        args.target, args.config, args.opt, args.split, args.images, kind=args.format
+    )
+    for source in found:
+        for line in (*source.notes, *(f"left out: {line}" for line in source.bad)):
+            print(printable(line))
+    return found, config
 
 
 def add_output(

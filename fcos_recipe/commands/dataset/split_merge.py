@@ -11,8 +11,8 @@ from fcos_recipe.commands.dataset.shared import (
     tell_account,
     tell_content,
 )
-from fcos_recipe.commands.options import add_json, listed, parser
-from fcos_recipe.datasets.locate import LOOK_AT, image_folder
+from fcos_recipe.commands.options import add_json, finite, listed, parser
+from fcos_recipe.datasets.find_images import remember, resolve
 from fcos_recipe.datasets.split_merge.annotations import Annotations, refuse_overwriting, write
 from fcos_recipe.datasets.split_merge.merge import merge as merged_from
 from fcos_recipe.datasets.split_merge.split import Part
@@ -57,7 +57,9 @@ def _add_dealing(parser: argparse.ArgumentParser) -> None:
     add_force(parser)
 
 
-def _write(path: Path, part: Part) -> None:
+def _write(path: Path, part: Part, data: Annotations) -> None:
+    images = resolve(data.path, data.file_name).folder
+    remember(part.content, path, Path(images) if images else None)
     write(path, part.content)
     tell_content(path, part.content, part.without)
 
@@ -78,7 +80,7 @@ def subset(argv: list[str]) -> int:
     refuse_overwriting([args.output], args.force)
     data = Annotations.read(args.file)
     part, account = subset_of(data, args.count, args.share, args.group_by, args.seed)
-    _write(args.output, part)
+    _write(args.output, part, data)
     tell_account(account, args.json)
     return 0
 
@@ -103,16 +105,29 @@ def split(argv: list[str]) -> int:
     data = Annotations.read(args.file)
     parts, account = split_of(data, args.shares, args.group_by, args.seed)
     for path, part in zip(paths, parts, strict=True):
-        _write(path, part)
+        _write(path, part, data)
     tell_account(account, args.json)
     return 0
 
 
 def _shares(text: str) -> list[float]:
-    shares = [float(part) for part in text.split(",")]
+    shares = [finite(part) for part in text.split(",")]
     if len(shares) < 2 or not all(share > 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
         raise argparse.ArgumentTypeError("must be two or more numbers above 0 that add up to 1")
     return shares
+
+
+def _find_images(file: Annotations, named: Path | None) -> str | None:
+    """The image folder of a file, whose names become those relative to it."""
+    found = resolve(file.path, file.file_name, named)
+    if found.unclear and found.folder is None:
+        raise UserError(f"{file.path}: {found.why_not(named or file.path)}")
+    file.rename(found.renamed(file.file_name))
+    for text, count in found.said.items():
+        print(printable(f"{file.path}: {count} {text}"))
+    if missing := sum(name is None for name in found.names) if found.folder else 0:
+        print(printable(f"{file.path}: {missing} of {len(found.names)} images were not found"))
+    return found.folder or (str(named) if named and not found.names else None)
 
 
 def merge(argv: list[str]) -> int:
@@ -133,11 +148,10 @@ def merge(argv: list[str]) -> int:
             raise UserError(f"{folder}: --images: no such folder")
     refuse_overwriting([args.output], args.force)
     files = [Annotations.read(path) for path in args.files]
-    if args.images:
-        folders = [str(p) for p in args.images] * (len(files) if len(args.images) == 1 else 1)
-    else:
-        folders = [image_folder(file.path, file.file_name[:LOOK_AT]) for file in files]
+    named = list(args.images or [None]) * (len(files) if len(args.images or [None]) == 1 else 1)
+    folders = [_find_images(file, folder) for file, folder in zip(files, named, strict=True)]
     merged = merged_from(files, folders)
+    remember(merged.content, args.output, Path(merged.folder) if merged.folder else None)
     write(args.output, merged.content)
     for note in merged.notes:
         print(printable(note))

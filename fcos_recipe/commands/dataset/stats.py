@@ -11,7 +11,7 @@ from fcos_recipe.commands.options import add_json, parser, write
 from fcos_recipe.config.load import display
 from fcos_recipe.datasets.fpn_levels import SIZES, WHY, Rules
 from fcos_recipe.datasets.look.stats import statistics
-from fcos_recipe.errors import UserError, printable
+from fcos_recipe.errors import UserError, path_reason, printable
 
 _HELP = """\
 examples:
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
                 stats_plot.save(row, f"{name}: {display(row['annotations'])}", path)
                 print(f"plot: {path}")
     except OSError as error:
-        raise UserError(f"{error.filename or path}: {error.strerror}") from None
+        raise UserError(f"{error.filename or path}: {path_reason(error)}") from None
     return 0
 
 

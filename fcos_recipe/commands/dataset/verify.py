@@ -12,7 +12,7 @@ from fcos_recipe.commands.options import add_json, parser, write
 from fcos_recipe.config.load import display
 from fcos_recipe.datasets.account import table_lines
 from fcos_recipe.datasets.verify.findings import KINDS
-from fcos_recipe.errors import UserError, printable
+from fcos_recipe.errors import UserError, path_reason, printable
 
 EXAMPLES = 5  # shown on the console per kind
 CHANGES = 200  # listed on the console per copy
@@ -56,14 +56,15 @@ def main(argv: list[str]) -> int:
     args = ask.parse_args(argv)
     found = api.verify(
         args.target, config=args.config, overrides=args.opt, split=args.split,
-        image_folder=args.images, read_images=not args.no_images, fix=args.fix, allow=args.allow,
+        data_format=args.format, image_folder=args.images,
+        read_images=not args.no_images, fix=args.fix, allow=args.allow,
     )  # fmt: skip
     report = found.report
     try:
         if args.json:
             write(args.json, json.dumps(report, indent=1) + "\n")
     except OSError as error:
-        raise UserError(f"{args.json}: {error.strerror}") from None
+        raise UserError(f"{args.json}: {path_reason(error)}") from None
     for line in lines(report, args.no_images):
         print(line)
     return exit_codes.FAILED if found.errors else exit_codes.OK
@@ -82,6 +83,7 @@ def lines(report: dict[str, Any], no_images: bool) -> Iterator[str]:
     """Console lines of a report."""
     for name, part in report["splits"].items():
         yield f"{name}: {printable(display(part['annotations']))}"
+        yield from (f"  {printable(note)}" for note in part["notes"])
         totals = part["totals"]
         if totals is not None:
             read = "not read" if no_images else f"{totals['images_read']} read"

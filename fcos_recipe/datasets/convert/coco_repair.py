@@ -1,33 +1,72 @@
-"""Complete a COCO file in which ids, sizes, boxes, areas or iscrowd are missing."""
+"""Complete a COCO file that lacks ids, sizes, boxes, areas, iscrowd or usable file names."""
 
 import math
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from fcos_recipe.data.coco_json import MOST_BYTES, is_id, number
-from fcos_recipe.data.image_files import image_size
-from fcos_recipe.datasets.convert.common import Bad, Converted, as_number
-from fcos_recipe.datasets.locate import LOOK_AT, image_folder
+from fcos_recipe.data import coco_json
+from fcos_recipe.data.coco_json import is_id, number
+from fcos_recipe.data.image_files import image_size, is_image
+from fcos_recipe.data.index import HUGE
+from fcos_recipe.datasets.box_forms import are_corners, bounds
+from fcos_recipe.datasets.convert.common import MISSING, Bad, Converted, as_number
+from fcos_recipe.datasets.find_images import resolve
 from fcos_recipe.errors import UserError
-from fcos_recipe.files.reading import read_bytes
+
+DIFFERENT = (
+    "image sizes differ from those of the files, which are used; if a tool ignored the EXIF "
+    "rotation of images, boxes are wrong: see fcos dataset browse"
+)
 
 
-def from_coco(source: Path, images: Path | None) -> Converted:
-    """Add what a COCO file lacks: integer ids, image sizes, boxes (from polygons), area, iscrowd.
+class _Annotation(msgspec.Struct, gc=False):
+    bbox: list[float] | None = None
+    area: float | None = None
+    segmentation: msgspec.Raw = msgspec.Raw(b"null")
 
-    All other fields are kept. Messages name entries by section and position.
+
+class _File(msgspec.Struct):
+    annotations: list[_Annotation] | None = None
+
+
+def needs_repair(source: Path) -> bool:
+    """Whether `from_coco` would change boxes: they are corners, or only masks are there."""
+    try:
+        rows = msgspec.json.decode(coco_json.mapped(source), type=_File).annotations or []
+    except (ValueError, RecursionError):  # it has other faults, which training's reader names
+        return False
+    if any(not row.bbox and row.segmentation[:1] in (b"[", b"{") for row in rows):
+        return any(not row.bbox and bounds(msgspec.json.decode(row.segmentation)) for row in rows)
+    boxes = [row.bbox if row.bbox and len(row.bbox) == 4 else [math.nan] * 4 for row in rows]
+    areas = [math.nan if row.area is None else row.area for row in rows]
+    return are_corners(np.array(boxes).reshape(-1, 4), np.array(areas))
+
+
+def from_coco(
+    source: Path, images: Path | None, split: str = "", folder: Path | None = None
+) -> Converted:  # fmt: skip
+    """Add what a COCO file lacks: integer ids, image sizes, boxes (from masks), area, iscrowd.
+
+    File names become those under which training finds the images, and boxes become x, y, width,
+    height if the areas show that they are corners. All other fields are kept. Messages name entries
+    by section and position.
 
     Args:
         source: the COCO file.
         images: the image folder; None: the folder near `source` that holds the images.
+        split: of the file, if it is known; folders of other splits are not searched.
+        folder: the data set's folder, if it is known; it is searched as well.
 
     Raises:
-        UserError: the file is not JSON, or lacks one of the three sections.
+        UserError: the file is not JSON, lacks one of the three sections, or none of its images was
+            found.
     """
     try:
-        data = msgspec.json.decode(read_bytes(source, MOST_BYTES))
+        content = coco_json.mapped(source)
+        data = msgspec.json.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{source}: not a complete JSON file ({error})") from None
     sections = ("images", "annotations", "categories")
@@ -36,14 +75,21 @@ def from_coco(source: Path, images: Path | None) -> Converted:
         for key in sections
     ):
         raise UserError(f"{source}: images, annotations and categories must be lists of objects")
-    names = [str(image.get("file_name")) for image in data["images"]]
-    root = images or Path(image_folder(str(source), names[:LOOK_AT]) or source.parent)
-    found = Converted(root, [str(c.get("name")) for c in data["categories"]])
+    coco_json.refuse_repeated(source, content)
+    names = [name if isinstance(name := image.get("file_name"), str) else ""
+             for image in data["images"]]  # fmt: skip
+    images_of = resolve(source, names, images, folder, split)
+    if images_of.folder is None and names:
+        raise UserError(f"{source}: {images_of.why_not(images or source.parent)}")
+    found = Converted(Path(images_of.folder or source.parent),
+                      [str(c.get("name")) for c in data["categories"]])  # fmt: skip
+    found.said.update(images_of.said)
+    corners = are_corners(*_boxes(data["annotations"]))
     account = found.account
     account.seen["images"] = len(data["images"])
     account.seen["boxes"] = len(data["annotations"])
     ids = {key: _renumber(data[key], key, found) for key in sections}
-    by_id = {}
+    by_id: dict[Any, dict[str, Any]] = {}
     for n, image in enumerate(data["images"]):
         if _key(image.get("id")) in by_id:
             place, text = f"{source}: images[{n}].id", f"{image.get('id')!r} occurs twice"
@@ -54,23 +100,41 @@ def from_coco(source: Path, images: Path | None) -> Converted:
             place = f"{source}: images[{n}].file_name"
             found.refuse(place, "missing", "images", reason="without a file name")
             continue
-        if not all(isinstance(image.get(k), int) and image[k] > 0 for k in ("height", "width")):
-            size = image_size(root / image["file_name"])
-            if size is None:
-                name = entry["file_name"]
-                text = f"it has no size, and {name} can't be read"
-                found.refuse(f"{source}: images[{n}]", text, "images", reason="of unknown size")
-                continue
-            entry |= {"height": size[0], "width": size[1]}
-            found.said["image sizes were missing and are read from the files"] += 1
+        name = images_of.names[n]
+        if name is None:
+            text = f"{image['file_name']}: not found"
+            if several := images_of.unclear.get(image["file_name"]):
+                text = f"{image['file_name']}: could be {' or '.join(map(str, several[:2]))}"
+            found.refuse(f"{source}: images[{n}].file_name", text, "images", reason=MISSING)
+            continue
+        entry["file_name"] = name
+        size = image_size(found.root / name)
+        if size is None:
+            found.refuse(
+                f"{source}: images[{n}]", f"{name}: not an image", "images", reason=MISSING
+            )
+            continue
+        given = [image.get(key) for key in ("height", "width")]
+        if given != list(size):
+            known = all(isinstance(v, int) and v > 0 for v in given)
+            found.said[DIFFERENT if known else "image sizes were missing and are read"] += 1
+        entry |= {"height": size[0], "width": size[1]}
         by_id[_key(image.get("id"))] = entry
         found.images.append(entry)
+    listed = [found.root / name for name in images_of.names if name]
+    folders = {file.parent for file in listed if file.parent.is_dir()}
+    there = [file for folder in folders for file in folder.iterdir() if is_image(file)]
+    found.unused(there, listed, "in the folder of the images, but not in the file")
     classes = {_key(c.get("id")): k for c, k in zip(data["categories"], ids["categories"])}
     if len(classes) < len(data["categories"]):
         raise UserError(f"{source}: categories: an id occurs twice; give each class its own")
+    refused = {_key(image.get("id")) for image in data["images"]} - set(by_id)
     for n, annotation in enumerate(data["annotations"]):
+        if _key(annotation.get("image_id")) in refused:
+            account.leave_out("boxes", "of images that are left out")
+            continue
         try:
-            entry = _box(annotation, by_id, classes, found)
+            entry = _box(annotation, by_id, classes, found, corners)
         except Bad as error:
             found.refuse(f"{source}: annotations[{n}]", error)
             continue
@@ -78,6 +142,21 @@ def from_coco(source: Path, images: Path | None) -> Converted:
     categories = [{**c, "id": k} for c, k in zip(data["categories"], ids["categories"])]
     found.other = {**data, "categories": categories}
     return found
+
+
+def _boxes(annotations: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """float64 [M, 4] and [M]: boxes and areas, NaN where they are missing or no numbers."""
+
+    def usable(values: Any, count: int) -> list[float]:
+        good = isinstance(values, list) and len(values) == count and all(
+            isinstance(v, int | float) and not isinstance(v, bool) and not abs(v) > HUGE
+            for v in values
+        )  # fmt: skip
+        return [float(v) for v in values] if good else [math.nan] * count
+
+    boxes = [usable(a.get("bbox"), 4) for a in annotations]
+    areas = [usable([a.get("area")], 1) for a in annotations]
+    return np.array(boxes).reshape(-1, 4), np.array(areas).reshape(-1)
 
 
 def _key(value: Any) -> Any:
@@ -95,7 +174,11 @@ def _renumber(entries: list[dict[str, Any]], section: str, found: Converted) -> 
 
 
 def _box(
-    annotation: dict[str, Any], images: dict[str, dict], classes: dict[str, int], found: Converted
+    annotation: dict[str, Any],
+    images: dict[str, dict],
+    classes: dict[str, int],
+    found: Converted,
+    corners: bool,
 ) -> dict[str, Any]:
     image = images.get(_key(annotation.get("image_id")))
     if image is None:
@@ -105,17 +188,18 @@ def _box(
             f"category_id {annotation.get('category_id')!r}: no such category", "of unknown classes"
         )
     box = annotation.get("bbox")
-    polygons = annotation.get("segmentation")
-    if not box and isinstance(polygons, list) and polygons:
-        try:
-            xs, ys = ([float(v) for p in polygons for v in p[k::2]] for k in (0, 1))
-            box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
-        except (TypeError, ValueError):
-            raise Bad("segmentation: not polygons") from None
-        found.said["boxes were missing and are now the bounds of their polygons"] += 1
+    if not box and annotation.get("segmentation"):
+        box = bounds(annotation["segmentation"])
+        if box is None:
+            raise Bad("segmentation: neither polygons nor a mask", "without a readable box")
+        found.said["boxes were missing and are now the bounds of their polygons or masks"] += 1
+        corners = False
     if not isinstance(box, list) or len(box) != 4:
         raise Bad("bbox: not four numbers")
     box = [as_number(v) for v in box]
+    if corners:
+        box[2:] = [box[2] - box[0], box[3] - box[1]]
+        found.said["boxes were corners x1, y1, x2, y2, as their areas show; now x, y, w, h"] += 1
     if not all(map(math.isfinite, box)) or min(box[2:]) <= 0:
         raise Bad(f"bbox {box}: its width and height must be positive", "without width or height")
     entry = {**annotation, "image_id": image["id"], "category_id": label, "bbox": box}

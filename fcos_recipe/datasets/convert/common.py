@@ -8,13 +8,17 @@ names neither file nor line of an error. Datumaro and FiftyOne work but need 17 
 import math
 import os
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fcos_recipe.data.image_files import is_image
 from fcos_recipe.datasets.account import Account
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import read_text
+
+MISSING = "missing, or not readable"  # the account's reason for images
 
 
 class Bad(Exception):
@@ -68,6 +72,25 @@ class Converted:
         self.bad.append(text if text.startswith(str(place)) else f"{place}: {text}")
         self.account.leave_out(item, getattr(error, "reason", reason), count)
 
+    def unused(self, files: Iterable[Path], used: Iterable[Path | None], reason: str) -> None:
+        """Count files of the data set that nothing refers to.
+
+        Args:
+            files: all files, with or without those that are used.
+            used: files that annotations refer to, and annotation files.
+            reason: why images are left out; other files are named by their endings.
+        """
+        real = {os.path.realpath(file) for file in used if file is not None}
+        for file in files:
+            if os.path.realpath(file) in real:
+                continue
+            hidden = file.name.startswith(".")
+            images = is_image(file)
+            why = "hidden" if hidden else file.suffix.lower() or file.name
+            item = "images" if images else "other files"
+            self.account.seen[item] += 1
+            self.account.leave_out(item, reason if images else why)
+
     def image(self, file: Path, size: tuple[int, int]) -> dict[str, Any]:
         """Add an image of `size` (height, width) in pixels; returns its entry."""
         name = Path(os.path.relpath(file, self.root)).as_posix()
@@ -96,6 +119,8 @@ class Converted:
             self.said["boxes extended beyond their image and are clipped"] += 1
         x1, y1, x2, y2 = inside
         bbox = [round(v, 4) for v in (x1, y1, x2 - x1, y2 - y1)]
+        if min(bbox[2:]) <= 0:
+            raise Bad(f"box {corners}: too small to be written", "without width or height")
         entry = {
             "id": len(self.annotations) + 1, "image_id": image["id"], "category_id": label + 1,
             "bbox": bbox, "area": round(bbox[2] * bbox[3], 4), "iscrowd": 0, **more,
@@ -136,6 +161,13 @@ def read_names(path: Path) -> list[str]:
     return names
 
 
+def class_list(given: list[str] | None) -> list[str] | None:
+    """Class names from the argument of --classes: names, or a file of them."""
+    if given and len(given) == 1 and Path(given[0]).is_file():
+        return read_names(Path(given[0]))
+    return given
+
+
 def is_utf8(text: str) -> bool:
     """Whether a file name is text, which names with bytes of another encoding are not."""
     return not any("\ud800" <= c <= "\udfff" for c in text)
@@ -148,7 +180,15 @@ def as_number(word: Any) -> float:
         raise Bad(f"{word!r} is not a number", "not a number") from None
 
 
-def common_folder(images: Path | None, files: list[Path]) -> Path:
+def common_folder(images: Path | None, files: list[Path], places: Sequence[Path] = ()) -> Path:
+    """The folder that file names are relative to.
+
+    Args:
+        images: the image folder that was named; it is returned.
+        files: the images.
+        places: folders that images usually are in; the first that has all of them is returned.
+    """
     if images is not None:
         return images
-    return Path(os.path.commonpath([path.parent for path in files])) if files else Path()
+    common = Path(os.path.commonpath([path.parent for path in files])) if files else Path()
+    return next((place for place in places if files and common.is_relative_to(place)), common)

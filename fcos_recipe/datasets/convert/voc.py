@@ -13,17 +13,28 @@ from xml.parsers import expat
 
 from tqdm import tqdm
 
-from fcos_recipe.data.image_files import ENDINGS, files_below, image_size, is_image
-from fcos_recipe.datasets.convert.common import Bad, Converted, as_number, common_folder
+from fcos_recipe.data.image_files import files_below, image_size
+from fcos_recipe.datasets.convert.common import (
+    MISSING,
+    Bad,
+    Converted,
+    as_number,
+    common_folder,
+)
+from fcos_recipe.datasets.find_images import ImageFinder
 from fcos_recipe.errors import UserError
-from fcos_recipe.files.reading import read_bytes, read_text
+from fcos_recipe.files.reading import read_bytes
 
+EXCHANGED = (
+    "XML files give width and height exchanged: if the tool ignored the EXIF rotation of the "
+    "image, their boxes are wrong; see fcos dataset browse"
+)
 YES = {"1", "true", "yes"}
 SPLIT = re.compile(r"(train|val|valid|validation|test|eval|dev)(ing|\d)*$", re.IGNORECASE)
 
 
 def from_voc(
-    source: Path, images: Path | None, classes: list[str] | None, listed: Path | None, origin: str
+    source: Path, images: Path | None, classes: list[str] | None, origin: str
 ) -> Converted:
     """Read a Pascal VOC data set: a folder with Annotations/ and JPEGImages/, or of XML files.
 
@@ -32,9 +43,8 @@ def from_voc(
 
     Args:
         source: the folder.
-        images: image folder; default: JPEGImages/, images/ or the folder of the XML files.
+        images: image folder, at any depth; default: JPEGImages/, images/ or any below `source`.
         classes: names, in order; default: the names that occur, sorted.
-        listed: file of image names, such as ImageSets/Main/train.txt.
         origin: of pixel coordinates: "1" (VOC: 1 to width, last pixel included), "0" (0 to
             width), or "auto", see `_origin`.
 
@@ -42,13 +52,11 @@ def from_voc(
         UserError: there are no XML files.
     """
     folder = source / "Annotations" if (source / "Annotations").is_dir() else source
-    if listed:
-        files = [folder / f"{Path(name).stem}.xml" for name in _words(listed)]
-    else:
-        files = [file for file in files_below(folder) if file.suffix.lower() == ".xml"]
+    files = [file for file in files_below(folder) if file.suffix.lower() == ".xml"]
     if not files:
         raise UserError(f"{folder}: no XML files; give the folder that contains Annotations/")
     places = [images] if images else [source / "JPEGImages", source / "images"]
+    finder = ImageFinder([*places, source], [images or source])
     found = Converted(Path(), [])
     account, parsed = found.account, []
     for file in tqdm(files, disable=None, unit="file", desc="annotations"):
@@ -68,11 +76,15 @@ def from_voc(
     if origin == "auto":
         origin, why = _origin([*every, *_elsewhere(folder, {file for file, *_ in parsed})])
     found.said[f"objects; their coordinates start at {origin} ({why})"] = len(every)
-    paths = [_image(file, tree, places) for file, tree, _ in parsed]
-    found.root = common_folder(images, paths)
+    paths = [
+        _image(finder, file, tree, file.parent.relative_to(folder)) for file, tree, _ in parsed
+    ]
+    finder.require(paths, source)
+    found.root = common_folder(images, [path for path in paths if path], places)
+    found.said.update(finder.said)
     used: dict[Path, Path] = {}
     for (file, tree, objects), path in zip(parsed, paths):
-        if used.setdefault(path, file) != file:
+        if path and used.setdefault(path, file) != file:
             text = f"its image {path} also belongs to {used[path]}"
             found.refuse(file, text, "label files", reason="with another file's image")
             account.leave_out("boxes", "in such files", objects)
@@ -80,21 +92,25 @@ def from_voc(
         account.seen["images"] += 1
         size = tree.find("size")
         told_size = tuple(_text(size, key) for key in ("height", "width"))
-        true_size = image_size(path)
-        if true_size is None:
-            if not all(text.isdigit() and int(text) for text in told_size):
-                text = f"missing or no image, and {file} gives no size"
-                found.refuse(path, text, "images", reason="missing, or not readable")
-                account.leave_out("label files", "of such images")
-                account.leave_out("boxes", "of such images", objects)
-                continue
-            found.said["images are missing; their sizes are taken from the XML"] += 1
-            true_size = int(told_size[0]), int(told_size[1])
-        elif told_size != tuple(map(str, true_size)):
+        true_size = image_size(path) if path else None
+        if path is None or true_size is None:
+            names = [_text(tree, key) for key in ("filename", "path")]
+            name = next(filter(None, names), file.stem)
+            text = f"{path}: not an image" if path else finder.why_not(name)
+            found.refuse(f"{file}: its image {name}", text, "images", reason=MISSING)
+            account.leave_out("label files", "of such images")
+            account.leave_out("boxes", "of such images", objects)
+            continue
+        if told_size == tuple(map(str, true_size[::-1])) and true_size[0] != true_size[1]:
+            found.said[EXCHANGED] += 1
+        elif all(told_size) and told_size != tuple(map(str, true_size)):
             found.said["XML files give a wrong image size; the image file's size is used"] += 1
         image = found.image(path, true_size)
         account.written["label files"] += 1
-        for item in tree.iter("object"):
+        if (lost := objects - len(items := list(tree.iter("object")))) > 0:
+            text = f"{lost} of its {objects} objects can't be read"
+            found.refuse(file, text, "boxes", lost, "in another form")
+        for item in items:
             try:
                 _add_box(found, image, item, int(origin))
             except Bad as error:
@@ -102,23 +118,10 @@ def from_voc(
             for tag in ("part", "polygon"):
                 account.seen[f"{tag}s"] += (count := len(item.findall(tag)))
                 account.leave_out(f"{tag}s", "not used: boxes are", count)
-    if not listed:
-        folders = {folder for folder in (*places, folder) if folder.is_dir()}
-        _unused(
-            found, {file for folder in folders for file in files_below(folder)} - {*paths, *files}
-        )
+    folders = {folder for folder in (*places, folder) if folder.is_dir()}
+    there = {file for folder in folders for file in files_below(folder)}
+    found.unused(there, [*paths, *files], "without an XML file")
     return found
-
-
-def _unused(found: Converted, files: set[Path]) -> None:
-    """Count the images that belong to no XML file, and files that are neither of both."""
-    for file in files:
-        if is_image(file):
-            found.account.seen["images"] += 1
-            found.account.leave_out("images", "without an XML file")
-        else:
-            found.account.seen["other files"] += 1
-            found.account.leave_out("other files", file.suffix.lower() or file.name)
 
 
 def _count_objects(file: Path) -> int:
@@ -127,14 +130,21 @@ def _count_objects(file: Path) -> int:
         data = read_bytes(file)
     except UserError:
         return 0
-    wide = data[:2] in (BOM_UTF16_LE, BOM_UTF16_BE)
-    text = data.decode("utf-16" if wide else "latin-1", errors="replace")
+    wide = {
+        BOM_UTF16_LE: "utf-16",
+        BOM_UTF16_BE: "utf-16",
+        b"<\0": "utf-16-le",
+        b"\0<": "utf-16-be",
+    }
+    text = data.decode(wide.get(data[:2], "latin-1"), errors="replace")
     text = re.sub(r"<!--.*?-->|<!\[CDATA\[.*?\]\]>", "", text, flags=re.DOTALL)
     return len(re.findall(r"<(?:\w+:)?object(?=[\s/>])", text, flags=re.IGNORECASE))
 
 
 def read_xml(path: Path) -> ElementTree.Element:
     """Parse an XML file; each element gets its line number as the attribute `line`.
+
+    Names of elements become lower case and lose their namespaces.
 
     A document type declaration is refused: it could define entities that expand to gigabytes or
     read other files.
@@ -147,11 +157,14 @@ def read_xml(path: Path) -> ElementTree.Element:
     def refuse(*_: Any) -> None:
         raise Bad(f"{path}:{parser.CurrentLineNumber}: <!DOCTYPE> is not allowed in a data set")
 
+    def plain(tag: str) -> str:
+        return tag.rpartition(":")[2].lower()
+
     parser.StartDoctypeDeclHandler = refuse
-    parser.StartElementHandler = lambda tag, _: builder.start(
-        tag, {"line": str(parser.CurrentLineNumber)}
+    parser.StartElementHandler = lambda tag, attributes: builder.start(
+        plain(tag), {**attributes, "line": str(parser.CurrentLineNumber)}
     )
-    parser.EndElementHandler = builder.end
+    parser.EndElementHandler = lambda tag: builder.end(plain(tag))
     parser.CharacterDataHandler = builder.data
     try:
         parser.Parse(read_bytes(path), True)
@@ -234,14 +247,11 @@ def _elsewhere(folder: Path, known: set[Path]) -> Iterator[ElementTree.Element]:
                 yield from read_xml(file).iter("object")
 
 
-def _image(file: Path, tree: ElementTree.Element, places: list[Path]) -> Path:
-    """The image of an XML file, found by <filename> or else by the XML file's name."""
-    name = Path(_text(tree, "filename").replace("\\", "/")).name or f"{file.stem}.jpg"
-    for place in (*places, file.parent):
-        for candidate in (name, *(file.stem + ending for ending in (*ENDINGS, ""))):
-            if (place / candidate).is_file():
-                return place / candidate
-    return next((place for place in places if place.is_dir()), file.parent) / name
+def _image(finder: ImageFinder, file: Path, tree: ElementTree.Element, below: Path) -> Path | None:
+    """The image of an XML file that lies in the folder `below` of Annotations/."""
+    names = [name for key in ("filename", "path") if (name := _text(tree, key))]
+    beside = [(below / name.replace("\\", "/")).as_posix() for name in names[:1]]
+    return finder.find(*beside, *names, label=file)
 
 
 def _add_box(
@@ -266,8 +276,3 @@ def _add_box(
     found.box(image, found.classes.index(name), [x1, y1, x2, y2], **more)
     if "difficult" in more:
         found.said["objects are marked difficult and get iscrowd 1: training skips them"] += 1
-
-
-def _words(listed: Path) -> list[str]:
-    """The first word of each line; ImageSets files have -1, 0 or 1 after it."""
-    return [line.split()[0] for line in read_text(listed).splitlines() if line.strip()]

@@ -4,14 +4,12 @@ import contextlib
 import os
 import re
 from codecs import BOM_UTF8
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from io import StringIO
 from pathlib import Path
 from string import whitespace
 from typing import Any
 
-import yaml
 from tqdm import tqdm
 
 from fcos_recipe.data.image_files import files_below, image_size, is_image
@@ -23,11 +21,12 @@ from fcos_recipe.datasets.convert.common import (
     common_folder,
     read_names,
 )
+from fcos_recipe.datasets.find_images import SPLITS, UPLOAD, ImageFinder, split_of
 from fcos_recipe.errors import UserError
-from fcos_recipe.files.reading import read_bytes, read_text
+from fcos_recipe.files.reading import read_bytes, read_text, read_yaml
 
 SLACK = 1e-3  # tolerance for values outside 0 to 1, which come from rounding
-_ROW = re.compile(rb"\s*\d+(\.0*)?([\s,]+[-+.\deE]+){4,}\s*$")  # a line of a label file
+ROW = re.compile(rb"\s*\d+(\.0*)?([\s,]+[-+.\deE]+){4,}\s*$")  # a line of a label file
 
 
 def from_yolo(
@@ -54,48 +53,36 @@ def from_yolo(
     """
     config = source if source.is_file() else source / "data.yaml"
     folder = config.parent
-    named: dict[str, Any] = {}
-    if config.is_file():
-        try:
-            named = yaml.safe_load(read_text(config, 1 << 20))
-        except (yaml.YAMLError, RecursionError, ValueError, IndexError, OverflowError) as error:
-            raise UserError(f"{config}: not YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(named, dict):
-            raise UserError(f"{config}: it must be a mapping with names and {split}")
+    named = read_config(config) if config.is_file() else {}
     classes = classes or _names(folder, config, named.get("names"))
-    base = folder / str(named.get("path") or "")
-    base = base if base.is_dir() else folder
-    parts = named.get(split) or []
-    parts = [parts] if isinstance(parts, str) else parts
-    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
-        raise UserError(f"{config}: {split} must be a folder, a file, or a list of them")
-    if not (parts or images or listed) and {"train", "val", "test"} & set(named):
+    places = parts(folder, named, split)
+    if not (places or images or listed) and {"train", "val", "test"} & set(named):
         raise UserError(f"{config}: it has no {split}; choose another --split, or give --images")
-    roots: list[Path] = []  # folders of which all files belong to the data set
-    files: list[Path] = []
-    if listed:
-        files = _listed(listed, base)
-    elif images or not parts:
+    if images and not any(place.exists() for place in places):
+        places = []
+    lists = [listed] if listed else [place for place in places if place.is_file()]
+    # folders of which all files belong to the data set
+    roots = [] if listed else [place for place in places if not place.is_file()]
+    if not lists and not roots:
         roots = [images or folder]
-    else:
-        for part in parts:
-            place = base / part
-            # Roboflow writes ../train/images, relative to a folder that does not exist
-            place = place if place.exists() else folder / part.replace("../", "", 1)
-            if place.is_file():
-                files += _listed(place, base)
-            else:
-                roots.append(place)
+    base = folder / str(named.get("path") or "")
+    finder = ImageFinder([*([images] if images else []), base, folder], [images or folder])
+    names = [line.strip() for path in lists for line in read_text(path).splitlines()]
+    files = [finder.find(name) or base / name for name in names if name]
     there = dict.fromkeys(path for root in roots for path in files_below(root))
     files += [path for path in there if is_image(path)]
     if not files:
         raise UserError(f"{', '.join(map(str, roots)) or listed}: no images in it")
-    found = Converted(common_folder(images, files), classes)
+    below = images if images and all(map(_is_below(images), files)) else None
+    found = Converted(common_folder(below, files), classes)
     account = found.account
     account.seen["images"] = len(files)
     account.leave_out("images", "listed twice", len(files) - len(set(files)))
     users: dict[Path, Path] = {}  # label file -> its image
     labels = {file: _label_file(file) for file in files}
+    if images and not any(labels.values()):
+        labels = _labels_apart(folder, files)
+        roots.append(folder)
     shape = _keypoints(points, named.get("kpt_shape"), config, labels.values())
     for file, label_file in tqdm(labels.items(), disable=None, unit="image", desc="labels"):
         if label_file is not None and users.setdefault(label_file, file) != file:
@@ -137,15 +124,64 @@ def from_yolo(
     return found
 
 
+def _is_below(folder: Path):
+    real = os.path.realpath(folder)
+    return lambda file: os.path.commonpath([real, os.path.realpath(file)]) == real
+
+
+def read_config(config: Path) -> dict[str, Any]:
+    """The content of data.yaml.
+
+    Raises:
+        UserError: it is not YAML, or not a mapping.
+    """
+    named = read_yaml(config)
+    if not isinstance(named, dict):
+        raise UserError(f"{config}: it must be a mapping with names and train")
+    return named
+
+
+def parts(folder: Path, named: dict[str, Any], split: str) -> list[Path]:
+    """The folders and lists of a split in data.yaml.
+
+    Paths are often those of another machine, or relative to a folder that is not there: the first
+    of a path's ends that exists below the folder of data.yaml is taken.
+
+    Args:
+        folder: of data.yaml.
+        named: its content.
+        split: a key of it, or "train", "val" or "test" under another name.
+
+    Raises:
+        UserError: the value is not a path or a list of paths.
+    """
+    key = split if split in named else next(
+        (key for key in named if SPLITS.get(str(key)) == SPLITS.get(split, split)), split
+    )  # fmt: skip
+    given = named.get(key) or []
+    given = [given] if isinstance(given, str) else given
+    if not isinstance(given, list) or not all(isinstance(part, str) for part in given):
+        raise UserError(f"{folder}: {split} must be a folder, a file, or a list of them")
+    base = folder / str(named.get("path") or "")
+    found = []
+    for text in given:
+        words = [w for w in re.split(r"[\\/]+", text) if w not in ("", ".", "..")]
+        ends = [words[i:] for i in range(len(words))]
+        ends = [Path(*end) for end in ends if split_of(*end) == split_of(*words)]
+        places = [base / text, *(b / end for end in ends for b in (base, folder))]
+        found.append(next((place for place in places if place.exists()), places[0]))
+    return found
+
+
 def _without_image(found: Converted, roots: list[Path], used: set[Path]) -> None:
     """Count the label files that belong to no image, and files that are neither of both."""
     there = {path for root in roots for path in (*files_below(root), *files_below(_labels(root)))}
-    other: Counter[str] = Counter()
+    other = []
     for file in sorted(there - used):
         text = file.suffix.lower() == ".txt" and not file.name.startswith(".")
         lines = _raw_lines(file) if text else []
-        if not text or (lines and not any(map(_ROW.match, lines))):
-            other["hidden" if file.name.startswith(".") else file.suffix.lower() or file.name] += 1
+        if not text or (lines and not any(map(ROW.match, lines))):
+            other.append(file)
             continue
         found.account.seen["label files"] += 1
         found.account.seen["boxes"] += len(lines)
@@ -155,9 +191,7 @@ def _without_image(found: Converted, roots: list[Path], used: set[Path]) -> None
             found.refuse(file, why, "label files", reason="without an image")
         else:
             found.account.leave_out("label files", "without an image, and empty")
-    for ending, count in other.items():
-        found.account.seen["other files"] += count
-        found.account.leave_out("other files", ending, count)
+    found.unused(other, (), "not in the folder of the images")
 
 
 def _keypoints(
@@ -193,10 +227,25 @@ def _names(folder: Path, config: Path, names: Any) -> list[str]:
         names = [names[k] for k in range(len(names))]
     if isinstance(names, list) and names:
         return [str(name) for name in names]
-    for file in ("classes.txt", "obj.names", "labels/classes.txt"):
-        if (folder / file).is_file():
-            return read_names(folder / file)
-    raise UserError(f"{folder}: no class names in data.yaml, classes.txt, obj.names; add --classes")
+    known = ("classes.txt", "obj.names", "_darknet.labels", "classes.names", "labels.txt")
+    files = [file for file in files_below(folder) if file.name in known]
+    nearest = sorted(files, key=lambda file: (len(file.parts), known.index(file.name)))
+    found = {tuple(read_names(file)): file for file in nearest[::-1] if _is_list(file)}
+    if len(found) > 1:
+        names = ", ".join(str(file) for file in found.values())
+        raise UserError(f"{names} have different class names; choose with --classes FILE")
+    if found:
+        return list(next(iter(found)))
+    raise UserError(
+        f"{folder}: no class names in data.yaml, {', '.join(known)}; add --classes FILE or "
+        "--classes A,B in the order of the numbers in the label files"
+    )
+
+
+def _is_list(file: Path) -> bool:
+    """Whether a file with the name of a list of classes is not the labels of an image."""
+    lines = _raw_lines(file)
+    return bool(lines) and not all(map(ROW.match, lines))
 
 
 def _labels(path: Path) -> Path:
@@ -205,6 +254,20 @@ def _labels(path: Path) -> Path:
     if "images" in parts:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
     return Path(*parts)
+
+
+def _labels_apart(folder: Path, files: list[Path]) -> dict[Path, Path | None]:
+    """The label file of each image by its stem, as Label Studio exports labels without images.
+
+    The label file of an upload has a prefix that the image does not have.
+    """
+    stems: dict[str, list[Path]] = {}
+    for path in files_below(folder):
+        if path.suffix.lower() == ".txt":
+            for stem in {path.stem, UPLOAD.sub("", path.stem)}:
+                stems.setdefault(stem, []).append(path)
+    found = {file: stems.get(file.stem, []) for file in files}
+    return {file: paths[0] if len(paths) == 1 else None for file, paths in found.items()}
 
 
 def _label_file(file: Path) -> Path | None:
@@ -250,10 +313,6 @@ def _add_box(
     polygon = [round(v, 4) for point in zip(xs, ys) for v in point]
     found.box(image, int(label), [min(xs), min(ys), max(xs), max(ys)], segmentation=[polygon])
     found.said["boxes are the bounds of polygons, which are kept as well"] += 1
-
-
-def _listed(listed: Path, base: Path) -> list[Path]:
-    return [base / line.strip() for line in read_text(listed).splitlines() if line.strip()]
 
 
 def _raw_lines(file: Path) -> list[bytes]:

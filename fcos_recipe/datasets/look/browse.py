@@ -368,7 +368,7 @@ def browse(
     tiles, legend, titles = [], [], []
     for source in found:
         if source.images is None:
-            raise UserError(f"{source.path}: no images found near it; add --images DIR")
+            raise UserError(f"{source.title}: no images found near it; add --images DIR")
         if drawing.epoch is not None:
             pairs = list(seen_by_network(config, source, choice, most, drawing.epoch))
             rows = [tile for tile, _ in pairs]
@@ -377,7 +377,7 @@ def browse(
                 legend = level_keys(Rules.of(config).targets, counts)
         else:
             rows = list(annotated(source, choice, most, drawing.predictions, drawing.threshold))
-        titles.append(f"{source.name} ({display(source.path)}), {len(rows)} images")
+        titles.append(f"{source.name} ({display(source.title)}), {len(rows)} images")
         tiles += rows
     if not tiles:
         raise UserError(f"{'; '.join(s.path for s in found)}: no image to show")

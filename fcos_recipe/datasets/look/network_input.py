@@ -97,7 +97,7 @@ class NetworkInput:
             len(self.dataset), reader.batch_size, shuffle=reader.shuffle,
             drop_last=reader.drop_last, seed=reader.seed,
             sizes=self.dataset.image_sizes() if reader.group_by_aspect else None,
-            group_by_aspect=reader.group_by_aspect,
+            group_by_aspect=reader.group_by_aspect, repeats=reader.repeats(self.dataset),
         ).batches(epoch)  # fmt: skip
 
     def positions(self, rows: np.ndarray) -> np.ndarray:

@@ -69,7 +69,7 @@ def statistics(source: Source, rules: Rules | None) -> dict[str, Any]:
     empty = np.flatnonzero(per_image == 0)
     most = int(per_image.argmax()) if len(index) else 0
     result: dict[str, Any] = {
-        "annotations": source.path,
+        "annotations": source.title,
         "images": {
             "count": len(index),
             "without_boxes": len(empty),

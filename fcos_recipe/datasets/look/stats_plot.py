@@ -1,6 +1,5 @@
 """The plot of `fcos dataset stats`: one PNG per split, legible with 80 classes."""
 
-import warnings
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -8,20 +7,16 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import fontManager
 from matplotlib.ticker import MaxNLocator
 
 from fcos_recipe.datasets.fpn_levels import SIZES, WHY
+from fcos_recipe.drawing import plot_fonts, plot_name
 from fcos_recipe.files.atomic import draft
 
 MOST_CLASSES, LEAST_ROWS = 120, 12  # rows of the class panel
 COLORS = ("#9ecae1", "#4292c6", "#084594")  # small, medium, large
 OTHER = "#4292c6"
 LOST = "#c0392b"
-FALLBACKS = (
-    "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei",
-    "Droid Sans Fallback", "Arial Unicode MS", "Microsoft YaHei", "SimHei",
-)  # fmt: skip
 
 
 def save(found: dict[str, Any], title: str, path: Path) -> None:
@@ -35,10 +30,12 @@ def save(found: dict[str, Any], title: str, path: Path) -> None:
     Raises:
         OSError: the file can't be written.
     """
-    classes = sorted(found["classes"], key=lambda row: -row["boxes"])
+    numbered = [{**row, "number": number} for number, row in enumerate(found["classes"])]
+    classes = sorted(numbered, key=lambda row: -row["boxes"])
     rows = min(len(classes), MOST_CLASSES)
     figure = Figure(figsize=(15, max(8.5, 1.2 + 0.15 * rows)), dpi=110, layout="constrained")
-    figure.suptitle(title, fontsize=12, parse_math=False)
+    title = "".join(c if plot_name(c, 0) == c else "?" for c in title)
+    figure.suptitle(title, fontsize=12, parse_math=False, fontfamily=plot_fonts())
     left, right = figure.subfigures(1, 2, width_ratios=(5, 10))
     sides = left.subplots(1, 2, sharey=True, width_ratios=(3, 1))
     _classes(sides[0], sides[1], classes[:rows], len(classes))
@@ -56,10 +53,8 @@ def save(found: dict[str, Any], title: str, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
         axes.title.set_fontsize(10)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # drawn as a frame
-        with draft(path, ending=".png") as part:
-            figure.savefig(part)
+    with draft(path, ending=".png") as part:
+        figure.savefig(part)
 
 
 def _classes(counts: Axes, shares: Axes, classes: list[dict[str, Any]], total: int) -> None:
@@ -68,9 +63,10 @@ def _classes(counts: Axes, shares: Axes, classes: list[dict[str, Any]], total: i
     counts.barh(where, boxes, color=OTHER)
     for y, number in enumerate(boxes):
         counts.text(max(number, 0.1), y, f" {number:.0f}", va="center", fontsize=6.5)
-    counts.set_yticks(where, [_short(row["name"]) for row in classes], fontsize=7)
+    names = [plot_name(_short(row["name"]), row["number"]) for row in classes]
+    counts.set_yticks(where, names, fontsize=7)
     for text in counts.get_yticklabels():
-        text.set(parse_math=False, fontfamily=fonts())  # "$x$" is a name, not a formula
+        text.set(parse_math=False, fontfamily=plot_fonts())  # "$x$" is a name, not a formula
     more = f", the {len(classes)} largest of {total}" if total > len(classes) else ""
     counts.set_title(f"boxes per class{more}", fontsize=10)
     counts.set_xscale("symlog", linthresh=10)
@@ -90,12 +86,6 @@ def _classes(counts: Axes, shares: Axes, classes: list[dict[str, Any]], total: i
     for axes in (counts, shares):
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(axis="x", labelsize=8)
-
-
-def fonts() -> list[str]:
-    """Matplotlib's own font, then installed fonts with characters that it lacks."""
-    installed = set(fontManager.get_font_names())
-    return ["DejaVu Sans", *(name for name in FALLBACKS if name in installed)]
 
 
 def _short(name: str, most: int = 28) -> str:

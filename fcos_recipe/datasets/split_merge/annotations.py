@@ -5,8 +5,9 @@ rewritten. Images are not copied: file names stay relative to their folder. hotc
 and merge drop unknown fields and ids, ignore classes, and can't merge files of different classes.
 """
 
+from codecs import getincrementaldecoder
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from msgspec import Raw
 
 from fcos_recipe.data import coco_json
 from fcos_recipe.datasets.account import Account
-from fcos_recipe.errors import UserError
+from fcos_recipe.errors import UserError, path_reason
 from fcos_recipe.files.atomic import replace_file
 
 SECTIONS = {
@@ -51,7 +52,14 @@ class Annotations:
             UserError: the file is missing or not COCO, an id occurs twice, a category is unknown.
         """
         with coco_json.explained(path):
-            top = msgspec.json.decode(coco_json.mapped(path), type=dict[str, Raw])
+            content = coco_json.mapped(path)
+            decoder = getincrementaldecoder("utf-8")()
+            for start in range(0, len(content), 1 << 20):  # `Raw` values are copied unseen
+                decoder.decode(content[start : start + (1 << 20)])
+            top = msgspec.json.decode(content, type=dict[str, Raw])
+            coco_json.refuse_repeated(path, content)
+            if "images" not in top:
+                raise UserError(f"{path}: has no `images`: not COCO's format")
             parts = {name: top.pop(name, Raw(b"[]")) for name in SECTIONS}
             raw = {
                 name: msgspec.json.decode(part, type=list[Raw] | None) or []
@@ -106,6 +114,14 @@ class Annotations:
             "categories": self.categories,
         }
 
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Replace file names: old -> new."""
+        for row, old in enumerate(self.file_name):
+            if old in names:
+                entry = {**msgspec.json.decode(self.images[row]), "file_name": names[old]}
+                self.images[row] = Raw(msgspec.json.encode(entry))
+                self.file_name[row] = names[old]
+
     @property
     def orphans(self) -> int:
         """Number of annotations whose image the file does not list."""
@@ -140,4 +156,4 @@ def write(path: Path, content: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, msgspec.json.encode(content))
     except OSError as error:
-        raise UserError(f"{error.filename or path}: {error.strerror}") from None
+        raise UserError(f"{error.filename or path}: {path_reason(error)}") from None

@@ -35,15 +35,18 @@ def merge(files: list[Annotations], folders: Sequence[str | None]) -> Merged:
 
     Args:
         files: at least one.
-        folders: image folder of each file; None if unknown, which is allowed only for all at once.
+        folders: image folder of each file; None: none of its images was found.
 
     Raises:
-        UserError: a file has a class name twice, or only some folders are known.
+        UserError: a file has a class name twice, no image of a file was found, or an image that was
+            not found is listed by two files.
     """
-    known = {os.path.realpath(folder) for folder in folders if folder is not None}
     for file, folder in zip(files, folders):
-        if known and folder is None and file.images:
-            raise UserError(f"{file.path}: no images found near it; give --images for each file")
+        if folder is None and file.images:
+            raise UserError(f"{file.path}: none of its {len(file.images)} images was found, "
+                            "and without them equal names say nothing; give --images, one for all "
+                            "files or one for each")  # fmt: skip
+    known = {os.path.realpath(folder) for folder in folders if folder is not None}
     root = os.path.commonpath(known) if known else None
     notes: list[str] = []
     account = Account()
@@ -57,6 +60,12 @@ def merge(files: list[Annotations], folders: Sequence[str | None]) -> Merged:
     seen: set[bytes] = set()  # annotations of images that occur in several files
     every_path = [_paths(folder, file.file_name) for file, folder in zip(files, folders)]
     times = Counter(path for paths in every_path for path in paths)
+    shared = Counter(path for paths in every_path for path in set(paths))
+    lost = [path for path, number in shared.items() if number > 1 and not os.path.isfile(path)]
+    if lost:
+        raise UserError(f"{display(lost[0])}: {len(lost)} images that do not exist are in several "
+                        "files, and without them equal names say nothing; give --images, one for "
+                        "each file")  # fmt: skip
     for file, paths in zip(files, every_path):
         short = display(file.path)
         account.add(file.account())

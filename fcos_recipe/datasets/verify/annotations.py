@@ -61,6 +61,7 @@ class Content:
         raw: all entries of each section, as raw JSON.
         entries: the valid entries of each section.
         sizes: image name -> height and width of the file, used if the annotations lack them.
+        renamed: image name -> the name under which training finds the file, if that differs.
     """
 
     path: str
@@ -68,6 +69,7 @@ class Content:
     raw: dict[str, list[msgspec.Raw]]
     entries: dict[str, Entries]
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
 
     def class_names(self) -> list[str]:
         """Class names in the order in which training numbers them."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from fcos_recipe.data.coco_json import is_id, number
 from fcos_recipe.data.index import EPSILON, HUGE
+from fcos_recipe.datasets.box_forms import are_corners
 from fcos_recipe.datasets.verify.findings import Findings, by
 
 LARGE = 1 << 20  # pixels; larger coordinates are "huge" if the image's size is unknown
@@ -87,6 +88,10 @@ def check_boxes(rows: Columns, size: np.ndarray, files) -> np.ndarray:
 
 def check_format(rows: Columns, limit: np.ndarray, found: Findings) -> None:
     """Find boxes given as image fractions or corners instead of x, y, width, height in pixels."""
+    if are_corners(rows.xywh, rows.area):
+        found.add("box_format", text="read as corners x1, y1, x2, y2 they have the areas stated "
+                  "beside them; --fix and `convert` change them")  # fmt: skip
+        return
     known = np.isfinite(limit).all(axis=1) & np.isfinite(rows.xywh).all(axis=1)
     box, limit = rows.xywh[known], limit[known]
     if not len(box):

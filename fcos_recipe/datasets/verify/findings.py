@@ -9,6 +9,7 @@ from typing import Any
 KINDS = {
     "annotation_file": (True, "a file or folder that the config names is missing"),
     "not_json": (True, "the file is not JSON in UTF-8"),
+    "not_converted": (True, "an annotation of another format than COCO that can't be converted"),
     "structure": (True, "a section is missing or is not a list"),
     "type": (True, "a field is missing or has the wrong type"),
     "id_not_number": (True, "an id is not an integer from 0 to 2**63 - 1"),
@@ -17,6 +18,12 @@ KINDS = {
     "image_repeated": (True, "the same entry occurs again; evaluation refuses it"),
     "file_listed_twice": (True, "one file has several ids"),
     "file_name": (True, "the file name is empty"),
+    "file_name_other": (
+        True,
+        "training does not find the image by this name; --fix, `convert` and `config new` "
+        "write the right one",
+    ),
+    "file_name_unclear": (True, "several files could be the image; --images DIR says which"),
     "file_name_outside": (False, "the file name points outside the image folder"),
     "image_size_wrong": (True, "negative or absurdly large width or height; the image is left out"),
     "image_size_odd": (False, "width or height is 0 or not an integer; the image file's is used"),

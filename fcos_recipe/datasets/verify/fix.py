@@ -5,6 +5,7 @@ what a change causes, such as annotations of a removed image. Unchanged entries 
 are copied byte for byte.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable
@@ -14,7 +15,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from fcos_recipe.data import coco_json
 from fcos_recipe.data.coco_json import is_id, number
+from fcos_recipe.datasets.box_forms import are_corners, bounds
 from fcos_recipe.datasets.verify.annotations import SECTIONS, Content, check, decode, loose
 from fcos_recipe.datasets.verify.findings import KINDS, Findings
 from fcos_recipe.files.atomic import replace_file
@@ -23,9 +26,14 @@ ROUNDS = 12  # safety limit; at most three were needed so far
 # Kinds whose entry is removed.
 DROP = (
     "id_not_number", "image_id_twice", "image_repeated", "file_name", "category_id_twice",
-    "unknown_image", "unknown_category", "box_missing", "box_not_finite", "box_negative",
+    "unknown_image", "unknown_category", "box_not_finite", "box_negative",
     "box_empty", "box_huge", "box_outside", "box_twice", "file_missing", "file_unreadable",
     "image_empty", "image_truncated", "image_undecodable", "image_too_large", "image_crashes",
+)  # fmt: skip
+# Kinds that come from reading the images, not the annotation file.
+OF_IMAGES = (
+    "file_missing", "file_unreadable", "image_empty", "image_truncated", "image_undecodable",
+    "image_too_large", "image_crashes", "file_name_other",
 )  # fmt: skip
 REMOVED = "removed"  # begins the text of each change that removes an entry
 _PLACE = re.compile(r"(\w+)\[(\d+)\]")
@@ -56,6 +64,12 @@ def fix(
         changes.append({"kind": "not_json", "text": "written as JSON in UTF-8"})
     origin = {name: list(range(len(rows))) for name, rows in content.raw.items()}
     of_files = found.items.get("image_size_differs", [])
+    if forms := _other_forms(content, changes):
+        found = Findings({kind: found.items[kind] for kind in OF_IMAGES if kind in found.items})
+        copied = decode(content.path, b"".join(_parts(content, forms)), found)
+        assert copied is not None  # nothing was removed
+        copied.sizes, copied.renamed, content = content.sizes, content.renamed, copied
+        check(content, found, options)
     for _ in range(ROUNDS):
         edits = _edits(content, found, origin, changes)
         if order is not None:
@@ -71,7 +85,8 @@ def fix(
         for name, new in (edits or {}).items():
             gone = {i for i, entry in new.items() if entry is None}
             origin[name] = [place for i, place in enumerate(origin[name]) if i not in gone]
-        copied.sizes, content = content.sizes, copied
+        copied.sizes = {content.renamed.get(name, name): v for name, v in content.sizes.items()}
+        content = copied
         check(content, found, options)
     names = {image.file_name for image in content.entries["images"].rows}
     if "image_size_differs" not in found.items:
@@ -79,6 +94,37 @@ def fix(
             if item["file"] in names:
                 found.add("image_size_differs", item["id"], item["file"], None, item["text"])
     return _parts(content, {}), changes, found
+
+
+def _other_forms(content: Content, changes: list[Change]) -> dict[str, dict[int, bytes | None]]:
+    """New entries for ids that are text without a number, and for boxes that are corners."""
+    edits: dict[str, dict[int, bytes | None]] = {}
+    raw = {section: [loose(entry) for entry in rows] for section, rows in content.raw.items()}
+    changed: set[tuple[str, int]] = set()
+    for section, key in (("images", "image_id"), ("categories", "category_id")):
+        rows = [row for row in raw[section] if isinstance(row, dict)]
+        odd = [row["id"] for row in rows if isinstance(row.get("id"), str) and not is_id(row["id"])]
+        first = 1 + max((number(row["id"]) for row in rows if is_id(row.get("id"))), default=0)
+        new = {id: first + i for i, id in enumerate(dict.fromkeys(odd))}
+        for part, field in ((section, "id"), ("annotations", key)) if new else ():
+            for i, row in enumerate(raw[part]):
+                if isinstance(row, dict) and row.get(field) in [*new]:
+                    row[field] = new[row[field]]
+                    changed.add((part, i))
+        if new:
+            text = f"{len(new)} ids that are text became numbers from {first}"
+            changes.append({"kind": "id_not_number", "text": f"{section}: {text}"})
+    entries = content.entries["annotations"]
+    if are_corners(coco_json.boxes(entries.rows, np.nan), coco_json.areas(entries.rows)):
+        for i in (i for i, row in zip(entries.at, entries.rows) if row.bbox is not None):
+            x, y, right, bottom = raw["annotations"][i]["bbox"]
+            raw["annotations"][i]["bbox"] = [x, y, right - x, bottom - y]
+            changed.add(("annotations", i))
+        text = "boxes were corners x1, y1, x2, y2, as their areas show; now x, y, width, height"
+        changes.append({"kind": "box_format", "text": text})
+    for section, i in changed:
+        edits.setdefault(section, {})[i] = msgspec.json.encode(raw[section][i])
+    return edits
 
 
 def _edits(
@@ -137,21 +183,42 @@ def _merge(content: Content, i: int, item: dict, put) -> None:
 
 
 def _of_type(entry: Any, section: str, _id: int, _content: Content) -> str:
-    """Remove optional fields of the wrong type, which readers then derive."""
+    """Read numbers that are text; remove other optional fields of the wrong type."""
     wanted: Any = SECTIONS[section]  # a Struct
     gone = []
+    read = []
     for one in msgspec.structs.fields(wanted):
-        if isinstance(entry, dict) and not one.required and one.name in entry:
+        if isinstance(entry, dict) and one.name in entry:
             try:
                 msgspec.convert(entry[one.name], one.type)
             except msgspec.ValidationError:
-                gone.append(one.name)
-                del entry[one.name]
+                with contextlib.suppress(msgspec.ValidationError):  # numbers as text
+                    entry[one.name] = msgspec.convert(entry[one.name], one.type, strict=False)
+                    read.append(one.name)
+                    continue
+                if not one.required:
+                    gone.append(one.name)
+                    del entry[one.name]
     try:
         msgspec.convert(entry, wanted)
     except msgspec.ValidationError:
         return ""
-    return f"without {', '.join(gone)}" if gone else ""
+    told = [f"without {', '.join(gone)}"] * bool(gone)
+    told += [f"{', '.join(read)} read as numbers"] * bool(read)
+    return "; ".join(told)
+
+
+def _of_name(entry: dict, _section: str, _id: int, content: Content) -> str:
+    entry["file_name"] = content.renamed[entry["file_name"]]
+    return f"file_name is now {entry['file_name']}"
+
+
+def _of_mask(entry: dict, _section: str, _id: int, _content: Content) -> str:
+    box = bounds(entry.get("segmentation"))
+    if box is None:
+        return ""
+    entry["bbox"] = box
+    return f"bbox is now that of the segmentation: [{', '.join(f'{v:g}' for v in box)}]"
 
 
 def _of_size(entry: dict, _section: str, _id: int, _content: Content) -> str:
@@ -186,6 +253,8 @@ def _clip(entry: dict, _section: str, _id: int, content: Content) -> str:
 
 _CHANGES = {
     "type": _of_type,
+    "file_name_other": _of_name,
+    "box_missing": _of_mask,
     "image_size_wrong": _of_size,
     "area_not_positive": _of_area,
     "annotation_id_twice": _of_id,

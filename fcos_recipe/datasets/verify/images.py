@@ -10,7 +10,6 @@ import hashlib
 import io
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import tempfile
@@ -152,7 +151,9 @@ class _Reader:
     """
 
     def __init__(self) -> None:
-        program = f"from {__name__} import serve; serve()"
+        # Ctrl-C is the parent's to answer, also while the child is importing
+        program = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+        program += f"from {__name__} import serve; serve()"
         self._process = subprocess.Popen(
             [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             env=child_environment(),
@@ -176,7 +177,6 @@ class _Reader:
 
 def serve() -> None:
     """The program of `_Reader`: lists of paths on standard input, results on standard output."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a decoder prints must not come between the answers
     import cv2

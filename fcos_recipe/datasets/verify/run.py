@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fcos_recipe.config.load import Config, data_paths
+from fcos_recipe.config.load import Config, data_paths, display
 from fcos_recipe.datasets.account import Account
-from fcos_recipe.datasets.locate import LOOK_AT, Source, image_folder
+from fcos_recipe.datasets.find_images import resolve
+from fcos_recipe.datasets.locate import Source
 from fcos_recipe.datasets.verify import (
     annotations as annotation_checks,
 )
@@ -98,12 +99,11 @@ def examine(
     splits = [Split(source) for source in found]
     for split in splits:
         source = split.source
+        for line in source.bad:
+            split.found.add("not_converted", text=line)
         split.content = annotation_checks.read(source.path, split.found)
-        if search and not (source.images and os.path.isdir(source.images)):
-            names = split.names()[:LOOK_AT]  # falls back to another split's folder
-            source.images = image_folder(source.path, names, source.name) or image_folder(
-                source.path, names
-            )
+        if split.content is not None:
+            _find_images(split, search, images)
     if images:
         _read_images(splits)
     for split in splits:
@@ -118,8 +118,32 @@ def examine(
     return splits, between
 
 
+def _find_images(split: Split, search: bool, told: bool) -> None:
+    """Find the image folder, and the names under which training would find the images."""
+    source, names = split.source, split.names()
+    named = Path(source.images) if source.images and os.path.isdir(source.images) else None
+    if named is None and not search:
+        return
+    found = resolve(source.path, names, named, split=source.name)
+    if found.folder is None and named is None:  # perhaps they are in another split's folder
+        found = resolve(source.path, names)
+    source.images = found.folder or source.images
+    if found.folder is None and found.unclear:
+        source.notes.append(found.why_not(source.path))
+    assert split.content is not None
+    split.content.renamed = found.renamed(names)
+    for at, image, id in split.content.entries["images"] if told else ():
+        name, place = image.file_name, ("images", at)
+        if new := split.content.renamed.get(name):
+            split.found.add("file_name_other", id, name, place, f"it is {new}")
+        elif (files := found.unclear.get(name)) and found.folder:
+            text = f"could be {' or '.join(map(display, files[:2]))}"
+            split.found.add("file_name_unclear", id, name, place, text)
+
+
 def _path(split: Split, name: str) -> str:
-    return os.path.join(split.source.images or "", name)
+    assert split.content is not None
+    return os.path.join(split.source.images or "", split.content.renamed.get(name, name))
 
 
 def _read_images(splits: list[Split]) -> None:
@@ -148,7 +172,8 @@ def _read_images(splits: list[Split]) -> None:
         image_checks.report(split.found, rows, split.results, images)
         folder = os.path.realpath(images)
         told = [i["file"] for items in split.found.items.values() for i in items if "file" in i]
-        listed.setdefault(folder, set()).update(map(os.path.normpath, names + told))
+        used = [split.content.renamed.get(name, name) for name in (*names, *told)]
+        listed.setdefault(folder, set()).update(os.path.normpath(name) for name in used)
     for split in splits:
         names = listed.pop(os.path.realpath(split.source.images or ""), None)
         for name in image_checks.unlisted(split.source.images or "", names) if names else ():
@@ -278,8 +303,9 @@ def _report(
     }
     for split in splits:
         report["splits"][split.source.name] = {
-            "annotations": split.source.path,
+            "annotations": split.source.title,
             "images": split.source.images,
+            "notes": split.source.notes,
             **_totals(split),
             "findings": _kinds(split.found, allowed),
         }
