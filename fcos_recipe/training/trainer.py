@@ -210,6 +210,7 @@ class Trainer(Setup):
             replace_file(run.path / CONFIG, without_secrets(resolved(self.config)))
             write_json(run.path / ENVIRONMENT, {
                 **environment(self.device), "config": self.config.name, "ranks": self._nranks,
+                "plugins": resume.hashes(self.config),
             })  # fmt: skip
         run.forget_after(at.steps_done, at.epoch - at.pending_eval)
         self._set_aside_after(self._resumed_from)

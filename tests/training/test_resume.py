@@ -310,10 +310,10 @@ def test_a_key_that_the_old_version_did_not_know_matters_not(tiny):
     config = load_config(tiny)
     old = json.loads(json.dumps(config.data))
     del old["bad_numbers"], old["accumulate"], old["amp_dtype"]
-    assert resume.compare(old, config, force=False) == []
+    assert resume.compare({"settings": old}, config, force=False) == []
     old["amp_level"] = "O2"
     with pytest.raises(resume.UserErrors, match="amp_level: O1, in the checkpoint O2"):
-        resume.compare(old, config, force=False)
+        resume.compare({"settings": old}, config, force=False)
 
 
 @pytest.mark.e2e
