@@ -16,6 +16,7 @@ from fcos_recipe.datasets.formats import FORMATS
 from fcos_recipe.errors import UserError, one_line, tell
 from fcos_recipe.files.atomic import write_named
 from fcos_recipe.files.reading import given_path
+from fcos_recipe.plugins import allow
 
 
 def parser(
@@ -40,8 +41,10 @@ def parser(
 
 
 def add_config(parser: argparse.ArgumentParser, text: str = "YAML file", **more: Any) -> None:
-    """Add -c CONFIG."""
+    """Add -c CONFIG, and --allow-code FILE for the files of its key `plugins`."""
     parser.add_argument("-c", "--config", help=text, **more)
+    parser.add_argument("--allow-code", action=_Allow, type=Path, metavar="FILE",
+                        help="permit this Python file of the config's `plugins`")  # fmt: skip
 
 
 def add_format(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +64,15 @@ def add_overrides(
 def add_json(parser: argparse.ArgumentParser, text: str = "also write the result to FILE") -> None:
     """Add --json FILE."""
     parser.add_argument("--json", type=Path, metavar="FILE", help=text)
+
+
+class _Allow(argparse.Action):
+    """Permits a file for this process and for the ranks that it starts."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        if not values.is_file():
+            raise UserError(f"--allow-code {one_line(values)}: no such file")
+        allow(values)
 
 
 _WRITTEN = ("output", "json", "save_predictions", "output_eval", "vdl_log_dir")
