@@ -105,7 +105,7 @@ class StockChain:
         self, sample_transforms: Sequence[dict], batch_transforms: Sequence[dict], classes: int
     ):
         # imported here because the usual chain does not need ppdet
-        from fcos_recipe.compat import stock
+        from fcos_recipe.compat import is_users, stock
 
         def build(transforms: Sequence[dict]) -> list[Callable]:
             operators = []
@@ -120,12 +120,14 @@ class StockChain:
 
         self.sample_operators = build(sample_transforms)
         self.batch_operators = build(batch_transforms)
+        both = [*self.sample_operators, *self.batch_operators]
+        self.users = [operator for operator in both if is_users(operator)]
 
     def sample(
         self, record: Sample, rng: np.random.Generator, others: Sequence[Sample] = ()
     ) -> Sample:
         """Transform one record, mixed with others by Mosaic, Mixup or Cutmix."""
-        seed_stock(rng)
+        self._seed(rng)
         mixed: Any = [record, *others] if others else record
         for operator in self.sample_operators:
             if operator is decode and others:
@@ -138,10 +140,16 @@ class StockChain:
 
     def batch(self, samples: list[Sample]) -> dict[str, np.ndarray]:
         """Return `image`, float32 [N, 3, H, W], after PaddleDetection's batch transforms."""
-        seed_stock(np.random.default_rng([s.pop("batch_seed") for s in samples]))
+        self._seed(np.random.default_rng([s.pop("batch_seed") for s in samples]))
         for operator in self.batch_operators:
             samples[:] = operator(samples)
         return {"image": np.stack([s["image"] for s in samples])}
+
+    def _seed(self, rng: np.random.Generator) -> None:
+        """Let all random numbers of a sample, or of a batch, depend on this generator alone."""
+        seed_stock(rng)
+        for operator in self.users:
+            operator.rng = rng  # type: ignore[attr-defined]
 
     def size(self, images: np.ndarray) -> tuple[int, int]:
         """Height and width of a batch's images."""
