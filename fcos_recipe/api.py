@@ -212,7 +212,8 @@ def train(
 
         advice = out_of_memory.training(config.data)
         again = f"python tools/train.py -c {config.path} --output {path} --resume auto"
-        explained = out_of_memory.explained(found, advice, again)
+        readers = out_of_memory.readers(config.data, "TrainReader")
+        explained = out_of_memory.explained(found, advice, again, readers)
         with _watchdog(config, own_process) as watchdog, explained:
             trainer = Trainer(config, found, watchdog)
             start = gather(resume)[0]  # a restarted host may know less than that of rank 0
@@ -286,7 +287,10 @@ def evaluate(
         from fcos_recipe.system import out_of_memory
 
         advice = out_of_memory.evaluation(config.data)
-        with _watchdog(config, own_process) as watchdog, out_of_memory.explained(found, advice):
+        explained = out_of_memory.explained(
+            found, advice, readers=out_of_memory.readers(config.data, "EvalReader")
+        )
+        with _watchdog(config, own_process) as watchdog, explained:
             return evaluate_weights(config, str(weights), found, options, watchdog)
 
 
