@@ -12,11 +12,13 @@ import os
 import sys
 import types
 import warnings
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fcos_recipe.errors import UserError
+from fcos_recipe.plugins import Plugin, execute
 
 PADDLEDET = "2.6.0"
 
@@ -43,6 +45,9 @@ REPLACED = {
 MOST_PIXELS = 1 << 27  # largest accepted image: 11585 x 11585, 400 MB when decoded
 _stock: dict = {}
 _pristine: dict = {}
+# Module of a user's file -> the components and the transforms that it registered.
+_registered: dict[str, tuple[dict, dict]] = {}
+_operators: dict[str, type] = {}  # transforms of the user in the config that the registry has
 
 
 def before_paddle() -> None:
@@ -214,20 +219,57 @@ def stock(name: str) -> type:
     """Return paddledet's own class or transform, even where this recipe replaces it.
 
     Args:
-        name: e.g. "FCOSLoss" or "Gt2FCOSTarget".
+        name: e.g. "FCOSLoss" or "Gt2FCOSTarget", or a transform of the user's plugins.
+
+    Raises:
+        UserError: there is none of this name.
     """
     import_ppdet()
-    if name in _stock:
-        return _stock[name]
+    if found := _stock.get(name) or _operators.get(name):
+        return found
     import ppdet.data.transform as transform
     from ppdet.core.workspace import global_config
 
     if hasattr(transform, name):
         return getattr(transform, name)
+    if name not in global_config:
+        raise UserError(f"{name}: no class of PaddleDetection, nor of the config's plugins")
     return getattr(global_config[name].pymodule, name)
 
 
-def workspace(data: dict):
+def is_users(operator: object) -> bool:
+    """Whether a transform is from the user's plugins."""
+    return type(operator) in _operators.values()
+
+
+def _register(plugin: Plugin) -> None:
+    """Execute a user's file, and add what it registers to the registry of the present config.
+
+    paddledet keeps transforms for the whole process and refuses a name that it has. They are
+    taken out again, so that another config in this process can use another file.
+    """
+    from ppdet.core.workspace import global_config
+    from ppdet.data.transform import operators
+
+    if plugin.module not in _registered:
+        before, count = {*global_config}, len(operators.registered_ops)
+        try:
+            execute(plugin)
+        finally:
+            names = operators.registered_ops[count:]
+            del operators.registered_ops[count:]
+            classes = {name: getattr(operators.BaseOperator, name) for name in names}
+            own = {n: c for n, c in classes.items() if c.__module__ == plugin.module}
+            for name in own:
+                delattr(operators.BaseOperator, name)
+        new = {n: entry for n, entry in global_config.items() if n not in before}
+        _registered[plugin.module] = (_copied(new), own)
+    components, own = _registered[plugin.module]
+    global_config.update(_copied(components))
+    _operators.update(own)
+
+
+def workspace(data: dict, plugins: Sequence[Plugin] = ()):
     """Fill paddledet's global registry with one config and nothing of an earlier one.
 
     paddledet merges each config into the same registry, so that a second config in one process
@@ -235,15 +277,22 @@ def workspace(data: dict):
 
     Args:
         data: a resolved config without this recipe's nested keys (`Config.stock_data()`).
+        plugins: files of the user whose classes the config uses.
 
     Returns:
         ppdet's global config, an AttrDict.
+
+    Raises:
+        UserError: a file of the user fails.
     """
     import_ppdet()
     from ppdet.core.workspace import global_config, merge_config
 
     global_config.clear()
     global_config.update(_copied(_pristine))
+    _operators.clear()
+    for plugin in plugins:
+        _register(plugin)
     merge_config(copy.deepcopy(data))
     return global_config
 

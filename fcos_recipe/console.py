@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from fcos_recipe.errors import RunFailure, Stopped, UserError, path_reason, printable, tell
 from fcos_recipe.exit_codes import BAD_INPUT, DISK_FULL, FAILED, INTERRUPTED, OK, SAVED
+from fcos_recipe.plugins import fault
 
 log = logging.getLogger("fcos")
 _BAD_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EACCES,
@@ -114,17 +115,24 @@ def exit_code(
     except BrokenPipeError:  # `fcos config print ... | head`: not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        broken = error.errno in _BAD_DISK
-        if not (full or broken or (error.errno in _BAD_PATH and error.filename)):
+    except Exception as error:
+        failure: UserError | RunFailure
+        if text := fault(error):
+            failure, code = UserError(text), BAD_INPUT
+        elif isinstance(error, OSError):
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            broken = error.errno in _BAD_DISK
+            if not (full or broken or (error.errno in _BAD_PATH and error.filename)):
+                raise
+            place = str(error.filename or "a file that was being written")[:200]
+            remedy = "; make room and try again" if full else _CHECK_DISK if broken else ""
+            failure = RunFailure(f"{place}: {path_reason(error)}{remedy}")
+            code = DISK_FULL if full else FAILED if broken else BAD_INPUT
+        else:
             raise
-        place = str(error.filename or "a file that was being written")[:200]
-        remedy = "; make room and try again" if full else _CHECK_DISK if broken else ""
-        failure = RunFailure(f"{place}: {path_reason(error)}{remedy}")
         tell(failure)
         announce(failure)
-        return DISK_FULL if full else FAILED if broken else BAD_INPUT
+        return code
 
 
 def run_program(main: Callable[[], int]) -> NoReturn:

@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 
 # Top-level modules count as rooms. docs/architecture.md says what happens in each.
 ROOMS = """
-    errors exit_codes places console compat drawing
+    errors exit_codes places plugins console compat drawing
     files config system data model checkpoint datasets runs predict evaluation training launch
     report api commands lab cli
 """.split()

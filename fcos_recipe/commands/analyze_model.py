@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
     device = compute.start(compute.requested(config), show=False).device
     from fcos_recipe import compat
 
-    compat.workspace(config.stock_data())
+    compat.workspace(config.stock_data(), config.plugins)
     model = compat.create(config.data["architecture"])
     if not hasattr(model, "fcos_head"):
         raise UserError(f"{args.config}: architecture: {config.data['architecture']} is not FCOS")

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fcos_recipe import exit_codes
-from fcos_recipe.config.check import key_named
-from fcos_recipe.config.load import display
 from fcos_recipe.datasets.formats import FORMATS
 from fcos_recipe.errors import UserError, one_line, tell
 from fcos_recipe.files.atomic import write_named
 from fcos_recipe.files.reading import given_path
+from fcos_recipe.plugins import allow
 
 
 def parser(
@@ -40,8 +39,10 @@ def parser(
 
 
 def add_config(parser: argparse.ArgumentParser, text: str = "YAML file", **more: Any) -> None:
-    """Add -c CONFIG."""
+    """Add -c CONFIG, and --allow-code FILE for the files of its key `plugins`."""
     parser.add_argument("-c", "--config", help=text, **more)
+    parser.add_argument("--allow-code", action=_Allow, type=Path, metavar="FILE",
+                        help="permit this Python file of the config's `plugins`")  # fmt: skip
 
 
 def add_format(parser: argparse.ArgumentParser) -> None:
@@ -63,24 +64,40 @@ def add_json(parser: argparse.ArgumentParser, text: str = "also write the result
     parser.add_argument("--json", type=Path, metavar="FILE", help=text)
 
 
+class _Allow(argparse.Action):
+    """Permits a file for this process and for the ranks that it starts."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        if not values.is_file():
+            raise UserError(f"--allow-code {one_line(values)}: no such file")
+        allow(values)
+
+
 _WRITTEN = ("output", "json", "save_predictions", "output_eval", "vdl_log_dir")
 _WORDS = {"int": "not a whole number", "float": "not a number", "finite": "not a number"}
 
 
-def _refuse_blocked(option: str, path: Path, folder: bool) -> None:
+def _refuse_blocked(option: str, path: Path, kind: str) -> None:
     """Refuse an output where a file is in the place of a folder, or a folder in that of a file.
+
+    Args:
+        option: as it is written on the command line.
+        path: its value.
+        kind: what the option names, such as DIR, FILE, or FILE|DIR for either.
 
     Raises:
         UserError: names the option and what is in the way.
     """
+    from fcos_recipe.config.load import display  # not needed by the downloads, see files/reading.py
+
     above = next((p for p in path.absolute().parents if p.exists()), path.absolute())
     if above != path.absolute() and not above.is_dir():
         raise UserError(
             f"{option} {path}: {display(above)} is a file, not a folder; choose another"
         )
-    if folder and path.exists() and not path.is_dir():
+    if kind == "DIR" and path.exists() and not path.is_dir():
         raise UserError(f"{option} {path}: a file with this name exists; name a folder")
-    if not folder and path.is_dir():
+    if "DIR" not in kind and path.is_dir():
         raise UserError(f"{option} {path}: a folder with this name exists; name a file")
 
 
@@ -110,7 +127,9 @@ class _Parser(argparse.ArgumentParser):
         for action in self._actions:
             path = getattr(parsed, action.dest, None)
             if action.dest in _WRITTEN and isinstance(path, (str, Path)):
-                _refuse_blocked(action.option_strings[-1], Path(path), action.metavar == "DIR")
+                _refuse_blocked(
+                    action.option_strings[-1], Path(path), str(action.metavar or "FILE or DIR")
+                )
         return parsed, extra
 
     def error(self, message: str) -> NoReturn:
@@ -129,6 +148,8 @@ class _Parser(argparse.ArgumentParser):
         return named[0] if named and "-c" in self._option_string_actions else ""
 
     def _unrecognized(self, extra: list[str]) -> str:
+        from fcos_recipe.config.check import key_named
+
         first, takes = extra[0], self._option_string_actions
         name, equals, value = first.lstrip("-").partition("=")
         sets_values = "-o" in takes and takes["-o"].dest == "opt"

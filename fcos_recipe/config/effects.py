@@ -42,6 +42,8 @@ TABLE: dict[Effect, str] = {
            "images per step instead"): "launch.* accumulate TrainReader.batch_size epoch",
     Effect("random numbers: a resumed run could not continue the same sequence; the tolerance of a "
            "published figure includes different seeds", resumable=False): "seed",
+    Effect("what the steps compute, but --resume compares the files' content, not their place",
+           run=True, weights=True): "plugins",
     Effect("how a run starts, and whether it ends early", run=True):
         "pretrain_weights early_stop.*",
     Effect("the figures of an evaluation, but a run may continue: the batch size changes them very "

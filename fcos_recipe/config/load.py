@@ -5,7 +5,10 @@ can report where an error is. PaddleDetection's merge rules apply: dicts are mer
 everything else is replaced; later bases override earlier ones, and a file overrides its bases.
 """
 
+import ast
+import contextlib
 import copy
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -17,10 +20,11 @@ import yaml
 
 from fcos_recipe.config.agreement import disagreements, not_supported
 from fcos_recipe.config.check import SCHEDULERS, check, nearest
-from fcos_recipe.config.schema import ONLY_OURS, RECIPE, RESULTS, UNSET, components
+from fcos_recipe.config.schema import ONLY_OURS, RECIPE, RESULTS, UNSET, components, use
 from fcos_recipe.errors import UserError, UserErrors, one_line
-from fcos_recipe.files.reading import given_path, read_text
+from fcos_recipe.files.reading import given_path, read_json, read_text
 from fcos_recipe.places import ROOT
+from fcos_recipe.plugins import Plugin, allowed, refusal
 
 COMMAND_LINE = "command line"
 DEFAULT = "default"
@@ -91,22 +95,23 @@ class Config:
         tree: values with their origins.
         warnings: lines to print at start.
         base: the data of its bases without this file; None if it has no bases.
+        plugins: the user's files that it names, permitted and read.
         data: the plain values; schedulers are dicts `{"name": "PiecewiseDecay", ...}`.
+        name: the file's name without its suffix; for the config.yml of a run directory, the name
+            of the config that the run was started with.
     """
 
     path: Path
     tree: Node
     warnings: list[str] = field(default_factory=list)
     base: dict[str, Any] | None = None
+    plugins: list[Plugin] = field(default_factory=list)
     data: dict[str, Any] = field(init=False)
+    name: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.data = self.tree.plain()
-
-    @property
-    def name(self) -> str:
-        """The file's name without its suffix."""
-        return self.path.stem
+        self.name = _recorded_name(self.path) or self.path.stem
 
     def node(self, key: str) -> Node | None:
         """Return the node at a dotted key (list positions are numbers); None if it is absent."""
@@ -165,6 +170,18 @@ class Config:
         return found
 
 
+def _recorded_name(path: Path) -> str | None:
+    """Return the config name that a run recorded beside its config.yml; None if there is none."""
+    for record in ("facts.json", "best_model.json", "model_final.json"):
+        if path.name == "config.yml" and (path.parent / record).is_file():
+            with contextlib.suppress(UserError):  # a damaged record: the next one may serve
+                name = read_json(path.parent / record).get("config")
+                name = name.get("name") if isinstance(name, dict) else name
+                if isinstance(name, str) and name not in ("", "..") and Path(name).name == name:
+                    return name
+    return None
+
+
 def project_configs() -> list[Path]:
     """List all configs of the project, including those that serve only as bases."""
     return sorted(path for path in (ROOT / "configs").rglob("*.yml") if path != RESULTS)
@@ -195,6 +212,8 @@ def load_config(
         loose = set() if ours else {"file"}
     else:
         loose = set() if strict else {"file", COMMAND_LINE}
+    plugins = _plugins(tree)
+    use(plugins)
     if errors := not_supported(tree):
         raise UserErrors(errors)
     errors, warnings = check(tree, loose)
@@ -206,7 +225,40 @@ def load_config(
         _fill(reader.base, RECIPE)
         _find_data(reader.base)
     base = reader.base.plain() if reader.base else None
-    return Config(path, tree, warnings + _keep_pair(tree) + _find_data(tree), base)
+    return Config(path, tree, warnings + _keep_pair(tree) + _find_data(tree), base, plugins)
+
+
+def _plugins(tree: Node) -> list[Plugin]:
+    """Read the files of the key `plugins`, and make their paths absolute.
+
+    A path is relative to the file that names it, on the command line to the working directory.
+
+    Raises:
+        UserErrors: a file is not permitted or cannot be read; nothing of it is executed here.
+    """
+    node, errors, found = tree.value.get("plugins"), [], []
+    for entry in node.value if node and isinstance(node.value, list) else []:
+        if not isinstance(entry.value, str):
+            continue  # `check` reports it
+        file = entry.where.rpartition(":")[0]
+        try:
+            path = os.path.abspath(given_path(entry.value, Path(file).parent if file else None))
+            if not allowed(path):
+                raise UserError(refusal(path))
+            text = read_text(Path(path), MOST_BYTES)
+            ast.parse(text, path)
+        except UserError as error:
+            errors.append(f"{entry.where}: plugins: {error}")
+            continue
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            line = getattr(error, "lineno", 1)
+            errors.append(f"{path}:{line}: SyntaxError: {getattr(error, 'msg', error)}")
+            continue
+        entry.value = path
+        found.append(Plugin(path, hashlib.sha256(text.encode()).hexdigest(), text))
+    if errors:
+        raise UserErrors(errors)
+    return found
 
 
 def plain_values(text: str, file: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ imported.
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
@@ -15,6 +15,7 @@ from typing import Any
 
 from fcos_recipe.errors import UserError
 from fcos_recipe.places import ROOT
+from fcos_recipe.plugins import Plugin
 
 RESULTS = ROOT / "configs" / "results.yml"  # published figures, not a config
 
@@ -111,6 +112,13 @@ RECIPE: dict[str, Any] = {
         "save": Key(NUMBER, 0, WATCH + "automatic"),
     },
     "worker_num": Key((int, "auto"), "auto", "reader processes per card", True),
+    "plugins": Key(
+        list,
+        [],
+        "Python files with transforms, backbones and losses of yours; each must be "
+        "permitted with --allow-code",
+        items=str,
+    ),
     "freeze": Key(
         list, [], "name patterns of parameters that keep their values, e.g. [backbone.*]", items=str
     ),
@@ -198,9 +206,21 @@ SHARED = re.compile(r"__shared__ = \[(.*?)\]", re.S)
 CLASS = re.compile(r"^((?:@[^\n]*\n)*)class[ \t]+(\w+)", re.M)
 
 
+_plugins: Sequence[Plugin] = ()
+
+
+def use(plugins: Sequence[Plugin]) -> None:
+    """Let the classes of these files count, and of no others, for the config being checked."""
+    global _plugins
+    if plugins != _plugins:
+        _plugins = plugins
+        for function in (classes, shared_keys, signature):
+            function.cache_clear()
+
+
 @lru_cache
 def classes() -> dict[str, list[Source]]:
-    """Class name -> its definitions in ppdet's data, modeling and optimizer and in this package.
+    """Class name -> its definitions in ppdet's data, modeling and optimizer, here and in plugins.
 
     Raises:
         UserError: ppdet is not installed.
@@ -210,6 +230,11 @@ def classes() -> dict[str, list[Source]]:
         raise UserError("ppdet is not installed: configs cannot be checked; run scripts/install.sh")
     stock = Path(spec.submodule_search_locations[0])
     found: dict[str, list[Source]] = {}
+    for plugin in _plugins:
+        for match in CLASS.finditer(plugin.text):
+            registered, op = "@register" in match[1], "@register_op" in match[1]
+            place = (Path(plugin.path), plugin.text, match.start())
+            found.setdefault(match[2], []).append(Source(*place, False, registered, op))
     for folder in [ROOT / "fcos_recipe" / part for part in ("data", "model")] + [
         stock / part for part in ("data", "modeling", "optimizer")
     ]:

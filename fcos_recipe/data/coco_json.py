@@ -5,9 +5,11 @@ needs.
 """
 
 import contextlib
+import json
 import mmap
 import operator
 import os
+import re
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -117,6 +119,23 @@ def mapped(path: str | os.PathLike) -> memoryview | bytes:
             return memoryview(content)[3 * (content[:3] == BOM_UTF8) :]
     except (OSError, ValueError) as error:  # a pipe cannot be mapped
         raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def refuse_repeated(path: str | os.PathLike, content: memoryview | bytes) -> None:
+    """Check that no section occurs twice: readers of JSON keep the last and lose the others.
+
+    Args:
+        path: of the file, for the message.
+        content: the complete JSON.
+
+    Raises:
+        UserError: a section occurs twice.
+    """
+    for name in ("images", "annotations", "categories"):
+        if len(re.findall(rb'"%s"\s*:' % name.encode(), content)) > 1:  # perhaps inside others
+            pairs = json.loads(bytes(content), object_pairs_hook=list)
+            if [key for key, _ in pairs].count(name) > 1:
+                raise UserError(f"{path}: {name}: occurs twice; put all entries into one list")
 
 
 def number(value: Id) -> int:

@@ -19,12 +19,16 @@ from fcos_recipe.compat import stop_loading
 from fcos_recipe.data.images import BadImage, Sample
 from fcos_recipe.data.sampler import TrainBatches
 from fcos_recipe.data.targets import Gt2FCOSTarget
-from fcos_recipe.data.transforms import StockChain, UsualChain, named, others_needed
+from fcos_recipe.data.transforms import StockChain, UsualChain, named, others_needed, transformed
 from fcos_recipe.errors import UserError
+from fcos_recipe.plugins import fault
 
 logger = logging.getLogger("fcos.data")
 MOST_WORKERS = 8  # per card; one worker decodes about 200 COCO images per second
 IMAGE_BYTES = 1344 * 1344 * 3  # of a padded COCO image, to estimate the shared memory needed
+
+# An array of a batch without images: Paddle's workers can send neither no array nor an empty one.
+NOTHING = {"im_id": np.zeros((1, 1), np.int64)}
 
 
 class Pipeline:
@@ -55,6 +59,14 @@ class Pipeline:
 
     def __getitem__(self, item: int | tuple[int, int]) -> tuple[Sample | None, list[str]]:
         """Return the sample (None if no image was readable) and the errors of unreadable images."""
+        try:
+            return self._sample(item)
+        except Exception as error:  # a worker cannot raise it with its place: `_checked` does
+            if not (text := fault(error)):
+                raise
+            return None, [_Fault(text)]
+
+    def _sample(self, item: int | tuple[int, int]) -> tuple[Sample | None, list[str]]:
         epoch, first = item if isinstance(item, tuple) else (0, item)
         bad: list[str] = []
         others = others_needed(self.mixing, epoch)
@@ -64,9 +76,9 @@ class Pipeline:
             rng = np.random.default_rng([self.seed, epoch, i, *([again] if again else [])])
             try:
                 if not others:
-                    return self.chain.sample(self._record(i), rng), bad
+                    return transformed(self.chain, self._record(i), rng), bad
                 drawn = [self._record(int(k)) for k in rng.integers(len(self), size=others)]
-                return self.chain.sample(self._record(i), rng, drawn), bad
+                return transformed(self.chain, self._record(i), rng, drawn), bad
             except BadImage as error:
                 bad.append(str(error))
         return None, bad
@@ -77,10 +89,20 @@ class Pipeline:
         return copy.deepcopy(self.dataset.roidbs[i % len(self.dataset.roidbs)])
 
     def collate(self, items: list[tuple[Sample | None, list[str]]]) -> dict[str, Any]:
+        text = next((m for _, messages in items for m in messages if isinstance(m, _Fault)), None)
+        if text is None:
+            try:
+                return self._collate(items)
+            except Exception as error:
+                if not (text := fault(error)):
+                    raise
+        return {"fault": str(text), "bad": [], **NOTHING}
+
+    def _collate(self, items: list[tuple[Sample | None, list[str]]]) -> dict[str, Any]:
         bad = [message for _, messages in items for message in messages]
         samples = [sample for sample, _ in items if sample is not None]
         if not samples:
-            return {"bad": bad, "im_id": np.zeros((0, 1), np.int64)}
+            return {"bad": bad, **NOTHING}
         batch = self.chain.batch(samples)
         for key, dtype in (("im_shape", np.float32), ("scale_factor", np.float32)):
             batch[key] = np.stack([s[key] for s in samples]).astype(dtype)
@@ -89,6 +111,10 @@ class Pipeline:
             boxes, classes = ([s[key] for s in samples] for key in ("gt_bbox", "gt_class"))
             batch.update(self.target(boxes, classes, *self.chain.size(batch["image"])))
         return {**batch, "bad": bad}
+
+
+class _Fault(str):
+    """What went wrong in a transform of the user's, and where."""
 
 
 def worker_count(wanted: int | str, cards: int) -> int:
@@ -326,8 +352,11 @@ class Reader:
         """Remove the errors of unreadable images from a batch and log each once.
 
         Raises:
-            UserError: there are more than `max_bad_images`, or no image of the batch is readable.
+            UserError: there are more than `max_bad_images`, no image of the batch is readable, or a
+                transform of the user failed.
         """
+        if "fault" in batch:
+            raise UserError(batch["fault"])
         for message in batch.pop("bad"):
             self.bad_images[message] = self.bad_images.get(message, 0) + 1
             if self.bad_images[message] == 1:

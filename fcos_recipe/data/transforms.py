@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from fcos_recipe.config.schema import MIXING
-from fcos_recipe.data.images import Sample, clip, decode, flip, random_resize, resize
+from fcos_recipe.data.images import BadImage, Sample, clip, decode, flip, random_resize, resize
+from fcos_recipe.errors import RunFailure, Stopped, UserError, one_line
+from fcos_recipe.plugins import fault
 
 # Names of sample and batch transforms, joined, for which `UsualChain` can be used. Only one resize:
 # a second one would resize rounded pixels.
@@ -105,7 +107,7 @@ class StockChain:
         self, sample_transforms: Sequence[dict], batch_transforms: Sequence[dict], classes: int
     ):
         # imported here because the usual chain does not need ppdet
-        from fcos_recipe.compat import stock
+        from fcos_recipe.compat import is_users, stock
 
         def build(transforms: Sequence[dict]) -> list[Callable]:
             operators = []
@@ -120,12 +122,14 @@ class StockChain:
 
         self.sample_operators = build(sample_transforms)
         self.batch_operators = build(batch_transforms)
+        both = [*self.sample_operators, *self.batch_operators]
+        self.users = [operator for operator in both if is_users(operator)]
 
     def sample(
         self, record: Sample, rng: np.random.Generator, others: Sequence[Sample] = ()
     ) -> Sample:
         """Transform one record, mixed with others by Mosaic, Mixup or Cutmix."""
-        seed_stock(rng)
+        self._seed(rng)
         mixed: Any = [record, *others] if others else record
         for operator in self.sample_operators:
             if operator is decode and others:
@@ -138,14 +142,48 @@ class StockChain:
 
     def batch(self, samples: list[Sample]) -> dict[str, np.ndarray]:
         """Return `image`, float32 [N, 3, H, W], after PaddleDetection's batch transforms."""
-        seed_stock(np.random.default_rng([s.pop("batch_seed") for s in samples]))
+        self._seed(np.random.default_rng([s.pop("batch_seed") for s in samples]))
         for operator in self.batch_operators:
             samples[:] = operator(samples)
         return {"image": np.stack([s["image"] for s in samples])}
 
+    def _seed(self, rng: np.random.Generator) -> None:
+        """Let all random numbers of a sample, or of a batch, depend on this generator alone."""
+        seed_stock(rng)
+        for operator in self.users:
+            operator.rng = rng  # type: ignore[attr-defined]
+
     def size(self, images: np.ndarray) -> tuple[int, int]:
         """Height and width of a batch's images."""
         return images.shape[2:4]
+
+
+def transformed(
+    chain: UsualChain | StockChain, record: Sample, rng: np.random.Generator, *others: list[Sample]
+) -> Sample:
+    """`chain.sample`, with every error of a transform as an error of its image.
+
+    An image can be readable and still be one that a transform refuses: one of 3000 x 2 pixels has
+    no height left when it is made smaller.
+
+    Raises:
+        BadImage: the image cannot be read, or a transform failed on it; the message names both.
+        Exception: of a transform in a file of the user's, see `plugins.fault`.
+    """
+    name = record.get("im_file")
+    try:
+        return chain.sample(record, rng, *others)
+    except (BadImage, UserError, RunFailure, Stopped, MemoryError):
+        raise
+    except Exception as error:
+        if fault(error):
+            raise
+        size = "x".join(map(str, np.shape(record.get("image"))[1::-1]))  # width x height
+        why = one_line(" ".join(str(getattr(error, "err", "") or error).split())[-200:])
+        raise BadImage(
+            f"{name or 'an image'}: a transform fails on its {size or 'unknown number of'} pixels "
+            f"({type(error).__name__}: {why})"
+        ) from error
 
 
 def seed_stock(rng: np.random.Generator) -> None:

@@ -100,6 +100,8 @@ class ImageFinder:
             for base in dict.fromkeys((path.name, UPLOAD.sub("", path.name))):
                 if found := self._search(path, base, False, shown):
                     return found
+                if shown in self.unclear:  # then it is not a file with another name
+                    break
         stems = [PurePosixPath(label.as_posix()).with_suffix("")] if label else [
             path for path in map(PurePosixPath, texts) if path.suffix.lower() not in ENDINGS
         ]  # fmt: skip
@@ -118,7 +120,7 @@ class ImageFinder:
 
     def exact(self, *names: str, label: Path | None = None) -> Path | None:
         """The image file if it has one of these names as it is, in `folders` or beside `label`."""
-        folders = [*self.folders, *([label.parent] if label else [])]
+        folders = [*([label.parent] if label else []), *self.folders]
         for text in dict.fromkeys(text for name in names for text in spellings(name)):
             for folder in folders:
                 if self._is_file(path := os.path.join(folder, text)):
@@ -152,11 +154,11 @@ class ImageFinder:
                     self._index[_plain(file.name)].append(file)
                     self._index["\0" + _plain(file.stem)].append(file)
         files = self._index.get("\0" * ending + _plain(base), [])
-        files = [file for file in files if file.name == base] or files
         if ending:
             files = [file for file in files if is_image(file)]
         if self.placed:
-            files = [file for file in files if not self._is_mirror(file.parent)]
+            files = [f for f in files if _shared(f, path) or not self._is_mirror(f.parent)]
+        files = [file for file in files if file.name == base] or files
         if not files:
             return None
         best = max(files, key=lambda file: _shared(file, path))
@@ -308,7 +310,7 @@ def resolve(
     folders = [Path(f) for f in (folder, images) if f is not None]
     finder = ImageFinder(folders, trees_of(path, images, data), split_of(split))
     found = [finder.exact(name) for name in names]
-    finder.placed = [file for file in found if file is not None]
+    finder.placed = [Path(os.path.abspath(file)) for file in found if file is not None]
     found = [file or finder.find(name) for file, name in zip(found, names)]
     files = [os.path.abspath(file) for file in found if file is not None]
     if not files:

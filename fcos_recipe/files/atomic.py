@@ -240,6 +240,14 @@ def replace_folder(part: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def set_aside(path: Path) -> Path:
+    """Rename a file or folder to the first free name of PATH.1, PATH.2, ...; return that name."""
+    number = 1
+    while os.path.lexists(old := path.with_name(f"{path.name}.{number}")):
+        number += 1
+    return path.rename(old)
+
+
 def write_json(path: Path, value: Any, compact: bool = False) -> None:
     """Replace a JSON file atomically and durably; `compact`: without line breaks."""
     if compact:

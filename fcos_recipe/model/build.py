@@ -10,6 +10,7 @@ from fcos_recipe import compat
 from fcos_recipe.config import Config
 from fcos_recipe.console import log
 from fcos_recipe.errors import UserError
+from fcos_recipe.plugins import fault
 from fcos_recipe.system import kernels
 from fcos_recipe.system.device import amp_supported
 
@@ -22,7 +23,7 @@ def registry(config: Config):
     Returns:
         ppdet's global config, an AttrDict.
     """
-    return compat.workspace(config.stock_data())
+    return compat.workspace(config.stock_data(), config.plugins)
 
 
 def prepare(config: Config, device: str, ranks: int, train: bool):
@@ -92,8 +93,9 @@ def check_levels(model: paddle.nn.Layer) -> None:
             head(levels)
     except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
         reason = " ".join(str(error).split())[-200:]
+        why = f"{type(error).__name__}: {reason}"
         raise UserError(
-            f"FCOS: backbone, neck and head do not fit together: {type(error).__name__}: {reason}"
+            fault(error) or f"FCOS: backbone, neck and head do not fit together: {why}"
         ) from None
     finally:
         model.train() if training else model.eval()

@@ -10,7 +10,13 @@ from pathlib import Path
 
 from fcos_recipe.console import Plain, log
 from fcos_recipe.errors import UserError, path_reason
-from fcos_recipe.files.atomic import open_own, own_folder, remove_drafts, replace_file
+from fcos_recipe.files.atomic import (
+    open_own,
+    own_folder,
+    remove_drafts,
+    replace_file,
+    set_aside,
+)
 from fcos_recipe.files.reading import json_lines, read_bytes
 
 CONFIG, ENVIRONMENT, LOG, METRICS = "config.yml", "environment.json", "log.txt", "metrics.jsonl"
@@ -43,10 +49,7 @@ class RunDir:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not resume and (path / METRICS).exists():
                 _refuse_if_locked(path)
-                number = 1
-                while (old := path.with_name(f"{path.name}.{number}")).exists():
-                    number += 1
-                path.rename(old)
+                set_aside(path)
             path.mkdir(exist_ok=True)
             own_folder(self.checkpoints)
             self._lock = _refuse_if_locked(path)

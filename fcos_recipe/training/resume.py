@@ -9,6 +9,7 @@ import json
 import os
 import random
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, TypedDict
 
@@ -105,6 +106,7 @@ class _Old(TypedDict, total=False):
     best: _Judged
     history: list[_Judged]
     steps_per_epoch: _Count
+    plugins: list[dict[str, str]]
     threads: _Count
     scaler: dict[str, float | int | bool | None]
     ema: _Average | None
@@ -175,6 +177,7 @@ def collect(trainer, ranks: list[dict], window=None) -> tuple[dict, dict]:
         **trainer.weights_description(),
         "versions": versions(),
         "threads": threads(trainer.device),
+        "plugins": hashes(trainer.config),
         "settings": json.loads(without_secrets(json.dumps(trainer.config.data))),
         "progress": asdict(at),
         "sampler": {
@@ -188,6 +191,11 @@ def collect(trainer, ranks: list[dict], window=None) -> tuple[dict, dict]:
     }  # fmt: skip
     objects = {file: storage.host(value) for file, value in objects.items()}
     return {**objects, "ranks.json": {"ranks": ranks}}, json.loads(json.dumps(state))
+
+
+def hashes(config: Config) -> list[dict[str, str]]:
+    """Path and SHA-256 of each of the user's files, in their order."""
+    return [{"path": plugin.path, "sha256": plugin.sha256} for plugin in config.plugins]
 
 
 def threads(device: str) -> int:
@@ -206,11 +214,11 @@ def scaler_state(scaler) -> dict:
 # ---- compare ------------------------------------------------------------------------------------
 
 
-def compare(saved: dict, config: Config, force: bool) -> list[str]:
-    """Compare a config with that of a checkpoint.
+def compare(state: dict, config: Config, force: bool) -> list[str]:
+    """Compare a config, and the user's files that it names, with those of a checkpoint.
 
     Args:
-        saved: the checkpoint's resolved config.
+        state: the checkpoint's; it has `settings`, the resolved config.
         config: the current config.
         force: allow all differences.
 
@@ -221,8 +229,16 @@ def compare(saved: dict, config: Config, force: bool) -> list[str]:
         UserErrors: keys differ that change what the steps compute, one line each.
     """
     now = json.loads(without_secrets(json.dumps(config.data)))
-    allowed, refused = [], []
-    for key, old, new in changes(saved, now):
+    allowed: list[str] = []
+    refused: list[str] = []
+    before, after = ([(os.path.basename(p["path"]), p["sha256"]) for p in files]
+                     for files in (state.get("plugins", []), hashes(config)))  # fmt: skip
+    for old, new in zip_longest(before, after):
+        if old != new and (old and new and old[1]) != (new and new[1]):
+            shown = " -> ".join(f"{x[0]} ({x[1][:12]})" if x else "none" for x in (old, new))
+            text = f"plugins: the code changed since the checkpoint: {shown}"
+            (allowed if force else refused).append(text)
+    for key, old, new in changes(state["settings"], now):
         if force or effect(key).resumable:
             allowed.append(f"changed since the checkpoint: {key}: {old} -> {new}")
         else:

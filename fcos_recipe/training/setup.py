@@ -157,7 +157,7 @@ class Setup:
         """
         path, state = resume.find(source)
         if "settings" in state:
-            for line in resume.compare(state["settings"], self.config, force):
+            for line in resume.compare(state, self.config, force):
                 log.warning("%s", line)
         before, now = state.get("threads"), resume.threads(self.device)
         if before and now and before != now:

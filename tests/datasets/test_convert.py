@@ -258,6 +258,10 @@ def test_incomplete_coco(tmp_path, capsys):
     assert convert("--from", "coco", source, "-o", out, "--force") == 0
     assert json.loads(out.read_text())["images"] == new["images"]
     assert "1 image sizes differ from those of the files" in capsys.readouterr().out
+    source.write_text(json.dumps(data)[:-1] + ', "annotations" :[]}')
+    for argv in (["convert", source, "-o", out], ["split", source, "-o", tmp_path / "parts"]):
+        assert run("dataset", [*map(str, argv), "--force"]) == 2
+        assert "in.json: annotations: occurs twice" in capsys.readouterr().err
     for change, message in [
         ({"bbox": [1, 2, 0, 4]}, "annotations[0]: bbox [1.0, 2.0, 0.0, 4.0]: its width"),
         ({"bbox": [1, 2, float("inf"), 4]}, ""), ({"bbox": "x"}, "annotations[0]: bbox: not four"),

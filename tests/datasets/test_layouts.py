@@ -357,7 +357,7 @@ def test_other_places_of_lists_and_names(layout, tmp_path, capsys):
                    for mine, theirs in zip(have, want))  # fmt: skip
 
 
-def test_a_missing_image_is_not_replaced_by_its_thumbnail(tmp_path, capsys):
+def test_a_missing_image_is_not_replaced_by_its_thumbnail(tmp_path, capsys, monkeypatch):
     """Images in two folders are found; a folder with the same names again is not looked into."""
     data = layouts.coco(layouts.ALL)
     layouts.pictures(tmp_path / "part1", layouts.TRAIN)
@@ -372,7 +372,10 @@ def test_a_missing_image_is_not_replaced_by_its_thumbnail(tmp_path, capsys):
     have = boxes(load_config(tmp_path / "my.yml").data["TrainDataset"])
     assert len(have) == len(layouts.ALL)
     (tmp_path / "images" / "e.jpeg").unlink()
+    (tmp_path / "images" / "a b.JPG").rename(tmp_path / "images" / "a b.jpg")
     capsys.readouterr()
+    monkeypatch.chdir(tmp_path)
     assert dataset("verify", tmp_path / "all.json") == 1
     told = capsys.readouterr().out
     assert "file_missing: 1" in told and "thumbs/e.jpeg" not in told
+    assert "a b.JPG: it is images/a b.jpg" in told

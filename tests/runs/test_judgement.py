@@ -90,7 +90,7 @@ def test_a_change_of_any_key_means_the_same_to_all_who_compare(root, tmp_path, m
         changed = put(config.data, key, "changed")
         what = effect(key)
         try:
-            resumed = bool(resume.compare(changed, config, force=False))
+            resumed = bool(resume.compare({"settings": changed}, config, force=False))
         except UserErrors:
             resumed = False
         assert resumed == what.resumable, key

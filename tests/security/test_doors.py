@@ -85,8 +85,8 @@ QUICK = {"config validate", "dataset subset", "report", "weights convert"}
 # Options that name no file that is read: a bad value may be accepted, but never crashes.
 OUTPUTS = {"--output", "--output_dir", "--output_eval", "--vdl_log_dir", "--json", "target",
            "--fix", "--save-predictions", "--dir"}  # fmt: skip
-TEXTS = {"--classes", "--group-by", "--names", "--splits", "--split", "--mirror", "--images",
-         "--save_results", "--use_vdl", "--list", "--keypoints"}  # fmt: skip
+TEXTS = {"--allow-code", "--classes", "--group-by", "--names", "--splits", "--split", "--mirror",
+         "--images", "--save_results", "--use_vdl", "--list", "--keypoints"}  # fmt: skip
 ENDINGS = {"--config": "yml", "config": "yml", "a": "yml", "b": "yml", "--base": "yml",
            "--weights": "pdparams", "source": "pdparams", "--resume": "pdparams"}  # fmt: skip
 

@@ -65,7 +65,8 @@ def from_coco(
             found.
     """
     try:
-        data = msgspec.json.decode(coco_json.mapped(source))
+        content = coco_json.mapped(source)
+        data = msgspec.json.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{source}: not a complete JSON file ({error})") from None
     sections = ("images", "annotations", "categories")
@@ -74,6 +75,7 @@ def from_coco(
         for key in sections
     ):
         raise UserError(f"{source}: images, annotations and categories must be lists of objects")
+    coco_json.refuse_repeated(source, content)
     names = [name if isinstance(name := image.get("file_name"), str) else ""
              for image in data["images"]]  # fmt: skip
     images_of = resolve(source, names, images, folder, split)

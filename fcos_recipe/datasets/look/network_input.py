@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fcos_recipe.compat import workspace
 from fcos_recipe.config.load import Config, display
 from fcos_recipe.data.dataset import COCODataSet
 from fcos_recipe.data.reader import Pipeline, TrainReader
@@ -68,6 +69,8 @@ class NetworkInput:
 
     def __init__(self, config: Config, source: Source):
         section = config.data["TrainReader"]
+        if config.plugins:
+            workspace(config.stock_data(), config.plugins)
         self.reader = TrainReader(
             **section, num_classes=config.data["num_classes"], seed=config.data["seed"]
         )

@@ -57,6 +57,7 @@ class Annotations:
             for start in range(0, len(content), 1 << 20):  # `Raw` values are copied unseen
                 decoder.decode(content[start : start + (1 << 20)])
             top = msgspec.json.decode(content, type=dict[str, Raw])
+            coco_json.refuse_repeated(path, content)
             if "images" not in top:
                 raise UserError(f"{path}: has no `images`: not COCO's format")
             parts = {name: top.pop(name, Raw(b"[]")) for name in SECTIONS}
