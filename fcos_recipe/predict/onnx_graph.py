@@ -69,6 +69,7 @@ def convert(folder: Path, facts: dict, opset: int = OPSET) -> None:
     _set_epsilon(model, facts["group_norm_epsilon"])
     if facts["nms"]:
         _add_nms(model, facts)
+    _remove_unused(model.graph)
     _add_names(model.graph)
     for key, value in facts.items():
         model.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
@@ -85,6 +86,19 @@ def _set_epsilon(model, values: list[float]) -> None:
         for attribute in node.attribute:
             if node.op_type == "InstanceNormalization" and attribute.name == "epsilon":
                 (attribute.f,) = values  # one value for all of them, or the check would fail anyway
+
+
+def _remove_unused(graph) -> None:
+    """Remove constants that no node reads, of which ONNX Runtime warns."""
+    used = {value.name for value in graph.output}
+    graphs = [graph]
+    while graphs:
+        for node in graphs.pop().node:
+            used.update(node.input)
+            graphs += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+    kept = [value for value in graph.initializer if value.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def _add_names(graph) -> None:

@@ -23,7 +23,7 @@ from fcos_recipe.errors import RunFailure, UserError
 from fcos_recipe.model.postprocess import nms_and_clip
 from fcos_recipe.predict import backends, onnx_graph, parity
 from fcos_recipe.system.cpu_math import has_bfloat16
-from tests.conftest import run_tool
+from tests.conftest import ROOT, run_tool
 
 compat.import_ppdet()
 pytestmark = pytest.mark.matrix
@@ -193,6 +193,42 @@ def test_sides_of_any_length_give_the_boxes_of_the_padded_image(exported):
             assert verdict.passed and verdict.detections > 2, (kind, height, width)
 
 
+PROGRAMS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/deploy.md").read_text(), re.S)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "paddle"])
+def test_programs_of_the_page_find_what_the_trained_model_finds(exported, tiny, tmp_path, engine):
+    """Each in a process that can import neither this package nor paddledet."""
+    kind = "paddle" if engine == "paddle" else "onnx"
+    pytest.importorskip(engine, reason="see requirements/deploy.txt")
+    skip_without_converter(kind)
+    predictor, folders = exported
+    (program,) = [x for x in PROGRAMS if re.search(rf"^(import|from) {engine}\b", x, re.M)]
+    assert len(program.splitlines()) <= 30
+    if not (folders["paddle"] / "model.json").exists():
+        program = program.replace("model.json", "model.pdmodel")
+    (tmp_path / "detect.py").write_text(
+        "import sys\nsys.modules.update(fcos_recipe=None, ppdet=None)\n" + program
+    )
+    export = folders[kind] if kind == "paddle" else folders[kind] / "model.onnx"
+    limits = json.loads((folders[kind] / "fcos_export.json").read_text())["limits"]
+    path = os.pathsep.join(folder for folder in sys.path if folder != str(ROOT))
+    for photo in sorted(tiny.parent.glob("val/*"))[:3]:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", tmp_path / "detect.py", export, photo], cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+        rows = np.array([[predictor.names.index(n), s, *box] for n, s, box in found], "f4")
+        batch = predictor.batch([photo])
+        verdict = parity.compare(
+            predictor.run, lambda _, rows=rows: (rows, [len(rows)]), [batch], limits
+        )
+        assert verdict.passed and verdict.detections > 2, (photo, verdict)
+
+
 @pytest.mark.slow
 def test_onnx_nodes_and_axes_have_names(exported, tmp_path):
     skip_without_converter("onnx")
@@ -208,6 +244,8 @@ def test_onnx_nodes_and_axes_have_names(exported, tmp_path):
         onnx_graph.convert(part, facts, opset)
         model = onnx.load(part / "model.onnx")
         assert [entry.version for entry in model.opset_import if entry.domain == ""] == [opset]
+        used = {name for node in model.graph.node for name in node.input}
+        assert {value.name for value in model.graph.initializer} <= used
         names = [node.name for node in model.graph.node]
         assert all(names) and len(set(names)) == len(names)
         axes = {value.name: [axis.dim_param or axis.dim_value for axis in
