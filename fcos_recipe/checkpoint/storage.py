@@ -351,6 +351,28 @@ def read_state(path: Path, usable: Callable[[dict], object] = lambda state: None
     return state
 
 
+def ap_of(path: Path, unknown: float) -> float | None:
+    """AP recorded for a file of `save_weights`; None if the file is missing or another one.
+
+    Args:
+        path: of the weights.
+        unknown: the result if there is a file for which nothing is recorded.
+    """
+    try:
+        digest, note = weights.sha256(path), weights.description(path)
+        return note.get("AP", unknown) if note.get("sha256", digest) == digest else None
+    except (OSError, UserError):
+        return None
+
+
+def intact(path: Path) -> bool:
+    """Whether there is a complete, undamaged checkpoint at this path."""
+    try:
+        return bool(read_state(path))
+    except UserError:
+        return False
+
+
 def newest(
     folder: Path, usable: Callable[[dict], object] = lambda state: None
 ) -> tuple[Path | None, list[str]]:

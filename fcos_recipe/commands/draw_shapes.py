@@ -11,7 +11,7 @@ def main(argv: list[str] | None = None) -> int:
         "", drawn_shapes.__doc__, f"example: {program} --output dataset/shapes", prog=program
     )
     add = ask.add_argument
-    add("--output", required=True, help="output directory")
+    add("--output", required=True, metavar="DIR", help="output directory")
     add("--train", type=int, default=1000, help="training images (default: %(default)s)")
     add("--val", type=int, default=100, help="validation images (default: %(default)s)")
     add("--seed", type=int, default=0, help="default: %(default)s")

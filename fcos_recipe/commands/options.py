@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fcos_recipe import exit_codes
-from fcos_recipe.config.check import key_named
-from fcos_recipe.config.load import display
 from fcos_recipe.datasets.formats import FORMATS
 from fcos_recipe.errors import UserError, one_line, tell
 from fcos_recipe.files.atomic import write_named
@@ -83,20 +81,27 @@ _WRITTEN = ("output", "json", "save_predictions", "output_eval", "vdl_log_dir")
 _WORDS = {"int": "not a whole number", "float": "not a number", "finite": "not a number"}
 
 
-def _refuse_blocked(option: str, path: Path, folder: bool) -> None:
+def _refuse_blocked(option: str, path: Path, kind: str) -> None:
     """Refuse an output where a file is in the place of a folder, or a folder in that of a file.
+
+    Args:
+        option: as it is written on the command line.
+        path: its value.
+        kind: what the option names, such as DIR, FILE, or FILE|DIR for either.
 
     Raises:
         UserError: names the option and what is in the way.
     """
+    from fcos_recipe.config.load import display  # not needed by the downloads, see files/reading.py
+
     above = next((p for p in path.absolute().parents if p.exists()), path.absolute())
     if above != path.absolute() and not above.is_dir():
         raise UserError(
             f"{option} {path}: {display(above)} is a file, not a folder; choose another"
         )
-    if folder and path.exists() and not path.is_dir():
+    if kind == "DIR" and path.exists() and not path.is_dir():
         raise UserError(f"{option} {path}: a file with this name exists; name a folder")
-    if not folder and path.is_dir():
+    if "DIR" not in kind and path.is_dir():
         raise UserError(f"{option} {path}: a folder with this name exists; name a file")
 
 
@@ -126,7 +131,9 @@ class _Parser(argparse.ArgumentParser):
         for action in self._actions:
             path = getattr(parsed, action.dest, None)
             if action.dest in _WRITTEN and isinstance(path, (str, Path)):
-                _refuse_blocked(action.option_strings[-1], Path(path), action.metavar == "DIR")
+                _refuse_blocked(
+                    action.option_strings[-1], Path(path), str(action.metavar or "FILE or DIR")
+                )
         return parsed, extra
 
     def error(self, message: str) -> NoReturn:
@@ -145,6 +152,8 @@ class _Parser(argparse.ArgumentParser):
         return named[0] if named and "-c" in self._option_string_actions else ""
 
     def _unrecognized(self, extra: list[str]) -> str:
+        from fcos_recipe.config.check import key_named
+
         first, takes = extra[0], self._option_string_actions
         name, equals, value = first.lstrip("-").partition("=")
         sets_values = "-o" in takes and takes["-o"].dest == "opt"

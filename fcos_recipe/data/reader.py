@@ -19,7 +19,7 @@ from fcos_recipe.compat import stop_loading
 from fcos_recipe.data.images import BadImage, Sample
 from fcos_recipe.data.sampler import TrainBatches
 from fcos_recipe.data.targets import Gt2FCOSTarget
-from fcos_recipe.data.transforms import StockChain, UsualChain, named, others_needed
+from fcos_recipe.data.transforms import StockChain, UsualChain, named, others_needed, transformed
 from fcos_recipe.errors import UserError
 from fcos_recipe.plugins import fault
 
@@ -76,9 +76,9 @@ class Pipeline:
             rng = np.random.default_rng([self.seed, epoch, i, *([again] if again else [])])
             try:
                 if not others:
-                    return self.chain.sample(self._record(i), rng), bad
+                    return transformed(self.chain, self._record(i), rng), bad
                 drawn = [self._record(int(k)) for k in rng.integers(len(self), size=others)]
-                return self.chain.sample(self._record(i), rng, drawn), bad
+                return transformed(self.chain, self._record(i), rng, drawn), bad
             except BadImage as error:
                 bad.append(str(error))
         return None, bad

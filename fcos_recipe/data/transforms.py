@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from fcos_recipe.config.schema import MIXING
-from fcos_recipe.data.images import Sample, clip, decode, flip, random_resize, resize
+from fcos_recipe.data.images import BadImage, Sample, clip, decode, flip, random_resize, resize
+from fcos_recipe.errors import RunFailure, Stopped, UserError, one_line
+from fcos_recipe.plugins import fault
 
 # Names of sample and batch transforms, joined, for which `UsualChain` can be used. Only one resize:
 # a second one would resize rounded pixels.
@@ -154,6 +156,34 @@ class StockChain:
     def size(self, images: np.ndarray) -> tuple[int, int]:
         """Height and width of a batch's images."""
         return images.shape[2:4]
+
+
+def transformed(
+    chain: UsualChain | StockChain, record: Sample, rng: np.random.Generator, *others: list[Sample]
+) -> Sample:
+    """`chain.sample`, with every error of a transform as an error of its image.
+
+    An image can be readable and still be one that a transform refuses: one of 3000 x 2 pixels has
+    no height left when it is made smaller.
+
+    Raises:
+        BadImage: the image cannot be read, or a transform failed on it; the message names both.
+        Exception: of a transform in a file of the user's, see `plugins.fault`.
+    """
+    name = record.get("im_file")
+    try:
+        return chain.sample(record, rng, *others)
+    except (BadImage, UserError, RunFailure, Stopped, MemoryError):
+        raise
+    except Exception as error:
+        if fault(error):
+            raise
+        size = "x".join(map(str, np.shape(record.get("image"))[1::-1]))  # width x height
+        why = one_line(" ".join(str(getattr(error, "err", "") or error).split())[-200:])
+        raise BadImage(
+            f"{name or 'an image'}: a transform fails on its {size or 'unknown number of'} pixels "
+            f"({type(error).__name__}: {why})"
+        ) from error
 
 
 def seed_stock(rng: np.random.Generator) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from codecs import BOM_UTF8
 from pathlib import Path
 
 import msgspec
@@ -165,7 +166,7 @@ def _decode(source: str | Path | dict, name: str, kind: type, wanted: str):
         if isinstance(source, dict):  # may hold NumPy's floats
             content = json.dumps(source).encode()
         else:
-            content = read_bytes(source, coco_json.MOST_BYTES)
+            content = read_bytes(source, coco_json.MOST_BYTES).removeprefix(BOM_UTF8)
             coco_json.refuse_packed(name, content[:4])
         return msgspec.json.decode(content, type=kind)
     except msgspec.ValidationError as error:

@@ -116,10 +116,11 @@ class Predictor:
     def batch(self, images: Sequence[str | os.PathLike | np.ndarray]) -> dict[str, np.ndarray]:
         """Images as `run` takes them; errors as of a call."""
         from fcos_recipe.data.reader import Pipeline
+        from fcos_recipe.data.transforms import transformed
 
         rng = np.random.default_rng(0)
         samples: list[tuple[dict[str, Any] | None, list[str]]] = [
-            (self.chain.sample(_record(image), rng), []) for image in images
+            (transformed(self.chain, _record(image), rng), []) for image in images
         ]
         batch = Pipeline(samples, self.chain, None, 0, False, 0).collate(samples)
         batch.pop("bad")

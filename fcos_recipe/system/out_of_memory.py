@@ -5,6 +5,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
+
+from fcos_recipe.console import amount
 from fcos_recipe.errors import RunFailure
 from fcos_recipe.system.device import card_index
 
@@ -23,17 +26,17 @@ _WORKER = re.compile(
     r"DataLoader \d+ workers (?P<end>exit unexpectedly), pids: (?P<pids>[\d, ]+)|"
     r"DataLoader worker\((?P<number>\d+)\) caught MemoryError"
 )
-_HOST_ADVICE = "lower worker_num or batch_size, or end other processes on this machine"
 
 
 @contextmanager
-def explained(device: str, advice: str, resume: str = "") -> Iterator[None]:
+def explained(device: str, advice: str, resume: str = "", readers: str = "") -> Iterator[None]:
     """Replace errors about full memory and dead data workers by one line.
 
     Args:
         device: cpu, gpu or iluvatar_gpu.
         advice: what the user can reduce if the memory of a card is full.
         resume: the command that continues the run, if there is one.
+        readers: from the function of this name, if a config is known.
 
     Raises:
         RunFailure: a card or the host has too little memory, or a data worker died.
@@ -46,11 +49,11 @@ def explained(device: str, advice: str, resume: str = "") -> Iterator[None]:
         rank = f" of rank {number}" if number else ""
         if worker := _WORKER.search(text):
             what = f"{_which(worker)}{rank} died, usually because host memory ran out (see `dmesg`)"
-            advice = _HOST_ADVICE
+            advice = _host_advice(readers)
         elif _HOST.search(text) or (
             isinstance(error, MemoryError) and (device == "cpu" or not _FULL.search(text))
         ):
-            what, advice = f"host memory is full{rank}", _HOST_ADVICE
+            what, advice = f"host memory is full{rank}", _host_advice(readers)
         elif _FULL.search(text):
             card = "host" if device == "cpu" else f"card {device}:{card_index(device)}"
             what = f"{card}{rank}: out of memory"
@@ -66,6 +69,26 @@ def _which(worker: re.Match) -> str:
         return f"data worker {worker['number']}"
     how = worker["how"] or worker["end"]
     return f"data worker (process {worker['pid'] or worker['pids'].strip()}, {how.strip()})"
+
+
+def _host_advice(readers: str) -> str:
+    memory = psutil.virtual_memory()
+    now = f"{amount(memory.available)} of {amount(memory.total)} of host memory are free now"
+    return (
+        "lower worker_num or batch_size, or end other processes on this machine "
+        f"({', '.join(filter(None, (readers, now)))})"
+    )
+
+
+def readers(data: dict, section: str) -> str:
+    """Present values of what takes host memory.
+
+    Args:
+        data: values of the resolved config.
+        section: TrainReader or EvalReader.
+    """
+    batch = data[section].get("batch_size", 1)
+    return f"worker_num is {data['worker_num']}, {section}.batch_size {batch}"
 
 
 def training(data: dict) -> str:

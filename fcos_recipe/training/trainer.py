@@ -14,7 +14,7 @@ import paddle.distributed as dist
 from tqdm import tqdm
 
 from fcos_recipe.checkpoint import storage
-from fcos_recipe.checkpoint.weights import listed
+from fcos_recipe.checkpoint.weights import listed, read
 from fcos_recipe.config.resolved import resolved
 from fcos_recipe.console import log
 from fcos_recipe.errors import RunFailure, Stopped, UserError, without_secrets
@@ -128,6 +128,34 @@ class Trainer(Setup):
                         at.epoch)  # fmt: skip
             at.evaluate_again(data["early_stop"]["min_delta"])
 
+    def _complete_best(self) -> None:
+        """Write the best weights again, from the checkpoint of their epoch, if a save had failed.
+
+        Without this checkpoint the best of the evaluations that follow, at least one, is kept.
+        """
+        at, data, path = self.progress, self.config.data, self.run.path / BEST
+        if not (self.validating and self._resumed_from and at.best["epoch"]):
+            return
+        ap = at.best["AP"]
+        known = storage.ap_of(path, ap) if self.run.writer else None
+        # a kill between an evaluation and its record leaves weights that it will write again
+        if gather(known is not None and (known == ap or (at.pending_eval and known > ap)))[0]:
+            return
+        source = self._resumed_from.parent / storage.name(at.best["epoch"])
+        if not gather(self.run.writer and storage.intact(source))[0]:
+            log.warning("%s, of epoch %d, is not on disk and its checkpoint was removed: the best "
+                        "of the following evaluations is kept", path, at.best["epoch"])  # fmt: skip
+            if not at.pending_eval and (at.epoch >= data["epoch"] or self._stopped_early()):
+                at.evaluate_again(data["early_stop"]["min_delta"])
+            at.best = {**at.best, "AP": -1.0}
+        elif self.run.writer:
+            log.warning("%s is not that of epoch %d: written again from %s", path,
+                        at.best["epoch"], source)  # fmt: skip
+            best = read(source / "model.pdparams")
+            self.saver.submit(
+                BEST, lambda: storage.save_weights(path, best, self.weights_description(ap))
+            )
+
     def _finish(self) -> None:
         run = self.run
         readers = [self.loader, *([self._evaluation_set.loader] if self.validating else [])]
@@ -169,8 +197,9 @@ class Trainer(Setup):
         run, data = self.run, self.config.data
         at = self.progress
         at.pending_eval &= self.validating
-        self._complete_results()
         self.saver = storage.Saver(data["max_failed_saves"])
+        self._complete_results()
+        self._complete_best()
         self.guard = Guard(self)
         self._evaluated = False
         self._saved_at: tuple[int, int] | None = None

@@ -288,3 +288,22 @@ def test_copied_configs_have_the_values_of_their_originals(tmp_path, monkeypatch
         assert load_config(path.name).data == load_config(path).data
     assert run("config", ["copy", path.stem]) == 2  # it exists
     assert run("config", ["copy", "fcos_r19"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("records", "name"),
+    [
+        ({}, "config"),
+        ({"facts.json": '{"config": {"name": "mine"}}'}, "mine"),
+        ({"best_model.json": '{"config": "mine"}'}, "mine"),
+        ({"facts.json": "{", "model_final.json": '{"config": "mine"}'}, "mine"),
+        ({"facts.json": '{"config": {"name": "../up"}}', "best_model.json": "[]"}, "config"),
+        ({"facts.json": '{"config": {"name": ".."}}'}, "config"),
+    ],
+)
+def test_the_config_of_a_run_has_the_name_that_the_run_recorded(tmp_path, root, records, name):
+    base = f"_BASE_: [{root}/{HEADLINE}]\n"
+    for file, text in records.items():
+        (tmp_path / file).write_text(text)
+    assert load_config(write(tmp_path, base, "config.yml")).name == name
+    assert load_config(write(tmp_path, base, "other.yml")).name == "other"

@@ -10,14 +10,14 @@ import pytest
 
 from fcos_recipe.data import reader as module
 from fcos_recipe.data.dataset import COCODataSet
-from fcos_recipe.data.images import read_image
+from fcos_recipe.data.images import BadImage, read_image
 from fcos_recipe.data.reader import (
     EvalReader,
     TrainReader,
     shared_memory_fits,
     worker_count,
 )
-from fcos_recipe.data.transforms import StockChain, UsualChain
+from fcos_recipe.data.transforms import StockChain, UsualChain, transformed
 from fcos_recipe.errors import UserError
 from tests.data.test_targets import check_same, stock_target
 from tests.helpers.coco_folders import coco, write
@@ -275,6 +275,41 @@ def test_too_many_bad_images_stop_the_run(tmp_path, workers):
         list(reader)
     assert all(name in str(error.value) for name in ("1.jpg", "3.jpg", "4.jpg"))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", [TrainReader, EvalReader])
+def test_an_image_too_thin_to_resize_is_skipped_by_name(tmp_path, workers, kind, caplog):
+    write(tmp_path, coco(images=4))
+    cv2.imwrite(str(tmp_path / "2.jpg"), np.zeros((2, 3000, 3), np.uint8))
+    targets = kind is TrainReader
+    reader = kind(**chain((64, 64), flip=None, targets=targets), num_classes=2, batch_size=2)(
+        folder(tmp_path), workers
+    )
+    with caplog.at_level(logging.WARNING):
+        ids = {int(i) for batch in arrays(iter(reader)) for i in batch["im_id"][:, 0]}
+    assert ids <= {10, 20, 40} and (targets or ids == {10, 20, 40})
+    assert len(reader.bad_images) == 1
+    assert f"{tmp_path}/2.jpg: a transform fails on its 3000x2 pixels (error: " in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a\nb"), IndexError(3), AssertionError(), ZeroDivisionError("x" * 900),
+              cv2.error("native"), RuntimeError("é"), KeyError("gt_bbox")],
+)  # fmt: skip
+def test_any_error_of_a_transform_is_that_of_its_image(error):
+    class Fails:
+        def sample(self, record, rng):
+            raise error
+
+    with pytest.raises(BadImage) as told:
+        transformed(Fails(), {"im_file": "a.jpg"}, np.random.default_rng(0))
+    text = str(told.value)
+    assert text.startswith("a.jpg: ") and type(error).__name__ in text
+    assert len(text.splitlines()) == 1 and len(text) < 400
+    error = UserError("says where it is")
+    with pytest.raises(UserError, match="says where"):
+        transformed(Fails(), {"im_file": "a.jpg"}, np.random.default_rng(0))
 
 
 def test_no_readable_image_at_all(tmp_path):

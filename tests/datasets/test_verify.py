@@ -435,6 +435,13 @@ def test_config_is_compared(world, root, capsys):
     out = capsys.readouterr().out
     assert "train: 2 categories, the config says num_classes: 3" in out and "errors: 2," in out
     assert run("dataset", [*argv, "num_classes=2"]) == 0
+    picture = folder / "val" / splits["val"]["images"][1]["file_name"]
+    before = picture.read_bytes()
+    Image.new("RGB", (3000, 2)).save(picture)  # readable, but too thin for the config's Resize
+    assert run("dataset", [*argv, "num_classes=2"]) == 1
+    out = capsys.readouterr().out
+    assert "transform_fails: 1: a transform" in out and picture.name in out
+    picture.write_bytes(before)
     (folder / "names.txt").write_text("class 3\nclass 7\n")
     assert run("dataset", [*argv, "num_classes=2"]) == 1
     assert "class 0 is 'class 3' in TestDataset, 'class 7' in train" in capsys.readouterr().out

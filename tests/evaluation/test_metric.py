@@ -358,6 +358,8 @@ def test_bad_results(tmp_path):
         with pytest.raises(UserError, match=".*") as error:
             metric.load_result_json(path)
         assert words in str(error.value)
+    path.write_text("\ufeff" + json.dumps(content))  # as Windows programs write it
+    assert CocoMetric(path).images == metric.images
     path.write_text("[{")
     with pytest.raises(UserError, match="not JSON"):
         metric.load_result_json(path)
@@ -498,7 +500,7 @@ def test_a_command_line_that_cannot_be_meant_is_refused(tmp_path, capsys):
         name = "--tta-*" if option.startswith("--tta") else option
         assert f"without a model: leave out {name}" in refused(*{option: 0, value: 0})
     for value in ("nan", "inf", "-inf", "high"):
-        assert f"--score-threshold: invalid finite value: '{value}'" in refused(
+        assert f"--score-threshold: not a number: '{value}'" in refused(
             f"--score-threshold={value}"
         )
     assert "dt.json.gz: packed (gzip or ZIP), not JSON; unpack it first" in refused(

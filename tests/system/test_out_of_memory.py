@@ -3,9 +3,10 @@
 import pytest
 
 from fcos_recipe.errors import RunFailure
-from fcos_recipe.system.out_of_memory import explained
+from fcos_recipe.system.out_of_memory import explained, readers
 
 RESUME = "python tools/train.py -c c.yml --output RUN --resume auto"
+DATA = {"worker_num": 3, "TrainReader": {"batch_size": 5}}
 HOST = "worker_num or batch_size"
 # device, error, what the line names
 ERRORS = [
@@ -36,11 +37,15 @@ ERRORS = [
 def test_one_line_with_advice(device, error, names, rank, monkeypatch):
     if rank:
         monkeypatch.setenv("PADDLE_TRAINER_ID", rank)
-    with pytest.raises(RunFailure) as raised, explained(device, "use LESS", RESUME):
+    with (
+        pytest.raises(RunFailure) as raised,
+        explained(device, "use LESS", RESUME, readers(DATA, "TrainReader")),
+    ):
         raise error
     line = str(raised.value)
     assert "\n" not in line and ("of rank 3" in line) == bool(rank)
-    for words in (*names, RESUME):
+    present = ["worker_num is 3, TrainReader.batch_size 5, ", "GB of host memory are free now"]
+    for words in (*names, RESUME, *(present if HOST in names else [])):
         assert words in line, line
 
 

@@ -283,6 +283,39 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(tiny, tmp_path
     assert names == ["0001", "0003"]
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_best_weights_that_were_not_saved_are_made_again(
+    finished, tiny, tmp_path, monkeypatch, capfd, kept
+):
+    """From the checkpoint of their epoch, the first; without it the next evaluation gives them."""
+    run, write = tmp_path / "run", storage.save_weights
+    assert storage.ap_of(finished / trainer.BEST, 0) == records(finished)[6]["AP"]
+
+    def full(path, *rest):
+        if path.name == trainer.BEST:
+            raise OSError(28, "No space left on device", str(path))
+        write(path, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "save_weights", full)
+        assert train(tiny, run, "--eval") == 1
+        assert "best_model.pdparams: the disk is full" in capfd.readouterr().err
+        if not kept:
+            (run / "checkpoints" / "0001").rename(run / "gone")
+        assert train(tiny, run, "--eval", "--resume", "auto") == 1
+        assert not (run / trainer.BEST).exists()
+    for _ in range(2):
+        assert train(tiny, run, "--eval", "--resume", "auto") == 0
+        out = capfd.readouterr().out
+        expected = storage.ap_of(finished / trainer.BEST, 0) if kept else records(run)[-1]["AP"]
+        assert storage.ap_of(run / trainer.BEST, 0) == expected
+        if kept:
+            one, two = (weights.read(p / trainer.BEST) for p in (finished, run))
+            assert set(one) == set(two) and all((one[k] == two[k]).all() for k in one
+                                                if isinstance(one[k], np.ndarray))  # fmt: skip
+    assert "written again" not in out and "not on disk" not in out  # the second resume
+
+
 @pytest.mark.parametrize("lost", ["checkpoints", "model_final", "eval.json"])
 def test_a_run_whose_last_files_are_not_on_disk_fails_and_is_completed(
     tiny, tmp_path, monkeypatch, capfd, lost

@@ -64,6 +64,7 @@ KINDS = {
     "image_undecodable": (True, "training can't decode the image and skips it"),
     "image_too_large": (True, "too many pixels; training skips it"),
     "image_crashes": (True, "the decoder crashed on this image"),
+    "transform_fails": (True, "a transform of the config fails on this image; it is skipped"),
     "image_size_differs": (True, "width or height differs from the file; boxes would be misplaced"),
     "exif_turned": (False, "rotated when read, as its EXIF tag says; boxes must match that"),
     "greyscale": (False, "greyscale; converted to RGB"),

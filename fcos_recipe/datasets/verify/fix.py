@@ -29,11 +29,12 @@ DROP = (
     "unknown_image", "unknown_category", "box_not_finite", "box_negative",
     "box_empty", "box_huge", "box_outside", "box_twice", "file_missing", "file_unreadable",
     "image_empty", "image_truncated", "image_undecodable", "image_too_large", "image_crashes",
+    "transform_fails",
 )  # fmt: skip
 # Kinds that come from reading the images, not the annotation file.
 OF_IMAGES = (
     "file_missing", "file_unreadable", "image_empty", "image_truncated", "image_undecodable",
-    "image_too_large", "image_crashes", "file_name_other",
+    "image_too_large", "image_crashes", "transform_fails", "file_name_other",
 )  # fmt: skip
 REMOVED = "removed"  # begins the text of each change that removes an entry
 _PLACE = re.compile(r"(\w+)\[(\d+)\]")

@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fcos_recipe.config.load import Config, data_paths, display
+from fcos_recipe.data.images import BadImage
+from fcos_recipe.data.transforms import UsualChain, others_needed, transformed
 from fcos_recipe.datasets.account import Account
 from fcos_recipe.datasets.find_images import resolve
 from fcos_recipe.datasets.locate import Source
@@ -25,6 +29,7 @@ from fcos_recipe.datasets.verify.findings import KINDS, Findings
 from fcos_recipe.datasets.verify.images import ImageCheck
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import read_text
+from fcos_recipe.plugins import fault
 
 
 @dataclass
@@ -106,6 +111,8 @@ def examine(
             _find_images(split, search, images)
     if images:
         _read_images(splits)
+        if config is not None:
+            _transform(splits, config)
     for split in splits:
         source = split.source
         if split.content is not None:
@@ -178,6 +185,62 @@ def _read_images(splits: list[Split]) -> None:
         names = listed.pop(os.path.realpath(split.source.images or ""), None)
         for name in image_checks.unlisted(split.source.images or "", names) if names else ():
             split.found.add("unlisted", file=name)
+
+
+def _transform(splits: list[Split], config: Config) -> None:
+    """Send each readable image through the transforms of the config's readers.
+
+    The usual transforms depend on an image's size only, so one blank image of each size is enough.
+    """
+    from fcos_recipe.data import reader
+
+    made: dict[str, Any] = {}
+    for name in ("TrainReader", "EvalReader"):
+        if arguments := config.data.get(name):
+            shared = {"num_classes": config.data["num_classes"]}
+            made[name] = getattr(reader, name)(**{**shared, **arguments})
+    told: dict[tuple, str] = {}
+    for split in splits:
+        use = ("TrainReader", "EvalReader")[not split.source.name.startswith("train")]
+        if split.content is None or use not in made:
+            continue
+        for at, image, id in split.content.entries["images"]:
+            result = split.results.get(image.file_name)
+            if result is None or result.size is None:
+                continue
+            record: dict[str, Any] = {"im_file": _path(split, image.file_name)}
+            key = (use, record["im_file"])
+            if isinstance(made[use].chain, UsualChain):
+                record, key = {"size": result.size}, (use, result.size)
+            if key not in told:
+                told[key] = _transform_error(made[use], record, *result.size)
+            if told[key]:
+                split.found.add("transform_fails", id, image.file_name, ("images", at), told[key])
+
+
+def _transform_error(reader: Any, source: dict[str, Any], height: int, width: int) -> str:
+    """Why a transform fails on an image, tried a few times with a box around all of it; or ""."""
+
+    def record() -> dict[str, Any]:
+        pixels = {"image": np.zeros((height, width, 3), np.uint8)} if "size" in source else source
+        return {
+            **pixels,
+            "im_id": np.zeros(1, np.int64),
+            "gt_bbox": np.array([[0, 0, width, height]], np.float32),
+            "gt_class": np.zeros((1, 1), np.int32),
+            "is_crowd": np.zeros((1, 1), np.int32),
+        }
+
+    others = others_needed(reader.mixing, 0)
+    for seed in range(4):
+        mixed = [[record() for _ in range(others)]] if others else []
+        try:
+            transformed(reader.chain, record(), np.random.default_rng(seed), *mixed)
+        except BadImage as error:
+            return str(error).partition(": ")[2]
+        except Exception as error:  # in a file of the user's
+            return fault(error) or str(error)
+    return ""
 
 
 def _leaks(splits: list[Split], between: Findings) -> None:
