@@ -381,6 +381,7 @@ def export(
     *,
     format: str = "paddle",
     nms: bool = True,
+    opset: int = 16,
     config: Source | Config | None = None,
     device: str | None = None,
     log_to: Log = None,
@@ -392,6 +393,7 @@ def export(
         output: gets the folder CONFIG_NAME-FORMAT, "-raw" added without NMS.
         format: paddle, or onnx.
         nms: include non-maximum suppression; without it the export gives all candidates.
+        opset: version of ONNX's operators, 13 to 19; for onnx.
 
     Raises:
         UserError: weights or config are wrong, or no converter to ONNX is installed.
@@ -399,9 +401,11 @@ def export(
     """
     if format not in ("paddle", "onnx"):
         raise UserError(f"format: {format!r} is unknown; choose paddle or onnx")
-    from fcos_recipe.predict.onnx_graph import converter
+    from fcos_recipe.predict.onnx_graph import OPSETS, converter
     from fcos_recipe.predict.predictor import config_of
 
+    if opset not in OPSETS:
+        raise UserError(f"opset: {opset} cannot be written; choose {OPSETS[0]} to {OPSETS[-1]}")
     if format == "onnx":
         with same_environment():
             converter()  # raises before any work is done
@@ -417,7 +421,7 @@ def export(
                 predictor = Predictor(weights, known, found)
                 name = f"{predictor.config.name}-{format}{'' if nms else '-raw'}"
                 folder = Path(output) / name
-                check = exporting.export(predictor, folder, format, nms)
+                check = exporting.export(predictor, folder, format, nms, opset)
         except OSError as error:
             if error.errno is None:  # Paddle's error about a card, not about a file
                 raise

@@ -17,6 +17,9 @@ from fcos_recipe.plugins import fault
 log = logging.getLogger("fcos")
 _BAD_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EACCES,
              errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENXIO, errno.ENODEV)  # fmt: skip
+# The disk or the server of a network file system does not answer.
+_BAD_DISK = (errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.ENOTCONN)
+_CHECK_DISK = "; check the disk or network file system (dmesg, mount) and try again"
 
 
 class Plain(logging.Formatter):
@@ -118,13 +121,13 @@ def exit_code(
             failure, code = UserError(text), BAD_INPUT
         elif isinstance(error, OSError):
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            if not (full or (error.errno in _BAD_PATH and error.filename)):
+            broken = error.errno in _BAD_DISK
+            if not (full or broken or (error.errno in _BAD_PATH and error.filename)):
                 raise
             place = str(error.filename or "a file that was being written")[:200]
-            failure = RunFailure(
-                f"{place}: {path_reason(error)}{'; make room and try again' * full}"
-            )
-            code = DISK_FULL if full else BAD_INPUT
+            remedy = "; make room and try again" if full else _CHECK_DISK if broken else ""
+            failure = RunFailure(f"{place}: {path_reason(error)}{remedy}")
+            code = DISK_FULL if full else FAILED if broken else BAD_INPUT
         else:
             raise
         tell(failure)

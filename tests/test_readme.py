@@ -147,6 +147,19 @@ def test_files_that_a_page_names_exist(page):
         assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
+@pytest.mark.parametrize("page", ["SECURITY.md", "docs/reliability.md"])
+def test_promises_name_tests_that_exist(page):
+    """Each row of the page's first table names a test, and every named test is there."""
+    text = (ROOT / page).read_text()
+    there = "\n".join(p.read_text() for p in (ROOT / "tests").rglob("test_*.py"))
+    for name in set(re.findall(r"`(test_\w+)`", text)):
+        assert f"def {name}(" in there, f"{page} names {name}"
+    header, _, *rows = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)[0].splitlines()
+    assert len(rows) > 5
+    for row in rows:
+        assert re.search(r"`test_\w+`", row), f"{page}: no test in: {row}"
+
+
 SHOWN = re.compile(
     r"```bash\n(python tools/analyze_model[^\n]* --scaling[^\n]*)\n```\n+```text\n(.*?)```", re.S
 )

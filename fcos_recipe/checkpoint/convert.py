@@ -38,8 +38,9 @@ def convert(source: str, target: Path, form: str | None = None) -> list[Path]:
     path = weights.resolve(source)
     files = {ending: path}
     if form == "paddledet" and (path.parent / storage.STATE).is_file():
-        storage.read_state(path.parent)
-        files = {p.suffix: p for p in path.parent.glob("model.pd*")}
+        verified = storage.read_state(path.parent)["files"]
+        names = [f"model{end}" for end in (".pdparams", ".pdopt", ".pdema")]
+        files = {Path(name).suffix: path.parent / name for name in names if name in verified}
     new = {end: stem.with_name(stem.name + end) for end in files}
     for file in new.values():
         if os.path.lexists(file):

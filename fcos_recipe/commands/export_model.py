@@ -7,6 +7,7 @@ from fcos_recipe.commands import options
 from fcos_recipe.commands.elsewhere import add_refusals
 from fcos_recipe.commands.infer import add_weights, config_and_weights
 from fcos_recipe.console import to_console
+from fcos_recipe.predict.onnx_graph import OPSET, OPSETS
 
 _EXAMPLE = """\
 The model takes uint8 images of any size and number, zero outside each image (`image`
@@ -16,7 +17,8 @@ It gives class, score, x1, y1, x2, y2 in pixels of the original image: paddle `b
 `bbox_num` [N]; onnx `bbox` [N, keep_top_k, 6], of which the first `bbox_num` [N] count. With
 --no-nms: boxes [N, K, 4] and scores [N, classes, K] of the candidates.
 Before it is kept it must find what the trained model finds: on 8 images of different shapes, on a
-batch of two, and on blank images before, between and after them, alone and within a batch.
+batch of two, on blank images before, between and after them, alone and within a batch, and on an
+image that ends without padding at sides of any length.
 An export that differs stays as NAME.rejected, and an earlier export stays as it is.
 examples:
   python tools/export_model.py -c configs/fcos/fcos_r18_fpn_demo.yml \\
@@ -34,13 +36,21 @@ def main(argv: list[str]) -> int:
     add = parser.add_argument
     add("--format", choices=["paddle", "onnx"], default="paddle", help="default: %(default)s")
     add("--no-nms", action="store_true", help="end before NMS")
+    add("--opset", type=options.whole, metavar="N",
+        help=f"of ONNX's operators, {OPSETS[0]} to {OPSETS[-1]} (default: {OPSET})")  # fmt: skip
     add("--output", "--output_dir", type=Path, default="output/export", metavar="DIR",
-        help="gets the folder CONFIG_NAME-FORMAT (default: %(default)s)")  # fmt: skip
+        help="gets the folder CONFIG_NAME-FORMAT; one of another model is renamed to "
+        "CONFIG_NAME-FORMAT.1 and so on (default: %(default)s)")  # fmt: skip
     add_refusals(parser, "export_model")
     args = parser.parse_args(argv)
+    if args.opset is not None and args.format != "onnx":
+        parser.error("--opset belongs to --format onnx")
     config, weights = config_and_weights(args)
     to_console(0)
-    done = api.export(weights, args.output, format=args.format, nms=not args.no_nms, config=config)
+    done = api.export(
+        weights, args.output, format=args.format, nms=not args.no_nms, config=config,
+        opset=OPSET if args.opset is None else args.opset,
+    )  # fmt: skip
     print(
         f"checked on {done.images} images, {done.empty} without detections: "
         f"{done.detections} detections, scores within {done.score:.1e}, boxes within "

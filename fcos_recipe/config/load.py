@@ -6,6 +6,7 @@ everything else is replaced; later bases override earlier ones, and a file overr
 """
 
 import ast
+import contextlib
 import copy
 import hashlib
 import os
@@ -21,7 +22,7 @@ from fcos_recipe.config.agreement import disagreements, not_supported
 from fcos_recipe.config.check import SCHEDULERS, check, nearest
 from fcos_recipe.config.schema import ONLY_OURS, RECIPE, RESULTS, UNSET, components, use
 from fcos_recipe.errors import UserError, UserErrors, one_line
-from fcos_recipe.files.reading import given_path, read_text
+from fcos_recipe.files.reading import given_path, read_json, read_text
 from fcos_recipe.places import ROOT
 from fcos_recipe.plugins import Plugin, allowed, refusal
 
@@ -96,6 +97,8 @@ class Config:
         base: the data of its bases without this file; None if it has no bases.
         plugins: the user's files that it names, permitted and read.
         data: the plain values; schedulers are dicts `{"name": "PiecewiseDecay", ...}`.
+        name: the file's name without its suffix; for the config.yml of a run directory, the name
+            of the config that the run was started with.
     """
 
     path: Path
@@ -104,14 +107,11 @@ class Config:
     base: dict[str, Any] | None = None
     plugins: list[Plugin] = field(default_factory=list)
     data: dict[str, Any] = field(init=False)
+    name: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.data = self.tree.plain()
-
-    @property
-    def name(self) -> str:
-        """The file's name without its suffix."""
-        return self.path.stem
+        self.name = _recorded_name(self.path) or self.path.stem
 
     def node(self, key: str) -> Node | None:
         """Return the node at a dotted key (list positions are numbers); None if it is absent."""
@@ -168,6 +168,18 @@ class Config:
                         remedy = "name a file or a URL; '' trains from scratch"
                     found.append(f"{self.origin(key)}: {key}: {path} does not exist; {remedy}")
         return found
+
+
+def _recorded_name(path: Path) -> str | None:
+    """Return the config name that a run recorded beside its config.yml; None if there is none."""
+    for record in ("facts.json", "best_model.json", "model_final.json"):
+        if path.name == "config.yml" and (path.parent / record).is_file():
+            with contextlib.suppress(UserError):  # a damaged record: the next one may serve
+                name = read_json(path.parent / record).get("config")
+                name = name.get("name") if isinstance(name, dict) else name
+                if isinstance(name, str) and name not in ("", "..") and Path(name).name == name:
+                    return name
+    return None
 
 
 def project_configs() -> list[Path]:

@@ -28,7 +28,7 @@ import numpy as np
 from fcos_recipe.data import coco_json
 from fcos_recipe.data.coco_json import Annotation, Category, Image
 from fcos_recipe.errors import UserError
-from fcos_recipe.files.atomic import open_own, replace_file
+from fcos_recipe.files.atomic import open_own, own_folder, replace_file
 from fcos_recipe.files.reading import decode_json, open_regular
 
 FORMAT = b"FCOSIDX2"
@@ -213,10 +213,7 @@ def _places(path: str) -> list[Path]:
     name = os.path.basename(path)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     near = Path(path).parent / ".fcos_index"
-    places = [] if near.is_symlink() else [near / f"{name}.idx"]  # a link is not followed
-    places += [
-        cache / "fcos_recipe" / "index" / f"{name}-{key}.idx",
-    ]
+    places = [near / f"{name}.idx", cache / "fcos_recipe" / "index" / f"{name}-{key}.idx"]
     private = Path(tempfile.gettempdir()) / f"fcos_recipe-{os.getuid()}"
     # every user may write to the temporary directory: use a folder there only if this user owns it
     if not os.path.lexists(private) or private.lstat().st_uid == os.getuid():
@@ -229,7 +226,8 @@ def _make_directory(directory: Path) -> None:
     above = next(p for p in (directory, *directory.parents) if p.exists())
     if not above.stat().st_mode & 0o222:
         raise PermissionError(above)
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    own_folder(directory)
 
 
 @contextlib.contextmanager

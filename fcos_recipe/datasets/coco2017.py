@@ -10,7 +10,7 @@ from pathlib import Path
 from fcos_recipe.console import Progress, amount, say
 from fcos_recipe.errors import UserError
 from fcos_recipe.files import archives, download
-from fcos_recipe.files.atomic import write_json
+from fcos_recipe.files.atomic import own_folder, write_json
 from fcos_recipe.files.download import Damaged, NoSpace
 from fcos_recipe.files.reading import given_path, open_regular, parse_json, read_bytes
 
@@ -113,7 +113,8 @@ def get(folder: Path, release: Release = COCO_2017, options: Options = _DEFAULTS
     """
     job = _Job(folder, release, options)
     if missing := job.missing():
-        download.prepare(job.ours)
+        download.prepare(job.folder)
+        own_folder(job.ours)
         with download.locked(job.ours / "lock"):
             missing = job.missing(quiet=True)  # another process may just have brought it
             job.check_room(missing)
@@ -245,7 +246,7 @@ class _Job:
         found = _listing(self.folder / archive.folder, archive.folder)
         record = {**more, "files": {name: [*found[name], crc] for name, crc in crcs.items()}}
         try:
-            self.ours.mkdir(parents=True, exist_ok=True)
+            own_folder(self.ours)
             write_json(self._record_path(archive), record, compact=True)
         except OSError:
             pass  # on a read-only disk the next call checks again

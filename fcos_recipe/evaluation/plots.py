@@ -10,7 +10,7 @@ import numpy as np
 from fcos_recipe.console import log
 from fcos_recipe.drawing import plot_fonts, plot_name
 from fcos_recipe.evaluation.metric import CocoMetric
-from fcos_recipe.files.atomic import draft
+from fcos_recipe.files.atomic import draft, own_folder
 
 HEATMAP = 40  #: classes up to which a confusion matrix can be read
 
@@ -36,7 +36,7 @@ def draw_plots(metric: CocoMetric, analysis: dict, folder: Path) -> list[Path]:
     import hotcoco.plot as plot
     import matplotlib.pyplot as plt
 
-    folder.mkdir(parents=True, exist_ok=True)
+    own_folder(folder)
     coco_eval, done = metric.coco_eval, []
     with contextlib.redirect_stdout(io.StringIO()):  # the curves want its summary, which it prints
         coco_eval.summarize()

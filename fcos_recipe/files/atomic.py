@@ -30,6 +30,25 @@ def _draft_name(path: Path, ending: str = "") -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}{ending}")
 
 
+def own_folder(path: Path) -> None:
+    """Create a folder whose name this project chose, if it is missing.
+
+    Args:
+        path: the folder; if it is a link, it is not followed. The folder that contains it must
+            exist and may be one.
+
+    Raises:
+        OSError: a link, not a folder, or it cannot be created.
+    """
+    with contextlib.suppress(FileExistsError):
+        path.mkdir()
+    mode = path.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        raise OSError(errno.ELOOP, f"{path.name} is a link; remove it", str(path))
+    if not stat.S_ISDIR(mode):
+        raise OSError(errno.ENOTDIR, f"{path.name} is not a folder; remove it", str(path))
+
+
 def open_own(path: Path, flags: int) -> BinaryIO:
     """Open a file whose name this project chose, creating it if it is missing.
 
@@ -177,7 +196,7 @@ def write_named(path: Path, content: str | bytes) -> None:
         file = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         os.set_blocking(file, True)
         with open(file, "wb") as opened:
-            opened.write(content.encode() if isinstance(content, str) else content)
+            opened.write(_bytes(content))
     else:
         replace_file(Path(os.path.realpath(path)), content)
 
@@ -195,7 +214,12 @@ def replace_file(
         if callable(content):
             content(file)
         else:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(_bytes(content))
+
+
+def _bytes(content: str | bytes) -> bytes:
+    """UTF-8; bytes of file names that are not UTF-8 become escapes, which JSON reads back."""
+    return content.encode(errors="backslashreplace") if isinstance(content, str) else content
 
 
 def replace_folder(part: Path, final: Path) -> None:
@@ -214,6 +238,14 @@ def replace_folder(part: Path, final: Path) -> None:
     if old.is_symlink():  # what it leads to is not ours
         old.unlink()
     shutil.rmtree(old, ignore_errors=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file or folder to the first free name of PATH.1, PATH.2, ...; return that name."""
+    number = 1
+    while os.path.lexists(old := path.with_name(f"{path.name}.{number}")):
+        number += 1
+    return path.rename(old)
 
 
 def write_json(path: Path, value: Any, compact: bool = False) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from fcos_recipe.checkpoint.zoo import MOST_BYTES
 from fcos_recipe.errors import RunFailure, UserError
+from fcos_recipe.files.download import digest
 from fcos_recipe.files.reading import decode_json, open_regular, read_text
 from fcos_recipe.system.device import card_index
 
@@ -163,18 +164,7 @@ class OnnxRuntime:
     name = "onnx"
 
     def __init__(self, file: Path, facts: dict):
-        try:
-            import onnxruntime
-        except ImportError:
-            raise UserError(f"{file}: needs ONNX Runtime: pip install onnxruntime") from None
-        from fcos_recipe.system import cpu_math
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = cpu_math.cores()
-        options.log_severity_level = 3
-        usable = onnxruntime.get_available_providers()
-        wanted = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in usable]
-        self._session = onnxruntime.InferenceSession(str(file), options, providers=wanted)
+        self._session = _session(file)
         self._inputs = [value.name for value in self._session.get_inputs()]
         self._facts = facts
 
@@ -186,6 +176,38 @@ class OnnxRuntime:
         rows, counts = outputs  # [N, keep, 6], of which the first `counts` are detections
         kept = np.arange(rows.shape[1]) < counts[:, None]
         return rows[kept], counts.astype(np.int32)
+
+
+def _session(file: Path, optimise: bool = True) -> Any:
+    """ONNX Runtime's session of a model.
+
+    Raises:
+        UserError: ONNX Runtime is missing, or the file is damaged.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UserError(f"{file}: needs ONNX Runtime: pip install onnxruntime") from None
+    from fcos_recipe.system import cpu_math
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cpu_math.cores()
+    options.log_severity_level = 3
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    usable = onnxruntime.get_available_providers()
+    wanted = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in usable]
+    try:
+        return onnxruntime.InferenceSession(str(file), options, providers=wanted)
+    except MemoryError:
+        raise
+    except Exception as error:  # ONNX Runtime has classes of its own
+        raise _damaged(file, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    why = " ".join(str(error).split())[-200:]
+    return UserError(f"{path}: damaged, export the model again ({why})")
 
 
 class _Metadata(msgspec.Struct):
@@ -201,27 +223,55 @@ class _Metadata(msgspec.Struct):
     nms: bool
     TestReader: dict[str, Any]
     config: str
+    files: dict[str, str] = {}  # name -> SHA-256
 
 
 def export_facts(weights: str) -> dict | None:
     """Metadata of an export; None if `weights` is something else.
 
+    An .onnx file has its own. For files of earlier releases, which have only a part of it, the
+    metadata of the folder completes it.
+
     Raises:
         UserError: an export whose metadata is missing or damaged.
     """
     path = Path(weights)
+    folder, model = path, path / "model.onnx"
     if path.suffix == ".onnx":
-        path = path.parent
-    elif not ((path / METADATA).is_file() or (path / "model.onnx").is_file()):
+        folder, model = path.parent, path
+        os.close(open_regular(model, MOST_BYTES))
+    described = os.path.lexists(folder / METADATA)
+    if not (described or model.is_file()):
         return None
+    named = folder / METADATA if described else model
     try:
-        facts = decode_json(read_text(path / METADATA))
+        facts = decode_json(read_text(named)) if described else {}
+        if model == path or not described:
+            facts |= _stored_in(model, model.stat().st_mtime_ns)
         msgspec.convert(facts, _Metadata)  # checked; other entries are kept
         return facts
-    except (UserError, ValueError):
+    except ValueError:
         raise UserError(
-            f"{path / METADATA}: missing, damaged or of another version; export the model again"
+            f"{named}: its metadata is missing, damaged or of another version; export the model "
+            "again"
         ) from None
+
+
+@functools.lru_cache(4)
+def _stored_in(file: Path, _changed: int) -> dict:
+    """The metadata inside an .onnx file.
+
+    Raises:
+        UserError: ONNX Runtime is missing.
+        ValueError: not an ONNX file.
+    """
+    session = _session(file, optimise=False)
+    try:
+        return {
+            k: decode_json(v, Any) for k, v in session.get_modelmeta().custom_metadata_map.items()
+        }
+    except ValueError:
+        return {}  # a model of somebody else
 
 
 def open_export(weights: str, facts: dict, device: str, precision: str = "fp32"):
@@ -242,13 +292,17 @@ def open_export(weights: str, facts: dict, device: str, precision: str = "fp32")
         needed = [new if os.path.lexists(new) else path / "model.pdmodel", path / "model.pdiparams"]
     for file in needed:
         os.close(open_regular(file, MOST_BYTES))  # the engines open it by its name
+        # exports of earlier releases have no hashes
+        wanted = facts.get("files", {}).get(file.name)
+        if wanted and digest(file, "sha256") != wanted:
+            raise UserError(f"{file}: not the file that {METADATA} belongs to, or damaged (its "
+                            "SHA-256 is another); export the model again")  # fmt: skip
     try:
         return OnnxRuntime(path, facts) if onnx else PaddleInference(path, facts, device, precision)
     except (UserError, MemoryError):
         raise
     except Exception as error:  # each engine has its own classes
-        why = " ".join(str(error).split())[-200:]
-        raise UserError(f"{path}: damaged, export the model again ({why})") from None
+        raise _damaged(path, error) from None
 
 
 def _finish(batch: dict, facts: dict, boxes: np.ndarray, scores: np.ndarray):

@@ -1,25 +1,32 @@
 """Exports trained weights to a model that runs without this recipe's classes."""
 
+import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 
 from fcos_recipe import __version__
 from fcos_recipe.config.load import data_paths
-from fcos_recipe.errors import RunFailure
-from fcos_recipe.files.atomic import draft_folder, replace_file, replace_folder
-from fcos_recipe.predict.backends import METADATA
+from fcos_recipe.console import log
+from fcos_recipe.errors import RunFailure, UserError
+from fcos_recipe.files.atomic import draft_folder, replace_file, replace_folder, set_aside
+from fcos_recipe.files.download import digest
+from fcos_recipe.predict.backends import METADATA, export_facts
+from fcos_recipe.predict.onnx_graph import OPSET, convert
 
 
-def export(predictor, target: Path, kind: str, nms: bool = True):
+def export(predictor, target: Path, kind: str, nms: bool = True, opset: int = OPSET):
     """Export a predictor's model into a folder, if it proves equal.
 
     Args:
         predictor: a `Predictor` of trained weights.
-        target: the folder; replaced only by an export that passed.
+        target: the folder. Only an export that passed takes this name: it replaces an earlier
+            export of the same model, and one of another model is renamed to TARGET.1, TARGET.2, ...
         kind: paddle or onnx.
         nms: whether NMS is inside.
+        opset: version of ONNX's operators.
 
     Returns:
         the gate's `Agreement`.
@@ -29,20 +36,22 @@ def export(predictor, target: Path, kind: str, nms: bool = True):
         UserError: the ONNX converter is missing or made for another Paddle.
     """
     from fcos_recipe.predict import parity
-    from fcos_recipe.predict.onnx_graph import convert
     from fcos_recipe.predict.predictor import Predictor
 
     target.parent.mkdir(parents=True, exist_ok=True)
     facts = _facts(predictor, kind, nms)
+    stride = predictor.chain.pad_to_stride or 1
     with draft_folder(target) as part:
-        _save_program(predictor.backend.model, part, inside=nms and kind == "paddle")
+        _save_program(predictor.backend.model, part, nms and kind == "paddle", stride)
         if kind == "onnx":
-            convert(part, facts)
+            convert(part, facts, opset)
+        facts["files"] = {path.name: digest(path, "sha256") for path in part.iterdir()}
         _write_facts(part, facts)
-        batches = _batches(predictor)
+        batches = _batches(predictor, stride)
         verdict = parity.compare(
-            predictor.run, Predictor(part, device=predictor.device).run, batches, facts["limits"]
-        )
+            lambda batch: predictor.run(_padded(batch, stride)),
+            Predictor(part, device=predictor.device).run, batches, facts["limits"],
+        )  # fmt: skip
         _write_facts(part, {**facts, "check": verdict.as_json()})
         if not verdict.passed:
             rejected = target.with_name(f"{target.name}.rejected")
@@ -52,7 +61,19 @@ def export(predictor, target: Path, kind: str, nms: bool = True):
                 f"{target}: not written: on {verdict.images} images {len(verdict.failures)} "
                 f"detections differ; {worst} (kept as {rejected})"
             )
+        if os.path.lexists(target) and not _same_model(target, facts):
+            log.info("%s: of another model, renamed to %s", target, set_aside(target))
         return verdict
+
+
+def _same_model(folder: Path, facts: dict) -> bool:
+    """Whether an export differs in nothing but the versions that made it."""
+    try:
+        earlier = export_facts(str(folder)) or {}
+    except UserError:
+        return False
+    changing = ("check", "files", "made_by")
+    return all(earlier.get(key) == value for key, value in facts.items() if key not in changing)
 
 
 def _facts(predictor, kind: str, nms: bool) -> dict:
@@ -62,11 +83,15 @@ def _facts(predictor, kind: str, nms: bool) -> dict:
     norms = [x for x in head.sublayers() if isinstance(x, paddle.nn.GroupNorm)]
     names = ("score_threshold", "nms_top_k", "keep_top_k", "nms_threshold")
     data = predictor.config.data
+    weights = hashlib.sha256()
+    for name, tensor in sorted(predictor.backend.model.state_dict().items()):
+        weights.update(name.encode() + tensor.numpy().tobytes())
     return {
         "version": 1,
         "format": kind,
         "nms": nms,
         "config": predictor.config.name,
+        "weights_sha256": weights.hexdigest(),
         "class_names": list(predictor.names),
         "category_ids": [int(i) for i in predictor.category_ids],
         "num_classes": data["num_classes"],
@@ -83,8 +108,11 @@ def _write_facts(folder: Path, facts: dict) -> None:
     replace_file(folder / METADATA, text + "\n")
 
 
-def _save_program(model, folder: Path, inside: bool) -> None:
-    """The model as a Paddle program, up to detections or up to the candidates of NMS."""
+def _save_program(model, folder: Path, inside: bool, stride: int = 1) -> None:
+    """The model as a Paddle program, up to detections or up to the candidates of NMS.
+
+    The program takes images of any size: it pads them to multiples of `stride`, as the reader does.
+    """
     import paddle
 
     from fcos_recipe import compat
@@ -95,6 +123,11 @@ def _save_program(model, folder: Path, inside: bool) -> None:
             self.model, self.inside = model, inside  # 2.6 does not see variables around the class
 
         def forward(self, image, im_shape, scale_factor):
+            for axis in (1, 2):
+                size = paddle.shape(image)[axis].astype("int64")
+                index = paddle.arange((size + stride - 1) // stride * stride, dtype="int64")
+                # the last row or column again: the model zeroes all outside of im_shape
+                image = paddle.gather(image, paddle.minimum(index, size - 1), axis=axis)
             batch = {"image": image, "im_shape": im_shape, "scale_factor": scale_factor}
             if self.inside:
                 found = self.model(batch)
@@ -115,8 +148,16 @@ def _save_program(model, folder: Path, inside: bool) -> None:
         paddle.jit.save(static, str(folder / "model"))
 
 
-def _batches(predictor, images: int = 8) -> list[dict[str, np.ndarray]]:
+def _padded(batch: dict[str, np.ndarray], stride: int) -> dict[str, np.ndarray]:
+    """The batch with zeros below and right of its images, up to multiples of `stride`."""
+    more = [(0, -side % stride) for side in batch["image"].shape[1:3]]
+    return {**batch, "image": np.pad(batch["image"], [(0, 0), *more, (0, 0)])}
+
+
+def _batches(predictor, stride: int, images: int = 8) -> list[dict[str, np.ndarray]]:
     """Single images of different shapes, batches, and blank images among them, for the check.
+
+    The last one is an image that ends without padding at sides that are no multiples of `stride`.
 
     Real images of the config's evaluation or test set where they exist, cut to different shapes;
     else noise with rectangles, in which a trained model finds something as well. The blank image,
@@ -144,7 +185,12 @@ def _batches(predictor, images: int = 8) -> list[dict[str, np.ndarray]]:
     blanks = [np.full_like(cut[0], colour) for colour in (0, 255, (124, 116, 104), (200, 40, 90))]
     blank = next((x for x in blanks if not len(predictor([x])[0])), blanks[0])
     groups = [[blank], *([x] for x in cut), cut[:2], [blank], [blank, cut[0], blank, cut[1], blank]]
-    return [predictor.batch(group) for group in groups]
+    batches = [predictor.batch(group) for group in groups]
+    odd = predictor.batch(cut[:1])
+    height, width = (int(side) - (side % stride == 0) for side in odd["im_shape"][0])
+    odd["image"] = odd["image"][:, :height, :width]
+    odd["im_shape"] = np.array([[height, width]], np.float32)
+    return [*batches, odd]
 
 
 def _files(data: dict) -> list[Path]:

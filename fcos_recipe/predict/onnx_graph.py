@@ -9,6 +9,7 @@ from pathlib import Path
 from fcos_recipe.errors import UserError
 
 OPSET = 16
+OPSETS = range(13, 20)  #: that the converter and `_add_nms` can write
 
 
 def converter():
@@ -43,19 +44,20 @@ def converter():
     return onnx, paddle2onnx
 
 
-def convert(folder: Path, facts: dict) -> None:
+def convert(folder: Path, facts: dict, opset: int = OPSET) -> None:
     """Turn folder/model.json or model.pdmodel, which ends with candidates, into folder/model.onnx.
 
     Args:
         folder: of the Paddle program; it goes, model.onnx stays.
-        facts: metadata, stored in the file as well.
+        facts: metadata, stored in the file as well: the file alone is enough to predict with.
+        opset: version of ONNX's operators.
 
     Raises:
         UserError: see `converter`.
     """
     onnx, paddle2onnx = converter()
     program = next(p for p in (folder / "model.json", folder / "model.pdmodel") if p.is_file())
-    wanted = {"opset_version": OPSET, "optimize_tool": "None", "enable_onnx_checker": True,
+    wanted = {"opset_version": opset, "optimize_tool": "None", "enable_onnx_checker": True,
               "verbose": False}  # fmt: skip
     known = inspect.signature(paddle2onnx.export).parameters
     target = folder / "model.onnx"
@@ -67,8 +69,10 @@ def convert(folder: Path, facts: dict) -> None:
     _set_epsilon(model, facts["group_norm_epsilon"])
     if facts["nms"]:
         _add_nms(model, facts)
-    for key in ("class_names", "category_ids", "config", "limits", "TestReader"):
-        model.metadata_props.add(key=key, value=json.dumps(facts[key], ensure_ascii=False))
+    _remove_unused(model.graph)
+    _add_names(model.graph)
+    for key, value in facts.items():
+        model.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
     onnx.checker.check_model(model)
     onnx.save(model, str(target))
     for path in folder.glob("model.*"):
@@ -82,6 +86,37 @@ def _set_epsilon(model, values: list[float]) -> None:
         for attribute in node.attribute:
             if node.op_type == "InstanceNormalization" and attribute.name == "epsilon":
                 (attribute.f,) = values  # one value for all of them, or the check would fail anyway
+
+
+def _remove_unused(graph) -> None:
+    """Remove constants that no node reads, of which ONNX Runtime warns."""
+    used = {value.name for value in graph.output}
+    graphs = [graph]
+    while graphs:
+        for node in graphs.pop().node:
+            used.update(node.input)
+            graphs += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+    kept = [value for value in graph.initializer if value.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def _add_names(graph) -> None:
+    """Name every node, which converters to fp16 and int8 need, and the axes of in- and outputs."""
+    for number, node in enumerate(graph.node):
+        node.name = node.name or f"fcos.{node.op_type}.{number}"
+    axes = {
+        "image": ("batch", "height", "width", 3), "im_shape": ("batch", 2),
+        "scale_factor": ("batch", 2), "bbox": ("batch", "keep_top_k", 6), "bbox_num": ("batch",),
+    }  # fmt: skip
+    outputs = [value.name for value in graph.output]
+    if "bbox" not in outputs:
+        axes |= dict(zip(outputs, (("batch", "candidates", 4), ("batch", "classes", "candidates"))))
+    for value in (*graph.input, *graph.output):
+        shape = value.type.tensor_type.shape
+        del shape.dim[:]
+        for axis in axes[value.name]:
+            shape.dim.add(**{"dim_value" if isinstance(axis, int) else "dim_param": axis})
 
 
 def _add_nms(model, facts: dict) -> None:

@@ -52,7 +52,7 @@ def write(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            replace_file(folder / name, text.encode(errors="replace"))
+            replace_file(folder / name, text)
     except OSError as error:
         where = error.filename or folder
         raise UserError(

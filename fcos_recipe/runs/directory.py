@@ -10,7 +10,13 @@ from pathlib import Path
 
 from fcos_recipe.console import Plain, log
 from fcos_recipe.errors import UserError, path_reason
-from fcos_recipe.files.atomic import open_own, remove_drafts, replace_file
+from fcos_recipe.files.atomic import (
+    open_own,
+    own_folder,
+    remove_drafts,
+    replace_file,
+    set_aside,
+)
 from fcos_recipe.files.reading import json_lines, read_bytes
 
 CONFIG, ENVIRONMENT, LOG, METRICS = "config.yml", "environment.json", "log.txt", "metrics.jsonl"
@@ -43,13 +49,9 @@ class RunDir:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not resume and (path / METRICS).exists():
                 _refuse_if_locked(path)
-                number = 1
-                while (old := path.with_name(f"{path.name}.{number}")).exists():
-                    number += 1
-                path.rename(old)
-            if self.checkpoints.is_symlink():  # old files in it are removed
-                raise UserError(f"{self.checkpoints}: a link, which is not followed; remove it")
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+                set_aside(path)
+            path.mkdir(exist_ok=True)
+            own_folder(self.checkpoints)
             self._lock = _refuse_if_locked(path)
             for folder in (path, self.checkpoints):
                 remove_drafts(folder)
@@ -164,7 +166,7 @@ class _Appender:
     def write(self, text: str) -> OSError | None:
         """Write pending text, then this one; return an error if the previous write had none."""
         first = not self._left
-        self._left += text.encode()
+        self._left += text.encode(errors="backslashreplace")
         try:
             while self._left:
                 self._left = self._left[self._file.write(self._left) :]

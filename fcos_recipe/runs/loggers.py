@@ -21,9 +21,10 @@ import numpy as np
 from fcos_recipe.config.schema import LOGGERS
 from fcos_recipe.console import log
 from fcos_recipe.errors import UserError, cell, without_secrets
-from fcos_recipe.files.atomic import open_own, replace_file
+from fcos_recipe.files.atomic import open_own, own_folder, replace_file
 from fcos_recipe.files.reading import read_records, read_text
 
+KINDS = ("train", "eval", "bad_step")  #: of the records of metrics.jsonl
 THRESHOLD = 0.3  #: detections with a lower score are not drawn
 LONGEST = 640  #: pixels of the longer side of a drawn image
 _PACKAGES = {"visualdl": "visualdl", "tensorboard": "tensorboardX", "wandb": "wandb", "csv": "csv"}
@@ -60,9 +61,9 @@ def attach(run, names: list[str], config, vdl_folder: str | None = None) -> None
         config: the run's resolved Config.
         vdl_folder: folder for VisualDL instead of RUN_DIR/vdl.
     """
-    vdl = Path(vdl_folder or config.data.get("vdl_log_dir") or run.path / "vdl")
+    vdl = vdl_folder or config.data.get("vdl_log_dir")
     make = {
-        "visualdl": lambda: VisualDL(vdl),
+        "visualdl": lambda: VisualDL(Path(vdl or run.path / "vdl"), own=not vdl),
         "tensorboard": lambda: TensorBoard(run.path / "tensorboard"),
         "wandb": lambda: WandB(run.path, config),
         "csv": lambda: Csv(run.path / "csv", run.path / "metrics.jsonl"),
@@ -116,16 +117,23 @@ def pictures(metric, dataset, count: int) -> Iterator[tuple[str, np.ndarray]]:
 
 
 class VisualDL:
-    """Writes metrics and images to a folder for `visualdl --logdir`."""
+    """Writes metrics and images to a folder for `visualdl --logdir`.
 
-    def __init__(self, folder: Path):
-        self._folder, self._writer = folder, None
+    Args:
+        folder: is made.
+        own: its name is of this project, not of the user, and is not followed if it is a link.
+    """
+
+    def __init__(self, folder: Path, own: bool):
+        self._folder, self._own, self._writer = folder, own, None
 
     def __str__(self) -> str:
         return "visualdl"
 
     def _open(self):
         if self._writer is None:
+            if self._own:
+                own_folder(self._folder)
             from visualdl import LogWriter
 
             self._writer = LogWriter(str(self._folder))
@@ -156,6 +164,7 @@ class TensorBoard:
 
     def _open(self, step: int):
         if self._writer is None:
+            own_folder(self._folder)
             from tensorboardX import SummaryWriter
 
             # purge_step hides earlier records of steps that a resumed run repeats
@@ -203,7 +212,7 @@ class WandB:
 
             config = json.loads(without_secrets(json.dumps(self._config.data, default=str)))
             note = self._folder / "wandb" / "run_id"  # a resumed run continues its curves
-            note.parent.mkdir(exist_ok=True)
+            own_folder(note.parent)
             if not note.is_file():
                 replace_file(note, token_hex(4) + "\n")
             quiet = dict(
@@ -251,7 +260,9 @@ def _credentials() -> bool:
 
 
 class Csv:
-    """Writes train.csv and eval.csv with the values of each kind's first record as columns.
+    """Writes a CSV file of each kind of record with the values of its first one as columns.
+
+    Records of unknown kinds, which another program wrote, are left out with a warning.
 
     Args:
         folder: of the CSV files.
@@ -262,6 +273,7 @@ class Csv:
     def __init__(self, folder: Path, metrics: Path):
         self._folder, self._metrics = folder, metrics
         self._columns: dict[str, list[str]] = {}
+        self._foreign: set[str] = set()
 
     def __str__(self) -> str:
         return "csv"
@@ -269,16 +281,21 @@ class Csv:
     def __call__(self, record: dict) -> None:
         if self._columns:
             return self._append(record)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for old in self._folder.glob("*.csv"):
-            old.unlink()
+        own_folder(self._folder)
+        for kind in KINDS:
+            (self._folder / f"{kind}.csv").unlink(missing_ok=True)
         for one in read_records(self._metrics):
             self._append(one)  # the last one is the current record
 
     def _append(self, record: dict) -> None:
-        kind = record["kind"]
-        if not str(kind).isidentifier():  # it becomes a file's name
-            raise ValueError(f"{self._metrics}: no kind of record: {str(kind)[:50]!r}")
+        kind = record.get("kind")
+        if kind not in KINDS:  # it becomes a file's name
+            name = repr(kind)[:50]
+            if name not in self._foreign:
+                self._foreign.add(name)
+                log.warning("%s: records of the unknown kind %s are not in the CSV files",
+                            self._metrics, name)  # fmt: skip
+            return
         new = kind not in self._columns
         columns = self._columns.setdefault(kind, [key for key in record if key != "kind"])
         binary = open_own(self._folder / f"{kind}.csv", os.O_WRONLY | os.O_APPEND)

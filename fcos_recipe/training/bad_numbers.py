@@ -11,7 +11,7 @@ from fcos_recipe.checkpoint import storage
 from fcos_recipe.console import log
 from fcos_recipe.errors import RunFailure
 from fcos_recipe.evaluation.collectives import gather
-from fcos_recipe.files.atomic import write_json
+from fcos_recipe.files.atomic import own_folder, write_json
 from fcos_recipe.training.resume import scaler_state
 
 FOLDER = "bad_steps"
@@ -133,7 +133,7 @@ class Guard:
             "image_ids": ids, "losses": losses, "layers": self._layers(),
         }  # fmt: skip
         try:
-            path.parent.mkdir(exist_ok=True)
+            own_folder(path.parent)
             write_json(path, content)
         except OSError as error:
             log.warning("%s: %s", path, storage.reason(error))

@@ -264,3 +264,22 @@ def test_without_ppdet_one_clear_error(root, monkeypatch):
     with pytest.raises(UserError, match="ppdet is not installed"):
         load_config(root / HEADLINE)
     schema.classes.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("records", "name"),
+    [
+        ({}, "config"),
+        ({"facts.json": '{"config": {"name": "mine"}}'}, "mine"),
+        ({"best_model.json": '{"config": "mine"}'}, "mine"),
+        ({"facts.json": "{", "model_final.json": '{"config": "mine"}'}, "mine"),
+        ({"facts.json": '{"config": {"name": "../up"}}', "best_model.json": "[]"}, "config"),
+        ({"facts.json": '{"config": {"name": ".."}}'}, "config"),
+    ],
+)
+def test_the_config_of_a_run_has_the_name_that_the_run_recorded(tmp_path, root, records, name):
+    base = f"_BASE_: [{root}/{HEADLINE}]\n"
+    for file, text in records.items():
+        (tmp_path / file).write_text(text)
+    assert load_config(write(tmp_path, base, "config.yml")).name == name
+    assert load_config(write(tmp_path, base, "other.yml")).name == "other"

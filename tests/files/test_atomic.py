@@ -10,11 +10,14 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from fcos_recipe.data.index import open_index
+from fcos_recipe.datasets import coco2017
 from fcos_recipe.errors import UserError
+from fcos_recipe.evaluation.plots import draw_plots
 from fcos_recipe.files import atomic
 from fcos_recipe.files.atomic import (
     draft,
@@ -26,7 +29,9 @@ from fcos_recipe.files.atomic import (
     write_named,
 )
 from fcos_recipe.files.download import locked
+from fcos_recipe.runs import loggers
 from fcos_recipe.runs.directory import RunDir
+from fcos_recipe.training import bad_numbers
 from tests.conftest import ROOT
 
 
@@ -34,7 +39,7 @@ def test_a_file_is_replaced_whole_and_gets_a_usual_mode(tmp_path):
     path = tmp_path / "a.txt"
     before = os.umask(0o027)
     try:
-        for content in ("ä", b"bytes", lambda file: file.writelines([b"one ", b"two"])):
+        for content in ("ä\udcff", b"bytes", lambda file: file.writelines([b"one ", b"two"])):
             replace_file(path, content)
     finally:
         os.umask(before)
@@ -164,6 +169,63 @@ def test_a_folder_of_the_user_may_be_a_link_and_a_named_output_a_device(tmp_path
     write_named(Path("/dev/null"), "x")
     assert (tmp_path / "out").is_symlink() and (tmp_path / "real" / "target").read_text() == "x"
     assert not Path("/dev/null").is_file()
+
+
+def bad_step(path: Path) -> None:
+    """Write the figures of a bad step into the folder `path`."""
+    run = SimpleNamespace(path=path.parent, writer=True)
+    trainer = SimpleNamespace(
+        run=run, progress=SimpleNamespace(epoch=0, step=0, steps_done=0),
+        scaler=SimpleNamespace(state_dict=dict),
+        optimizer=SimpleNamespace(get_lr=lambda: 0.1),
+        model=SimpleNamespace(named_parameters=lambda: []),
+    )  # fmt: skip
+    window = SimpleNamespace(last_losses=lambda: [])
+    rules = bad_numbers.Guard.__new__(bad_numbers.Guard)
+    rules.trainer = trainer
+    assert rules._dump(window, [1], "loss") == "", "refused, with a warning"
+
+
+METRIC = SimpleNamespace(coco_eval=None, categories=[])
+RECORD = {"kind": "train", "step": 1, "epoch": 1, "loss": 1.0}
+# Each folder whose name is of this project, and what makes it or writes into it.
+FOLDERS = {
+    "checkpoints": lambda path: RunDir(path.parent, writer=True, resume=True),
+    "csv": lambda path: loggers.Csv(path, path.parent / "metrics.jsonl")(RECORD),
+    "tensorboard": lambda path: loggers.TensorBoard(path)(RECORD),
+    "vdl": lambda path: loggers.VisualDL(path, own=True)(RECORD),
+    "wandb": lambda path: loggers.WandB(path.parent, SimpleNamespace(data={}))(RECORD),
+    "plots": lambda path: draw_plots(METRIC, {}, path),
+    "bad_steps": bad_step,
+    ".fcos_index": lambda path: open_index(path.parent / "instances.json"),
+    ".download": lambda path: coco2017.get(path.parent),
+}
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "circle"])
+@pytest.mark.parametrize("name", FOLDERS)
+def test_no_folder_of_ours_is_a_link(tmp_path, monkeypatch, name, kind):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, "wandb", ModuleType("wandb"))
+    outside, run = tmp_path / "outside", tmp_path / "run"
+    for made in (outside, run):
+        made.mkdir()
+    for file in ("a.csv", "train.csv", "scores.png", "lock", "run_id", "0001-000001.json"):
+        (outside / file).write_text("precious")
+    (run / "metrics.jsonl").write_text(json.dumps(RECORD) + "\n")
+    (run / "instances.json").write_text(
+        '{"images": [], "categories": [{"id": 1, "name": "a"}], "annotations": []}')  # fmt: skip
+    if kind == "file":
+        (run / name).write_text("precious")
+    else:
+        (run / name).symlink_to(outside if kind == "link" else run / name)
+    if name in (".fcos_index", "bad_steps"):  # another place is taken, or there is a warning
+        FOLDERS[name](run / name)
+    else:
+        with pytest.raises((OSError, UserError), match="remove it|a file where|is a file"):
+            FOLDERS[name](run / name)
+    assert len(os.listdir(outside)) == 6
+    assert {path.read_text() for path in outside.iterdir()} == {"precious"}
 
 
 # Inside a draft folder or a temporary folder of their own, or (watchdog) to the console.

@@ -85,7 +85,7 @@ def test_links_under_our_names_are_not_followed(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "checkpoints").symlink_to(target)
-    with pytest.raises(UserError, match="checkpoints: a link"):
+    with pytest.raises(UserError, match="checkpoints is a link"):
         RunDir(run, writer=True, resume=True)
     (tmp_path / ".fcos_index").symlink_to(target)
     content = {"images": [{"id": 1, "file_name": "a", "width": 9, "height": 9}],
@@ -96,14 +96,21 @@ def test_links_under_our_names_are_not_followed(tmp_path):
     assert os.listdir(target) == [".precious"]
 
 
-def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize("number, code, says", [
+    (errno.ENOSPC, 4, "make room"), (errno.EDQUOT, 4, "make room"), (errno.EIO, 1, "check the"),
+    (errno.ESTALE, 1, "check the"), (errno.EREMOTEIO, 1, "check the"),
+])  # fmt: skip
+def test_a_disk_that_is_full_or_fails_is_one_line_that_names_the_file(
+    tmp_path, monkeypatch, capfd, number, code, says
+):
     def full(_):
-        raise OSError(errno.ENOSPC, "No space left on device")  # as write() has it: no file name
+        raise OSError(number, os.strerror(number))  # as write() has it: no file name
 
     monkeypatch.setattr(atomic, "flush", full)
-    assert exit_code(lambda: atomic.write_json(tmp_path / "environment.json", {})) == 4
+    assert exit_code(lambda: atomic.write_json(tmp_path / "environment.json", {})) == code
     said = capfd.readouterr().err
-    assert said.startswith(f"error: {tmp_path / 'environment.json'}: No space") and "\n" == said[-1]
+    place = f"error: {tmp_path / 'environment.json'}: {os.strerror(number)}; {says}"
+    assert said.startswith(place) and "\n" == said[-1]
     assert said.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
@@ -116,8 +123,7 @@ def test_the_csv_logger_writes_no_formulas_and_only_its_own_files(tmp_path):
     sink(read_records(tmp_path / METRICS)[0])
     rows = list(csv.reader((tmp_path / "csv" / "train.csv").open()))
     assert rows == [["step", f"'{text}", "list"], ["-1", f"'{text}", "['+1']"]]
-    with pytest.raises(ValueError):
-        sink({"kind": "../outside", "step": 1})
+    sink({"kind": "../outside", "step": 1})
     assert not (tmp_path / "outside.csv").exists()
 
 

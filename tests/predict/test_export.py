@@ -3,10 +3,13 @@
 import itertools
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -20,7 +23,7 @@ from fcos_recipe.errors import RunFailure, UserError
 from fcos_recipe.model.postprocess import nms_and_clip
 from fcos_recipe.predict import backends, onnx_graph, parity
 from fcos_recipe.system.cpu_math import has_bfloat16
-from tests.conftest import run_tool
+from tests.conftest import ROOT, run_tool
 
 compat.import_ppdet()
 pytestmark = pytest.mark.matrix
@@ -57,7 +60,7 @@ def test_export_is_equal_and_complete(trained, tiny, tmp_path, kind, options):
                     "--output", tmp_path / "out", cwd=tmp_path,
                     env={"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"})  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert not canary.exists() and "checked on 17 images" in done.stdout
+    assert not canary.exists() and "checked on 18 images" in done.stdout
     (folder,) = (tmp_path / "out").iterdir()
     facts = json.loads((folder / "fcos_export.json").read_text())
     assert facts["class_names"] == ["circle", "square", "triangle", "star"]
@@ -78,6 +81,210 @@ def test_export_is_equal_and_complete(trained, tiny, tmp_path, kind, options):
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         stats.append(json.loads(target.read_text())["stats"])
     np.testing.assert_allclose(stats[0], stats[1], atol=2e-3)
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tiny, tmp_path_factory):
+    """The trained predictor, and its export in each format that can be written here."""
+    from fcos_recipe.predict.export import export
+    from fcos_recipe.predict.predictor import Predictor
+
+    predictor = Predictor(trained, tiny, device="cpu")
+    folder = tmp_path_factory.mktemp("exported")
+    kinds = ["paddle", *["onnx"] * all(map(find_spec, ("paddle2onnx", "onnx", "onnxruntime")))]
+    for kind in kinds:
+        assert export(predictor, folder / kind, kind).passed
+    return predictor, {kind: folder / kind for kind in kinds}
+
+
+def same_detections(found, wanted) -> bool:
+    pairs = zip(found, wanted, strict=True)
+    return all(
+        np.array_equal(f.labels, w.labels)
+        and np.allclose(f.scores, w.scores, atol=parity.SCORE)
+        and np.allclose(f.boxes, w.boxes, atol=parity.PIXELS)
+        for f, w in pairs
+    )
+
+
+@pytest.mark.slow
+def test_any_other_file_in_an_export_is_refused(exported, tmp_path):
+    from fcos_recipe.predict.predictor import Predictor
+
+    changes = {
+        "absent": lambda path: path.unlink(),
+        "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        "one bit": lambda path: path.write_bytes(
+            bytes([*(old := path.read_bytes())[:-9], old[-9] ^ 1, *old[-8:]])
+        ),
+        "of another model": lambda path: path.write_bytes(b"x" * path.stat().st_size),
+    }
+    for kind, folder in exported[1].items():
+        files = [path.name for path in folder.iterdir() if path.name != "fcos_export.json"]
+        assert sorted(json.loads((folder / "fcos_export.json").read_text())["files"]) == sorted(
+            files
+        )
+        for name, (word, change) in itertools.product(files, changes.items()):
+            copy = Path(shutil.copytree(folder, tmp_path / kind / name / word))
+            change(copy / name)
+            with pytest.raises(UserError, match=re.escape(name)) as error:
+                Predictor(copy, device="cpu")
+            assert "\n" not in str(error.value)
+        old = Path(shutil.copytree(folder, tmp_path / "old" / kind))  # without hashes: still read
+        facts = json.loads((old / "fcos_export.json").read_text())
+        del facts["files"]
+        (old / "fcos_export.json").write_text(json.dumps(facts))
+        assert Predictor(old, device="cpu").names == exported[0].names
+
+
+@pytest.mark.slow
+def test_an_onnx_file_is_enough(exported, tmp_path, capsys, tiny):
+    from fcos_recipe.predict.predictor import Predictor
+
+    skip_without_converter("onnx")
+    predictor, folders = exported
+    photos = sorted(tiny.parent.glob("val/*"))[:3]
+    alone = Path(shutil.copy(folders["onnx"] / "model.onnx", tmp_path / "my detector.onnx"))
+    (tmp_path / "folder").mkdir()
+    shutil.copy(alone, tmp_path / "folder" / "model.onnx")
+    for weights in (alone, tmp_path / "folder"):
+        found = Predictor(weights, device="cpu")
+        assert (found.names, found.category_ids) == (predictor.names, predictor.category_ids)
+        assert same_detections(found(photos), predictor(photos))
+    assert run("infer", ["--weights", str(alone), "--input", str(photos[0]), "--output",
+                         str(tmp_path / "drawn")]) == 0  # fmt: skip
+    json_file = tmp_path / "eval.json"
+    assert run("eval", ["-c", str(tiny), "--weights", str(alone), "--json", str(json_file),
+                        "--no-plots", "--output", str(tmp_path / "evaluated")]) == 0  # fmt: skip
+    (tmp_path / "damaged.onnx").write_bytes(alone.read_bytes()[:-500])
+    import onnx
+
+    model = onnx.load(alone)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "foreign.onnx")
+    for name, message in (("damaged", "damaged"), ("foreign", "metadata"), ("absent", "No such")):
+        capsys.readouterr()
+        path = tmp_path / f"{name}.onnx"
+        assert run("infer", ["--weights", str(path), "--input", str(photos[0])]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line and path.name in line
+
+
+@pytest.mark.slow
+def test_sides_of_any_length_give_the_boxes_of_the_padded_image(exported):
+    from fcos_recipe.predict.predictor import Predictor
+
+    predictor, folders = exported
+    rng = np.random.default_rng(0)
+    for kind, folder in folders.items():
+        engine = Predictor(folder, device="cpu")
+        for height, width in ((97, 131), (64, 96), (33, 32), (1, 200)):
+            image = np.kron(rng.integers(0, 255, (7, 9, 3)), np.ones((29, 23, 1))).astype(np.uint8)
+            small = {"image": np.stack([image[:height, :width]] * 2),
+                     "im_shape": np.full((2, 2), (height, width), np.float32),
+                     "scale_factor": np.ones((2, 2), np.float32)}  # fmt: skip
+            padded = np.zeros((2, height + -height % 32, width + -width % 32, 3), np.uint8)
+            padded[:, :height, :width] = small["image"]
+            limits = json.loads((folder / "fcos_export.json").read_text())["limits"]
+            verdict = parity.compare(
+                lambda batch, padded=padded: predictor.run({**batch, "image": padded}),
+                engine.run, [small], limits,
+            )  # fmt: skip
+            assert verdict.passed and verdict.detections > 2, (kind, height, width)
+
+
+PROGRAMS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/deploy.md").read_text(), re.S)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "paddle"])
+def test_programs_of_the_page_find_what_the_trained_model_finds(exported, tiny, tmp_path, engine):
+    """Each in a process that can import neither this package nor paddledet."""
+    kind = "paddle" if engine == "paddle" else "onnx"
+    pytest.importorskip(engine, reason="see requirements/deploy.txt")
+    skip_without_converter(kind)
+    predictor, folders = exported
+    (program,) = [x for x in PROGRAMS if re.search(rf"^(import|from) {engine}\b", x, re.M)]
+    assert len(program.splitlines()) <= 30
+    if not (folders["paddle"] / "model.json").exists():
+        program = program.replace("model.json", "model.pdmodel")
+    (tmp_path / "detect.py").write_text(
+        "import sys\nsys.modules.update(fcos_recipe=None, ppdet=None)\n" + program
+    )
+    export = folders[kind] if kind == "paddle" else folders[kind] / "model.onnx"
+    limits = json.loads((folders[kind] / "fcos_export.json").read_text())["limits"]
+    path = os.pathsep.join(folder for folder in sys.path if folder != str(ROOT))
+    for photo in sorted(tiny.parent.glob("val/*"))[:3]:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", tmp_path / "detect.py", export, photo], cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+        rows = np.array([[predictor.names.index(n), s, *box] for n, s, box in found], "f4")
+        batch = predictor.batch([photo])
+        verdict = parity.compare(
+            predictor.run, lambda _, rows=rows: (rows, [len(rows)]), [batch], limits
+        )
+        assert verdict.passed and verdict.detections > 2, (photo, verdict)
+
+
+@pytest.mark.slow
+def test_onnx_nodes_and_axes_have_names(exported, tmp_path):
+    skip_without_converter("onnx")
+    import onnx
+
+    for opset in (13, 19):
+        part = tmp_path / str(opset)
+        part.mkdir()
+        from fcos_recipe.predict import export
+
+        export._save_program(exported[0].backend.model, part, False, 32)
+        facts = json.loads((exported[1]["onnx"] / "fcos_export.json").read_text())
+        onnx_graph.convert(part, facts, opset)
+        model = onnx.load(part / "model.onnx")
+        assert [entry.version for entry in model.opset_import if entry.domain == ""] == [opset]
+        used = {name for node in model.graph.node for name in node.input}
+        assert {value.name for value in model.graph.initializer} <= used
+        names = [node.name for node in model.graph.node]
+        assert all(names) and len(set(names)) == len(names)
+        axes = {value.name: [axis.dim_param or axis.dim_value for axis in
+                             value.type.tensor_type.shape.dim]
+                for value in (*model.graph.input, *model.graph.output)}  # fmt: skip
+        assert axes == {
+            "image": ["batch", "height", "width", 3], "im_shape": ["batch", 2],
+            "scale_factor": ["batch", 2], "bbox": ["batch", "keep_top_k", 6], "bbox_num": ["batch"],
+        }  # fmt: skip
+        engine = backends.open_export(str(part), {**facts, "files": {}}, "cpu")
+        assert len(engine.run(exported[0].batch([np.full((60, 90, 3), 99, np.uint8)]))[1]) == 1
+
+
+@pytest.mark.slow
+def test_an_export_of_another_model_is_renamed(trained, tmp_path, capsys):
+    """It is named by the config of the run, whose config.yml lies beside the weights."""
+    run_dir = Path(shutil.copytree(trained.parent, tmp_path / "run"))
+    argv = [
+        "export_model",
+        "--weights",
+        str(run_dir / trained.name),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    assert run(*argv[:1], argv[1:]) == 0
+    folder = tmp_path / "out" / "tiny-paddle"
+    assert run(*argv[:1], argv[1:]) == 0  # the same again takes its place
+    first = json.loads((folder / "fcos_export.json").read_text())
+    assert first["config"] == "tiny"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["tiny-paddle"]
+    state = paddle.load(str(run_dir / trained.name))
+    name = next(key for key in state if key.endswith("weight"))
+    state[name] = state[name] * 1.001
+    paddle.save(state, str(run_dir / "other.pdparams"))
+    argv[2] = str(run_dir / "other.pdparams")
+    assert run(*argv[:1], argv[1:]) == 0
+    assert json.loads((tmp_path / "out" / "tiny-paddle.1/fcos_export.json").read_text()) == first
+    second = json.loads((folder / "fcos_export.json").read_text())
+    assert second["weights_sha256"] != first["weights_sha256"]
 
 
 class Peaks(paddle.nn.Layer):
@@ -242,13 +449,13 @@ def test_a_wrong_export_is_not_kept_and_the_earlier_one_stays(trained, tiny, tmp
     before = {p.name: p.read_bytes() for p in target.iterdir()}
     normal = module._save_program
 
-    def wrong(model, folder, inside):
+    def wrong(model, folder, *rest):
         import paddle
 
         values = model.pixel_values.clone()
         model.pixel_values.set_value(values * 1.01)  # another normalisation
         try:
-            normal(model, folder, inside)
+            normal(model, folder, *rest)
         finally:
             model.pixel_values.set_value(values)
         assert paddle is sys.modules["paddle"]
@@ -289,7 +496,7 @@ def test_damaged_metadata_is_refused(tmp_path):
     (tmp_path / "fcos_export.json").write_text("{")
     with pytest.raises(UserError, match="export the model again"):
         export_facts(str(tmp_path))
-    with pytest.raises(UserError, match="export the model again"):
+    with pytest.raises(UserError, match="No such file"):
         export_facts(str(tmp_path / "deep" / "model.onnx"))
     assert export_facts(str(tmp_path / "weights.pdparams")) is None
 

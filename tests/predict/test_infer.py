@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 
 import numpy as np
@@ -79,17 +80,21 @@ def test_command(trained, data, tmp_path, capfd):
     shutil.copy(data / "val/000002.jpg", pictures / "deep/er/two.JPG")
     (pictures / "deep/cut.jpg").write_bytes((data / "val/000003.jpg").read_bytes()[:90])
     (pictures / "notes.md").write_text("no image")
+    foreign = os.fsdecode(os.fsencode(pictures) + b"/caf\xe9.jpg")  # Latin-1, not UTF-8
+    shutil.copy(data / "val/000004.jpg", foreign)
     output = pictures / "drawn"
     args = ["--weights", str(weights), "--infer_dir", str(pictures), "--output_dir", str(output)]
     for _ in range(2):  # the second time the folder holds the first one's drawings
         assert run("infer", [*args, "--draw_threshold", "0.2", "--csv", "--save_results"]) == 1
     told = capfd.readouterr()
-    assert "cut.jpg: not an image" in told.err and "2 images," in told.out
+    assert "cut.jpg: not an image" in told.err and "3 images," in told.out
     rows = json.loads((output / "predictions.json").read_text())
     assert {row["file_name"] for row in rows} == {
         str(pictures / "one.jpg"),
         str(pictures / "deep/er/two.JPG"),
+        foreign,
     }
+    assert os.path.isfile(output / os.path.basename(foreign))
     for row in rows:
         assert row["category_name"] == names[row["category_id"] - 1]
         assert len(row["bbox"]) == 4 and 0 < row["score"] < 1

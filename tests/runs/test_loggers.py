@@ -50,6 +50,20 @@ def test_csv(tmp_path, tiny):
     assert not (path / "csv" / "eval.csv").exists(), "that evaluation was taken back"
 
 
+def test_csv_deletes_only_its_own_files_and_leaves_out_unknown_kinds(tmp_path, tiny, caplog):
+    for step in (0, 1):  # a resumed run's logger begins anew
+        with RunDir(tmp_path / "run", writer=True, resume=True) as run_dir:
+            loggers.attach(run_dir, ["csv"], load_config(tiny))
+            for kind in ("mine", "../evil", None, "train"):
+                run_dir.record(kind=kind, epoch=1, step=step)
+        folder = tmp_path / "run" / "csv"
+        (folder / "notes.csv").write_text("precious")
+    assert sorted(p.name for p in folder.iterdir()) == ["notes.csv", "train.csv"]
+    assert len((folder / "train.csv").read_text().splitlines()) == 3
+    warnings = [r.getMessage() for r in caplog.records if "unknown kind" in r.getMessage()]
+    assert len(warnings) == 6 and all(w.count("\n") == 0 for w in warnings)
+
+
 def tensorboard_events(folder):
     """Events of all files, oldest first: records of length, CRC, protobuf, CRC."""
     from tensorboardX.proto import event_pb2

@@ -273,8 +273,11 @@ def test_exchange_round_trip(tmp_path):
                             {k: storage.host(v) for k, v in objects.items()},
                             {"class_names": ["a"], "config": "c"})  # fmt: skip
     assert run("weights", ["convert", str(saved), str(tmp_path / "x.safetensors")]) == 0
+    (saved / "model.pdema").write_bytes(b"nobody has verified this")  # nor is it copied
+    (saved / "model.pdx").symlink_to("/etc/hostname")
     more = [str(tmp_path / "x"), "--format", "paddledet"]
     assert run("weights", ["convert", str(saved), *more]) == 0
+    assert sorted(p.suffix for p in tmp_path.glob("x.pd*")) == [".pdopt", ".pdparams"]
     stock = paddle.load(str(tmp_path / "x.pdparams"))
     optimizer = paddle.load(str(tmp_path / "x.pdopt"))
     assert optimizer["last_epoch"] == 3 and len(optimizer) >= 3
