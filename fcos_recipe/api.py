@@ -29,7 +29,6 @@ from fcos_recipe.system import compute
 from fcos_recipe.system.session import same_environment, session
 
 if TYPE_CHECKING:
-
     from fcos_recipe.predict.files import Written
     from fcos_recipe.predict.predictor import Predictor
     from fcos_recipe.predict.results import Detections
