@@ -117,7 +117,7 @@ def usage() -> str:
     return (
         f"fcos {__version__}: FCOS on PaddlePaddle\n\nusage: fcos COMMAND [options]\n\n{rows}\n\n"
         "`fcos COMMAND --help` shows the options and an example.\n"
-        "example: fcos train -c configs/fcos/fcos_r18_fpn_demo.yml --eval"
+        "example: fcos train -c fcos_r18_fpn_demo --eval"
     )
 
 

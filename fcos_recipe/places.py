@@ -1,5 +1,16 @@
-"""Path of this project's checkout."""
+"""Where the project's own files are, in a checkout and installed from a wheel.
+
+Commands write below the working directory, never into an installed package.
+"""
 
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]  #: the folder with configs/, datasets/ and tools/
+PACKAGE = Path(__file__).resolve().parent
+ROOT = PACKAGE.parent  #: the folder from which this package is imported
+CHECKOUT = (ROOT / "setup.py").is_file() and (ROOT / "configs" / "results.yml").is_file()
+#: The folder with configs/ and tools/; setup.py copies both into the package of a wheel.
+FILES = ROOT if CHECKOUT else PACKAGE
+CONFIGS = FILES / "configs"
+RESULTS = CONFIGS / "results.yml"  #: published figures, not a config
+TOOLS = FILES / "tools"
+DATA = (ROOT if CHECKOUT else Path()) / "datasets"  #: where data sets are downloaded

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 ROOMS = """
     errors exit_codes places plugins console compat drawing
     files config system data model checkpoint datasets runs predict evaluation training launch
-    report api commands lab cli
+    report api commands lab cli __main__
 """.split()
 
 

@@ -1,7 +1,8 @@
-"""`fcos config print|validate|diff|keys|new`: show, check, compare and write configs."""
+"""`fcos config print|validate|diff|copy|keys|new`: show, check, compare and write configs."""
 
 import argparse
 import os
+import re
 import shlex
 from pathlib import Path
 
@@ -13,19 +14,23 @@ from fcos_recipe.commands.options import (
     listed,
     parser,
     whole,
+    write,
 )
 from fcos_recipe.config import reference
 from fcos_recipe.config.effects import differences
-from fcos_recipe.config.load import Config, display, load_config, project_configs
+from fcos_recipe.config.load import Config, display, find_config, load_config, project_configs
 from fcos_recipe.config.resolved import resolved
 from fcos_recipe.datasets.formats import FORMATS, TABLE
 from fcos_recipe.errors import UserError, UserErrors, one_line, printable
+from fcos_recipe.files.reading import read_text
+from fcos_recipe.places import CONFIGS, FILES
 
 DESCRIPTION = """\
 examples:
   fcos config print configs/fcos/fcos_r50_fpn_1x_coco.yml -o LearningRate.base_lr=1e-3
   fcos config validate                          # every YAML of the project
   fcos config validate my.yml --strict --files --build
+  fcos config copy fcos_r50_fpn_1x_coco         # into this folder, to be edited
   fcos config keys
   fcos config new --data /data/cells -o cells.yml   # for your own data
   fcos config diff configs/fcos/fcos_r50_fpn_1x_coco.yml configs/fcos/fcos_r50_fpn_iou_1x_coco.yml
@@ -61,6 +66,9 @@ def main(argv: list[str]) -> int:
     compare = commands.add_parser("diff", help="print the keys that differ in two configs")
     compare.add_argument("a", metavar="A")
     compare.add_argument("b", metavar="B")
+    copy = commands.add_parser("copy", help="copy one of the project's configs, to be edited")
+    copy.add_argument("name", metavar="NAME", help="such as fcos_r50_fpn_1x_coco")
+    copy.add_argument("-o", "--output", type=Path, metavar="FILE.yml", help="default: NAME.yml")
     for sub in (show, check, compare):
         add_overrides(sub)
         sub.add_argument("--strict", action="store_true", default=None,
@@ -79,6 +87,8 @@ def main(argv: list[str]) -> int:
         raise UserError("print: name a config")
     if args.command == "new":
         return _new(args)
+    if args.command == "copy":
+        return _copy(args.name, args.output)
     if args.command == "keys":
         print(reference.markdown() if args.markdown else "\n".join(reference.lines()))
         return 0
@@ -90,6 +100,28 @@ def main(argv: list[str]) -> int:
         a, b = (load_config(path, args.opt, args.strict) for path in (args.a, args.b))
         return _diff(a, b)
     return _validate(args)
+
+
+def _copy(name: str, output: Path | None) -> int:
+    """Copy a config of the project; its bases stay the project's, named from configs/ on."""
+    source = find_config(name)
+    if not source.is_relative_to(CONFIGS):
+        known = [path.stem for path in (CONFIGS / "fcos").glob("*.yml")]
+        raise UserError(f"copy {name}: not a config of the recipe; choose from {', '.join(known)}")
+
+    def from_configs(base: re.Match) -> str:
+        path = Path(os.path.normpath(source.parent / base[1]))
+        return f"'{path.relative_to(FILES).as_posix()}'"
+
+    def bases(block: re.Match) -> str:
+        return re.sub("'([^']+)'", from_configs, block[0])
+
+    target = output or Path(source.name)
+    if target.exists():
+        raise UserError(f"{target}: exists already; name another file with -o")
+    write(target, re.sub(r"^_BASE_:\s*\[.*?\]", bases, read_text(source), flags=re.M | re.S))
+    print(f"{display(target)}: edit it, then: fcos train -c {shlex.quote(str(target))} --eval")
+    return 0
 
 
 def _diff(a: Config, b: Config) -> int:

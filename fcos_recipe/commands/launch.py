@@ -12,14 +12,13 @@ from pathlib import Path
 
 from fcos_recipe import exit_codes
 from fcos_recipe.commands import options
-from fcos_recipe.config import load_config
+from fcos_recipe.config.load import find_config, load_config
 from fcos_recipe.console import run_program
 from fcos_recipe.errors import UserError
 from fcos_recipe.launch.hosts import find_cluster
 from fcos_recipe.launch.plan import Plan, choose_cards, plan_launch
 from fcos_recipe.launch.restart import until_done
 from fcos_recipe.launch.supervise import one_process, stop_signals_to, supervise
-from fcos_recipe.places import ROOT
 from fcos_recipe.system import compute, device, stop_signals
 
 HEADLINE = "configs/fcos/fcos_r50_fpn_1x_coco.yml"
@@ -79,9 +78,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def prepare(argv: list[str]) -> tuple[Plan, bool]:
     """From command line and environment (DEVICE) to a plan, and whether it is a dry run."""
     args, rest = parse(argv)
-    path = args.config or HEADLINE
-    if not Path(path).exists() and (ROOT / path).exists():
-        path = str(ROOT / path)  # the scripts work from any directory
+    path = str(find_config(args.config or HEADLINE))
     overrides = list(args.opt)
     if os.environ.get("DEVICE") and not any(text.startswith("device=") for text in overrides):
         overrides.append(f"device={os.environ['DEVICE']}")

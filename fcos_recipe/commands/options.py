@@ -38,7 +38,11 @@ def parser(
     )  # fmt: skip
 
 
-def add_config(parser: argparse.ArgumentParser, text: str = "YAML file", **more: Any) -> None:
+def add_config(
+    parser: argparse.ArgumentParser,
+    text: str = "YAML file, or the name of one of configs/",
+    **more: Any,
+) -> None:
     """Add -c CONFIG, and --allow-code FILE for the files of its key `plugins`."""
     parser.add_argument("-c", "--config", help=text, **more)
     parser.add_argument("--allow-code", action=_Allow, type=Path, metavar="FILE",

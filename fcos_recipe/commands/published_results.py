@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 
 from fcos_recipe.commands.options import parser, write
-from fcos_recipe.config.schema import RESULTS
 from fcos_recipe.console import run_program
 from fcos_recipe.exit_codes import FAILED
 from fcos_recipe.files.reading import read_text
+from fcos_recipe.places import RESULTS
 from fcos_recipe.runs.published_results import BEGIN, END, WORDS, insert, table
 
 _EXAMPLE = """\

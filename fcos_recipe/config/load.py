@@ -20,10 +20,10 @@ import yaml
 
 from fcos_recipe.config.agreement import disagreements, not_supported
 from fcos_recipe.config.check import SCHEDULERS, check, nearest
-from fcos_recipe.config.schema import ONLY_OURS, RECIPE, RESULTS, UNSET, components, use
+from fcos_recipe.config.schema import ONLY_OURS, RECIPE, UNSET, components, use
 from fcos_recipe.errors import UserError, UserErrors, one_line
 from fcos_recipe.files.reading import given_path, read_json, read_text
-from fcos_recipe.places import ROOT
+from fcos_recipe.places import CHECKOUT, CONFIGS, FILES, RESULTS
 from fcos_recipe.plugins import Plugin, allowed, refusal
 
 COMMAND_LINE = "command line"
@@ -34,6 +34,8 @@ EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 TAG = "tag:yaml.org,2002:"
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 MOST_BYTES = 1 << 20  # of a config file
+DEMO_DATA = "datasets/demo"
+DRAW = "python -m fcos_recipe.commands.draw_shapes"
 FILE_KEYS = ("TrainDataset", "EvalDataset", "TestDataset", "pretrain_weights")
 PLAIN_TAGS = "str int float bool null timestamp map seq merge value".split()
 
@@ -164,6 +166,8 @@ class Config:
                     remedy = f"set {name}.dataset_dir to the folder of your data"
                     if "2017" in path.name:
                         remedy = f"download COCO: python datasets/download_coco.py, or {remedy}"
+                    elif DEMO_DATA in str(path):
+                        remedy = f"draw the demo's data: {DRAW} --output {DEMO_DATA}"
                     elif not isinstance(section, dict):
                         remedy = "name a file or a URL; '' trains from scratch"
                     found.append(f"{self.origin(key)}: {key}: {path} does not exist; {remedy}")
@@ -184,7 +188,35 @@ def _recorded_name(path: Path) -> str | None:
 
 def project_configs() -> list[Path]:
     """List all configs of the project, including those that serve only as bases."""
-    return sorted(path for path in (ROOT / "configs").rglob("*.yml") if path != RESULTS)
+    return sorted(path for path in CONFIGS.rglob("*.yml") if path != RESULTS)
+
+
+def find_config(given: str | os.PathLike) -> Path:
+    """Find the file of a config.
+
+    Args:
+        given: a path; or, where no such file exists, a config of the project: its name with or
+            without .yml (`fcos_r18_fpn_demo`), or its path from configs/ on.
+
+    Returns:
+        the file; `given` as a path if nothing was found.
+
+    Raises:
+        UserError: not a path, or a name that the working directory and the project both have.
+    """
+    path = given_path(given)
+    if path.is_file() or path.is_absolute():
+        return path
+    if path.parts[:1] == ("configs",):
+        return FILES / path if (FILES / path).is_file() else path
+    if len(path.parts) != 1:
+        return path
+    name = path.name if path.suffix in (".yml", ".yaml") else f"{path.name}.yml"
+    ours = next((p for p in project_configs() if p.name == name), None)
+    if ours and Path(name).exists() and Path(name).resolve() != ours:
+        raise UserError(f"{path}: both {name} here and a config of the recipe; write -c {name} "
+                        f"for yours, -c {display(ours)} for the recipe's")  # fmt: skip
+    return ours or path
 
 
 def load_config(
@@ -193,7 +225,7 @@ def load_config(
     """Load a YAML file with its bases, apply overrides, check every key.
 
     Args:
-        path: the file.
+        path: the file, or the name of one of the project's configs (`find_config`).
         overrides: such as `"a.b.c=1e-3"`; values are YAML, later ones win.
         strict: whether a key that PaddleDetection silently ignores is an error (True) or a warning
             (False). None: an error on the command line, and in files if this file or one of its
@@ -202,13 +234,13 @@ def load_config(
     Raises:
         UserErrors: all errors together, "file:line: key: what is wrong".
     """
-    path = given_path(path)
+    path = find_config(path)
     reader = _Reader()
     tree = reader.file(path, ())
     for text in overrides:
         reader.override(tree, text)
     if strict is None:
-        ours = any(ROOT / "configs" in file.parents for file in reader.files)
+        ours = any(CONFIGS in file.parents for file in reader.files)
         loose = set() if ours else {"file"}
     else:
         loose = set() if strict else {"file", COMMAND_LINE}
@@ -341,6 +373,8 @@ class _Reader:
                 continue
             try:
                 child = given_path(base.value, path.parent)
+                if not child.exists() and base.value.startswith("configs/"):
+                    child = find_config(base.value)
             except UserError as error:
                 self.errors.append(f"{base.where}: _BASE_: {error}")
                 continue
@@ -484,7 +518,12 @@ def _find_data(tree: Node) -> list[str]:
         names = [written]
         if Path(written).parts[0] == "dataset":
             names.append(str(Path("datasets", *Path(written).parts[1:])))
-        places = [(n, p) for n in names for p in (Path(n), ROOT / n) if p.is_dir()]
+        places = [
+            (n, p)
+            for n in names
+            for p in (Path(n), *([FILES / n] if CHECKOUT else []))
+            if p.is_dir()
+        ]
         if node and places and places[0][1] != Path(written):
             name, place = places[0]
             node.value = display(place)

@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from fcos_recipe.errors import UserError
-from fcos_recipe.places import ROOT
+from fcos_recipe.places import PACKAGE
 from fcos_recipe.plugins import Plugin
-
-RESULTS = ROOT / "configs" / "results.yml"  # published figures, not a config
 
 
 @dataclass(frozen=True)
@@ -235,7 +233,7 @@ def classes() -> dict[str, list[Source]]:
             registered, op = "@register" in match[1], "@register_op" in match[1]
             place = (Path(plugin.path), plugin.text, match.start())
             found.setdefault(match[2], []).append(Source(*place, False, registered, op))
-    for folder in [ROOT / "fcos_recipe" / part for part in ("data", "model")] + [
+    for folder in [PACKAGE / part for part in ("data", "model")] + [
         stock / part for part in ("data", "modeling", "optimizer")
     ]:
         own = stock not in folder.parents

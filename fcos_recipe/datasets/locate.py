@@ -20,9 +20,9 @@ from fcos_recipe.datasets.recognise import kind_of, recognise
 from fcos_recipe.datasets.split_merge.annotations import Annotations
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.atomic import replace_file
-from fcos_recipe.places import ROOT
+from fcos_recipe.places import CONFIGS
 
-RULES = ROOT / "configs" / "fcos" / "fcos_r50_fpn_1x_coco.yml"  # the default config
+RULES = CONFIGS / "fcos" / "fcos_r50_fpn_1x_coco.yml"  # the default config
 SPLITS = {"train": "TrainDataset", "val": "EvalDataset"}
 
 

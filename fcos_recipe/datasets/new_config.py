@@ -26,7 +26,7 @@ from fcos_recipe.datasets.split_merge.annotations import write
 from fcos_recipe.errors import UserError, UserErrors, path_reason, printable
 from fcos_recipe.files.atomic import draft
 from fcos_recipe.files.reading import given_path
-from fcos_recipe.places import ROOT
+from fcos_recipe.places import CHECKOUT, CONFIGS, FILES, ROOT
 
 FINE_TUNING = 500  # fewest steps of `base_batch` images when starting from a detector's weights
 SCRATCH = 3  # factor for steps and epochs from scratch: He et al. 2019, arXiv 1811.08883
@@ -290,9 +290,7 @@ class Sources:
 
 
 def _base(name: str) -> Config:
-    path = Path(name)
-    ours = ROOT / "configs" / "fcos" / f"{path.name.removesuffix('.yml')}.yml"
-    base = load_config(path if path.is_file() or not ours.is_file() else ours)
+    base = load_config(name)
     for key in ("LearningRate.base_lr", "LearningRate.schedulers", "TrainReader", "FCOSHead"):
         if base.node(key) is None:
             raise UserError(f"--base {name}: this config can't train: {key} is not set")
@@ -349,8 +347,10 @@ def _text(args: Request, data: Path, base: Config, train: ChosenSplit, val: Chos
     total = args.cards * batch * base.data["accumulate"]
     path = base.path.resolve()
     here = Path(os.path.abspath(args.output)).parent
-    if here.is_relative_to(ROOT) and path.is_relative_to(ROOT):
+    if CHECKOUT and here.is_relative_to(ROOT) and path.is_relative_to(ROOT):
         path = Path(os.path.relpath(path, here))
+    elif not CHECKOUT and path.is_relative_to(CONFIGS):
+        path = path.relative_to(FILES)  # `find_config` finds it in every installation
     seen = f"{images} images x {epochs} = {images * epochs} seen, {steps} steps of {base_batch}"
     if epochs == least:
         rule = f"the base's {base.data['epoch']} epochs" + f" x {longer}" * (longer > 1)

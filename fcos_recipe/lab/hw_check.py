@@ -22,10 +22,10 @@ from fcos_recipe import __version__, exit_codes
 from fcos_recipe.commands import options
 from fcos_recipe.errors import UserError, printable
 from fcos_recipe.files.atomic import write_json
-from fcos_recipe.places import ROOT
+from fcos_recipe.places import CONFIGS, TOOLS
 from fcos_recipe.system import compute, device
 
-HEADLINE = ROOT / "configs" / "fcos" / "fcos_r50_fpn_1x_coco.yml"
+HEADLINE = CONFIGS / "fcos" / "fcos_r50_fpn_1x_coco.yml"
 BACKBONE = "ResNet50_cos_pretrained"
 OK, FAILED, TIMEOUT, SKIPPED = "ok", "failed", "timeout", "skipped"
 TAIL = 15  # last lines of a failed step's output, stored in the JSON
@@ -328,7 +328,6 @@ def check_all(check: Check, kind: str, cards: list[int], steps: int, size: tuple
     """
     folder, quick = check.folder, size != (800, 1333)
     data, config = folder / "data", folder / "hw_check.yml"
-    tools = ROOT / "tools"
     on = ["-o", f"device={kind}"]
 
     def findings(output: str) -> dict:
@@ -336,10 +335,10 @@ def check_all(check: Check, kind: str, cards: list[int], steps: int, size: tuple
         return {"findings": [f for f in found if f["level"] != "green"],
                 "green": sum(f["level"] == "green" for f in found)}  # fmt: skip
 
-    check.run("doctor", [str(tools / "doctor.py"), "--json", *["--no-comm"] * quick], 180,
+    check.run("doctor", [str(TOOLS / "doctor.py"), "--json", *["--no-comm"] * quick], 180,
               findings, good=(0, 1))  # fmt: skip
     backbone = not quick and check.run(
-        "weights", [str(tools / "weights.py"), "get", BACKBONE], 180,
+        "weights", [str(TOOLS / "weights.py"), "get", BACKBONE], 180,
         lambda _: {"backbone": BACKBONE},
     )  # fmt: skip
     print("== drawing images", flush=True)
@@ -382,8 +381,8 @@ def check_all(check: Check, kind: str, cards: list[int], steps: int, size: tuple
                 "images_per_second": round(result["images_per_second"], 3)}  # fmt: skip
 
     arguments = ["--output", str(folder / "eval"), "--no-plots", *on]
-    check.run("evaluate", [str(tools / "eval.py"), *weights, *arguments], 240, evaluated)
-    check.run("export", [str(tools / "export_model.py"), *weights, "--output",
+    check.run("evaluate", [str(TOOLS / "eval.py"), *weights, *arguments], 240, evaluated)
+    check.run("export", [str(TOOLS / "export_model.py"), *weights, "--output",
               str(folder / "export"), *on], 300)  # fmt: skip
     check.run("resume", [*command, "--resume", "auto", "-o", *options, "epoch=2"], 240,
               lambda _: read_training(run, 2 * steps, steps))  # fmt: skip

@@ -11,10 +11,10 @@ from pathlib import Path
 from fcos_recipe.errors import UserError
 from fcos_recipe.launch.heartbeats import Heartbeats
 from fcos_recipe.launch.hosts import Cluster
-from fcos_recipe.places import ROOT
+from fcos_recipe.places import TOOLS
 from fcos_recipe.system import compute, cpu_math, device
 
-TRAIN = ROOT / "tools" / "train.py"
+TRAIN = TOOLS / "train.py"
 
 
 @dataclass

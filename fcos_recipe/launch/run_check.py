@@ -12,7 +12,7 @@ from pathlib import Path
 from fcos_recipe.config import scaling
 from fcos_recipe.config.load import Config, data_paths
 from fcos_recipe.model import memory
-from fcos_recipe.places import ROOT
+from fcos_recipe.places import PACKAGE
 from fcos_recipe.system import compute, device
 from fcos_recipe.system.machine_check import GREEN, INSTALL, RED, YELLOW, Finding
 
@@ -25,7 +25,7 @@ def communication(seconds: float = 120) -> Finding:
         from fcos_recipe.launch.supervise import no_process_left, start_process
     except ImportError as error:
         return Finding(RED, name, f"{error}: several ranks cannot be supervised", INSTALL)
-    script = ROOT / "fcos_recipe" / "system" / "comm_check.py"
+    script = PACKAGE / "system" / "comm_check.py"
     with tempfile.TemporaryDirectory() as folder, no_process_left():
         log = Path(folder)
         run = plan_launch("cpu", ["0", "1"], [], [], log, script)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fcos_recipe import __version__
 from fcos_recipe.errors import UserError, without_secrets
-from fcos_recipe.places import ROOT
+from fcos_recipe.places import CHECKOUT, ROOT
 from fcos_recipe.system.device import read_driver
 
 
@@ -66,6 +66,8 @@ def _cpu() -> str:
 
 
 def _git() -> str | None:
+    if not CHECKOUT:  # site-packages may lie in somebody else's repository
+        return None
     try:
         run = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],

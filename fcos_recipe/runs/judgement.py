@@ -11,8 +11,8 @@ from typing import NamedTuple
 from fcos_recipe.config import load_config
 from fcos_recipe.config.effects import changes, effect
 from fcos_recipe.config.load import plain_values
-from fcos_recipe.config.schema import ROOT
 from fcos_recipe.errors import UserError
+from fcos_recipe.places import CONFIGS
 from fcos_recipe.runs.contents import Run, value
 from fcos_recipe.runs.published_results import Row, published
 
@@ -118,7 +118,7 @@ def differing(name: str, data: dict, only_weights: bool = False) -> list[str]:
         data: its resolved values.
         only_weights: only weights are evaluated; training settings do not matter.
     """
-    known = {path.stem: path for path in (ROOT / "configs" / "fcos").glob("*.yml")}
+    known = {path.stem: path for path in (CONFIGS / "fcos").glob("*.yml")}
     if name not in known:
         return [f"{name}: configs/fcos has no config of that name to compare with"]
     return [

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import msgspec
 import yaml
 
-from fcos_recipe.config.schema import RESULTS
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import read_text
+from fcos_recipe.places import RESULTS
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 WINDOW = 50  #: steps over which a loss is averaged to compare it with a `Band`

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from fcos_recipe.cli import run
 from fcos_recipe.config import load_config, schema
 from fcos_recipe.config.load import project_configs
 from fcos_recipe.errors import UserError, UserErrors
+from tests.conftest import ROOT
 
 HEADLINE = "configs/fcos/fcos_r50_fpn_1x_coco.yml"
 PUBLISHED = (
@@ -264,6 +266,28 @@ def test_without_ppdet_one_clear_error(root, monkeypatch):
     with pytest.raises(UserError, match="ppdet is not installed"):
         load_config(root / HEADLINE)
     schema.classes.cache_clear()
+
+
+@pytest.mark.parametrize("given", ["fcos_r18_fpn_demo", "fcos_r18_fpn_demo.yml",
+                                   "configs/fcos/fcos_r18_fpn_demo.yml"])  # fmt: skip
+def test_a_config_of_the_project_is_found_by_name_from_any_folder(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config(given).path == ROOT / "configs/fcos/fcos_r18_fpn_demo.yml"
+    (tmp_path / "fcos_r18_fpn_demo.yml").write_text("epoch: 1\n")  # an existing file comes first
+    if given == "fcos_r18_fpn_demo":  # which of the two is meant is not guessed
+        with pytest.raises(UserError, match="both fcos_r18_fpn_demo.yml here and a config"):
+            load_config(given)
+    elif given == "fcos_r18_fpn_demo.yml":
+        assert load_config(given).path == Path("fcos_r18_fpn_demo.yml")
+
+
+def test_copied_configs_have_the_values_of_their_originals(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in sorted((ROOT / "configs" / "fcos").glob("*.yml")):
+        assert run("config", ["copy", path.stem]) == 0
+        assert load_config(path.name).data == load_config(path).data
+    assert run("config", ["copy", path.stem]) == 2  # it exists
+    assert run("config", ["copy", "fcos_r19"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from fcos_recipe.commands.options import parser
 from fcos_recipe.datasets import coco2017
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.download import DownloadError
-from fcos_recipe.places import ROOT
+from fcos_recipe.places import DATA
 
 _HELP = """\
 examples:
@@ -18,6 +18,7 @@ examples:
 Run the same command again to continue an interrupted download. Your own files are never changed or
 removed.
 """
+DEFAULT = DATA / "coco"
 _CODES = {
     exit_codes.OK: "complete and counted",
     exit_codes.FAILED: "not completed; run again to continue",
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> int:
     text = "Download COCO 2017, check it, unpack it and count it."
     ask = parser("dataset download", text, _HELP, _CODES)
     add = ask.add_argument
-    add("--dir", type=Path, default=ROOT / "datasets" / "coco",
+    add("--dir", type=Path, default=DEFAULT,
         help="folder for train2017/ val2017/ annotations/ (default: %(default)s)")  # fmt: skip
     add("--splits", default="train,val", metavar="A,B", help="default: %(default)s")
     add("--annotations-only", action="store_true", help="don't download images")
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         raise UserError(f"{error.filename or args.dir}: {error.strerror}") from None
     print("\n".join(lines))
-    if not args.dry_run and args.dir.resolve() != (ROOT / "datasets" / "coco").resolve():
+    if not args.dry_run and args.dir.resolve() != DEFAULT.resolve():
         sections = ("TrainDataset", "EvalDataset", "TestDataset")
         print("to use it with a config, add: -o "
               + " ".join(f"{name}.dataset_dir={args.dir}" for name in sections))  # fmt: skip

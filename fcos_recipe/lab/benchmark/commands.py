@@ -14,7 +14,7 @@ import yaml
 from fcos_recipe.commands import options
 from fcos_recipe.errors import UserError
 from fcos_recipe.lab.benchmark import comparisons
-from fcos_recipe.places import ROOT
+from fcos_recipe.places import CONFIGS, ROOT
 from fcos_recipe.system import cpu_math
 from fcos_recipe.system.device import DEVICES
 
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
         help="data set with train2017/ and annotations/ (default: drawn like COCO)")  # fmt: skip
     add("--profile", action="store_true",
         help="train: profile one more step with Paddle's profiler")  # fmt: skip
-    fast = str(ROOT / "configs/fcos/fcos_r50_fpn_1x_coco_fast.yml")
+    fast = str(CONFIGS / "fcos/fcos_r50_fpn_1x_coco_fast.yml")
     options.add_config(ask, "our config (default: the fast config)", default=fast)
     add(
         "--stock-config",
