@@ -29,10 +29,9 @@ from fcos_recipe.system import compute
 from fcos_recipe.system.session import same_environment, session
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from fcos_recipe.predict.files import Written
-    from fcos_recipe.predict.predictor import Detections, Predictor
+    from fcos_recipe.predict.predictor import Predictor
+    from fcos_recipe.predict.results import Detections
     from fcos_recipe.system.watchdog import Watchdog
 
 Source = str | os.PathLike
@@ -296,33 +295,36 @@ def evaluate(
 
 def predict(
     weights: Source,
-    images: "Sequence[Source | np.ndarray]",
+    images: Any,
     *,
     config: Source | Config | None = None,
     score_threshold: float = 0.0,
     batch_size: int = 1,
+    strict: bool = False,
     device: str | None = None,
     log_to: Log = None,
 ) -> "list[Detections]":
     """Detect objects on images. To predict more than once, make a `Predictor` and call it.
 
     Args:
-        weights: weights file, checkpoint folder, exported model, or URL.
-        images: files, or uint8 arrays [H, W, 3] in RGB.
+        weights: weights file, run directory, checkpoint folder, exported model, or URL.
+        images: one or several files, folders, globs, videos, bytes, PIL images or arrays, see
+            `Predictor.stream`.
         config: see `resolve_config`; default the config.yml of the weights' run directory.
         score_threshold: detections that score less are left out.
         batch_size: images per batch, padded to the largest, which changes scores a little.
+        strict: raise the error of an image that cannot be read; False: `Detections.error` says it.
         device, log_to: see `train`.
 
     Returns:
         one `Detections` per image, in their order.
 
     Raises:
-        UserError: weights, config or an array are wrong.
-        BadImage (data.images): a file cannot be decoded.
+        UserError: weights or config, or (`strict`) an array, are wrong.
+        BadImage (data.images): (`strict`) a file cannot be decoded.
     """
     with _predictor(weights, config, score_threshold, device, log_to) as predictor:
-        return predictor(images, batch_size)
+        return predictor(images, batch_size, strict=strict)
 
 
 def predict_files(

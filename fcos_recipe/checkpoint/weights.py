@@ -35,6 +35,9 @@ _NPZ = _CONVERT.format(
 )
 
 
+OF_FOLDERS = ("model", "best_model", "model_final")  # of a checkpoint; of a run directory
+
+
 class Note(TypedDict, total=False):
     """What is known about weights: of NAME.json, of state.json, or of a .safetensors file."""
 
@@ -170,7 +173,8 @@ def write_safetensors(path: Path, state: dict, notes: dict) -> None:
 def resolve(source: str) -> Path:
     """Return the local file for a path or URL.
 
-    A path may omit its ending, as in PaddleDetection. A URL is downloaded once, see `zoo.cached`.
+    A path may omit its ending, as in PaddleDetection. Of a run directory, the best weights are
+    meant, or the final ones if it was not evaluated. A URL is downloaded once, see `zoo.cached`.
 
     Raises:
         UserError: the file does not exist, or the download failed.
@@ -179,10 +183,10 @@ def resolve(source: str) -> Path:
         return cached(source.replace("ppdet://", "https://paddledet.bj.bcebos.com/"))
     given = given_path(source)
     named = [given.with_name(given.name + end) for end in (".pdparams", ".safetensors")]
-    for path in (given, *named, given / "model.pdparams"):
+    for path in (given, *named, *(given / f"{name}.pdparams" for name in OF_FOLDERS)):
         if path.is_file():
             return path
-    others = "a folder with model.pdparams"
+    others = f"a folder with {' or '.join(OF_FOLDERS)}.pdparams"
     if not given.suffix:
         others = f"{given.name}.pdparams, nor {others}"
     raise UserError(f"{source}: no such weights file (nor {others})")

@@ -31,9 +31,14 @@ def read_image(path: str) -> np.ndarray:
             than the environment variable OPENCV_IO_MAX_IMAGE_PIXELS (`compat.MOST_PIXELS`).
     """
     try:
-        data = np.frombuffer(read_bytes(path, MOST_IMAGE), np.uint8)
+        return decode_image(read_bytes(path, MOST_IMAGE), path)
     except UserError as error:
         raise BadImage(str(error)) from None
+
+
+def decode_image(content: bytes, path: str) -> np.ndarray:
+    """`read_image` of a file's content; `path` names it in errors."""
+    data = np.frombuffer(content, np.uint8)
     if not len(data):
         raise BadImage(f"{path}: empty file")
     try:

@@ -6,7 +6,7 @@ import io
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +134,11 @@ def _predict_images(
 
     with tqdm(total=len(targets), disable=quiet, unit="image") as bar:
         for batch in _batches(good(), size):
-            every = results.predictor([image for _, image in batch], batch_size=size)
+            every = results.predictor.named([(str(file), image) for file, image in batch])
             for (file, image), found in zip(batch, every, strict=True):
+                if found.error:
+                    results.written.bad.append(found.error)
+                    continue
                 results.add(file, found)
                 drawn = _drawn(image, found, threshold)
                 target = targets[file]
@@ -150,7 +153,7 @@ def _predict_video(results: _Results, file: Path, target: Path, size: int, thres
 
     from fcos_recipe.data.images import BadImage
 
-    writer, number = None, 0
+    writer = None
     try:
         video = Video(file)
     except BadImage as error:
@@ -160,11 +163,12 @@ def _predict_video(results: _Results, file: Path, target: Path, size: int, thres
         with tqdm(total=video.count or None, disable=quiet, unit="frame", desc=file.name) as bar:
             frames = _until_bad(video, results.written.bad)
             for batch in _batches(frames, size):
-                every = results.predictor(batch, batch_size=size)
-                for frame, found in zip(batch, every, strict=True):
-                    seconds = round(number / video.rate, 3)
-                    results.add(file, found, frame=number, seconds=seconds)
-                    number += 1
+                every = results.predictor.named([(str(file), frame) for frame in batch])
+                for (frame, number, at), found in zip(map(astuple, batch), every, strict=True):
+                    if found.error:
+                        results.written.bad.append(f"frame {number}: {found.error}")
+                        continue
+                    results.add(file, found, frame=number, seconds=round(at, 3))
                     if writer is None:
                         target.parent.mkdir(parents=True, exist_ok=True)
                         code = cv2.VideoWriter_fourcc(*"mp4v")

@@ -1,16 +1,18 @@
-"""What `fcos infer` is given: images and videos, found and decoded."""
+"""What a `Predictor` and `fcos infer` are given: images, videos and streams, found and decoded."""
 
 import glob
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fcos_recipe.errors import UserError
+from fcos_recipe.errors import UserError, printable
 from fcos_recipe.files.reading import given_path, open_regular, read_text
 
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
@@ -56,7 +58,7 @@ def find_inputs(inputs: list[str], skip: Path | None = None) -> dict[Path, Path]
         else:
             new = {Path(p): Path(p).name for p in sorted(glob.glob(text, recursive=True))}
         if not new:
-            raise UserError(f"--input {text}: no image found that OpenCV can read, and no video")
+            raise UserError(f"{text}: no image found that OpenCV can read, and no video")
         found.update({p: Path(name) for p, name in new.items() if p not in found})
     taken: set[Path] = set()
     for path, name in found.items():  # two folders may hold images of the same name
@@ -101,51 +103,210 @@ def decoded(files: list[Path], ahead: int = 4) -> Iterator[tuple[Path, np.ndarra
             yield file, image.result()
 
 
+@dataclass(frozen=True)
+class Frame:
+    """A frame of a video or stream: pixels, uint8 [H, W, 3] in RGB, its number from 0, and its time
+    in seconds from the start."""
+
+    pixels: np.ndarray
+    number: int
+    at: float
+
+
 class Video:
-    """Frames of a video file.
+    """Frames of a video file, a stream or a camera, turned as the file says.
 
     Args:
-        path: what OpenCV can open.
+        source: file, address of a stream (rtsp://, http://, ...), or number of a camera.
 
     Attributes:
-        rate: frames per second, 25 where the file does not say.
-        count: frames by the file's own count, 0 where it does not say.
+        name: for messages, without the passwords of an address.
+        rate: mean frames per second, 25 where the source does not say.
+        count: frames by a file's own count, 0 where it does not say.
 
     Raises:
-        BadImage (data.images): it cannot be opened or has no frame.
+        BadImage (data.images): it cannot be opened.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, source: Path | str | int):
         import cv2
 
         from fcos_recipe.data.images import BadImage
 
-        self.path = path
-        try:
-            os.close(open_regular(path))
-        except UserError as error:
-            raise BadImage(str(error)) from None
-        self._capture = cv2.VideoCapture(str(path))
+        self.name = f"camera {source}" if isinstance(source, int) else printable(str(source))
+        if isinstance(source, Path):
+            try:
+                os.close(open_regular(source))
+            except UserError as error:
+                raise BadImage(str(error)) from None
+        self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
         if not self._capture.isOpened():
-            raise BadImage(f"{path}: not a video that OpenCV can read")
+            kind = "a video" if isinstance(source, Path) else "a camera or stream"
+            raise BadImage(f"{self.name}: not {kind} that OpenCV can read")
         self.rate = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
-        self.count = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        self.file = isinstance(source, Path)
+        self.count = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))) if self.file else 0
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Frames, uint8 [H, W, 3], RGB.
+    def __iter__(self) -> Iterator[Frame]:
+        """The frames in order; each has the time that the source states, which need not be regular.
 
         Raises:
-            BadImage: at the end, if the file promised more frames than could be read.
+            BadImage: at the end, if the file promised more frames than could be read, or there was
+                none.
         """
+        import cv2
+
         from fcos_recipe.data.images import BadImage
 
-        read = 0
-        while True:
-            good, frame = self._capture.read()
-            if not good:
-                break
-            read += 1
-            yield np.ascontiguousarray(frame[:, :, ::-1])
-        self._capture.release()
+        read, began, last = 0, None, -1.0
+        try:
+            while self._capture.grab():
+                stated = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+                good, frame = self._capture.retrieve()
+                if not good:
+                    break
+                began = stated if began is None else began
+                at = stated - began
+                if read and at <= last:  # the source states no times
+                    at = last + 1 / self.rate
+                last = at
+                yield Frame(np.ascontiguousarray(frame[:, :, ::-1]), read, at)
+                read += 1
+        finally:
+            self._capture.release()
         if not read or read < self.count:
-            raise BadImage(f"{self.path}: only {read} of {self.count} frames could be read")
+            raise BadImage(f"{self.name}: only {read} of {self.count} frames could be read")
+
+
+def is_stream(text: object) -> bool:
+    """Whether an input is the address of a stream."""
+    return isinstance(text, str) and "://" in text
+
+
+def each(images: Any) -> Iterator[tuple[str, Any]]:
+    """Name and content of each image that a `Predictor` is given, one after the other.
+
+    Args:
+        images: one image or anything that can be iterated over: files, folders, globs, lists (.txt)
+            and videos as text or Path; a file's content as bytes; PIL images; arrays, see `pixels`,
+            and arrays [N, H, W, C] of several; numbers of cameras and addresses of streams.
+
+    Yields:
+        the content is what `pixels` takes, a `Frame`, or why there is none: BadImage, UserError.
+    """
+    from fcos_recipe.data.images import BadImage
+
+    number = itertools.count(1)
+
+    def walk(item: Any) -> Iterator[tuple[str, Any]]:
+        kind = type(item).__name__
+        if isinstance(item, bool) or item is None or isinstance(item, dict):
+            yield f"{kind} {next(number)}", UserError(f"a {kind} is not an image")
+        elif isinstance(item, int) or is_stream(item):
+            yield from frames(item)
+        elif isinstance(item, (str, os.PathLike)):
+            text = os.fspath(item)
+            try:
+                path = given_path(text)
+                several = path.is_dir() or path.suffix == ".txt"
+                several |= glob.has_magic(text) and not path.exists()
+                files: Iterable[Path] = find_inputs([text]) if several else [path]
+            except UserError as error:
+                yield printable(text), error
+                return
+            for file in files:
+                if is_video(file):
+                    yield from frames(file)
+                else:
+                    yield str(file), file
+        elif isinstance(item, np.ndarray) and item.ndim == 4:
+            for one in item:
+                yield from walk(one)
+        elif isinstance(item, (bytes, bytearray, memoryview, np.ndarray)) or _is_pil(item):
+            yield f"{kind} {next(number)}", item
+        else:
+            try:
+                every = iter(item)
+            except TypeError:
+                yield f"{kind} {next(number)}", UserError(f"a {kind} is not an image")
+                return
+            for one in every:
+                yield from walk(one)
+
+    def frames(source: Any) -> Iterator[tuple[str, Any]]:
+        name = f"camera {source}" if isinstance(source, int) else printable(str(source))
+        try:
+            for frame in Video(source):
+                yield name, frame
+        except BadImage as error:
+            yield name, error
+
+    yield from walk(images)
+
+
+def _is_pil(item: Any) -> bool:
+    from PIL import Image
+
+    return isinstance(item, Image.Image)
+
+
+def pixels(name: str, item: Any, order: str = "rgb") -> np.ndarray:
+    """An image as training would have it, uint8 [H, W, 3] in RGB, turned by its EXIF tag.
+
+    Args:
+        name: of the image, for errors.
+        item: file, its content as bytes, `Frame`, PIL image, or array [H, W], [H, W, 1], [H, W, 3]
+            or [H, W, 4], uint8, or float from 0 to 1. Grey becomes RGB, alpha is dropped.
+        order: of an array's channels: rgb or bgr.
+
+    Raises:
+        BadImage (data.images): it cannot be read.
+        UserError: an array of another kind.
+    """
+    from fcos_recipe.data.images import decode_image, read_image
+
+    if isinstance(item, Exception):
+        raise item
+    if isinstance(item, Frame):
+        return item.pixels
+    if isinstance(item, (str, os.PathLike)):
+        return read_image(os.fspath(item))
+    if isinstance(item, (bytes, bytearray, memoryview)):
+        return decode_image(bytes(item), name)
+    if not isinstance(item, np.ndarray):
+        item, order = _of_pil(name, item), "rgb"
+    kind = f"{item.dtype} [{', '.join(map(str, item.shape))}]"
+    fits = item.ndim == 2 or (item.ndim == 3 and item.shape[2] in (1, 3, 4))
+    if not fits or not item.size or not (item.dtype == np.uint8 or item.dtype.kind == "f"):
+        raise UserError(
+            f"{name}: the array is {kind}; give [height, width], or with 1, 3 or 4 channels last, "
+            "uint8 or float from 0 to 1"
+        )
+    if item.dtype.kind == "f":
+        if not (np.isfinite(item).all() and item.min() >= 0 and item.max() <= 1):
+            raise UserError(f"{name}: the array is {kind} with values outside 0 to 1; scale it, or "
+                            "give uint8 from 0 to 255")  # fmt: skip
+        item = np.rint(item * 255).astype(np.uint8)
+    item = item.reshape(*item.shape[:2], -1)
+    if item.shape[2] == 1:
+        return np.repeat(item, 3, axis=2)
+    item = item[:, :, :3]
+    return np.ascontiguousarray(item[:, :, ::-1] if order == "bgr" else item)
+
+
+def _of_pil(name: str, image: Any) -> np.ndarray:
+    """A PIL image as an array of `pixels`; 16-bit grey loses its lower 8 bits, as in training."""
+    from PIL import ImageOps
+
+    from fcos_recipe.data.images import BadImage
+
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):
+            return (np.asarray(image) >> 8).astype(np.uint8)
+        if image.mode in ("I", "F"):
+            raise UserError(f"{name}: a PIL image of mode {image.mode}, whose range is unknown; "
+                            "convert it to L or RGB")  # fmt: skip
+        return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:  # files are read only now
+        raise BadImage(f"{name}: {error}") from None

@@ -1,8 +1,11 @@
 """A trained model as a function from images to typed detections."""
 
+import itertools
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +15,11 @@ from fcos_recipe.config import Config, load_config
 from fcos_recipe.config.load import data_paths
 from fcos_recipe.console import log
 from fcos_recipe.errors import UserError
-from fcos_recipe.predict import backends
+from fcos_recipe.plugins import fault
+from fcos_recipe.predict import backends, inputs
+from fcos_recipe.predict.results import Detections
 
 INPUTS = ("image", "im_shape", "scale_factor")
-
-
-@dataclass(frozen=True)
-class Detections:
-    """What was found on one image, best first.
-
-    Args:
-        boxes: float32 [n, 4], x1, y1, x2, y2 in pixels of the original image.
-        scores: float32 [n].
-        labels: int64 [n], rows of `names`.
-        names: of all classes.
-    """
-
-    boxes: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
-    names: list[str]
-
-    def __len__(self) -> int:
-        return len(self.scores)
 
 
 class Predictor:
@@ -45,8 +30,8 @@ class Predictor:
     process, so make Predictors one after the other.
 
     Args:
-        weights: checkpoint of this recipe, run directory's .pdparams, zoo file, URL, or an exported
-            model: its folder or its .onnx file.
+        weights: run directory, checkpoint, weights file, zoo file, URL, or an exported model: its
+            folder or its .onnx file.
         config: YAML file or loaded config; default the config.yml of the weights' run directory.
             An export needs none: it has its pre-processing with it.
         device: auto, cpu, gpu or iluvatar_gpu; default the config's. A process that is to predict
@@ -59,6 +44,7 @@ class Predictor:
         names: class names: those stored with the weights, else those of the annotation file that
             the config names, else "class 0", "class 1", ... with a warning.
         category_ids: the annotations' id of each class, else class index + 1.
+        nms_threshold: IoU above which the worse of two boxes of a class is left out.
         image_ids: file name -> id of the images in the annotation file that the config names.
 
     Raises:
@@ -76,7 +62,7 @@ class Predictor:
         from fcos_recipe.system import compute
 
         weights = str(weights)
-        self.score_threshold = score_threshold
+        self.score_threshold, self._process = score_threshold, os.getpid()
         if facts := backends.export_facts(weights):
             self.config: Any = config  # Config; an export may go without
             said = config if isinstance(config, Config) else None
@@ -85,44 +71,121 @@ class Predictor:
             self.chain = _chain(facts)
             self.names, self.category_ids = facts["class_names"], facts["category_ids"]
             self.image_ids: dict[str, int] = {}
+            self.nms_threshold = float(facts["limits"]["nms_threshold"])
             return
         if precision != "fp32":
             raise UserError(backends.NEEDS_EXPORT.format(precision, weights))
         self.config = config_of(weights, config)
         self.device = compute.decide(device or compute.requested(self.config)).device
         self.backend = backends.Eager(weights, self.config, self.device)
+        self.nms_threshold = float(self.backend.model.fcos_head.nms.nms_threshold)
         self.chain = _chain(self.config.data)
         self.names, self.category_ids, self.image_ids = _names(weights, self.config.data)
 
     def __call__(
-        self, images: Sequence[str | os.PathLike | np.ndarray], batch_size: int = 1
+        self, images: Any, batch_size: int = 1, *, strict: bool = False, order: str = "rgb"
     ) -> list[Detections]:
-        """Detections of each image, in their order.
+        """Detections of each image, in their order; see `stream`."""
+        return list(self.stream(images, batch_size, strict=strict, order=order))
+
+    def stream(
+        self, images: Any, batch_size: int = 1, *, strict: bool = False, order: str = "rgb"
+    ) -> Iterator[Detections]:
+        """Detections of each image as they are found. No more than a batch is read ahead.
 
         Args:
-            images: files, or uint8 [H, W, 3] arrays in RGB.
+            images: one or any number of images, see `inputs.each`: files, folders, globs, videos,
+                bytes, PIL images, arrays, streams, cameras, or something that yields these.
             batch_size: images that run together. They are padded to the largest, which GroupNorm
-                sees: with more than 1 they change each other's scores a little.
+                sees: with more than 1 they change each other's scores.
+            strict: raise the error of an unreadable image; False: its `Detections.error` says it.
+            order: of the channels of arrays: rgb or bgr.
 
         Raises:
-            BadImage (data.images): a file that cannot be decoded.
-            UserError: an array of another kind.
+            UserError: a wrong argument, or (`strict`) an array of another kind.
+            BadImage (data.images): (`strict`) an image that cannot be read or prepared.
         """
-        found = []
-        for begin in range(0, len(images), batch_size):
-            found += backends.by_image(*self.run(self.batch(images[begin : begin + batch_size])))
-        return [self._detections(rows) for rows in found]
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"batch_size: {batch_size!r} is not a whole number of at least 1")
+        if order not in ("rgb", "bgr"):
+            raise UserError(f"order: {order!r} is unknown; choose rgb or bgr")
+        return self._stream(inputs.each(images), batch_size, strict, order)
 
-    def batch(self, images: Sequence[str | os.PathLike | np.ndarray]) -> dict[str, np.ndarray]:
-        """Images as `run` takes them; errors as of a call."""
-        from fcos_recipe.data.reader import Pipeline
+    def _stream(
+        self, items: Iterator[tuple[str, Any]], batch_size: int, strict: bool, order: str
+    ) -> Iterator[Detections]:
+        while batch := list(itertools.islice(items, batch_size)):
+            yield from self.named(batch, strict, order)
+
+    def named(
+        self, items: list[tuple[str, Any]], strict: bool = False, order: str = "rgb"
+    ) -> list[Detections]:
+        """Detections of one batch, as `inputs.each` yields its images."""
+        from fcos_recipe.data.images import BadImage
+
+        results, samples, places = [], [], []
+        begin = time.perf_counter()
+        for place, (name, item) in enumerate(items):
+            nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
+            result = Detections(*nothing, self.names, name, category_ids=self.category_ids)
+            if isinstance(item, inputs.Frame):
+                result = replace(result, frame=item.number, at=item.at)
+            try:
+                image = inputs.pixels(name, item, order)
+                samples.append(self._sample(name, image))
+                places.append(place)
+                again = partial(inputs.pixels, name, item, order)
+                result = replace(result, size=image.shape[:2], pixels=again)
+            except (BadImage, UserError) as error:
+                if strict:
+                    raise
+                result = replace(result, error=str(error))
+            results.append(result)
+        if not samples:
+            return results
+        prepared = time.perf_counter()
+        found = backends.by_image(*self.run(self._collated(samples)))
+        seconds = {
+            "prepare": (prepared - begin) / len(samples),
+            "run": (time.perf_counter() - prepared) / len(samples),
+        }
+        for place, rows in zip(places, found, strict=True):
+            rows = rows[rows[:, 1] >= self.score_threshold]
+            rows = rows[np.argsort(-rows[:, 1], kind="stable")]
+            results[place] = replace(
+                results[place], boxes=rows[:, 2:], scores=rows[:, 1],
+                labels=rows[:, 0].astype(np.int64), seconds=seconds,
+            )  # fmt: skip
+        return results
+
+    def warmup(self, height: int = 480, width: int = 640, batch_size: int = 1) -> float:
+        """Predict on a black image, so that the next call is not the slow first; its seconds."""
+        begin = time.perf_counter()
+        self([np.zeros((height, width, 3), np.uint8)] * batch_size, batch_size, strict=True)
+        return time.perf_counter() - begin
+
+    def batch(self, images: Any) -> dict[str, np.ndarray]:
+        """Images as `run` takes them; errors as of a strict call."""
+        every = inputs.each(images)
+        return self._collated([self._sample(n, inputs.pixels(n, item)) for n, item in every])
+
+    def _sample(self, name: str, image: np.ndarray) -> dict[str, Any]:
         from fcos_recipe.data.transforms import transformed
 
-        rng = np.random.default_rng(0)
-        samples: list[tuple[dict[str, Any] | None, list[str]]] = [
-            (transformed(self.chain, _record(image), rng), []) for image in images
-        ]
-        batch = Pipeline(samples, self.chain, None, 0, False, 0).collate(samples)
+        record = {"im_file": name, "image": image, "im_id": np.zeros(1, np.int64)}
+        try:
+            return transformed(self.chain, record, np.random.default_rng(0))
+        except Exception as error:
+            if text := fault(error):
+                raise UserError(text) from error
+            raise
+
+    def _collated(self, samples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+        from fcos_recipe.data.reader import Pipeline
+
+        batch = Pipeline((), self.chain, None, 0, False, 0).collate([(s, []) for s in samples])
+        if "fault" in batch:
+            raise UserError(batch["fault"])
         batch.pop("bad")
         return batch
 
@@ -138,12 +201,12 @@ class Predictor:
             float32 [M, 6]: class, score, x1, y1, x2, y2 in pixels of the original image, image
             by image; int32 [N]: rows of each image.
         """
+        if os.getpid() != self._process:
+            raise UserError(
+                "this Predictor was made before the process was forked, and its engine does not "
+                "work in the copy; make one in each process"
+            )
         return self.backend.run({key: batch[key] for key in INPUTS})
-
-    def _detections(self, rows: np.ndarray) -> Detections:
-        rows = rows[rows[:, 1] >= self.score_threshold]
-        rows = rows[np.argsort(-rows[:, 1], kind="stable")]
-        return Detections(rows[:, 2:], rows[:, 1], rows[:, 0].astype(np.int64), self.names)
 
 
 def _chain(data: dict) -> Any:
@@ -152,17 +215,6 @@ def _chain(data: dict) -> Any:
 
     arguments = {"num_classes": data["num_classes"], **(data.get("TestReader") or {})}
     return TestReader(**arguments).chain
-
-
-def _record(image: str | os.PathLike | np.ndarray) -> dict:
-    """An image as the reader's transforms take it."""
-    identity = np.zeros(1, np.int64)
-    if not isinstance(image, np.ndarray):
-        return {"im_file": os.fspath(image), "im_id": identity}
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        kind = f"{image.dtype} {list(image.shape)}"
-        raise UserError(f"an image array is {kind}; give uint8 [H, W, 3], RGB")
-    return {"image": image, "im_id": identity}
 
 
 def config_of(weights: str, config: str | os.PathLike | Config | None) -> Config | None:
