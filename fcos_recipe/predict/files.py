@@ -17,6 +17,7 @@ import numpy as np
 
 from fcos_recipe.errors import UserError, cell
 from fcos_recipe.files.atomic import draft, open_own, replace_file
+from fcos_recipe.files.reading import read_json
 from fcos_recipe.predict.inputs import Video, decoded, is_video, real
 from fcos_recipe.predict.results import Detections
 
@@ -47,7 +48,7 @@ class Written:
     def rows(self) -> list[dict[str, Any]]:
         """COCO results with `file_name` and `category_name`, read from `PREDICTIONS`; frames of a
         video also have `frame` (from 0) and `seconds`."""
-        return json.loads((self.folder / PREDICTIONS).read_text())
+        return read_json(self.folder / PREDICTIONS, list, 1 << 40)
 
 
 def drawings(files: dict[Path, Path], folder: Path) -> dict[Path, Path]:
@@ -320,7 +321,6 @@ def best_f1_threshold(weights: str) -> tuple[float, str]:
         `score_threshold` of analysis.json in the run directory of the weights, and that file; 0.5
         and "" if there is none.
     """
-    from fcos_recipe.files.reading import read_json
     from fcos_recipe.predict.predictor import run_config
     from fcos_recipe.runs.contents import Analysis
 
