@@ -27,7 +27,7 @@ WORDS: dict[str, dict[Any, Any]] = {
         "range": "{ap:.1f} ({low:.1f} to {high:.1f}, seeds {seeds})",
         "total": "{speed:g} in all", "card": "{speed:g} per card", "unstated": "{speed:g}",
         "none": "not published", "minutes": "{minutes:.1f} minutes per run",
-        "brackets": " ({})", "comma": ", ",
+        "brackets": " ({})", "comma": ", ", "weights": "weights",
     },
     "zh": {
         "titles": ("配置", "卡数", "框 AP", "图像/秒", "来源", "本项目是否复现"),
@@ -36,7 +36,7 @@ WORDS: dict[str, dict[Any, Any]] = {
         "range": "{ap:.1f}（{low:.1f} 至 {high:.1f}，种子 {seeds}）",
         "total": "共 {speed:g}", "card": "单卡 {speed:g}", "unstated": "{speed:g}",
         "none": "未公布", "minutes": "每次 {minutes:.1f} 分钟",
-        "brackets": "（{}）", "comma": "，",
+        "brackets": "（{}）", "comma": "，", "weights": "权重",
     },
 }  # fmt: skip
 
@@ -203,6 +203,8 @@ def _cells(row: Row, language: str) -> list[str]:
     if row.images_per_second is not None:
         speed = words[row.throughput_of].format(speed=row.images_per_second)
     about = [say(row.source)]
+    if row.weights_url:
+        about.append(f"[{words['weights']}]({row.weights_url})")
     if row.commit:  # a run of this project
         about += [str(row.date), say(row.machine)]
         if row.hours:
