@@ -334,10 +334,14 @@ def predict_files(
     *,
     config: Source | Config | None = None,
     score_threshold: float = 0.0,
-    draw_threshold: float = 0.5,
+    draw_threshold: float | None = None,
     batch_size: int = 1,
     precision: str = "fp32",
     as_csv: bool = False,
+    classes: Sequence[str | int] | None = None,
+    agnostic_nms: bool = False,
+    max_dets: int | None = None,
+    save_crops: bool = False,
     device: str | None = None,
     log_to: Log = None,
     progress: bool = False,
@@ -348,9 +352,14 @@ def predict_files(
         weights, config, score_threshold, batch_size, device, log_to: see `predict`.
         inputs: files, folders, globs, or lists (.txt) with a path per line.
         output: folder for the drawings and predictions.json.
-        draw_threshold: lowest score that is drawn.
+        draw_threshold: lowest score that is drawn, 0 to 1; default the one of the best F1 in the
+            evaluation of the weights' run, or 0.5 if there is none.
         precision: fp32, or bf16 for an export of format paddle.
         as_csv: also write predictions.csv.
+        classes: names or row numbers of the classes to report; None: all.
+        agnostic_nms: leave out the worse of two overlapping boxes also if their classes differ.
+        max_dets: most detections per image; None: as many as the model's NMS keeps.
+        save_crops: also write the part of the image in each drawn box, to the folder crops.
         progress: show progress bars on a terminal.
 
     Returns:
@@ -362,16 +371,28 @@ def predict_files(
     """
     from fcos_recipe.predict import files
     from fcos_recipe.predict.inputs import find_inputs
+    from fcos_recipe.predict.results import class_rows
 
+    for name, value in (("score", score_threshold), ("draw", draw_threshold)):
+        if value is not None and not 0 <= value <= 1:
+            raise UserError(f"{name}_threshold: {value} is not a score; give 0 to 1, such as 0.5")
+    if max_dets is not None and max_dets < 1:
+        raise UserError(f"max_dets: {max_dets} is less than 1")
     folder = Path(output)
+    if draw_threshold is None:
+        draw_threshold = files.best_f1_threshold(str(weights))[0]
     targets = files.drawings(find_inputs([str(item) for item in inputs], skip=folder), folder)
     advice = f"--batch-size {batch_size} does not fit; lower it, or use smaller images"
     with _predictor(
         weights, config, score_threshold, device, log_to, precision, advice
     ) as predictor:
+        if classes is not None:
+            class_rows(classes, predictor.names)  # refused before any image
+        overlap = predictor.nms_threshold if agnostic_nms else None
         return files.predict_files(
-            predictor, targets, folder, batch_size, draw_threshold, as_csv, progress
-        )
+            predictor, targets, folder, batch_size, draw_threshold, as_csv, progress,
+            lambda found: found.filter(classes, most=max_dets, agnostic_nms=overlap), save_crops,
+        )  # fmt: skip
 
 
 def export(

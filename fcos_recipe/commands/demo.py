@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         if written.bad:
             raise RunFailure("\n".join(written.bad))
-        print(f"{written.images} images, {len(written.rows)} detections -> {drawn}")
+        print(f"{written.images} images, {written.detections} detections -> {drawn}")
 
     steps = {
         "data": lambda: draw(DATA),

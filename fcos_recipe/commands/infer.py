@@ -13,7 +13,7 @@ from fcos_recipe.console import to_console
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import given_path
 from fcos_recipe.predict.backends import PRECISIONS, export_facts
-from fcos_recipe.predict.files import PREDICTIONS
+from fcos_recipe.predict.files import PREDICTIONS, best_f1_threshold
 from fcos_recipe.predict.predictor import run_config
 
 _EXAMPLE = """\
@@ -35,12 +35,14 @@ def main(argv: list[str]) -> int:
     written = api.predict_files(
         weights, args.input, args.output, config=config, score_threshold=args.score_threshold,
         draw_threshold=args.draw_threshold, batch_size=args.batch_size,
-        precision=args.precision, as_csv=args.csv, progress=True,
+        precision=args.precision, as_csv=args.csv, progress=True, classes=args.classes,
+        agnostic_nms=args.agnostic_nms, max_dets=args.max_dets, save_crops=args.save_crops,
     )  # fmt: skip
-    shown = sum(row["score"] >= args.draw_threshold for row in written.rows)
+    said = best_f1_threshold(weights)[1] if args.draw_threshold is None else ""
     print(
-        f"{written.images} images, {len(written.rows)} detections ({shown} drawn, score >= "
-        f"{args.draw_threshold}) -> {args.output}"
+        f"{written.images} images, {written.detections} detections ({written.drawn} drawn, score "
+        f">= {written.draw_threshold:g}{f', the best F1 of {said}' if said else ''}) "
+        f"-> {args.output}"
     )
     for message in written.bad:
         print(f"error: {message}; skipped", file=sys.stderr)
@@ -52,7 +54,9 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     options.add_config(parser, "YAML file (default: config.yml of the weights' run directory)")
     options.add_overrides(parser, "override config values")
     parser.add_argument(
-        "--weights", metavar="W", help="checkpoint, .pdparams or URL (default: config's `weights`)"
+        "--weights",
+        metavar="W",
+        help="run directory, checkpoint, .pdparams or URL (default: config's `weights`)",
     )
 
 
@@ -98,8 +102,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     add("--output", "--output_dir", type=Path, default="output/infer", metavar="DIR",
         help=f"for the drawings and {PREDICTIONS} (default: %(default)s)")  # fmt: skip
-    add("--draw_threshold", "--draw-threshold", type=options.finite, default=0.5, metavar="SCORE",
-        help="lowest score that is drawn (default: %(default)s)")  # fmt: skip
+    add("--draw_threshold", "--draw-threshold", type=options.finite, metavar="SCORE",
+        help="lowest score that is drawn (default: that of the best F1 in the analysis.json of the "
+        "weights' run, else 0.5)")  # fmt: skip
     add("--score_threshold", "--score-threshold", type=options.finite, default=0.0, metavar="SCORE",
         help=f"lowest score in {PREDICTIONS} (default: all that NMS keeps)")  # fmt: skip
     add("--batch-size", type=int, default=1, metavar="N",
@@ -107,6 +112,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "(default: %(default)s; evaluation has EvalReader's)")  # fmt: skip
     add("--precision", choices=PRECISIONS, default="fp32",
         help="bf16: faster, other scores; exports of --format paddle")  # fmt: skip
+    add("--classes", type=options.listed, metavar="A,B",
+        help="only these classes, by name or number from 0")  # fmt: skip
+    add("--agnostic-nms", action="store_true",
+        help="of overlapping boxes keep the best, whatever their classes")  # fmt: skip
+    add("--max-dets", type=int, metavar="N", help="at most N detections per image")
+    add("--save-crops", action="store_true", help="also write each drawn box's part of the image")
     add("--csv", action="store_true", help="also write predictions.csv")
     # PaddleDetection's; results are always saved, and there is nothing to log here
     ignored: dict[str, Any] = dict(

@@ -5,14 +5,21 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass, field
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fcos_recipe.errors import UserError, cell
-from fcos_recipe.files.atomic import draft, replace_file
+from fcos_recipe.files.atomic import draft, open_own, replace_file
+from fcos_recipe.files.reading import read_json
 from fcos_recipe.predict.inputs import Video, decoded, is_video, real
+from fcos_recipe.predict.results import Detections
 
 PREDICTIONS = "predictions.json"
 
@@ -23,16 +30,25 @@ class Written:
 
     Args:
         folder: holds the drawings and `PREDICTIONS`.
-        rows: COCO results with `file_name` and `category_name`; frames of a video also have
-            `frame` (from 0) and `seconds`.
+        draw_threshold: lowest score that is drawn.
         images: images and frames that were predicted on.
+        detections: found on them.
+        drawn: of these, detections that score at least `draw_threshold`.
         bad: one line for each file that could not be read.
     """
 
     folder: Path
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    draw_threshold: float = 0.5
     images: int = 0
+    detections: int = 0
+    drawn: int = 0
     bad: list[str] = field(default_factory=list)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """COCO results with `file_name` and `category_name`, read from `PREDICTIONS`; frames of a
+        video also have `frame` (from 0) and `seconds`."""
+        return read_json(self.folder / PREDICTIONS, list, 1 << 40)
 
 
 def drawings(files: dict[Path, Path], folder: Path) -> dict[Path, Path]:
@@ -43,11 +59,17 @@ def drawings(files: dict[Path, Path], folder: Path) -> dict[Path, Path]:
         folder: for the drawings.
 
     Raises:
-        UserError: a drawing would overwrite its image.
+        UserError: a drawing would overwrite its image, or the folder cannot be written to.
     """
     for file, relative in files.items():
         if real(folder / relative) == real(file):
             raise UserError(f"--output {folder}: would overwrite the image {file}; choose another")
+    try:  # before a model is loaded
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"--output {folder}: {error.strerror}; choose another folder") from None
     return {file: folder / relative for file, relative in files.items()}
 
 
@@ -59,8 +81,13 @@ def predict_files(
     draw_threshold: float = 0.5,
     as_csv: bool = False,
     progress: bool = False,
+    select: Callable[[Detections], Detections] = lambda found: found,
+    crops: bool = False,
 ) -> Written:
-    """Predict on files and write what was found.
+    """Predict on files and write what was found, image by image.
+
+    What was written is complete JSON at any moment, so that an interruption loses no finished
+    image; memory does not grow with the number of images.
 
     Args:
         predictor: a `Predictor`.
@@ -70,46 +97,122 @@ def predict_files(
         draw_threshold: lowest score that is drawn.
         as_csv: also write predictions.csv.
         progress: show progress bars on a terminal.
+        select: applied to the detections of each image, such as `Detections.filter`.
+        crops: also write the part of the image in each drawn box, as
+            crops/DRAWING/NUMBER-CLASS.jpg, best first.
 
     Raises:
         UserError: a drawing cannot be written.
+        OSError: the disk is full or cannot be written to; what was written before is complete.
     """
-    results = _Results(predictor, list(targets), Written(folder))
+    written = Written(folder, draw_threshold)
+    results = _Results(predictor, targets, written, as_csv, select, crops)
     images = {file: target for file, target in targets.items() if not is_video(file)}
-    how = batch_size, draw_threshold, None if progress else True
-    _predict_images(results, images, *how)
-    for file in targets.keys() - images.keys():
-        _predict_video(results, file, targets[file], *how)
-    _write(folder, results.written.rows, as_csv)
-    return results.written
+    quiet = None if progress else True
+    with results:
+        _predict_images(results, images, batch_size, quiet)
+        for file in targets:
+            if file not in images:
+                _predict_video(results, file, targets[file], batch_size, quiet)
+    return written
 
 
 class _Results:
-    """Collects detections as COCO results."""
+    """Writes detections as COCO results, CSV and crops, image by image."""
 
-    def __init__(self, predictor, files: list[Path], written: Written):
-        self.predictor, self.written = predictor, written
-        ids = predictor.image_ids
-        known = len({f.name for f in files} & set(ids)) == len(files)
-        self._ids = ids if known else {}  # numbers of our own beside the annotations' could meet
+    def __init__(
+        self, predictor, targets: dict[Path, Path], written: Written, as_csv: bool, select, crops
+    ):
+        self.predictor, self.written, self.targets = predictor, written, targets
+        self._select, self._crops = select, crops
+        ids, names = predictor.image_ids, {file.name for file in targets}
+        # numbers of our own beside the annotations' could meet
+        self._ids = ids if len(names & set(ids)) == len(targets) else {}
+        self._json = _Growing(written.folder / PREDICTIONS, "[", "]\n")
+        self._csv = None
+        if as_csv:
+            head = "file_name,frame,category_name,score,x1,y1,x2,y2\r\n"
+            self._csv = _Growing(written.folder / "predictions.csv", head, "")
 
-    def add(self, file: Path, found, **more) -> None:
-        """Keep the `Detections` of an image or frame; `more` goes into each row."""
-        self.written.images += 1
-        image_id = self._ids.get(file.name, self.written.images)
-        for box, score, label in zip(found.boxes, found.scores, found.labels, strict=True):
-            x1, y1, x2, y2 = box.tolist()
-            self.written.rows.append(
-                {
-                    "image_id": image_id,
-                    "file_name": str(file),
-                    **more,
-                    "category_id": self.predictor.category_ids[label],
-                    "category_name": found.names[label],
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "score": float(score),
-                }
+    def __enter__(self) -> "_Results":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (self._json, self._csv):
+            if file is not None:
+                file.close()
+
+    def add(self, file: Path, found: Detections) -> np.ndarray | None:
+        """Write the detections of an image or frame; the image with boxes drawn, as `plot` has it.
+
+        None: it could not be predicted on; why is noted.
+        """
+        written, frame = self.written, found.frame
+        if found.error:
+            place = "" if frame is None else f"frame {frame}: "
+            written.bad.append(place + found.error)
+            return None
+        found = self._select(found)
+        written.images += 1
+        more = {} if found.at is None else {"frame": frame, "seconds": round(found.at, 3)}
+        rows = [
+            {"image_id": row["image_id"], "file_name": str(file), **more,
+             "category_id": row["category_id"], "category_name": name, "bbox": row["bbox"],
+             "score": row["score"]}
+            for row, name in zip(
+                found.to_coco(self._ids.get(file.name, written.images)), found.class_names
             )
+        ]  # fmt: skip
+        shown = found.filter(min_score=written.draw_threshold)
+        comma = ",\n" if written.detections else ""
+        if rows:
+            self._json.add(comma + ",\n".join(json.dumps(r, ensure_ascii=False) for r in rows))
+        if self._csv is not None:
+            self._csv.add(_as_csv(rows))
+        written.detections += len(rows)
+        written.drawn += len(shown)
+        if self._crops:
+            relative = self.targets[file].relative_to(written.folder)
+            folder = written.folder / "crops" / relative
+            begin = "" if frame is None else f"{frame:06d}-"
+            for number, (crop, name) in enumerate(zip(shown.crops(), shown.class_names), 1):
+                plain = re.sub(r"[^\w.-]+", "_", name)[:60]
+                target = folder / f"{begin}{number:03d}-{plain}.jpg"
+                folder.mkdir(parents=True, exist_ok=True)
+                replace_file(target, _encoded(target, crop))
+        return shown.plot()
+
+
+class _Growing:
+    """A text file that is complete after each addition: `end` is always its last part.
+
+    It replaces an earlier file of the name at once. If an addition fails, as on a full disk, the
+    file stays as it was before it.
+    """
+
+    def __init__(self, path: Path, begin: str, end: str):
+        self.path, self._end = path, end.encode()
+        replace_file(path, begin + end)
+        self._file = open_own(path, os.O_RDWR)
+        self._at = len(begin.encode())
+
+    def add(self, text: str) -> None:
+        data = text.encode(errors="backslashreplace")  # in JSON, an escape sequence
+        rest, place = memoryview(data + self._end), self._at
+        try:
+            while rest:
+                done = os.pwrite(self._file.fileno(), rest, place)
+                rest, place = rest[done:], place + done
+        except BaseException as error:
+            os.pwrite(self._file.fileno(), self._end, self._at)
+            os.ftruncate(self._file.fileno(), self._at + len(self._end))
+            if isinstance(error, OSError):
+                error.filename = str(self.path)
+            raise
+        self._at += len(data)
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _batches(items: Iterable, size: int) -> Iterator[list]:
@@ -118,9 +221,7 @@ def _batches(items: Iterable, size: int) -> Iterator[list]:
         yield batch
 
 
-def _predict_images(
-    results: _Results, targets: dict[Path, Path], size: int, threshold: float, quiet
-):
+def _predict_images(results: _Results, targets: dict[Path, Path], size: int, quiet):
     """Detect on images and draw them; unreadable ones are noted."""
     from tqdm import tqdm
 
@@ -135,18 +236,15 @@ def _predict_images(
     with tqdm(total=len(targets), disable=quiet, unit="image") as bar:
         for batch in _batches(good(), size):
             every = results.predictor.named([(str(file), image) for file, image in batch])
-            for (file, image), found in zip(batch, every, strict=True):
-                if found.error:
-                    results.written.bad.append(found.error)
-                    continue
-                results.add(file, found)
-                drawn = _drawn(image, found, threshold)
-                target = targets[file]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                replace_file(target, _encoded(target, drawn))
+            for (file, _), found in zip(batch, every, strict=True):
+                drawn = results.add(file, found)
+                if drawn is not None:
+                    target = targets[file]
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    replace_file(target, _encoded(target, drawn))
 
 
-def _predict_video(results: _Results, file: Path, target: Path, size: int, threshold: float, quiet):
+def _predict_video(results: _Results, file: Path, target: Path, size: int, quiet):
     """Detect on a video's frames and write the drawn ones as MP4 beside where they were asked."""
     import cv2
     from tqdm import tqdm
@@ -164,15 +262,14 @@ def _predict_video(results: _Results, file: Path, target: Path, size: int, thres
             frames = _until_bad(video, results.written.bad)
             for batch in _batches(frames, size):
                 every = results.predictor.named([(str(file), frame) for frame in batch])
-                for (frame, number, at), found in zip(map(astuple, batch), every, strict=True):
-                    if found.error:
-                        results.written.bad.append(f"frame {number}: {found.error}")
+                for frame, found in zip(batch, every, strict=True):
+                    drawn = results.add(file, found)
+                    if drawn is None:
                         continue
-                    results.add(file, found, frame=number, seconds=round(at, 3))
                     if writer is None:
                         target.parent.mkdir(parents=True, exist_ok=True)
                         code = cv2.VideoWriter_fourcc(*"mp4v")
-                        shape = frame.shape[1::-1]
+                        shape = frame.pixels.shape[1::-1]
                         part = opened.enter_context(draft(target, ending=".mp4"))
                         writer = cv2.VideoWriter(str(part), code, video.rate, shape)
                         opened.callback(writer.release)
@@ -180,7 +277,7 @@ def _predict_video(results: _Results, file: Path, target: Path, size: int, thres
                             raise UserError(
                                 f"{target}: cannot be written, or this OpenCV has no MP4 encoder"
                             )
-                    writer.write(_drawn(frame, found, threshold)[:, :, ::-1])
+                    writer.write(drawn[:, :, ::-1])
                     bar.update()
 
 
@@ -206,23 +303,28 @@ def _until_bad(frames: Iterable, bad: list[str]) -> Iterator:
         bad.append(str(error))
 
 
-def _drawn(image, found, threshold: float):
-    from fcos_recipe.drawing import draw
-
-    return draw(image, found.boxes, found.scores, found.labels, found.names, threshold)
-
-
-def _write(output: Path, rows: list[dict], as_csv: bool) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    replace_file(output / PREDICTIONS, json.dumps(rows, ensure_ascii=False))
-    if not as_csv:
-        return
+def _as_csv(rows: list[dict]) -> str:
     with io.StringIO(newline="") as file:
         writer = csv.writer(file)
-        writer.writerow("file_name frame category_name score x1 y1 x2 y2".split())
         for row in rows:
             x, y, w, h = row["bbox"]
             corners = [round(v, 3) for v in (x, y, x + w, y + h)]
             place = [cell(row["file_name"]), row.get("frame", "")]
             writer.writerow([*place, cell(row["category_name"]), row["score"], *corners])
-        replace_file(output / "predictions.csv", file.getvalue())
+        return file.getvalue()
+
+
+def best_f1_threshold(weights: str) -> tuple[float, str]:
+    """The score threshold at which a run's detections have the best F1, and where that is said.
+
+    Returns:
+        `score_threshold` of analysis.json in the run directory of the weights, and that file; 0.5
+        and "" if there is none.
+    """
+    from fcos_recipe.predict.predictor import run_config
+    from fcos_recipe.runs.contents import Analysis
+
+    with contextlib.suppress(UserError):  # an export, or weights without their run
+        path = run_config(weights).with_name("analysis.json")
+        return read_json(path, Analysis).score_threshold, str(path)
+    return 0.5, ""

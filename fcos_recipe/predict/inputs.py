@@ -60,15 +60,18 @@ def find_inputs(inputs: list[str], skip: Path | None = None) -> dict[Path, Path]
         if not new:
             raise UserError(f"{text}: no image found that OpenCV can read, and no video")
         found.update({p: Path(name) for p, name in new.items() if p not in found})
-    taken: set[Path] = set()
+    # case does not tell names apart on every disk, and a file cannot be another's folder
+    taken, folders = {"predictions.json", "predictions.csv", "crops"}, {"."}
     for path, name in found.items():  # two folders may hold images of the same name
-        if is_video(path):
-            name = name.with_suffix(".mp4")
-        number = 1
-        while name in taken:
+        plain = name.with_suffix(".mp4") if is_video(path) else name
+        if taken & {str(parent).casefold() for parent in plain.parents}:
+            plain = Path("_".join(plain.parts))
+        name, number = plain, 1
+        while str(name).casefold() in taken | folders:
             number += 1
-            name = found[path].with_stem(f"{found[path].stem}_{number}")
-        taken.add(name)
+            name = plain.with_stem(f"{plain.stem}_{number}")
+        taken.add(str(name).casefold())
+        folders.update(str(parent).casefold() for parent in name.parents)
         found[path] = name
     return found
 

@@ -1,9 +1,14 @@
 """`fcos infer` and Predictor: correct boxes and names, all input forms, bad images reported."""
 
 import csv
+import errno
+import functools
+import http.server
 import json
 import os
 import shutil
+import struct
+import threading
 
 import numpy as np
 import pytest
@@ -215,3 +220,180 @@ def test_batches_find_what_single_images_find(trained, data, tmp_path):
     assert found[0] and len(found[0]) == len(found[1])
     for one, two in zip(*found, strict=True):
         assert one[0] == two[0] and one[1] == pytest.approx(two[1], abs=2e-4)
+
+
+def infer(trained, out, *argv):
+    return run("infer", ["--weights", str(trained[0]), "--output", str(out), *map(str, argv)])
+
+
+def test_results_are_complete_after_each_image_and_when_interrupted(
+    trained, data, tmp_path, capsys
+):
+    """An interruption or a full disk in any image leaves those before it."""
+    from fcos_recipe.predict import files
+
+    whole = tmp_path / "whole"
+    assert infer(trained, whole, "--input", data / "val", "--csv") == 0
+    rows = json.loads((whole / "predictions.json").read_text())
+    normal = files._Growing.add
+    for error, code in ((KeyboardInterrupt(), 130), (OSError(errno.ENOSPC, "full"), 4)):
+        out, calls = tmp_path / type(error).__name__, []
+
+        def add(self, text, error=error, calls=calls, out=out):
+            calls.append(json.loads((out / "predictions.json").read_text()))
+            if len(calls) == 4:
+                raise error
+            normal(self, text)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(files._Growing, "add", add)
+            assert infer(trained, out, "--input", data / "val") == code
+        left = json.loads((out / "predictions.json").read_text())
+        assert left == rows[: len(left)] and len({r["file_name"] for r in left}) == 3
+        assert list(map(len, calls)) == sorted(map(len, calls))
+        assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_partial_write_is_taken_back(tmp_path, monkeypatch):
+    from fcos_recipe.predict.files import _Growing
+
+    file = _Growing(tmp_path / "a.json", "[", "]\n")
+    file.add("1")
+    write = os.pwrite
+
+    def full(handle, data, place):
+        if len(data) > 6:
+            return write(handle, bytes(data[:4]), place)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    failing = iter([full, full])
+    monkeypatch.setattr(os, "pwrite", lambda *given: next(failing, write)(*given))
+    with pytest.raises(OSError, match="a.json"):
+        file.add(",2,3,4")
+    assert (tmp_path / "a.json").read_text() == "[1]\n"
+    file.add(",5")
+    assert json.loads((tmp_path / "a.json").read_text()) == [1, 5]
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_model(data, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for out in ("/proc/1/out", tmp_path / "file" / "out", tmp_path / "file"):
+        argv = ["--weights", "none.pdparams", "--input", str(data / "val"), "--output", str(out)]
+        assert run("infer", argv) == 2
+        error = capsys.readouterr().err
+        assert "--output" in error and len(error.splitlines()) == 1, error
+
+
+@pytest.mark.parametrize(
+    "argv, says",
+    [(["--draw_threshold", "50"], "draw_threshold: 50"), (["--score_threshold", "-1"], "-1"),
+     (["--classes", "Kreis,dog"], "'dog' is unknown; the model has Kreis"),
+     (["--max-dets", "0"], "max_dets")],
+)  # fmt: skip
+def test_wrong_options_are_refused(trained, data, tmp_path, capsys, argv, says):
+    assert infer(trained, tmp_path, "--input", data / "val", *argv) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1 and says in error[0], error
+
+
+def test_choices(trained, data, tmp_path, capsys):
+    """Classes, suppression across classes, number, crops; the threshold is that of the best F1."""
+    from fcos_recipe.predict.results import suppressed
+
+    run_directory = tmp_path / "run"
+    shutil.copytree(trained[0].parent, run_directory)
+    (run_directory / "analysis.json").write_text('{"score_threshold": 0.3125}')
+    picture = data / "val/000001.jpg"
+    argv = ["--weights", str(run_directory), "--input", str(picture)]
+
+    def rows(name, *more):
+        assert run("infer", [*argv, "--output", str(tmp_path / name), *more]) == 0
+        return json.loads((tmp_path / name / "predictions.json").read_text())
+
+    every = rows("all", "--save-crops")
+    said = capsys.readouterr().out
+    assert f"score >= 0.3125, the best F1 of {run_directory}/analysis.json)" in said
+    drawn = [row for row in every if row["score"] >= 0.3125]
+    assert drawn and f"({len(drawn)} drawn," in said
+    crops = sorted((tmp_path / "all/crops/000001.jpg").iterdir())
+    assert [c.stem[4:] for c in crops] == [row["category_name"] for row in drawn]
+    assert rows("some", "--classes", "Kreis,3") == [
+        row for row in every if row["category_id"] in (1, 4)
+    ]
+    assert rows("few", "--max-dets", "3") == every[:3]
+    boxes = np.array([row["bbox"] for row in every])
+    boxes[:, 2:] += boxes[:, :2]
+    kept = [every[k] for k in suppressed(boxes, 0.6)]
+    assert rows("agnostic", "--agnostic-nms") == kept and len(kept) < len(every)
+
+
+def test_drawings_never_share_a_name(tmp_path):
+    """Whatever files are given: also in one letter's case, or a file named as another's folder."""
+    names = ["a/x.png", "b/x.png", "b/X.png", "c/x.PNG", "d/x", "d/x/deep.png", "x_2.png",
+             "e/predictions.json", "e/crops", "a/v.avi", "b/v.mov", "c/v.mp4"]  # fmt: skip
+    rng = np.random.default_rng(0)
+    for trial in range(20):
+        top = tmp_path / str(trial)
+        picked = [str(n) for n in rng.permutation(names) if rng.uniform() < 0.8]
+        inputs = []
+        for name in picked:
+            path = top / name
+            if path.parent.is_file() or path.is_dir():
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"\x89PNG")
+            inputs.append(str(path))
+        drawn = [str(p).casefold() for p in find_inputs(inputs).values()]
+        assert len(drawn) == len(inputs) == len(set(drawn))
+        assert not set(drawn) & {"predictions.json", "predictions.csv", "crops"}
+        folders = {str(p).casefold() for x in find_inputs([str(top)]).values() for p in x.parents}
+        assert not folders & {str(p).casefold() for p in find_inputs([str(top)]).values()}
+
+
+def test_frames_have_their_own_time(tmp_path):
+    """A video whose frames take 0.1 s, and from the fourth on 0.5 s."""
+    import cv2
+
+    from fcos_recipe.predict.inputs import Video
+
+    path = tmp_path / "steady.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10, (96, 64))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV cannot write a video")
+    for k in range(8):
+        writer.write(np.full((64, 96, 3), 30 * k, np.uint8))
+    writer.release()
+    assert [round(f.at, 3) for f in Video(path)] == [round(0.1 * k, 3) for k in range(8)]
+    film = bytearray(path.read_bytes())
+    at = film.index(b"stts")
+    entries, count, step = struct.unpack(">III", film[at + 8 : at + 20])
+    assert (entries, count) == (1, 8) and film.index(b"mdat") < film.index(b"moov")
+    table = struct.pack(">IIIII", 2, 3, step, 5, 5 * step)
+    film[at + 8 : at + 20] = table
+    for box in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stts"):
+        place = film.index(box) - 4
+        size = struct.unpack(">I", film[place : place + 4])[0]
+        film[place : place + 4] = struct.pack(">I", size + 8)
+    path.write_bytes(film.replace(b"edts", b"free"))  # the edit list states the former length
+    times = [round(f.at, 2) for f in Video(path)]
+    assert times == [0, 0.1, 0.2, 0.3, 0.8, 1.3, 1.8, 2.3]
+
+
+def test_a_stream_is_read_from_a_server(predictor, tmp_path):
+    """By HTTP from this machine; an address without a server is an error of its own."""
+    path = write_video(tmp_path / "clip.avi")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://user:secret@127.0.0.1:{server.server_port}/clip.avi"
+        found = list(predictor.stream(address, strict=True))
+        server.shutdown()
+    wanted = list(predictor.stream(path, strict=True))
+    assert [x.frame for x in found] == [x.frame for x in wanted] == list(range(7))
+    for one, two in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one.boxes, two.boxes)
+        assert one.at == two.at and "secret" not in repr(one)
+    (none,) = predictor(address)
+    assert "not a camera or stream" in none.error and "secret" not in none.error
+    (none,) = predictor(97)
+    assert none.error.startswith("camera 97: not a camera")
