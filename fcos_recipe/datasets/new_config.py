@@ -124,7 +124,8 @@ def new(args: Request) -> Written:
     if args.output.exists() and not args.force:
         raise UserError(f"{args.output}: exists; choose another name, or --force to replace it")
     if not args.data.is_dir():
-        raise UserError(f"--data {args.data}: no such folder")
+        why = "not a folder; unpack an archive first" if args.data.exists() else "no such folder"
+        raise UserError(f"--data {args.data}: {why}")
     if args.images and not args.images.is_dir():
         raise UserError(f"--images {args.images}: no such folder")
     data = Path(os.path.abspath(args.data))

@@ -262,6 +262,10 @@ def test_incomplete_coco(tmp_path, capsys):
     for argv in (["convert", source, "-o", out], ["split", source, "-o", tmp_path / "parts"]):
         assert run("dataset", [*map(str, argv), "--force"]) == 2
         assert "in.json: annotations: occurs twice" in capsys.readouterr().err
+    for text in (source.read_text(), source.read_text().replace("40", "NaN", 1)):
+        source.write_text(text)
+        assert run("dataset", ["verify", str(source), "--no-images"]) == 1
+        assert "annotations: occurs twice" in capsys.readouterr().out
     for change, message in [
         ({"bbox": [1, 2, 0, 4]}, "annotations[0]: bbox [1.0, 2.0, 0.0, 4.0]: its width"),
         ({"bbox": [1, 2, float("inf"), 4]}, ""), ({"bbox": "x"}, "annotations[0]: bbox: not four"),

@@ -379,3 +379,42 @@ def test_a_missing_image_is_not_replaced_by_its_thumbnail(tmp_path, capsys, monk
     told = capsys.readouterr().out
     assert "file_missing: 1" in told and "thumbs/e.jpeg" not in told
     assert "a b.JPG: it is images/a b.jpg" in told
+
+
+def test_class_names_of_a_list_and_names_that_occur_twice(tmp_path, capsys):
+    layouts.picture(tmp_path / "voc/JPEGImages/a.jpg")
+    layouts.voc_xml(tmp_path / "voc/Annotations", "a.jpg", [("ant", 1, 2, 9, 9)], "a.jpg")
+    (tmp_path / "voc/label_list.txt").write_text("zebra\nant\n")
+    found, _ = content(tmp_path / "voc", capsys)
+    assert [c["name"] for c in found["categories"]] == ["zebra", "ant"]
+    assert [a["category_id"] for a in found["annotations"]] == [2]
+    (tmp_path / "voc/label_list.txt").write_text("zebra\n")
+    assert dataset("convert", tmp_path / "voc", "-o", tmp_path / "v.json") == 2
+    assert "class 'ant' is not among the 1 class names" in capsys.readouterr().err
+    layouts.picture(tmp_path / "yolo/images/a.jpg")
+    layouts.yolo_labels(tmp_path / "yolo/labels", {"a.jpg": []})
+    (tmp_path / "yolo/data.yaml").write_text("train: images\nnames: [x, y, x]\n")
+    assert dataset("convert", tmp_path / "yolo", "-o", tmp_path / "y.json") == 2
+    assert "data.yaml: names: 'x' occurs twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["file per split", "column"])
+def test_an_image_in_two_splits_of_a_table_is_refused(apart, tmp_path, capsys):
+    head = "filename,width,height,class,xmin,ymin,xmax,ymax"
+    rows = {"train": ["a.jpg", "b.jpg"], "val": ["a.jpg"]}
+    for name in rows["train"]:
+        layouts.picture(tmp_path / name)
+    lines = {s: [f"{name},64,48,x,1,1,9,9" for name in names] for s, names in rows.items()}
+    if apart:
+        for split, rest in lines.items():
+            (tmp_path / f"{split}.csv").write_text("\n".join([head, *rest]))
+    else:
+        rest = [f"{line},{split}" for split, part in lines.items() for line in part]
+        (tmp_path / "all.csv").write_text("\n".join([f"{head},split", *rest]))
+    out = tmp_path / "out"
+    assert dataset("convert", tmp_path, "-o", out) == 2
+    assert "a.jpg: it is in train and in val; choose one" in capsys.readouterr().err
+    assert not out.exists()
+    assert dataset("convert", tmp_path, "-o", out, "--skip-bad") == 0
+    assert "1 in two splits" in capsys.readouterr().out
+    assert len(json.loads((out / "instances_train.json").read_text())["images"]) == 2

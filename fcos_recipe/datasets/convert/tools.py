@@ -134,6 +134,12 @@ def build(
         if item.size and tuple(item.size) != tuple(size):
             found.said["images have another size than their annotations state; the file's is "
                        "used"] += 1  # fmt: skip
+        part = parts.get(entries[path]["id"]) if path in entries else item.part
+        if part != item.part:
+            told = f"it is in {part or 'no split'} and in {item.part or 'no split'}; choose one"
+            found.refuse(f"{item.file}: {item.names[0]}", told, "images", reason="in two splits")
+            found.account.leave_out("boxes", "of such images", item.count)
+            continue
         if path in entries:
             found.account.leave_out("images", "joined with an earlier entry of the same image")
         else:

@@ -20,6 +20,7 @@ from fcos_recipe.datasets.convert.common import (
     Converted,
     as_number,
     common_folder,
+    read_names,
 )
 from fcos_recipe.datasets.find_images import ImageFinder
 from fcos_recipe.errors import UserError
@@ -44,7 +45,8 @@ def from_voc(
     Args:
         source: the folder.
         images: image folder, at any depth; default: JPEGImages/, images/ or any below `source`.
-        classes: names, in order; default: the names that occur, sorted.
+        classes: names, in order; default: those of PaddleDetection's label_list.txt in
+            `source`, else the names that occur, sorted.
         origin: of pixel coordinates: "1" (VOC: 1 to width, last pixel included), "0" (0 to
             width), or "auto", see `_origin`.
 
@@ -69,6 +71,9 @@ def from_voc(
             found.refuse(file, error, "label files")
             account.leave_out("boxes", "in such files", objects)
     every = [o for _, tree, _ in parsed for o in tree.iter("object")]
+    listed = source / "label_list.txt"
+    if classes is None and listed.is_file():
+        classes = read_names(listed)
     if classes is None:
         classes = sorted({_text(o, "name") for o in every} - {""})
     found.classes = classes

@@ -226,7 +226,10 @@ def _names(folder: Path, config: Path, names: Any) -> list[str]:
             raise UserError(f"{config}: names: keys must be 0 to {len(names) - 1}")
         names = [names[k] for k in range(len(names))]
     if isinstance(names, list) and names:
-        return [str(name) for name in names]
+        names = [str(name) for name in names]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"{config}: names: {twice[0]!r} occurs twice; rename one of them")
+        return names
     known = ("classes.txt", "obj.names", "_darknet.labels", "classes.names", "labels.txt")
     files = [file for file in files_below(folder) if file.name in known]
     nearest = sorted(files, key=lambda file: (len(file.parts), known.index(file.name)))

@@ -23,6 +23,7 @@ from fcos_recipe.data.coco_json import Annotation, Category, Image, is_id, rows_
 from fcos_recipe.datasets.verify import boxes as box_checks
 from fcos_recipe.datasets.verify.boxes import Columns
 from fcos_recipe.datasets.verify.findings import Findings, by
+from fcos_recipe.errors import UserError
 
 SECTIONS = {"images": Image, "categories": Category, "annotations": Annotation}
 NOT_FINITE = ("NaN", "Infinity", "-Infinity")  # as Python's json writes them
@@ -117,7 +118,12 @@ def _no_collection() -> Iterator[None]:
 
 def _decode(path: str, text, found: Findings) -> Content | None:
     try:
+        with contextlib.suppress(ValueError, RecursionError):  # not JSON, which is found below
+            coco_json.refuse_repeated(path, text)
         top = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+    except UserError as error:
+        found.add("structure", text=str(error).removeprefix(f"{path}: "))
+        return None
     except msgspec.ValidationError as error:
         found.add("structure", text=f"expected an object with images, categories: {error}")
         return None
