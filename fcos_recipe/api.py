@@ -176,7 +176,7 @@ def train(
         resume: checkpoint folder or run directory to continue from; "auto": the newest intact
             checkpoint of the run directory, if there is one.
         force: resume also with a config that changes what the steps compute.
-        loggers: visualdl, tensorboard, wandb, csv, besides those of the config.
+        loggers: visualdl, tensorboard, wandb, csv or MODULE:CLASS, besides those of the config.
         vdl_folder: for VisualDL; default OUTPUT/vdl.
         device: auto, cpu, gpu or iluvatar_gpu; default the config's.
         on_record: called on rank 0 with each record of metrics.jsonl; an exception ends the run.

@@ -7,7 +7,6 @@ from fcos_recipe import api, exit_codes
 from fcos_recipe.commands import options
 from fcos_recipe.commands.elsewhere import add_refusals
 from fcos_recipe.config import load_config
-from fcos_recipe.config.schema import LOGGERS
 from fcos_recipe.console import to_console
 from fcos_recipe.system.watchdog import rank
 
@@ -65,8 +64,9 @@ def train(argv: list[str]) -> int:
         help="resume also with a config that changes what the steps compute")  # fmt: skip
     add("--amp", action="store_true", help="automatic mixed precision (cards only)")
     add("--seed", type=int, help="seed of weights, order and augmentation")
-    add("--logger", nargs="+", action="extend", default=[], choices=LOGGERS,
-        help="also write metrics for these, see `loggers` in `fcos config keys`")  # fmt: skip
+    add("--logger", nargs="+", action="extend", default=[], metavar="NAME",
+        help="also write metrics for these, see `loggers` in `fcos config keys`; or for a "
+             "class of yours, MODULE:CLASS (docs/training.md)")  # fmt: skip
     add("--use_vdl", type=yes, nargs="?", const=True, default=False, metavar="BOOL",
         help="PaddleDetection's name of --logger visualdl")  # fmt: skip
     add("--vdl_log_dir", type=Path, metavar="DIR", help="default: RUN_DIR/vdl")

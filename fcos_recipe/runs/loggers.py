@@ -2,6 +2,14 @@
 
 All are sinks of `RunDir`: they get the records of metrics.jsonl, and a sink that fails is removed
 with a warning. Training needs none of their packages, and this project installs none of them.
+
+A class of the user is named on the command line as MODULE:CLASS. It is created on rank 0 as
+`CLASS(folder, config)`: the run directory, and the config's values as a dict without secrets. It
+has three methods:
+
+- `__call__(record)`: a dict of metrics.jsonl; `numbers(record)` gives what can be plotted;
+- `show(step, images)`: after an evaluation, a list of (image id, uint8 [H, W, 3] RGB with boxes);
+- `close()`: the run has ended.
 """
 
 import csv
@@ -10,6 +18,7 @@ import json
 import netrc
 import os
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
@@ -20,7 +29,7 @@ import numpy as np
 
 from fcos_recipe.config.schema import LOGGERS
 from fcos_recipe.console import log
-from fcos_recipe.errors import UserError, cell, without_secrets
+from fcos_recipe.errors import UserError, cell, one_line, without_secrets
 from fcos_recipe.files.atomic import open_own, own_folder, replace_file
 from fcos_recipe.files.reading import read_records, read_text
 
@@ -34,16 +43,22 @@ def chosen(names: list[str], data: dict) -> list[str]:
     """Return the names of a run's loggers.
 
     Args:
-        names: from the command line.
+        names: from the command line or the caller; also MODULE:CLASS.
         data: values of the resolved config, with `loggers` and PaddleDetection's `use_vdl`.
 
     Raises:
-        UserError: a logger's package is missing; the message says how to install it.
+        UserError: there is no such logger, or its package is missing; the message says how to
+            install it.
     """
     vdl = ["visualdl"] if data["use_vdl"] else []
     found = list(dict.fromkeys([*data["loggers"], *names, *vdl]))
     for name in found:
-        if find_spec(_PACKAGES[name]) is None:
+        if ":" in name:
+            _class_of(name)
+        elif name not in LOGGERS:
+            raise UserError(f"--logger {name}: choose from {', '.join(LOGGERS)}, or name a "
+                            "class as MODULE:CLASS")  # fmt: skip
+        elif find_spec(_PACKAGES[name]) is None:
             more = " tensorboard" if name == "tensorboard" else ""  # the viewer
             raise UserError(
                 f"loggers: {name}: the package {_PACKAGES[name]} is missing; run: pip install "
@@ -71,6 +86,34 @@ def attach(run, names: list[str], config, vdl_folder: str | None = None) -> None
     for name in LOGGERS:
         if name in names:
             run.add_sink(make[name]())
+    for name in names:
+        if ":" in name and run.writer:
+            values = json.loads(without_secrets(json.dumps(config.data, default=str)))
+            try:
+                run.add_sink(_class_of(name)(run.path, values))
+            except Exception as error:  # a logger must never stop a training run
+                log.warning("logger %s stopped: %s", name, error)
+
+
+def _class_of(name: str) -> Any:
+    """Import a class that was named as MODULE:CLASS."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(import_module(module), attribute)
+    except Exception as error:  # whatever the user's module raises
+        raise UserError(
+            f"--logger {name}: {type(error).__name__}: {one_line(error)}; the module must be "
+            "importable, for example through PYTHONPATH"
+        ) from None
+    missing = [
+        one
+        for one in ("__call__", "show", "close")
+        if not any(one in vars(c) for c in getattr(found, "__mro__", ()))
+    ]
+    if not isinstance(found, type) or missing:
+        what = f"has no {', '.join(missing)}" if isinstance(found, type) else "not a class"
+        raise UserError(f"--logger {name}: {what}; see docs/training.md, section Your own logger")
+    return found
 
 
 def numbers(record: dict) -> dict[str, float]:

@@ -4,7 +4,10 @@ import csv
 import io
 import json
 import logging
+import re
 import struct
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -249,3 +252,56 @@ def test_a_run_draws_its_evaluations(tiny, tmp_path, monkeypatch):
         assert [float(row["AP"]) for row in csv.DictReader(file)] == [
             line["AP"] for line in lines if line["kind"] == "eval"
         ]
+
+
+class Recorded(types.ModuleType):
+    """A stand-in of a package: calls of any function are kept, and return the module."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.calls = []
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def call(*arguments, **named):
+            self.calls.append((name, arguments, named))
+            return self
+
+        return call
+
+
+@pytest.mark.parametrize(("package", "name", "start", "values", "picture", "end"), [
+    ("swanlab", "SwanLab", "init", "log", "Image", "finish"),
+    ("mlflow", "MLflow", "start_run", "log_metrics", "log_image", "end_run"),
+])  # fmt: skip
+def test_the_loggers_of_the_page(
+    package, name, start, values, picture, end, tmp_path, tiny, root, monkeypatch
+):
+    code = re.findall(r"```python\n(.*?)```", (root / "docs/training.md").read_text(), re.S)
+    module = f"my_{package}"
+    (tmp_path / f"{module}.py").write_text(next(text for text in code if f"class {name}" in text))
+    stand_in = Recorded(package)
+    monkeypatch.setitem(sys.modules, package, stand_in)
+    monkeypatch.syspath_prepend(tmp_path)
+    data = load_config(tiny).data
+    assert loggers.chosen([f"{module}:{name}"], data) == [f"{module}:{name}"]
+    record_a_run(tmp_path / "run", tiny, f"{module}:{name}")
+    called = [one[0] for one in stand_in.calls]
+    assert start in called and picture in called and called[-1] == end
+    steps = [(a[0].get("train/loss"), n["step"]) for f, a, n in stand_in.calls if f == values]
+    assert {(3.0, 1), (2.0, 2), (1.0, 3), (0.5, 3)} <= set(steps)
+    assert SECRET not in repr(stand_in.calls)
+
+
+@pytest.mark.parametrize(("name", "says"), [
+    ("tensorbord", "choose from visualdl"),
+    ("no_such_module:A", "ModuleNotFoundError"),
+    ("json:no_such_class", "AttributeError"),
+    ("json:loads", "not a class"),
+    ("json:JSONDecoder", "has no __call__, show, close"),
+])  # fmt: skip
+def test_a_wrong_logger_is_one_line(name, says, tiny):
+    with pytest.raises(UserError, match=says):
+        loggers.chosen([name], load_config(tiny).data)
