@@ -65,9 +65,9 @@ def drawings(files: dict[Path, Path], folder: Path) -> dict[Path, Path]:
     for file, relative in files.items():
         if real(folder / relative) == real(file):
             raise UserError(f"--output {folder}: would overwrite the image {file}; choose another")
-    try:  # before a model is loaded
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+    try:  # before a model is loaded, and without making the folder
+        there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise UserError(f"--output {folder}: {error.strerror}; choose another folder") from None
@@ -110,6 +110,7 @@ def predict_files(
         OSError: the disk is full or cannot be written to; what was written before is complete.
     """
     written = Written(folder, draw_threshold)
+    folder.mkdir(parents=True, exist_ok=True)
     results = _Results(predictor, targets, written, as_csv, select, crops)
     if labels is not None:
         results.labels = Labels(labels, folder / "labels", predictor.names)
