@@ -342,6 +342,7 @@ def predict_files(
     agnostic_nms: bool = False,
     max_dets: int | None = None,
     save_crops: bool = False,
+    save_labels: str | None = None,
     device: str | None = None,
     log_to: Log = None,
     progress: bool = False,
@@ -360,6 +361,8 @@ def predict_files(
         agnostic_nms: leave out the worse of two overlapping boxes also if their classes differ.
         max_dets: most detections per image; None: as many as the model's NMS keeps.
         save_crops: also write the part of the image in each drawn box, to the folder crops.
+        save_labels: also write the drawn boxes of images as coco, yolo, voc or labelme, to the
+            folder labels.
         progress: show progress bars on a terminal.
 
     Returns:
@@ -371,6 +374,7 @@ def predict_files(
     """
     from fcos_recipe.predict import files
     from fcos_recipe.predict.inputs import find_inputs
+    from fcos_recipe.predict.labels import FORMATS
     from fcos_recipe.predict.results import class_rows
 
     for name, value in (("score", score_threshold), ("draw", draw_threshold)):
@@ -378,6 +382,10 @@ def predict_files(
             raise UserError(f"{name}_threshold: {value} is not a score; give 0 to 1, such as 0.5")
     if max_dets is not None and max_dets < 1:
         raise UserError(f"max_dets: {max_dets} is less than 1")
+    if save_labels is not None and save_labels not in FORMATS:
+        raise UserError(
+            f"save_labels: {save_labels!r} is unknown; choose from {', '.join(FORMATS)}"
+        )
     folder = Path(output)
     if draw_threshold is None:
         draw_threshold = files.best_f1_threshold(str(weights))[0]
@@ -392,6 +400,7 @@ def predict_files(
         return files.predict_files(
             predictor, targets, folder, batch_size, draw_threshold, as_csv, progress,
             lambda found: found.filter(classes, most=max_dets, agnostic_nms=overlap), save_crops,
+            save_labels,
         )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import given_path
 from fcos_recipe.predict.backends import PRECISIONS, export_facts
 from fcos_recipe.predict.files import PREDICTIONS, best_f1_threshold
+from fcos_recipe.predict.labels import FORMATS
 from fcos_recipe.predict.predictor import run_config
 
 _EXAMPLE = """\
@@ -37,6 +38,7 @@ def main(argv: list[str]) -> int:
         draw_threshold=args.draw_threshold, batch_size=args.batch_size,
         precision=args.precision, as_csv=args.csv, progress=True, classes=args.classes,
         agnostic_nms=args.agnostic_nms, max_dets=args.max_dets, save_crops=args.save_crops,
+        save_labels=args.save_labels,
     )  # fmt: skip
     said = best_f1_threshold(weights)[1] if args.draw_threshold is None else ""
     print(
@@ -118,6 +120,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="of overlapping boxes keep the best, whatever their classes")  # fmt: skip
     add("--max-dets", type=int, metavar="N", help="at most N detections per image")
     add("--save-crops", action="store_true", help="also write each drawn box's part of the image")
+    add("--save-labels", choices=FORMATS,
+        help="also write the drawn boxes of images as labels, to correct in a tool")  # fmt: skip
     add("--csv", action="store_true", help="also write predictions.csv")
     # PaddleDetection's; results are always saved, and there is nothing to log here
     ignored: dict[str, Any] = dict(

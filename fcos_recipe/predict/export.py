@@ -120,14 +120,20 @@ def _save_program(model, folder: Path, inside: bool, stride: int = 1) -> None:
     class Graph(paddle.nn.Layer):
         def __init__(self):
             super().__init__()
-            self.model, self.inside = model, inside  # 2.6 does not see variables around the class
+            # 2.6 does not see variables around the class
+            self.model, self.inside, self.stride = model, inside, stride
+            # Paddle 2 has neither shape nor gather of uint8
+            self.whole = "int32" if paddle.__version__.startswith("2.") else "uint8"
 
         def forward(self, image, im_shape, scale_factor):
+            image = image.astype(self.whole)
             for axis in (1, 2):
                 size = paddle.shape(image)[axis].astype("int64")
-                index = paddle.arange((size + stride - 1) // stride * stride, dtype="int64")
+                end = (size + self.stride - 1) // self.stride * self.stride
+                index = paddle.arange(end, dtype="int64")
                 # the last row or column again: the model zeroes all outside of im_shape
                 image = paddle.gather(image, paddle.minimum(index, size - 1), axis=axis)
+            image = image.astype("uint8")
             batch = {"image": image, "im_shape": im_shape, "scale_factor": scale_factor}
             if self.inside:
                 found = self.model(batch)
@@ -146,6 +152,7 @@ def _save_program(model, folder: Path, inside: bool, stride: int = 1) -> None:
     static = paddle.jit.to_static(graph, input_spec=inputs, full_graph=True)
     with compat.doubling_without_interpolate():
         paddle.jit.save(static, str(folder / "model"))
+    (folder / "model.pdiparams.info").unlink(missing_ok=True)  # of Paddle 2, and read by no engine
 
 
 def _padded(batch: dict[str, np.ndarray], stride: int) -> dict[str, np.ndarray]:

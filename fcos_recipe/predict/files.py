@@ -19,6 +19,7 @@ from fcos_recipe.errors import UserError, cell
 from fcos_recipe.files.atomic import draft, open_own, replace_file
 from fcos_recipe.files.reading import read_json
 from fcos_recipe.predict.inputs import Video, decoded, is_video, real
+from fcos_recipe.predict.labels import Labels
 from fcos_recipe.predict.results import Detections
 
 PREDICTIONS = "predictions.json"
@@ -64,9 +65,9 @@ def drawings(files: dict[Path, Path], folder: Path) -> dict[Path, Path]:
     for file, relative in files.items():
         if real(folder / relative) == real(file):
             raise UserError(f"--output {folder}: would overwrite the image {file}; choose another")
-    try:  # before a model is loaded
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+    try:  # before a model is loaded, and without making the folder
+        there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise UserError(f"--output {folder}: {error.strerror}; choose another folder") from None
@@ -83,6 +84,7 @@ def predict_files(
     progress: bool = False,
     select: Callable[[Detections], Detections] = lambda found: found,
     crops: bool = False,
+    labels: str | None = None,
 ) -> Written:
     """Predict on files and write what was found, image by image.
 
@@ -100,13 +102,18 @@ def predict_files(
         select: applied to the detections of each image, such as `Detections.filter`.
         crops: also write the part of the image in each drawn box, as
             crops/DRAWING/NUMBER-CLASS.jpg, best first.
+        labels: also write the drawn boxes of images, not of videos, as files of this one of
+            `labels.FORMATS`, to the folder labels.
 
     Raises:
         UserError: a drawing cannot be written.
         OSError: the disk is full or cannot be written to; what was written before is complete.
     """
     written = Written(folder, draw_threshold)
+    folder.mkdir(parents=True, exist_ok=True)
     results = _Results(predictor, targets, written, as_csv, select, crops)
+    if labels is not None:
+        results.labels = Labels(labels, folder / "labels", predictor.names)
     images = {file: target for file, target in targets.items() if not is_video(file)}
     quiet = None if progress else True
     with results:
@@ -125,6 +132,7 @@ class _Results:
     ):
         self.predictor, self.written, self.targets = predictor, written, targets
         self._select, self._crops = select, crops
+        self.labels: Labels | None = None
         ids, names = predictor.image_ids, {file.name for file in targets}
         # numbers of our own beside the annotations' could meet
         self._ids = ids if len(names & set(ids)) == len(targets) else {}
@@ -138,7 +146,7 @@ class _Results:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in (self._json, self._csv):
+        for file in (self._json, self._csv, self.labels):
             if file is not None:
                 file.close()
 
@@ -171,8 +179,11 @@ class _Results:
             self._csv.add(_as_csv(rows))
         written.detections += len(rows)
         written.drawn += len(shown)
+        relative = self.targets[file].relative_to(written.folder)
+        if self.labels is not None and frame is None:
+            if why := self.labels.add(file, relative, shown):
+                written.bad.append(why)
         if self._crops:
-            relative = self.targets[file].relative_to(written.folder)
             folder = written.folder / "crops" / relative
             begin = "" if frame is None else f"{frame:06d}-"
             for number, (crop, name) in enumerate(zip(shown.crops(), shown.class_names), 1):

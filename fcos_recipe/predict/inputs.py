@@ -61,7 +61,7 @@ def find_inputs(inputs: list[str], skip: Path | None = None) -> dict[Path, Path]
             raise UserError(f"{text}: no image found that OpenCV can read, and no video")
         found.update({p: Path(name) for p, name in new.items() if p not in found})
     # case does not tell names apart on every disk, and a file cannot be another's folder
-    taken, folders = {"predictions.json", "predictions.csv", "crops"}, {"."}
+    taken, folders = {"predictions.json", "predictions.csv", "crops", "labels"}, {"."}
     for path, name in found.items():  # two folders may hold images of the same name
         plain = name.with_suffix(".mp4") if is_video(path) else name
         if taken & {str(parent).casefold() for parent in plain.parents}:

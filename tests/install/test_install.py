@@ -265,7 +265,7 @@ def test_real_installation_offline_into_an_activated_environment(root, tmp_path)
     clone, wheels, own = tmp_path / "clone", tmp_path / "wheels", tmp_path / "own"
     for folder in ("scripts", "fcos_recipe", "requirements"):
         shutil.copytree(root / folder, clone / folder)
-    for name in ("setup.py", "pyproject.toml", "requirements.txt"):
+    for name in ("setup.py", "pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
         shutil.copy(root / name, clone)
     wheels.mkdir()
     venv.create(own, with_pip=False, symlinks=True)

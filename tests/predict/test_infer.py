@@ -10,6 +10,7 @@ import shutil
 import struct
 import threading
 
+import cv2
 import numpy as np
 import pytest
 
@@ -105,8 +106,6 @@ def test_command(trained, data, tmp_path, capfd):
         assert len(row["bbox"]) == 4 and 0 < row["score"] < 1
     with open(output / "predictions.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == len(rows)
-    import cv2
-
     drawn = cv2.imread(str(output / "deep/er/two.JPG")).astype(int)
     assert drawn.shape == (160, 224, 3)
     assert np.abs(drawn - cv2.imread(str(data / "val/000002.jpg"))).max() > 80
@@ -160,8 +159,6 @@ def test_find_inputs(data, tmp_path):
 
 
 def write_video(path, frames: int = 7, size=(96, 64)):
-    import cv2
-
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, size)
     if not writer.isOpened():
         pytest.skip("this OpenCV cannot write a video")
@@ -174,8 +171,6 @@ def write_video(path, frames: int = 7, size=(96, 64)):
 
 @pytest.mark.parametrize("size", ["1", "3"])
 def test_video(trained, tmp_path, size, capsys):
-    import cv2
-
     video = write_video(tmp_path / "clip.avi")
     out = tmp_path / "out"
     assert run("infer", ["--weights", str(trained[0]), "--input", str(video), "--output", str(out),
@@ -345,15 +340,13 @@ def test_drawings_never_share_a_name(tmp_path):
             inputs.append(str(path))
         drawn = [str(p).casefold() for p in find_inputs(inputs).values()]
         assert len(drawn) == len(inputs) == len(set(drawn))
-        assert not set(drawn) & {"predictions.json", "predictions.csv", "crops"}
+        assert not set(drawn) & {"predictions.json", "predictions.csv", "crops", "labels"}
         folders = {str(p).casefold() for x in find_inputs([str(top)]).values() for p in x.parents}
         assert not folders & {str(p).casefold() for p in find_inputs([str(top)]).values()}
 
 
 def test_frames_have_their_own_time(tmp_path):
     """A video whose frames take 0.1 s, and from the fourth on 0.5 s."""
-    import cv2
-
     from fcos_recipe.predict.inputs import Video
 
     path = tmp_path / "steady.mp4"
@@ -397,3 +390,37 @@ def test_a_stream_is_read_from_a_server(predictor, tmp_path):
     assert "not a camera or stream" in none.error and "secret" not in none.error
     (none,) = predictor(97)
     assert none.error.startswith("camera 97: not a camera")
+
+
+@pytest.mark.parametrize("kind", ["coco", "yolo", "voc", "labelme"])
+def test_labels_come_back_through_convert(trained, data, tmp_path, kind, capsys):
+    """The boxes that `dataset convert` reads are those that were predicted, of every image."""
+    pictures, out, back = tmp_path / "in", tmp_path / "out", tmp_path / "back.json"
+    (pictures / "deep").mkdir(parents=True)
+    for number in (1, 2, 3):
+        shutil.copy(data / f"val/00000{number}.jpg", pictures / ("deep" * (number > 2)))
+    cv2.imwrite(str(pictures / "empty.png"), np.zeros((160, 224, 3), np.uint8))
+    assert infer(trained, out, "--input", pictures, "--save-labels", kind, "--draw_threshold", 0.4,
+                 "--max-dets", 9) == 0  # fmt: skip
+    rows = json.loads((out / "predictions.json").read_text())
+    wanted = sorted(
+        (os.path.basename(row["file_name"]), row["category_name"], *row["bbox"])
+        for row in rows if row["score"] >= 0.4
+    )  # fmt: skip
+    source = out / "labels" / "instances.json" if kind == "coco" else out / "labels"
+    argv = ["convert", source, "--images", pictures, "-o", back]
+    assert run("dataset", list(map(str, argv))) == 0, capsys.readouterr()
+    content = json.loads(back.read_text())
+    names = {c["id"]: c["name"] for c in content["categories"]}
+    files = {image["id"]: image["file_name"] for image in content["images"]}
+    assert {os.path.basename(name) for name in files.values()} == {
+        "000001.jpg", "000002.jpg", "000003.jpg", "empty.png"
+    }  # fmt: skip
+    assert set(names.values()) <= set(trained[1])
+    found = sorted(
+        (os.path.basename(files[a["image_id"]]), names[a["category_id"]], *a["bbox"])
+        for a in content["annotations"]
+    )
+    assert len(found) == len(wanted) > 3
+    for one, two in zip(found, wanted, strict=True):
+        assert one[:2] == two[:2] and one[2:] == pytest.approx(two[2:], abs=2e-3)

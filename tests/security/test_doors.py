@@ -54,6 +54,7 @@ GOOD: dict[str, dict[str, str]] = {
     "dataset convert": {"--from": "coco", "source": "GOOD.json", "--output": "OUT.json"},
     "weights get": {"name": "none"},
     "weights convert": {"source": "W.pdparams", "target": "OUT.safetensors"},
+    "config copy": {"name": "fcos_r50_fpn_1x_coco", "--output": "COPY.yml"},
     "config print": {"config": DEMO},
     "config validate": {"config": DEMO},
     "config diff": {"a": DEMO, "b": DEMO},
