@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from fcos_recipe import __version__
 from fcos_recipe.console import exit_code
-from fcos_recipe.errors import Escaped, UserError
+from fcos_recipe.errors import Escaped, UserError, is_text
 from fcos_recipe.exit_codes import BAD_INPUT, FAILED, OK
 from fcos_recipe.system.stop_signals import TRAINING, ending_at_once
 from fcos_recipe.system.watchdog import announce_failure, rank
@@ -64,7 +64,7 @@ def run(name: str, argv: list[str] | None = None) -> int:
     def call() -> int:
         given = sys.argv[1:] if argv is None else argv
         for text in given:
-            if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+            if "\0" in text or not is_text(text):
                 raise UserError(f"{text[:200]!a}: not text; an argument must be UTF-8")
         return getattr(import_module(module), function)(given)
 

@@ -15,6 +15,11 @@ _URL = re.compile(r"""(?<=://)[^\s"'<>]+(?:["'<>][^\s"'<>]*@[^\s"'<>]*)*""")
 _AFTER_PATH = re.compile(r"([?&;](?:[^=&;#]*=)?)[^&;#]+|(#).+")
 
 
+def is_text(text: str) -> bool:
+    """Whether there are no lone surrogates, which stand for bytes that are not UTF-8."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def printable(text: str) -> str:
     """Make text from an untrusted source safe to print and to log.
 

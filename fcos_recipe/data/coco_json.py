@@ -131,11 +131,13 @@ def refuse_repeated(path: str | os.PathLike, content: memoryview | bytes) -> Non
     Raises:
         UserError: a section occurs twice.
     """
-    for name in ("images", "annotations", "categories"):
-        if len(re.findall(rb'"%s"\s*:' % name.encode(), content)) > 1:  # perhaps inside others
-            pairs = json.loads(bytes(content), object_pairs_hook=list)
-            if [key for key, _ in pairs].count(name) > 1:
-                raise UserError(f"{path}: {name}: occurs twice; put all entries into one list")
+    names = ("images", "annotations", "categories")
+    if all(len(re.findall(rb'"%s"\s*:' % name.encode(), content)) < 2 for name in names):
+        return
+    keys = [key for key, _ in json.loads(bytes(content), object_pairs_hook=list)]
+    for name in names:  # those of inner objects do not count
+        if keys.count(name) > 1:
+            raise UserError(f"{path}: {name}: occurs twice; put all entries into one list")
 
 
 def number(value: Id) -> int:

@@ -48,6 +48,18 @@ def bounds(segmentation: Any) -> list[float] | None:
         return None
 
 
+def turned(
+    x: float, y: float, w: float, h: float, radians: float, about: tuple[float, float]
+) -> list[tuple[float, float]]:  # fmt: skip
+    """The corners of a box that is turned clockwise about a point, in pixels."""
+    sine, cosine = math.sin(radians), math.cos(radians)
+    ax, ay = about
+    return [
+        (ax + (px - ax) * cosine - (py - ay) * sine, ay + (px - ax) * sine + (py - ay) * cosine)
+        for px, py in ((x, y), (x + w, y), (x + w, y + h), (x, y + h))
+    ]
+
+
 def _of_runs(counts: Any, height: int, width: int) -> list[float] | None:
     """Bounds of COCO's mask: runs of 0, 1, 0, ... from top to bottom, column after column."""
     runs = np.array(_unpacked(counts) if isinstance(counts, str) else counts, np.int64)

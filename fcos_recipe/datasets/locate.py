@@ -108,11 +108,16 @@ def _find_images(source: Source, images: Path | None) -> None:
     source.notes += [f"{display(source.path)}: {n} {text}" for text, n in found.said.items()]
     data = Annotations.read(Path(source.path))
     data.rename(renamed)
-    folder = Path(tempfile.mkdtemp(prefix="fcos-"))
-    atexit.register(shutil.rmtree, folder, True)
-    copy = folder / os.path.basename(source.path)
+    copy = _temporary_folder() / os.path.basename(source.path)
     replace_file(copy, msgspec.json.encode(data.part(np.arange(len(data.images)))))
     source.shown, source.path = source.path, str(copy)
+
+
+def _temporary_folder() -> Path:
+    """A new folder that is removed when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="fcos-"))
+    atexit.register(shutil.rmtree, folder, True)
+    return folder
 
 
 def _of_config(config: Config, split: str | None) -> list[Source]:
@@ -153,8 +158,7 @@ def _of_folder(
         if not found:
             raise UserError(f"{place}: no *{split}*.json in it; name the annotation file itself")
         return found
-    folder = Path(tempfile.mkdtemp(prefix="fcos-"))
-    atexit.register(shutil.rmtree, folder, True)
+    folder = _temporary_folder()
     only = split if any(layout.splits) else None
     made = convert(layout, Options(images, embedded=folder / "images"), only)
     how = "converted for this command only; `fcos dataset convert` or `fcos config new` keeps it"

@@ -16,7 +16,7 @@ import msgspec
 
 from fcos_recipe.data import coco_json
 from fcos_recipe.data.image_files import files_below
-from fcos_recipe.datasets.convert import tools
+from fcos_recipe.datasets.convert import tools, yolo
 from fcos_recipe.datasets.find_images import SPLITS, split_of
 from fcos_recipe.datasets.formats import FORMATS, ORDER
 from fcos_recipe.errors import UserError
@@ -212,10 +212,8 @@ def _yaml(file: Path) -> str | None:
 
 
 def _text(file: Path) -> str | None:
-    from fcos_recipe.datasets.convert.yolo import ROW
-
     lines = [line for line in read_bytes(file)[:HEAD].splitlines() if line.strip()][:1]
-    return "yolo" if lines and ROW.match(lines[0]) else None
+    return "yolo" if lines and yolo.ROW.match(lines[0]) else None
 
 
 def _csv(file: Path) -> str | None:
@@ -286,8 +284,6 @@ def _voc(layout: Layout) -> None:
 
 
 def _yolo(layout: Layout) -> None:
-    from fcos_recipe.datasets.convert import yolo
-
     configs = [file for file in layout.files if file.suffix.lower() != ".txt"]
     if len(configs) > 1:
         nearest = min(len(file.parts) for file in configs)

@@ -57,11 +57,12 @@ def _add_dealing(parser: argparse.ArgumentParser) -> None:
     add_force(parser)
 
 
-def _write(path: Path, part: Part, data: Annotations) -> None:
+def _write(paths: list[Path], parts: list[Part], data: Annotations) -> None:
     images = resolve(data.path, data.file_name).folder
-    remember(part.content, path, Path(images) if images else None)
-    write(path, part.content)
-    tell_content(path, part.content, part.without)
+    for path, part in zip(paths, parts, strict=True):
+        remember(part.content, path, Path(images) if images else None)
+        write(path, part.content)
+        tell_content(path, part.content, part.without)
 
 
 def subset(argv: list[str]) -> int:
@@ -80,7 +81,7 @@ def subset(argv: list[str]) -> int:
     refuse_overwriting([args.output], args.force)
     data = Annotations.read(args.file)
     part, account = subset_of(data, args.count, args.share, args.group_by, args.seed)
-    _write(args.output, part, data)
+    _write([args.output], [part], data)
     tell_account(account, args.json)
     return 0
 
@@ -104,8 +105,7 @@ def split(argv: list[str]) -> int:
     refuse_overwriting(paths, args.force)
     data = Annotations.read(args.file)
     parts, account = split_of(data, args.shares, args.group_by, args.seed)
-    for path, part in zip(paths, parts, strict=True):
-        _write(path, part, data)
+    _write(paths, parts, data)
     tell_account(account, args.json)
     return 0
 

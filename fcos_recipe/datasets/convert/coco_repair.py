@@ -41,8 +41,7 @@ def needs_repair(source: Path) -> bool:
     if any(not row.bbox and row.segmentation[:1] in (b"[", b"{") for row in rows):
         return any(not row.bbox and bounds(msgspec.json.decode(row.segmentation)) for row in rows)
     boxes = [row.bbox if row.bbox and len(row.bbox) == 4 else [math.nan] * 4 for row in rows]
-    areas = [math.nan if row.area is None else row.area for row in rows]
-    return are_corners(np.array(boxes).reshape(-1, 4), np.array(areas))
+    return are_corners(np.array(boxes).reshape(-1, 4), coco_json.areas(rows))
 
 
 def from_coco(

@@ -15,7 +15,7 @@ from typing import Any
 
 from fcos_recipe.data.image_files import is_image
 from fcos_recipe.datasets.account import Account
-from fcos_recipe.errors import UserError
+from fcos_recipe.errors import UserError, is_text
 from fcos_recipe.files.reading import read_text
 
 MISSING = "missing, or not readable"  # the account's reason for images
@@ -135,7 +135,7 @@ class Converted:
                 file name is not UTF-8, which JSON can't hold.
         """
         for image in self.images:
-            if not is_utf8(image["file_name"]):
+            if not is_text(image["file_name"]):
                 raise UserError(f"{self.root}: the file name {image['file_name']!r} is not UTF-8; "
                                 "rename the file")  # fmt: skip
         self.account.written["images"] = len(self.images)
@@ -166,11 +166,6 @@ def class_list(given: list[str] | None) -> list[str] | None:
     if given and len(given) == 1 and Path(given[0]).is_file():
         return read_names(Path(given[0]))
     return given
-
-
-def is_utf8(text: str) -> bool:
-    """Whether a file name is text, which names with bytes of another encoding are not."""
-    return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def as_number(word: Any) -> float:

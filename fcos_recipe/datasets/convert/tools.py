@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from fcos_recipe.data.image_files import files_below, image_size
+from fcos_recipe.datasets.box_forms import turned
 from fcos_recipe.datasets.convert.common import MISSING, Bad, Converted, as_number, common_folder
 from fcos_recipe.datasets.convert.voc import read_xml
 from fcos_recipe.datasets.find_images import ImageFinder, split_of
@@ -166,8 +167,7 @@ def _add(
 ) -> None:  # fmt: skip
     if isinstance(shape, Bad):
         raise shape
-    label = shape.label
-    label = label or unlabelled
+    label = shape.label or unlabelled
     if label not in found.classes:
         what = f"class {label!r} is not among the {len(found.classes)} class names"
         raise Bad(what if label else "it has no class; name the only class with --classes",
@@ -232,16 +232,6 @@ def _ellipse(cx: float, cy: float, rx: float, ry: float, turn: float = 0.0) -> l
     return [(cx - dx, cy - dy), (cx + dx, cy + dy)]
 
 
-def _turned(x: float, y: float, w: float, h: float, degrees: float, about: tuple) -> list:
-    """The corners of a box that is turned clockwise about a point."""
-    sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
-    ax, ay = about
-    return [
-        (ax + (px - ax) * cosine - (py - ay) * sine, ay + (px - ax) * sine + (py - ay) * cosine)
-        for px, py in ((x, y), (x + w, y), (x + w, y + h), (x, y + h))
-    ]
-
-
 TURNED = "rotated boxes became the upright boxes around them"
 ROUND = "circles and ellipses became the boxes around them"
 OUTLINES = "polygons became the boxes around them, and are kept as segmentation"
@@ -297,7 +287,9 @@ def cvat(file: Path) -> Iterator[Labelled]:
             if not turn:
                 return Shape(label, [(x1, y1), (x2, y2)])
             middle = ((x1 + x2) / 2, (y1 + y2) / 2)
-            return Shape(label, _turned(x1, y1, x2 - x1, y2 - y1, turn, middle), remark=TURNED)
+            return Shape(
+                label, turned(x1, y1, x2 - x1, y2 - y1, math.radians(turn), middle), remark=TURNED
+            )
         if shape.tag == "polygon":
             points = [_point(p.split(",")) for p in get("points").split(";")]
             return Shape(label, points, True, remark=OUTLINES)
@@ -393,7 +385,8 @@ def _task(file: Path, data: dict[str, Any], results: list, rest: int, skip: str)
             else:  # about its upper left corner, in pixels
                 x, y, w, h = x * width, y * height, w * width, h * height
                 corners = [
-                    (px / width, py / height) for px, py in _turned(x, y, w, h, turn, (x, y))
+                    (px / width, py / height)
+                    for px, py in turned(x, y, w, h, math.radians(turn), (x, y))
                 ]
             points = [(px / 100, py / 100) for px, py in corners]
             return Shape(label, points, remark=TURNED if turn else "", fraction=True)

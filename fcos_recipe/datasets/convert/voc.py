@@ -14,6 +14,7 @@ from xml.parsers import expat
 from tqdm import tqdm
 
 from fcos_recipe.data.image_files import files_below, image_size
+from fcos_recipe.datasets.box_forms import turned
 from fcos_recipe.datasets.convert.common import (
     MISSING,
     Bad,
@@ -197,9 +198,7 @@ def _rotated(item: ElementTree.Element) -> list[tuple[float, float]]:
     cx, cy, w, h, angle = (as_number(_text(item.find("robndbox"), key)) for key in keys)
     if not math.isfinite(angle):
         raise Bad(f"angle {angle}: not a finite number", "not a finite number")
-    x, y = math.cos(angle) / 2, math.sin(angle) / 2
-    around = ((-w, -h), (w, -h), (w, h), (-w, h))
-    return [(cx + a * x - b * y, cy + a * y + b * x) for a, b in around]
+    return turned(cx - w / 2, cy - h / 2, w, h, angle, (cx, cy))
 
 
 def _origin(objects: list[ElementTree.Element]) -> tuple[str, str]:
