@@ -33,14 +33,16 @@ def main(argv: list[str]) -> int:
     args = _parse(argv)
     config, weights = config_and_weights(args)
     to_console(0)
+    threshold, said = args.draw_threshold, ""
+    if threshold is None:
+        threshold, said = best_f1_threshold(weights)
     written = api.predict_files(
         weights, args.input, args.output, config=config, score_threshold=args.score_threshold,
-        draw_threshold=args.draw_threshold, batch_size=args.batch_size,
+        draw_threshold=threshold, batch_size=args.batch_size,
         precision=args.precision, as_csv=args.csv, progress=True, classes=args.classes,
         agnostic_nms=args.agnostic_nms, max_dets=args.max_dets, save_crops=args.save_crops,
         save_labels=args.save_labels,
     )  # fmt: skip
-    said = best_f1_threshold(weights)[1] if args.draw_threshold is None else ""
     print(
         f"{written.images} images, {written.detections} detections ({written.drawn} drawn, score "
         f">= {written.draw_threshold:g}{f', the best F1 of {said}' if said else ''}) "

@@ -136,7 +136,7 @@ class Video:
 
         from fcos_recipe.data.images import BadImage
 
-        self.name = f"camera {source}" if isinstance(source, int) else printable(str(source))
+        self.name = _source_name(source)
         if isinstance(source, Path):
             try:
                 os.close(open_regular(source))
@@ -179,6 +179,10 @@ class Video:
             self._capture.release()
         if not read or read < self.count:
             raise BadImage(f"{self.name}: only {read} of {self.count} frames could be read")
+
+
+def _source_name(source: Path | str | int) -> str:
+    return f"camera {source}" if isinstance(source, int) else printable(str(source))
 
 
 def is_stream(text: object) -> bool:
@@ -237,7 +241,7 @@ def each(images: Any) -> Iterator[tuple[str, Any]]:
                 yield from walk(one)
 
     def frames(source: Any) -> Iterator[tuple[str, Any]]:
-        name = f"camera {source}" if isinstance(source, int) else printable(str(source))
+        name = _source_name(source)
         try:
             for frame in Video(source):
                 yield name, frame

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from fcos_recipe.predict.backends import by_image
+from fcos_recipe.predict.results import iou
 
 SCORE, PIXELS = 1e-4, 0.05  #: largest differences of a score and of a box's corner
 TIES = 100  #: one in so many detections may be a tie that NMS decided the other way
@@ -97,7 +98,7 @@ def _match(verdict: Agreement, wanted, found, limits: dict, place: str) -> list[
     ties, more = [], list(found[free])
     for row in lost[:]:
         for k, other in enumerate(more):
-            overlap = _iou(row[2:], other[None, 2:])[0]
+            overlap = iou(row[2:], other[None, 2:])[0]
             alike = row[0] == other[0] and abs(row[1] - other[1]) < SCORE
             if alike and overlap > limits["nms_threshold"] - 1e-3:
                 ties.append(
@@ -128,11 +129,4 @@ def _at_a_limit(row, side, wanted, found, limits: dict) -> bool:
         return True
     same = np.concatenate([wanted, found])
     same = same[(same[:, 0] == row[0]) & (same[:, 1] >= row[1] - SCORE)]
-    return bool((np.abs(_iou(row[2:], same[:, 2:]) - limits["nms_threshold"]) < 1e-3).any())
-
-
-def _iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
-    common = (high - low).clip(0).prod(axis=1)
-    area = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) - common
-    return common / np.maximum(area, 1e-12)
+    return bool((np.abs(iou(row[2:], same[:, 2:]) - limits["nms_threshold"]) < 1e-3).any())

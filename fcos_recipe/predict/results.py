@@ -196,18 +196,21 @@ def class_rows(classes: Collection[str | int], names: list[str]) -> list[int]:
 
 def suppressed(boxes: np.ndarray, limit: float) -> list[int]:
     """Greedy non-maximum suppression of boxes, float [n, 4] best first; the rows that stay."""
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     kept: list[int] = []
     rest = np.arange(len(boxes))
     while len(rest):
         first, rest = int(rest[0]), rest[1:]
         kept.append(first)
-        low = np.maximum(boxes[first, :2], boxes[rest, :2])
-        high = np.minimum(boxes[first, 2:], boxes[rest, 2:])
-        both = (high - low).clip(0).prod(axis=1)
-        union = np.maximum(area[first] + area[rest] - both, 1e-9)
-        rest = rest[both / union <= limit]
+        rest = rest[iou(boxes[first], boxes[rest]) <= limit]
     return kept
+
+
+def iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Intersection over union, float [n], of a box [4] and others [n, 4], x1, y1, x2, y2."""
+    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+    common = (high - low).clip(0).prod(axis=1)
+    area = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) - common
+    return common / np.maximum(area, 1e-12)
 
 
 def _library(name: str) -> Any:
