@@ -157,6 +157,10 @@ def test_own_parts_train_resume_evaluate_predict_and_export(permitted, tmp_path,
     assert run("eval", ["-c", str(cut / "config.yml"), *made, "--no-plots",
                         "--output", str(tmp_path / "eval")]) == 0  # fmt: skip
     assert run("export_model", [*made, "--output", str(tmp_path / "exported")]) == 0
+    test = "TestReader.sample_transforms=[{Decode: {}}, {MyGray: {}}, {Permute: {}}]"
+    capfd.readouterr()
+    assert run("export_model", [*made, "-c", str(permitted), "-o", test]) == 2
+    assert "TestReader: MyGray is a transform of yours" in capfd.readouterr().err
     os.environ.pop(plugins.ENVIRONMENT)
     capfd.readouterr()
     assert run("export_model", [*made, "--output", str(tmp_path / "again")]) == 2

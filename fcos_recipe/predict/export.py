@@ -33,11 +33,17 @@ def export(predictor, target: Path, kind: str, nms: bool = True, opset: int = OP
 
     Raises:
         RunFailure: the export differs; it is kept beside the target as NAME.rejected.
-        UserError: the ONNX converter is missing or made for another Paddle.
+        UserError: the ONNX converter is missing or made for another Paddle, or TestReader has a
+            transform of the user's.
     """
     from fcos_recipe.predict import parity
     from fcos_recipe.predict.predictor import Predictor
 
+    if users := getattr(predictor.chain, "users", ()):
+        raise UserError(
+            f"TestReader: {type(users[0]).__name__} is a transform of yours (plugins), which an "
+            "export cannot contain; remove it from TestReader"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     facts = _facts(predictor, kind, nms)
     stride = predictor.chain.pad_to_stride or 1
