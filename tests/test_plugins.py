@@ -207,7 +207,8 @@ def test_classes_of_a_file_count_for_its_config_alone(permitted, tiny):
 @pytest.mark.e2e
 def test_the_example_of_the_page(tiny, tmp_path):
     page = (ROOT / "docs" / "training.md").read_text()
-    for name, language in (("my.yml", "yaml\n(?=plugins)"), ("my_parts.py", "python\n")):
+    begins = {"my.yml": "yaml\n(?=plugins)", "my_parts.py": "python\n(?=# my_parts)"}
+    for name, language in begins.items():
         (block,) = re.findall(rf"```{language}(.*?)```", page, re.S)
         (tmp_path / name).write_text(f"_BASE_: ['{tiny}']\n" * (name == "my.yml") + block)
     code = ["--allow-code", tmp_path / "my_parts.py"]
