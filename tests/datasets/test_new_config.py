@@ -106,7 +106,7 @@ def test_schedules_add_up_for_every_size(tmp_path, base, scratch, cards):
     seen = []
     for images in (16, 205, 3_000, 118_287):
         out = tmp_path / "my.yml"
-        args = Request(tmp_path, out, cards=cards, from_scratch=scratch)
+        args = Request(data=tmp_path, output=out, cards=cards, from_scratch=scratch)
         out.write_text(module._text(args, tmp_path, base, fake(images), fake(8)))
         config = load_config(out, strict=True)
         plan = scaling.plan_scaling(config, cards, images)
