@@ -18,7 +18,8 @@ from fcos_recipe.commands.options import (
 )
 from fcos_recipe.config import reference
 from fcos_recipe.config.effects import differences
-from fcos_recipe.config.load import Config, display, find_config, load_config, project_configs
+from fcos_recipe.config.find import display, find_config, project_configs
+from fcos_recipe.config.load import Config, load_config
 from fcos_recipe.config.resolved import resolved
 from fcos_recipe.datasets.formats import FORMATS, TABLE
 from fcos_recipe.errors import UserError, UserErrors, one_line, printable

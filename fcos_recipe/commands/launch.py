@@ -12,7 +12,8 @@ from pathlib import Path
 
 from fcos_recipe import exit_codes
 from fcos_recipe.commands import options
-from fcos_recipe.config.load import find_config, load_config
+from fcos_recipe.config.find import find_config
+from fcos_recipe.config.load import load_config
 from fcos_recipe.console import run_program
 from fcos_recipe.errors import UserError
 from fcos_recipe.launch.hosts import find_cluster

@@ -92,7 +92,8 @@ def _refuse_blocked(option: str, path: Path, kind: str) -> None:
     Raises:
         UserError: names the option and what is in the way.
     """
-    from fcos_recipe.config.load import display  # not needed by the downloads, see files/reading.py
+    # not needed by the downloads, see files/reading.py
+    from fcos_recipe.config.find import display
 
     above = next((p for p in path.absolute().parents if p.exists()), path.absolute())
     if above != path.absolute() and not above.is_dir():

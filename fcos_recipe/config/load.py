@@ -5,10 +5,7 @@ can report where an error is. PaddleDetection's merge rules apply: dicts are mer
 everything else is replaced; later bases override earlier ones, and a file overrides its bases.
 """
 
-import ast
-import contextlib
 import copy
-import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -18,13 +15,15 @@ from typing import Any
 
 import yaml
 
+from fcos_recipe.config import user_code
 from fcos_recipe.config.agreement import disagreements, not_supported
 from fcos_recipe.config.check import SCHEDULERS, check, nearest
+from fcos_recipe.config.find import display, find_config, recorded_name
 from fcos_recipe.config.schema import ONLY_OURS, RECIPE, UNSET, components, use
 from fcos_recipe.errors import UserError, UserErrors, one_line
-from fcos_recipe.files.reading import given_path, read_json, read_text
-from fcos_recipe.places import CHECKOUT, CONFIGS, FILES, RESULTS
-from fcos_recipe.plugins import Plugin, allowed, refusal
+from fcos_recipe.files.reading import given_path, read_text
+from fcos_recipe.places import CHECKOUT, CONFIGS, FILES
+from fcos_recipe.plugins import Plugin
 
 COMMAND_LINE = "command line"
 DEFAULT = "default"
@@ -113,7 +112,7 @@ class Config:
 
     def __post_init__(self) -> None:
         self.data = self.tree.plain()
-        self.name = _recorded_name(self.path) or self.path.stem
+        self.name = recorded_name(self.path) or self.path.stem
 
     def node(self, key: str) -> Node | None:
         """Return the node at a dotted key (list positions are numbers); None if it is absent."""
@@ -174,51 +173,6 @@ class Config:
         return found
 
 
-def _recorded_name(path: Path) -> str | None:
-    """Return the config name that a run recorded beside its config.yml; None if there is none."""
-    for record in ("facts.json", "best_model.json", "model_final.json"):
-        if path.name == "config.yml" and (path.parent / record).is_file():
-            with contextlib.suppress(UserError):  # a damaged record: the next one may serve
-                name = read_json(path.parent / record).get("config")
-                name = name.get("name") if isinstance(name, dict) else name
-                if isinstance(name, str) and name not in ("", "..") and Path(name).name == name:
-                    return name
-    return None
-
-
-def project_configs() -> list[Path]:
-    """List all configs of the project, including those that serve only as bases."""
-    return sorted(path for path in CONFIGS.rglob("*.yml") if path != RESULTS)
-
-
-def find_config(given: str | os.PathLike) -> Path:
-    """Find the file of a config.
-
-    Args:
-        given: a path; or, where no such file exists, a config of the project: its name with or
-            without .yml (`fcos_r18_fpn_demo`), or its path from configs/ on.
-
-    Returns:
-        the file; `given` as a path if nothing was found.
-
-    Raises:
-        UserError: not a path, or a name that the working directory and the project both have.
-    """
-    path = given_path(given)
-    if path.is_file() or path.is_absolute():
-        return path
-    if path.parts[:1] == ("configs",):
-        return FILES / path if (FILES / path).is_file() else path
-    if len(path.parts) != 1:
-        return path
-    name = path.name if path.suffix in (".yml", ".yaml") else f"{path.name}.yml"
-    ours = next((p for p in project_configs() if p.name == name), None)
-    if ours and Path(name).exists() and Path(name).resolve() != ours:
-        raise UserError(f"{path}: both {name} here and a config of the recipe; write -c {name} "
-                        f"for yours, -c {display(ours)} for the recipe's")  # fmt: skip
-    return ours or path
-
-
 def load_config(
     path: str | os.PathLike, overrides: Sequence[str] = (), strict: bool | None = None
 ) -> Config:
@@ -244,7 +198,7 @@ def load_config(
         loose = set() if ours else {"file"}
     else:
         loose = set() if strict else {"file", COMMAND_LINE}
-    plugins = _plugins(tree)
+    plugins = user_code.named(tree)
     use(plugins)
     if errors := not_supported(tree):
         raise UserErrors(errors)
@@ -258,39 +212,6 @@ def load_config(
         _find_data(reader.base)
     base = reader.base.plain() if reader.base else None
     return Config(path, tree, warnings + _keep_pair(tree) + _find_data(tree), base, plugins)
-
-
-def _plugins(tree: Node) -> list[Plugin]:
-    """Read the files of the key `plugins`, and make their paths absolute.
-
-    A path is relative to the file that names it, on the command line to the working directory.
-
-    Raises:
-        UserErrors: a file is not permitted or cannot be read; nothing of it is executed here.
-    """
-    node, errors, found = tree.value.get("plugins"), [], []
-    for entry in node.value if node and isinstance(node.value, list) else []:
-        if not isinstance(entry.value, str):
-            continue  # `check` reports it
-        file = entry.where.rpartition(":")[0]
-        try:
-            path = os.path.abspath(given_path(entry.value, Path(file).parent if file else None))
-            if not allowed(path):
-                raise UserError(refusal(path))
-            text = read_text(Path(path), MOST_BYTES)
-            ast.parse(text, path)
-        except UserError as error:
-            errors.append(f"{entry.where}: plugins: {error}")
-            continue
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            line = getattr(error, "lineno", 1)
-            errors.append(f"{path}:{line}: SyntaxError: {getattr(error, 'msg', error)}")
-            continue
-        entry.value = path
-        found.append(Plugin(path, hashlib.sha256(text.encode()).hexdigest(), text))
-    if errors:
-        raise UserErrors(errors)
-    return found
 
 
 def plain_values(text: str, file: str) -> dict[str, Any]:
@@ -325,12 +246,6 @@ def merge(base: Node, top: Node) -> None:
             merge(below, node)
         else:
             base.value[key] = node
-
-
-def display(path: str | os.PathLike) -> str:
-    """Show a path relative to the working directory if it lies below it, else absolute."""
-    path = Path(os.path.abspath(path))
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 class _Reader:

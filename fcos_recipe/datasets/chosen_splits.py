@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fcos_recipe.config.load import display
+from fcos_recipe.config.find import display
 from fcos_recipe.data.index import open_index
 from fcos_recipe.datasets.convert.coco_repair import from_coco, needs_repair
 from fcos_recipe.datasets.convert.layouts import Options, Result, convert, refuse_bad, several

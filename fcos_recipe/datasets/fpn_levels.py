@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fcos_recipe.config.load import Config, display
+from fcos_recipe.config.find import display
+from fcos_recipe.config.load import Config
 from fcos_recipe.data.targets import Assignment, Gt2FCOSTarget, assign
 from fcos_recipe.data.transforms import UsualChain, named
 from fcos_recipe.errors import UserError

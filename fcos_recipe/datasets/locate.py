@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from fcos_recipe.config.load import Config, data_paths, display, load_config
+from fcos_recipe.config.find import display
+from fcos_recipe.config.load import Config, data_paths, load_config
 from fcos_recipe.data.index import Index, open_index
 from fcos_recipe.datasets.convert.layouts import Options, convert, several
 from fcos_recipe.datasets.find_images import resolve

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fcos_recipe.config import scaling
-from fcos_recipe.config.load import Config, display, load_config, yaml_text
+from fcos_recipe.config.find import display
+from fcos_recipe.config.load import Config, load_config, yaml_text
 from fcos_recipe.datasets.chosen_splits import ChosenSplit, DataRequest, Sources, open_split
 from fcos_recipe.errors import UserError, UserErrors, path_reason
 from fcos_recipe.files.atomic import draft

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from fcos_recipe.config.effects import differences
-from fcos_recipe.config.load import Config, display, load_config
+from fcos_recipe.config.find import display
+from fcos_recipe.config.load import Config, load_config
 from fcos_recipe.console import log
 from fcos_recipe.datasets.fpn_levels import SIZES
 from fcos_recipe.datasets.locate import Source

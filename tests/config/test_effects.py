@@ -7,7 +7,7 @@ import pytest
 from fcos_recipe.compat import REPLACED
 from fcos_recipe.config import effects, load_config, schema
 from fcos_recipe.config.effects import STEPS, TABLE, differences, effect
-from fcos_recipe.config.load import project_configs
+from fcos_recipe.config.find import project_configs
 
 
 def all_keys() -> set[str]:

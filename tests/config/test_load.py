@@ -6,7 +6,7 @@ import pytest
 
 from fcos_recipe.cli import run
 from fcos_recipe.config import load_config, schema
-from fcos_recipe.config.load import project_configs
+from fcos_recipe.config.find import project_configs
 from fcos_recipe.errors import UserError, UserErrors
 from tests.conftest import ROOT
 

@@ -11,7 +11,7 @@ from fcos_recipe.commands.dataset.shared import (
     tell_content,
 )
 from fcos_recipe.commands.options import add_format, add_json, listed, parser
-from fcos_recipe.config.load import display
+from fcos_recipe.config.find import display
 from fcos_recipe.datasets.convert.common import class_list
 from fcos_recipe.datasets.convert.layouts import Options, convert, refuse_bad
 from fcos_recipe.datasets.find_images import remember, split_of

@@ -13,7 +13,8 @@ import msgspec
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fcos_recipe.config.load import Config, display
+from fcos_recipe.config.find import display
+from fcos_recipe.config.load import Config
 from fcos_recipe.console import say
 from fcos_recipe.data.coco_json import MOST_BYTES, Detection, is_id, number
 from fcos_recipe.data.images import BadImage, read_image

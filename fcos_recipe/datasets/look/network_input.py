@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from fcos_recipe.compat import workspace
-from fcos_recipe.config.load import Config, display
+from fcos_recipe.config.find import display
+from fcos_recipe.config.load import Config
 from fcos_recipe.data.dataset import COCODataSet
 from fcos_recipe.data.reader import Pipeline, TrainReader
 from fcos_recipe.data.sampler import TrainBatches

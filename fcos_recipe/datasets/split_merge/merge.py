@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from fcos_recipe.config.load import display
+from fcos_recipe.config.find import display
 from fcos_recipe.datasets.account import Account
 from fcos_recipe.datasets.split_merge.annotations import Annotations
 from fcos_recipe.errors import UserError

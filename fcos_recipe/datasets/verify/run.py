@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fcos_recipe.config.load import Config, data_paths, display
+from fcos_recipe.config.find import display
+from fcos_recipe.config.load import Config, data_paths
 from fcos_recipe.data.images import BadImage
 from fcos_recipe.data.transforms import UsualChain, others_needed, transformed
 from fcos_recipe.datasets.account import Account
