@@ -41,7 +41,7 @@ def test_an_export_is_checked_on_the_card_and_every_rank_runs_it_on_its_own(
 ):
     said = tool("export_model", "-c", tiny, "--weights", trained, "--output", "out", "-o",
                 "device=auto", cwd=tmp_path)  # fmt: skip
-    assert "checked on 17 images" in said
+    assert "checked on 18 images" in said
     (folder,) = (tmp_path / "out").iterdir()
     figures(tiny, folder, tmp_path, "-o", "device=auto", cards=2, launch=2,
             trace=tmp_path / "trace")  # fmt: skip
