@@ -172,6 +172,7 @@ MIXING = {"Mixup": ("mixup_epoch", 1), "Cutmix": ("cutmix_epoch", 1), "Mosaic": 
 NOT_HERE = {
     "ssod_loss": "semi-supervised training is not part of this recipe",
     "pre_img_epoch": "it serves CenterTrack alone",
+    "fcos_post_process": "as in PaddleDetection 2.6, NMS is an argument of FCOSHead",
 }
 # Arguments that OptimizerBuilder sets itself, so that YAML must not.
 BUILDER_SETS = {"learning_rate", "parameters", "grad_clip"}
