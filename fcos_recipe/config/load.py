@@ -54,7 +54,7 @@ class _Loader(yaml.SafeLoader):
         again = self.check_event(yaml.AliasEvent)
         node = super().compose_node(parent, index)
         if node is not None and again:
-            node.shared = True
+            vars(node)["shared"] = True
         return node
 
 
