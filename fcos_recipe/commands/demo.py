@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
             weights, [f"{DATA}/val/00000*.jpg"], drawn, draw_threshold=0.4, progress=True
         )
         if written.bad:
-            raise RunFailure("\n".join(written.bad))
+            raise RunFailure(*written.bad)
         print(f"{written.images} images, {written.detections} detections -> {drawn}")
 
     steps = {
