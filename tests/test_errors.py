@@ -52,9 +52,10 @@ def test_the_rest_of_a_url_and_other_text_stay():
     assert without_secrets(masked) == masked and urlsplit(masked).hostname == "example.invalid"
 
 
-@pytest.mark.parametrize(
-    "name", ["x" * 10**6, "9" * 400 + "\n" * 5000, "a\nb\tc\x1b[2J", "\ud800" * 9]
-)
+NAMES_OF_FILES = ["x" * 10**6, "9" * 400 + "\n" * 5000, "a\nb\tc\x1b[2J", "\ud800" * 9]
+
+
+@pytest.mark.parametrize("name", NAMES_OF_FILES, ids=["long", "line feeds", "codes", "bytes"])
 @pytest.mark.parametrize("kind", [UserError, RunFailure, lambda text: UserErrors([text] * 3)])
 def test_an_error_is_one_bounded_line_whatever_it_names(kind, name, capsys):
     error = kind(f"c.yml: epoch: {name}: not a number; write one")

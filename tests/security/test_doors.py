@@ -488,7 +488,8 @@ def test_huge_names_and_numbers_do_not_fill_the_terminal(field, place, capfd):
 
 
 @pytest.mark.parametrize("text", [f"{'k' * 10**5}: 1", f"epoch: {'v' * 10**5}",
-                                  f"TrainReader: {{batch_size: '{'v' * 10**5}'}}"])  # fmt: skip
+                                  f"TrainReader: {{batch_size: '{'v' * 10**5}'}}"],
+                         ids=["key", "value", "inner"])  # fmt: skip
 def test_huge_keys_and_values_of_a_config_do_not_fill_the_terminal(text, place, capfd):
     (place / "bad.yml").write_text(f"_BASE_: ['{DEMO}']\n{text}\n")
     for argv in (["config", "validate", "bad.yml"], ["config", "diff", DEMO, "bad.yml", "--strict"],
