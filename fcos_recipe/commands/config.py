@@ -186,6 +186,8 @@ def _add_new(parser: argparse.ArgumentParser) -> None:
         help="of YOLO's lines, see `fcos dataset convert --help`")  # fmt: skip
     add("--skip-bad", action="store_true", help="leave out what can't be converted")
     add("--batch-size", type=_count, metavar="N", help="images per card (default: as in the base)")
+    add("--size", type=_count, nargs=2, metavar=("SHORT", "LONG"),
+        help="sides in pixels to which images are resized (default: as in the base)")  # fmt: skip
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--weights", metavar="W",
                        help="start from this file, URL or name of `fcos weights list` "
