@@ -47,6 +47,10 @@ def not_supported(tree) -> list[str]:
     Args:
         tree: the merged nodes, unchecked: other errors would only distract from this one.
     """
+    node = tree.value.get("metric")
+    if node and node.value == "RBOX":
+        return [f"{node.where}: metric: RBOX: rotated boxes are not part of this recipe; "
+                "use PaddleDetection for them"]  # fmt: skip
     node = tree.value.get("architecture")
     typo = node and get_close_matches(str(node.value), [ARCHITECTURE], cutoff=0.8)  # see `check`
     if node and not typo:
@@ -55,7 +59,7 @@ def not_supported(tree) -> list[str]:
     node = tree.value.get("ssod_method")
     if node and node.value:
         return [f"{node.where}: ssod_method: {schema.NOT_HERE['ssod_loss']}; use PaddleDetection "
-                "itself, or its supervised baseline"]  # fmt: skip
+                "itself, or train the labelled images with configs/semi_det/baseline"]  # fmt: skip
     return []
 
 

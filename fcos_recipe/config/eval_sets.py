@@ -25,8 +25,8 @@ def sections(data: dict[str, Any], only: str | None = None) -> dict[str, str]:
     Raises:
         UserError: there is no set of this name.
     """
-    named = [name for name, section in (data[KEY] or {}).items() if section is not None]
-    found = {MAIN: MAIN, **{name: f"{KEY}.{name}" for name in named}}
+    others = [name for name, values in (data["eval_sets"] or {}).items() if values is not None]
+    found = {MAIN: MAIN, **{name: f"{KEY}.{name}" for name in others}}
     if only is None:
         return found
     if only not in found:
@@ -43,7 +43,7 @@ def section(data: dict[str, Any], key: str) -> dict[str, Any] | None:
 def fill(tree) -> None:
     """Give each named set of a config's nodes what it does not set itself."""
     main = tree.value.get(MAIN)
-    for node in _named(tree).values() if main and main.value else ():
+    for node in named(tree).values() if main and main.value else ():
         for key, child in main.value.items():
             node.value.setdefault(key, copy.deepcopy(child))
 
@@ -51,7 +51,7 @@ def fill(tree) -> None:
 def disagreements(tree) -> Iterator[str]:
     """Find named sets that cannot be evaluated beside EvalDataset, as lines for the user."""
     main = tree.value.get(MAIN)
-    for name, node in _named(tree).items():
+    for name, node in named(tree).items():
         place = f"{node.where}: {KEY}.{name}"
         if main is None or main.value is None:
             yield f"{place}: needs {MAIN}, which chooses the best weights; set it, or remove this"
@@ -63,7 +63,8 @@ def disagreements(tree) -> Iterator[str]:
             yield f"{place}: the same data as {MAIN}; set another anno_path, or remove it"
 
 
-def _named(tree) -> dict[str, Any]:
+def named(tree) -> dict[str, Any]:
+    """The named sets of a config's nodes."""
     node = tree.value.get(KEY)
     found = node.value if node and isinstance(node.value, dict) else {}
     return {name: child for name, child in found.items() if isinstance(child.value, dict)}

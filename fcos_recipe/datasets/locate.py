@@ -17,7 +17,7 @@ from fcos_recipe.config.load import Config, data_paths, load_config
 from fcos_recipe.data.index import Index, open_index
 from fcos_recipe.datasets.convert.layouts import Options, convert, several
 from fcos_recipe.datasets.find_images import resolve
-from fcos_recipe.datasets.recognise import kind_of, recognise
+from fcos_recipe.datasets.recognise import kind_of, recognise, refuse_not_read
 from fcos_recipe.datasets.split_merge.annotations import Annotations
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.atomic import replace_file
@@ -80,6 +80,7 @@ def sources(
     if target is None and config is None:
         raise UserError("no data given: name DIR, FILE.json or -c CONFIG")
     rules = load_config(config or RULES, overrides)
+    refuse_not_read([target] if target and target.is_file() else [])
     if target is None:
         found = _of_config(rules, split)
     elif target.is_file() and kind is None and kind_of(target) in ("coco", None):
@@ -138,7 +139,7 @@ def _of_config(config: Config, split: str | None) -> list[Source]:
         else:
             missing += config.missing_files(SPLITS[name])
     if not found:
-        raise UserError("\n".join(missing) or f"{display(config.path)}: no annotation file in it")
+        raise UserError(*missing or [f"{display(config.path)}: no annotation file in it"])
     return found
 
 

@@ -26,6 +26,17 @@ SAMPLE = 40  # files of a folder that are looked into
 HEAD = 1 << 16  # bytes of a file that are looked at
 # Sections of COCO's annotations that have no boxes, or the same boxes again.
 NOT_BOXES = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")
+# Files that can hold a data set, but are not read: what they are, and what to do.
+NOT_READ = {
+    re.compile(r"\.(zip|tar|7z|rar|t?gz|t?bz2|t?xz|zst)$"): ("an archive", "unpack it first"),
+    re.compile(r"\.tf_?records?\b|\.records?(-\d+-of-\d+)?$"): (
+        "TensorFlow records, which are not read",
+        "export the data again as COCO, VOC or YOLO, or take the files the records were made from",
+    ),
+    re.compile(r"\.(parquet|arrow)$"): (
+        "a table that is not read", "export the data again as COCO, VOC or YOLO",
+    ),
+}  # fmt: skip
 MARK = "converted_from"  # key of `info` in files that a conversion wrote
 
 
@@ -65,6 +76,7 @@ def recognise(place: Path, kind: str | None = None) -> Layout:
             there, and what to type.
     """
     if place.is_file():
+        refuse_not_read([place])
         found = {of: [place] for of in ([kind] if kind else [kind_of(place)]) if of}
         folder, files = place.parent, [place]
     elif place.is_dir():
@@ -77,6 +89,7 @@ def recognise(place: Path, kind: str | None = None) -> Layout:
         if not found[kind] and kind not in SPLITTERS:
             raise UserError(f"{place}: no annotations of {FORMATS[kind].name}; {_content(files)}")
     elif not found:
+        refuse_not_read(files)
         raise UserError(f"{place}: {_content(files)}; no annotations of a known format: "
                         f"{', '.join(row.name for row in FORMATS.values())}")  # fmt: skip
     notes = []
@@ -107,6 +120,18 @@ def _is_converted(file: Path) -> bool:
         return MARK in msgspec.json.decode(info) if info else False
     except (UserError, ValueError, TypeError, RecursionError):
         return False
+
+
+def refuse_not_read(files: Iterable[Path]) -> None:
+    """Check that no file is of a kind that holds data sets but is not read.
+
+    Raises:
+        UserError: one is; the message says what to do.
+    """
+    for file in files:
+        for pattern, (what, remedy) in NOT_READ.items():
+            if pattern.search(file.name.lower()):
+                raise UserError(f"{file}: {what}; {remedy}")
 
 
 def _content(files: list[Path]) -> str:
@@ -205,8 +230,8 @@ def _xml(file: Path) -> str | None:
 def _yaml(file: Path) -> str | None:
     try:
         data = read_yaml(file)
-    except UserError:  # this file is not the question
-        return None
+    except UserError:  # if it describes data, the reader of YOLO reports the fault
+        return "yolo" if re.search(rb"^names\s*:", read_bytes(file)[:HEAD], re.M) else None
     known = isinstance(data, dict) and isinstance(data.get("names"), list | dict)
     return "yolo" if known and {*SPLITS, "path", "nc", "download"} & set(data) else None
 

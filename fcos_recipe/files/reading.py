@@ -7,7 +7,7 @@ with a file becomes a `UserError` of one line that names it.
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,15 +144,17 @@ def parse_json(text: str | bytes) -> Any:
     """Parse JSON without packages; the caller checks the types.
 
     Raises:
-        ValueError: see `decode_json`.
+        ValueError: see `decode_json`, or a key occurs twice in an object.
     """
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        return json.loads(text, parse_int=_integer)
+        return json.loads(text, parse_int=_integer, object_pairs_hook=_object)
     except RecursionError:
         raise ValueError("not usable JSON: nested too deeply") from None
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise ValueError(f"not complete JSON ({error})") from None
+    except ValueError as error:
+        raise ValueError(f"not usable JSON: {error}") from None
 
 
 def json_lines(data: bytes) -> Iterator[tuple[bytes, dict | None]]:
@@ -168,7 +170,7 @@ def json_lines(data: bytes) -> Iterator[tuple[bytes, dict | None]]:
 
 def read_yaml(path: str | os.PathLike, most: int = 1 << 20) -> Any:
     """Read a YAML file of plain values. Aliases, by which a small file stands for a huge one, are
-    refused.
+    refused, and so are keys that occur twice, of which YAML readers keep the last.
 
     Raises:
         UserError: see `read_text`, or it is not such YAML.
@@ -181,9 +183,23 @@ def read_yaml(path: str | os.PathLike, most: int = 1 << 20) -> Any:
                 raise yaml.YAMLError("an alias (*NAME); write its value out")
             return super().compose_node(parent, index)
 
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            known = set()
+            for key, _ in node.value:
+                name = self.construct_object(key, deep=True)
+                if not isinstance(name, Hashable):
+                    continue  # it is refused below
+                if name in known:
+                    line = key.start_mark.line + 1
+                    raise UserError(f"{path}:{line}: the key {name} occurs twice; remove one")
+                known.add(name)
+            return super().construct_mapping(node, deep)
+
     text = read_text(path, most)
     try:
         return yaml.load(text, Plain)
+    except UserError:
+        raise
     except Exception as error:  # values that do not fit their tags raise many classes
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
 
@@ -198,6 +214,15 @@ def read_records(path: str | os.PathLike) -> list[dict]:
     if None in found:
         raise UserError(f"{path}: record {found.index(None) + 1} is not a JSON object")
     return [record for record in found if record is not None]
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        name = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {name!r} occurs twice in an object; remove one")
+    return found
 
 
 def _integer(digits: str) -> int:

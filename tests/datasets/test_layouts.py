@@ -168,6 +168,29 @@ def test_two_formats_in_a_folder_are_told_with_the_option(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_what_is_not_read_is_told_with_the_remedy(tmp_path, capsys):
+    """Packed data and binary records by one line; a data.yaml with a repeated key as well."""
+    names = ["z.zip", "z.tar.GZ", "z.7z", "train.tfrecord", "coco_train.record-00001-of-00010",
+             "a.tfrecord-00000-of-00001", "data.parquet"]  # fmt: skip
+    for number, name in enumerate(names):
+        file = tmp_path / str(number) / name
+        layouts.save(file, "x")
+        remedy = "unpack it first" if name.startswith("z") else "export the data again as COCO"
+        out = tmp_path / "o.json"
+        for argv in (["convert", file, "-o", out], ["convert", file.parent, "-o", out],
+                     ["convert", file, "--from", "voc", "-o", out], ["stats", file]):  # fmt: skip
+            assert dataset(*argv) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert f"{file}: " in line and remedy in line
+    root = tmp_path / "yolo"
+    layouts.yolo_roboflow(root)
+    with open(root / "data.yaml", "a") as file:
+        file.write("train: ../other/images\n")
+    for argv in (["verify", root], ["convert", root / "data.yaml", "-o", out]):
+        assert dataset(*argv) == 2
+        assert "data.yaml:7: the key train occurs twice; remove one" in capsys.readouterr().err
+
+
 def test_a_name_that_fits_several_images_is_asked_about(tmp_path, capsys):
     """Equal names never make one picture of two, in no command."""
     for folder in "AB":

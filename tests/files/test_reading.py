@@ -16,7 +16,7 @@ from fcos_recipe.data.index import open_index
 from fcos_recipe.datasets.convert.coco_repair import _boxes
 from fcos_recipe.errors import UserError
 from fcos_recipe.files import archives, atomic, download
-from fcos_recipe.files.reading import read_records, read_yaml
+from fcos_recipe.files.reading import read_json, read_records, read_yaml
 from fcos_recipe.predict.backends import open_export
 from fcos_recipe.predict.inputs import Video
 from fcos_recipe.runs.directory import METRICS, RunDir
@@ -215,6 +215,16 @@ def test_yaml_of_plain_values_or_one_line(tmp_path, text):
     with pytest.raises(UserError, match="data.yaml: not YAML") as error:
         read_yaml(tmp_path / "data.yaml")
     assert "\n" not in str(error.value) and len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("text", ["a: 1\nb: 2\na: 3", "x: [{k: 1, 'k': 2}]", "1: x\n0x1: y"])
+def test_a_key_that_occurs_twice_is_refused(tmp_path, text):
+    (tmp_path / "data.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"data.yaml:[1-3]: the key [ak1] occurs twice; remove one"):
+        read_yaml(tmp_path / "data.yaml")
+    (tmp_path / "a.json").write_text('{"a": [{"b": 1, "c": 2, "b": 3}]}')
+    with pytest.raises(UserError, match="a.json: not usable JSON: the key 'b' occurs twice"):
+        read_json(tmp_path / "a.json")
 
 
 def test_an_area_of_400_digits_is_no_area():
