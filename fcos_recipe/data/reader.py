@@ -117,8 +117,8 @@ class _Fault(str):
 def _fault(error: Exception) -> _Fault:
     """The error as text, which `Reader._checked` raises where the batches are used.
 
-    A thread of DataLoader that raises leaves the run waiting for ever, and a worker process adds its
-    traceback. Only a process that has no memory ends by itself, see `system.out_of_memory`.
+    A thread of DataLoader that raises leaves the run waiting for ever, and a worker process adds
+    its traceback. Only a process without memory ends by itself, see `system.out_of_memory`.
     """
     from paddle.io import get_worker_info
 
@@ -128,7 +128,8 @@ def _fault(error: Exception) -> _Fault:
         raise error
     what = f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}"
     return _Fault(
-        fault(error) or f"no batch can be made of these images ({one_line(what)}); look at "
+        fault(error)
+        or f"no batch can be made of these images ({one_line(what)}); look at "
         "sample_transforms, of which Decode is the first, and at batch_transforms"
     )
 
@@ -368,8 +369,8 @@ class Reader:
         """Remove the errors of unreadable images from a batch and log each once.
 
         Raises:
-            UserError: there are more than `max_bad_images`, no image of the batch is readable, or no
-                batch could be made.
+            UserError: there are more than `max_bad_images`, no image of the batch is readable, or
+                no batch could be made.
         """
         if "fault" in batch:
             raise UserError(batch["fault"])
