@@ -10,7 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from fcos_recipe.errors import RunFailure, Stopped, UserError, path_reason, printable, tell
+from fcos_recipe.errors import (
+    RunFailure,
+    Stopped,
+    UserError,
+    one_line,
+    path_reason,
+    printable,
+    shortened,
+    tell,
+)
 from fcos_recipe.exit_codes import BAD_INPUT, DISK_FULL, FAILED, INTERRUPTED, OK, SAVED
 from fcos_recipe.plugins import fault
 
@@ -23,10 +32,10 @@ _CHECK_DISK = "; check the disk or network file system (dmesg, mount) and try ag
 
 
 class Plain(logging.Formatter):
-    """Escapes control characters, which file and class names may contain."""
+    """Escapes control characters, which file and class names may contain, and cuts long lines."""
 
     def format(self, record):
-        return printable(super().format(record))
+        return "\n".join(map(shortened, printable(super().format(record)).split("\n")))
 
 
 def to_console(rank: int) -> None:
@@ -142,7 +151,7 @@ def run_program(main: Callable[[], int]) -> NoReturn:
 
 def say(line: str) -> None:
     """Print a message to standard error; standard output is for results."""
-    print(printable(line), file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 def amount(size: float, unit: str = "B") -> str:

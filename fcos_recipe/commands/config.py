@@ -127,9 +127,9 @@ def _copy(name: str, output: Path | None) -> int:
 
 def _diff(a: Config, b: Config) -> int:
     rows = [("key", display(a.path), display(b.path)), *differences(a.data, b.data)]
-    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    widths = [min(60, max(len(row[i]) for row in rows)) for i in range(2)]
     for key, left, right in rows if len(rows) > 1 else []:
-        print(one_line(f"{key:<{widths[0]}}  {left:<{widths[1]}}  {right}"))
+        print(one_line(f"{key:<{widths[0]}}  {left:<{widths[1]}}  {right}", None))
     return 0
 
 
@@ -186,6 +186,8 @@ def _add_new(parser: argparse.ArgumentParser) -> None:
         help="of YOLO's lines, see `fcos dataset convert --help`")  # fmt: skip
     add("--skip-bad", action="store_true", help="leave out what can't be converted")
     add("--batch-size", type=_count, metavar="N", help="images per card (default: as in the base)")
+    add("--size", type=_count, nargs=2, metavar=("SHORT", "LONG"),
+        help="sides in pixels to which images are resized (default: as in the base)")  # fmt: skip
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--weights", metavar="W",
                        help="start from this file, URL or name of `fcos weights list` "

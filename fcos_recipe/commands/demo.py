@@ -34,12 +34,11 @@ def main(argv: list[str] | None = None) -> int:
     to_console(0)
 
     def predict() -> None:
-        written = api.predict_files(
-            weights, [f"{DATA}/val/00000*.jpg"], drawn, draw_threshold=0.4, progress=True
-        )
+        written = api.predict_files(weights, [f"{DATA}/val/00000*.jpg"], drawn, progress=True)
         if written.bad:
-            raise RunFailure("\n".join(written.bad))
-        print(f"{written.images} images, {written.detections} detections -> {drawn}")
+            raise RunFailure(*written.bad)
+        print(f"{written.images} images, {written.drawn} detections drawn, score >= "
+              f"{written.draw_threshold:g} -> {drawn}")  # fmt: skip
 
     steps = {
         "data": lambda: draw(DATA),

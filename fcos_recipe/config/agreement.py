@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
 
-from fcos_recipe.config import schema
+from fcos_recipe.config import eval_sets, schema
 from fcos_recipe.config.schema import ANY, REQUIRED
 
 ARCHITECTURE = "FCOS"
@@ -47,6 +47,10 @@ def not_supported(tree) -> list[str]:
     Args:
         tree: the merged nodes, unchecked: other errors would only distract from this one.
     """
+    node = tree.value.get("metric")
+    if node and node.value == "RBOX":
+        return [f"{node.where}: metric: RBOX: rotated boxes are not part of this recipe; "
+                "use PaddleDetection for them"]  # fmt: skip
     node = tree.value.get("architecture")
     typo = node and get_close_matches(str(node.value), [ARCHITECTURE], cutoff=0.8)  # see `check`
     if node and not typo:
@@ -55,7 +59,7 @@ def not_supported(tree) -> list[str]:
     node = tree.value.get("ssod_method")
     if node and node.value:
         return [f"{node.where}: ssod_method: {schema.NOT_HERE['ssod_loss']}; use PaddleDetection "
-                "itself, or its supervised baseline"]  # fmt: skip
+                "itself, or train the labelled images with configs/semi_det/baseline"]  # fmt: skip
     return []
 
 
@@ -80,7 +84,7 @@ def disagreements(tree) -> list[str]:
     if targets:
         found += _targets(targets, parts["fcos_head"])
     found += _mixing(_section(tree, "TrainReader"))
-    found += _repeats(tree)
+    found += [*_repeats(tree), *eval_sets.disagreements(tree)]
     if not found:
         found += _levels(tree, parts)
     return found

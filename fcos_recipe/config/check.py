@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any
 
-from fcos_recipe.config import schema
+from fcos_recipe.config import eval_sets, schema
 from fcos_recipe.config.schema import RECIPE, REQUIRED, Key, Signature
 
 SCHEDULERS = (("PiecewiseDecay", "CosineDecay"), ("LinearWarmup", "ExpWarmup"))
@@ -19,7 +19,8 @@ def check(tree, loose: set[str]) -> tuple[list[str], list[str]]:
     """Find all errors in a config.
 
     Args:
-        tree: the merged nodes.
+        tree: the merged nodes. A top-level key that is unknown, but whose value others take by a
+            YAML alias, is removed.
         loose: "file", "command line" or both: a key there that PaddleDetection would silently
             ignore is a warning; elsewhere it is an error.
 
@@ -73,7 +74,7 @@ def _place(finding: str) -> tuple[str, int]:
 def describe(kind: Any) -> str:
     """Describe a `Key.kind` in words."""
     if isinstance(kind, type):
-        return {str: "text", bool: "true or false", int: "a whole number", float: "a number"}.get(
+        return {str: "text", bool: "true or false", int: "a whole number", dict: "a mapping"}.get(
             kind, "null" if kind is type(None) else f"a {kind.__name__}"
         )
     if kind == (int, float):
@@ -120,15 +121,17 @@ class _Checker:
         return False
 
     def top(self, tree) -> None:
-        shared = schema.shared_keys()
-        known = set(RECIPE) | self.components | shared
         self.tree = tree
         self.sections = [name for name in tree.value if name in self.components]
-        for name, node in tree.value.items():
-            if name in RECIPE:
+        shared = set().union(*map(schema.shared_keys, self.used()))
+        known = set(RECIPE) | self.components | shared
+        for name, node in list(tree.value.items()):
+            if node.shared and name not in known:
+                del tree.value[name]  # it only holds a value that other keys take
+            elif name in RECIPE:
                 self.recipe(name, node, RECIPE[name])
             elif name in shared:
-                continue
+                self.effect(name, node, name)
             elif name not in self.components:
                 self.unknown(node, name, known)
             elif node.value is None and name == "EvalDataset":
@@ -143,6 +146,30 @@ class _Checker:
         if architecture:
             self.is_class(architecture, "architecture")
 
+    def used(self) -> set[str]:
+        """The classes that the config names or describes, and those that these use by default."""
+        found: set[str] = set()
+        new = {*self.sections, *(name for _, name in _named(self.tree))}
+        while new := (new & self.components) - found:
+            found |= new
+            new = set().union(*map(self.parts, new))
+        return found
+
+    def parts(self, name: str) -> set[str]:
+        """The values and defaults of a class's arguments that may be names of classes."""
+        node = self.tree.value.get(name)
+        given = node.value if node and isinstance(node.value, dict) else {}
+        values = [
+            *schema.signature(name).args.values(), *(child.value for child in given.values())
+        ]  # fmt: skip
+        return {value for value in values if isinstance(value, str)}
+
+    def effect(self, key: str, node, argument: str) -> None:
+        """Warn of an argument that this project's classes accept and do not need."""
+        here, why = schema.WITHOUT_EFFECT.get(argument, (None, ""))
+        if why and node.plain() not in (None, here):
+            self.warnings.append(f"{node.where}: {key}: no effect; {why}")
+
     def recipe(self, name: str, node, key: Key | dict) -> None:
         if isinstance(key, dict):
             if not isinstance(node.value, dict):
@@ -154,6 +181,8 @@ class _Checker:
                     self.unknown(child, f"{name}.{part}", key)
         elif not _matches(node.value, key.kind):
             self.error(node, name, f"expected {describe(key.kind)}, found {node.plain()!r}")
+        elif name == eval_sets.KEY and node.value:
+            self.eval_sets(node)
         elif key.least is not None and isinstance(node.value, int) and node.value < key.least:
             self.error(node, name, f"expected at least {key.least}, found {node.value}")
         elif key.instead and node.value != key.default:
@@ -168,6 +197,21 @@ class _Checker:
             self.injection(section, node)
         else:
             self.error(node, section, "no class named; add `name: COCODataSet`")
+
+    def eval_sets(self, node) -> None:
+        for name, child in node.value.items():
+            path = f"{eval_sets.KEY}.{name}"
+            if not eval_sets.NAME.fullmatch(name):
+                self.error(child, path, "a name consists of letters, digits, _ and -, and is not "
+                           f"{eval_sets.MAIN}")  # fmt: skip
+            elif child.value is None:
+                continue  # leaves out a set of a base
+            elif not isinstance(child.value, dict):
+                self.error(child, path, f"expected a mapping of arguments, found {child.plain()!r}")
+            elif "name" in child.value:
+                self.injection(path, child)
+            else:
+                self.arguments("COCODataSet", child, path)
 
     def injection(self, key: str, node) -> None:
         """Check a mapping whose `name` is a class and whose other keys are its arguments."""
@@ -189,6 +233,8 @@ class _Checker:
                 self.unknown(child, path, found.args, found.swallows, f"unknown argument of {name}")
             else:
                 self.value(path, child, found.args[arg], arg)
+                if schema.is_ours(name):
+                    self.effect(path, child, arg)
 
     def value(self, key: str, node, default: Any, arg: str) -> None:
         """Check one argument; the type of its default is the type expected."""

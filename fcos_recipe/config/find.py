@@ -4,9 +4,10 @@ import contextlib
 import os
 from pathlib import Path
 
+from fcos_recipe.config import eval_sets
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import given_path, read_json
-from fcos_recipe.places import CONFIGS, FILES, RESULTS
+from fcos_recipe.places import CHECKOUT, CONFIGS, FILES, RESULTS
 
 
 def display(path: str | os.PathLike) -> str:
@@ -58,3 +59,34 @@ def recorded_name(path: Path) -> str | None:
                 if isinstance(name, str) and name not in ("", "..") and Path(name).name == name:
                     return name
     return None
+
+
+def find_data(tree) -> list[str]:
+    """Replace each relative `dataset_dir` by the folder found; return lines that report this.
+
+    Folders are searched below the working directory, then below the project; PaddleDetection's
+    `dataset/x` also as `datasets/x`. A folder that does not exist stays as written.
+    """
+    found: dict[str, str] = {}
+    sections = (*tree.value.values(), *eval_sets.named(tree).values())
+    for section in sections:
+        node = section.value.get("dataset_dir") if isinstance(section.value, dict) else None
+        written = node.value if node else None
+        if not isinstance(written, str) or not written or given_path(written).is_absolute():
+            continue
+        names = [written]
+        if Path(written).parts[0] == "dataset":
+            names.append(str(Path("datasets", *Path(written).parts[1:])))
+        places = [
+            (n, p)
+            for n in names
+            for p in (Path(n), *([FILES / n] if CHECKOUT else []))
+            if p.is_dir()
+        ]
+        if node and places and places[0][1] != Path(written):
+            name, place = places[0]
+            node.value = display(place)
+            if name != written:
+                line = f"{node.where}: {written} not found, using {node.value}"
+                found.setdefault(written, line)  # reported once, not for each section
+    return list(found.values())

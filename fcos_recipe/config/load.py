@@ -15,14 +15,14 @@ from typing import Any
 
 import yaml
 
-from fcos_recipe.config import user_code
+from fcos_recipe.config import eval_sets, user_code
 from fcos_recipe.config.agreement import disagreements, not_supported
 from fcos_recipe.config.check import SCHEDULERS, check, nearest
-from fcos_recipe.config.find import display, find_config, recorded_name
+from fcos_recipe.config.find import display, find_config, find_data, recorded_name
 from fcos_recipe.config.schema import ONLY_OURS, RECIPE, UNSET, components, use
 from fcos_recipe.errors import UserError, UserErrors, one_line
 from fcos_recipe.files.reading import given_path, read_text
-from fcos_recipe.places import CHECKOUT, CONFIGS, FILES
+from fcos_recipe.places import CONFIGS
 from fcos_recipe.plugins import Plugin
 
 COMMAND_LINE = "command line"
@@ -40,7 +40,10 @@ PLAIN_TAGS = "str int float bool null timestamp map seq merge value".split()
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes, at most `MAX_NODES`; constructs only scalars of plain types."""
+    """Composes nodes, at most `MAX_NODES`; constructs only scalars of plain types.
+
+    A node that is used a second time, by an alias, gets the attribute `shared`.
+    """
 
     made = 0
 
@@ -48,7 +51,11 @@ class _Loader(yaml.SafeLoader):
         self.made += 1
         if self.made > MAX_NODES:
             raise yaml.YAMLError(f"more than {MAX_NODES} values")
-        return super().compose_node(parent, index)
+        again = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        if node is not None and again:
+            vars(node)["shared"] = True
+        return node
 
 
 class Dumper(yaml.SafeDumper):
@@ -73,10 +80,12 @@ class Node:
     Args:
         value: a scalar, a list of nodes, or a dict of nodes.
         where: "file:line", "command line" or "default".
+        shared: another place in the file takes its value from here, through a YAML alias.
     """
 
     value: Any
     where: str
+    shared: bool = False
 
     def plain(self) -> Any:
         """Return the value without the origins."""
@@ -141,11 +150,13 @@ class Config:
         """List an error, one line each, for every file of these sections that does not exist.
 
         Args:
-            sections: of TrainDataset, EvalDataset, TestDataset, pretrain_weights; default: all.
+            sections: of TrainDataset, EvalDataset, TestDataset, pretrain_weights and
+                eval_sets.NAME; default: all.
         """
         found = []
-        for name in sections or FILE_KEYS:
-            section = self.data.get(name)
+        every = dict.fromkeys([*FILE_KEYS, *eval_sets.sections(self.data).values()])
+        for name in sections or every:
+            section = eval_sets.section(self.data, name)
             if sections and section is None and name.endswith("Dataset"):
                 found.append(
                     f"{self.origin(name)}: {name}: null, no data to evaluate on; omit --eval, "
@@ -163,7 +174,7 @@ class Config:
             for key, path in named:
                 if not path.exists() and not path.with_name(path.name + ".pdparams").exists():
                     remedy = f"set {name}.dataset_dir to the folder of your data"
-                    if "2017" in path.name:
+                    if re.fullmatch(r"(instances_)?(train|val)2017(\.json)?", path.name):
                         remedy = f"download COCO: python datasets/download_coco.py, or {remedy}"
                     elif DEMO_DATA in str(path):
                         remedy = f"draw the demo's data: {DRAW} --output {DEMO_DATA}"
@@ -206,12 +217,13 @@ def load_config(
     errors = reader.errors + errors or disagreements(tree)
     if errors:
         raise UserErrors(errors)
-    _fill(tree, RECIPE)
+    for one in filter(None, (tree, reader.base)):
+        _fill(one, RECIPE)
+        eval_sets.fill(one)
     if reader.base:
-        _fill(reader.base, RECIPE)
-        _find_data(reader.base)
+        find_data(reader.base)
     base = reader.base.plain() if reader.base else None
-    return Config(path, tree, warnings + _keep_pair(tree) + _find_data(tree), base, plugins)
+    return Config(path, tree, warnings + _keep_pair(tree) + find_data(tree), base, plugins)
 
 
 def plain_values(text: str, file: str) -> dict[str, Any]:
@@ -370,7 +382,7 @@ class _Reader:
                 self.errors.append(f"{where}: {key}: written twice, first in line {lines[key]}")
             else:
                 lines[key] = key_node.start_mark.line + 1
-                result[key] = Node(value.value, where)
+                result[key] = Node(value.value, where, getattr(value_node, "shared", False))
         for source in inherited:
             for key, value in source.value.items() if isinstance(source.value, dict) else ():
                 result.setdefault(key, value)
@@ -416,33 +428,3 @@ def _keep_pair(tree: Node) -> list[str]:
         return []
     del rate["base_batch"]
     return [f"{lr}: LearningRate.base_lr: used as written, not scaled: base_batch is from {batch}"]
-
-
-def _find_data(tree: Node) -> list[str]:
-    """Replace each relative `dataset_dir` by the folder found; return lines that report this.
-
-    Folders are searched below the working directory, then below the project; PaddleDetection's
-    `dataset/x` also as `datasets/x`. A folder that does not exist stays as written.
-    """
-    found: dict[str, str] = {}
-    for section in tree.value.values():
-        node = section.value.get("dataset_dir") if isinstance(section.value, dict) else None
-        written = node.value if node else None
-        if not isinstance(written, str) or not written or given_path(written).is_absolute():
-            continue
-        names = [written]
-        if Path(written).parts[0] == "dataset":
-            names.append(str(Path("datasets", *Path(written).parts[1:])))
-        places = [
-            (n, p)
-            for n in names
-            for p in (Path(n), *([FILES / n] if CHECKOUT else []))
-            if p.is_dir()
-        ]
-        if node and places and places[0][1] != Path(written):
-            name, place = places[0]
-            node.value = display(place)
-            if name != written:
-                line = f"{node.where}: {written} not found, using {node.value}"
-                found.setdefault(written, line)  # reported once, not for each section
-    return list(found.values())

@@ -85,6 +85,12 @@ RECIPE: dict[str, Any] = {
     "cycle_epoch": Key(int, -1, "epochs after which the average restarts; -1: never", True),
     "ema_black_list": Key((list, type(None)), None, "parameters left out of the average", True),
     "ema_filter_no_grad": Key(bool, False, "leave frozen parameters out of the average", True),
+    "eval_sets": Key(
+        (dict, type(None)),
+        {},
+        "further data sets to evaluate on, each under a name with its own figures, e.g. "
+        "{night: {anno_path: night.json}}; what a set leaves out is EvalDataset's",
+    ),
     "eval_interval": Key(int, 1, "epochs between two evaluations with --eval", least=1),
     "snapshot_epoch": Key(int, 1, "epochs between two checkpoints", True, least=1),
     "snapshot_steps": Key(int, 0, "steps between two checkpoints inside an epoch; 0: off", least=0),
@@ -156,15 +162,8 @@ def keys(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Key]]:
             yield prefix + name, key
 
 
-# Arguments of a section that its class does not take, but this recipe or another part of ppdet.
+# Arguments of a section that its class does not take, but this recipe.
 ONLY_OURS = {"LearningRate": {"base_batch": Key(int, UNSET, "images per step of base_lr")}}
-READ_ELSEWHERE: dict[str, dict[str, Any]] = {
-    "TestReader": {"fuse_normalize": False, "inputs_def": {}},
-    **{
-        name: {"mixup_epoch": -1, "cutmix_epoch": -1, "mosaic_epoch": -1, "pre_img_epoch": -1}
-        for name in ("BaseDataLoader", "BaseSemiDataLoader")
-    },
-}
 # Transform that mixes samples -> the Reader's argument for its epochs, and how many samples it
 # needs besides the first. PaddleDetection uses the first one of this order that is active.
 MIXING = {"Mixup": ("mixup_epoch", 1), "Cutmix": ("cutmix_epoch", 1), "Mosaic": ("mosaic_epoch", 4)}
@@ -172,6 +171,15 @@ MIXING = {"Mixup": ("mixup_epoch", 1), "Cutmix": ("cutmix_epoch", 1), "Mosaic": 
 NOT_HERE = {
     "ssod_loss": "semi-supervised training is not part of this recipe",
     "pre_img_epoch": "it serves CenterTrack alone",
+    "fcos_post_process": "as in PaddleDetection 2.6, NMS is an argument of FCOSHead",
+}
+# Arguments of PaddleDetection's classes that this project's classes accept and do not need -> the
+# value that says what happens here, and why another one changes nothing.
+WITHOUT_EFFECT: dict[str, tuple[Any, str]] = {
+    "collate_batch": (True, "targets of FCOS have the same shape for every image"),
+    "fuse_normalize": (True, "exports always normalise"),
+    "inputs_def": ({}, "exports take images of any size"),
+    "trt": (False, "exports are the same for every inference engine"),
 }
 # Arguments that OptimizerBuilder sets itself, so that YAML must not.
 BUILDER_SETS = {"learning_rate", "parameters", "grad_clip"}
@@ -200,7 +208,6 @@ class Source:
     op: bool
 
 
-SHARED = re.compile(r"__shared__ = \[(.*?)\]", re.S)
 CLASS = re.compile(r"^((?:@[^\n]*\n)*)class[ \t]+(\w+)", re.M)
 
 
@@ -247,11 +254,22 @@ def classes() -> dict[str, list[Source]]:
 
 
 @lru_cache
-def shared_keys() -> set[str]:
-    """Top-level keys that ppdet's classes read as arguments (`__shared__`), such as data_format."""
-    texts = {source.path: source.text for found in classes().values() for source in found}
-    lists = [m[1] for text in texts.values() for m in SHARED.finditer(text)]
-    return {key for names in lists for key in re.findall(r"['\"](\w+)['\"]", names)}
+def shared_keys(name: str) -> frozenset[str]:
+    """Top-level keys that the class `name` reads as arguments (`__shared__`), such as norm_type."""
+    found: set[str] = set()
+    for source in classes().get(name, []):
+        node = class_node(source, name)
+        for item in node.body:
+            if isinstance(item, ast.Assign) and ast.unparse(item.targets[0]) == "__shared__":
+                found |= set(ast.literal_eval(item.value))
+        parents = [base.id for base in node.bases if isinstance(base, ast.Name)]
+        found = found.union(*(shared_keys(parent) for parent in parents if parent != name))
+    return frozenset(found)
+
+
+def is_ours(name: str) -> bool:
+    """Whether a class of this project is used under this name."""
+    return any(source.own for source in classes().get(name, []))
 
 
 def components() -> list[str]:
@@ -273,11 +291,11 @@ def signature(name: str) -> Signature:
     for source in chosen:
         one = _read(source, name)
         # a default of None in our class does not tell the type: keep ppdet's default
-        result.args = {**one.args, **{k: v for k, v in result.args.items() if v is not None}}
+        ours = {k: v for k, v in result.args.items() if v is not None}
+        result.args = {**result.args, **one.args, **ours}
         result.swallows = one.swallows  # the last one is ppdet's, if it has the class
     result.args.update(ONLY_OURS.get(name, {}))
-    result.args.update(READ_ELSEWHERE.get(name, {}))
-    if any(source.own for source in chosen):
+    if is_ours(name):
         for argument in NOT_HERE:
             result.args.pop(argument, None)
     return result
@@ -331,7 +349,7 @@ def _read(source: Source, name: str) -> Signature:
         result.swallows = init is not None and not known
         for parent, where in known:
             more = _read(where, parent)
-            result.args = {**more.args, **READ_ELSEWHERE.get(parent, {}), **result.args}
+            result.args = {**more.args, **result.args}
             result.swallows |= more.swallows
     return result
 

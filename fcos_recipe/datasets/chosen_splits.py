@@ -53,6 +53,7 @@ class ChosenSplit(NamedTuple):
         images: number of images that are listed and exist.
         empty: number of those without a box.
         boxes: class name -> boxes.
+        size: median height and width of its images in pixels; (0, 0): not in the annotations.
     """
 
     anno: str
@@ -61,6 +62,7 @@ class ChosenSplit(NamedTuple):
     images: int
     empty: int
     boxes: dict[str, int]
+    size: tuple[int, int]
 
     def section(self, data: Path, **more) -> dict[str, Any]:
         def below(path: str) -> str:
@@ -241,4 +243,6 @@ def open_split(split: str, path: str, folder: str, judged: bool) -> ChosenSplit:
     names = {printable(name): count for name, count in zip(index.class_names, boxes)}
     if len(names) < len(boxes):
         raise UserError(f"{path}: categories: a name occurs twice; rename one of them")
-    return ChosenSplit(path, folder, files, len(dataset), empty, names)
+    sizes = index.size[(index.size > 0).all(axis=1)]
+    size = np.median(sizes, axis=0).astype(int).tolist() if len(sizes) else (0, 0)
+    return ChosenSplit(path, folder, files, len(dataset), empty, names, tuple(size))

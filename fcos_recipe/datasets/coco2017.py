@@ -1,5 +1,6 @@
 """Download COCO 2017, unpack and count it, and recognise a complete copy at the next call."""
 
+import contextlib
 import mmap
 import os
 import re
@@ -112,6 +113,7 @@ def get(folder: Path, release: Release = COCO_2017, options: Options = _DEFAULTS
         NoSpace, DownloadError: see `download.fetch`.
     """
     job = _Job(folder, release, options)
+    job.link()
     if missing := job.missing():
         download.prepare(job.folder)
         own_folder(job.ours)
@@ -128,7 +130,7 @@ def planned_steps(
     folder: Path, release: Release = COCO_2017, options: Options = _DEFAULTS
 ) -> list[str]:
     """What `get` would do, as lines of text; contacts no server and writes nothing."""
-    job = _Job(folder, release, options)
+    job = _Job(folder, release, options, dry=True)
     missing = job.missing()
     lines = []
     for archive in job.wanted:
@@ -145,7 +147,8 @@ def planned_steps(
 
 
 class _Job:
-    def __init__(self, folder: Path, release: Release, options: Options):
+    def __init__(self, folder: Path, release: Release, options: Options, dry: bool = False):
+        self.dry = dry  # write nothing
         self.folder = Path(os.path.abspath(given_path(folder)))
         self.ours = self.folder / OURS
         self.release, self.options = release, options
@@ -157,6 +160,18 @@ class _Job:
         self.was_there: set[str] = set()
         self.unchecked: set[str] = set()  # folders whose image names are still to be compared
 
+    def place(self, archive: Archive) -> Path:
+        """The folder of an archive's files; also that in images/, as Ultralytics has it."""
+        usual, other = self.folder / archive.folder, self.folder / "images" / archive.folder
+        return other if other.is_dir() and not os.path.lexists(usual) else usual
+
+    def link(self) -> None:
+        """Make links to folders in images/ where the configs look for them, if that can be done."""
+        for archive in self.wanted:
+            with contextlib.suppress(OSError):
+                if (there := self.place(archive)).parent != self.folder:
+                    (self.folder / archive.folder).symlink_to(there.relative_to(self.folder))
+
     def missing(self, quiet: bool = False) -> list[Archive]:
         """Archives whose files aren't all there."""
         return [a for a in self.wanted if not self._known(a, quiet) and not self._adopt(a, quiet)]
@@ -166,7 +181,7 @@ class _Job:
         record = self._record(archive)
         if record is None:
             return False
-        found = _listing(self.folder / archive.folder, archive.folder)
+        found = _listing(self.place(archive), archive.folder)
         wrong, lost, touched = [], [], False
         files = record["files"]
         verify = self.options.verify and not quiet
@@ -206,7 +221,7 @@ class _Job:
         """Whether a folder filled by other means is complete; if so, record it."""
         if self._record(archive) is not None:
             return False
-        listing = _listing(self.folder / archive.folder, archive.folder)
+        listing = _listing(self.place(archive), archive.folder)
         if archive is self.release.annotations:
             names = [s.anno for s in self.splits if s.anno in listing]
             good = len(names) == len(self.splits) and all(
@@ -243,7 +258,9 @@ class _Job:
 
     def _write_record(self, archive: Archive, crcs: dict, more: dict) -> None:
         """Record size, time (ns) and CRC-32 of each file, if the disk is writable."""
-        found = _listing(self.folder / archive.folder, archive.folder)
+        if self.dry:
+            return
+        found = _listing(self.place(archive), archive.folder)
         record = {**more, "files": {name: [*found[name], crc] for name, crc in crcs.items()}}
         try:
             own_folder(self.ours)
@@ -272,8 +289,9 @@ class _Job:
                 path.stat().st_blocks * 512 for path in self.ours.glob(f"{archive.name}*")
             )
             files = archive.unpacked
-            for folder in (self.folder, self.ours / f"unpack-{archive.folder}"):
-                files -= sum(size for size, _ in _listing(folder / archive.folder, "").values())
+            unpacked = self.ours / f"unpack-{archive.folder}" / archive.folder
+            for folder in (self.place(archive), unpacked):
+                files -= sum(size for size, _ in _listing(folder, "").values())
             files = max(files, 0)
             worst = max(worst, used + max(own - arrived, 0) + files)
             used += files - arrived + (own if self.options.keep_zips else 0)
@@ -294,7 +312,10 @@ class _Job:
             if download.digest(given, "md5", f"{given.name}: checking") != archive.md5:
                 raise Damaged(f"{given}: its MD5 is not {archive.md5}; fetch it again")
         elif not source.is_file():  # it gets its final name only after its MD5 was checked
-            download.fetch(self.url(archive), source, archive.md5, self.options.connections)
+            remedy = "" if self.options.mirror else "; --mirror names another server"
+            download.fetch(
+                self.url(archive), source, archive.md5, self.options.connections, remedy=remedy
+            )
         crcs, kept = archives.unpack(
             source, archive.folder, self.ours / f"unpack-{archive.folder}", self.folder
         )
@@ -332,7 +353,7 @@ class _Job:
                     f"{split.images:,} and {split.boxes:,}"
                 )
             if level == "all":
-                found = _listing(self.folder / folder, folder)
+                found = _listing(self.place(split.archive), folder)
                 if lost := [n for n in names if f"{folder}/{n}" not in found]:
                     raise Damaged(f"{self.folder / folder}: {_some(lost)}: missing")
             counts[folder] = (images, boxes, level)

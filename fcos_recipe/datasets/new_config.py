@@ -12,10 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fcos_recipe.config import scaling
 from fcos_recipe.config.find import display
 from fcos_recipe.config.load import Config, load_config, yaml_text
+from fcos_recipe.data.transforms import named
 from fcos_recipe.datasets.chosen_splits import ChosenSplit, DataRequest, Sources, open_split
+from fcos_recipe.datasets.fpn_levels import Rules
+from fcos_recipe.datasets.verify.findings import by
 from fcos_recipe.errors import UserError, UserErrors, path_reason
 from fcos_recipe.files.atomic import draft
 from fcos_recipe.files.reading import given_path
@@ -27,6 +32,7 @@ MOST_EPOCHS = 100
 WARM_UP = 10  # warm-up takes at most 1/WARM_UP of the run
 EVALUATIONS = 12  # per run, as in the published schedule
 MOST_NAMES = 20  # classes listed in the header
+ENLARGED = 4  # times as many pixels as the images have, from which on that is said
 
 
 @dataclass(kw_only=True)
@@ -38,6 +44,7 @@ class Request(DataRequest):
         base: name of a config in configs/fcos, or a file.
         cards: number of cards.
         batch_size: images per card; None: as in the base.
+        size: short and long side in pixels to which images are resized; None: as in the base.
         weights: file, URL or zoo name of initial weights; None: as in the base.
         from_scratch: start from random weights.
         force: replace an existing `output`.
@@ -47,6 +54,7 @@ class Request(DataRequest):
     base: str = "fcos_r50_fpn_1x_coco"
     cards: int = 1
     batch_size: int | None = None
+    size: tuple[int, int] | None = None
     weights: str | None = None
     from_scratch: bool = False
     force: bool = False
@@ -99,7 +107,7 @@ def new(args: Request) -> Written:
     except UserError:
         sources.discard()
         raise
-    return Written(train, val, plan, sources.notes)
+    return Written(train, val, plan, sources.notes + _enlarged(args, base, train))
 
 
 def _base(name: str) -> Config:
@@ -108,6 +116,36 @@ def _base(name: str) -> Config:
         if base.node(key) is None:
             raise UserError(f"--base {name}: this config can't train: {key} is not set")
     return base
+
+
+def _enlarged(args: Request, base: Config, train: ChosenSplit) -> list[str]:
+    """What is to be said if images become much larger before they reach the network."""
+    if args.size or not min(train.size):
+        return []
+    _, (seen,) = Rules.of(base).resized(np.zeros((1, 4), np.float32), np.array([train.size]))
+    times = seen.prod() / np.prod(train.size)
+    if times < ENLARGED:
+        return []
+    short, long = sorted(train.size)
+    return [
+        f"the images ({by(train.size[::-1])} pixels) are enlarged to {by(seen[::-1].round())} for "
+        f"the network: {times:.0f} times the computation, which can help where objects are small; "
+        f"--size {short} {long} writes a config that leaves them as they are"
+    ]
+
+
+def _sized(base: Config, size: tuple[int, int]) -> list:
+    """Lines that resize images to other limits in every reader."""
+    lines: list = []
+    for reader in ("TrainReader", "EvalReader", "TestReader"):
+        lines += [f"{reader}:", ("  sample_transforms:", f"the base's, with --size {by(size)}")]
+        for name, arguments in named((base.data.get(reader) or {}).get("sample_transforms") or []):
+            if name in ("Resize", "RandomResize"):
+                old = np.atleast_2d(arguments["target_size"])
+                new = (old / np.sort(old.max(0)) * sorted(size)).round().astype(int).tolist()
+                arguments = {**arguments, "target_size": new if name[1] == "a" else new[0]}
+            lines.append(f"  - {yaml_text({name: arguments})}")
+    return lines
 
 
 def _used(train: ChosenSplit) -> int:
@@ -169,8 +207,13 @@ def _text(args: Request, data: Path, base: Config, train: ChosenSplit, val: Chos
         (f"snapshot_epoch: {interval}", "save as often as evaluating"),
         (f"launch: {{cards: {args.cards}}}", "--gpus N overrides it; the LR follows"),
     ]
+    if args.size:
+        lines += _sized(base, args.size)
     if args.batch_size:
-        lines.append((f"TrainReader: {{batch_size: {batch}}}", "images per card"))
+        at = lines.index("EvalReader:") if args.size else len(lines)
+        lines[at:at] = ["TrainReader:"] * (not args.size) + [
+            (f"  batch_size: {batch}", "images per card")
+        ]
     lines += [
         "LearningRate:",
         (f"  base_lr: {base_lr:g}", f"the base's; a step of {total} images gets "
@@ -295,5 +338,6 @@ def _written(path: Path, text: str, cards: int, images: int) -> scaling.ScalePla
                 raise UserErrors(missing)
             scaling.plan_scaling(config, cards, images)
     except UserError as error:
-        raise UserError(str(error).replace(display(part), display(path))) from None
+        lines = str(error).replace(display(part), display(path)).split("\n")
+        raise UserError(*lines) from None
     return scaling.plan_scaling(load_config(path), cards, images)

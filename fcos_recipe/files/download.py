@@ -75,7 +75,12 @@ class _Stopped(Exception):
 
 
 def fetch(
-    url: str, path: str | Path, md5: str | None = None, connections: int = 1, piece: int = 0
+    url: str,
+    path: str | Path,
+    md5: str | None = None,
+    connections: int = 1,
+    piece: int = 0,
+    remedy: str = "",
 ) -> None:
     """Download `url` to `path`, continuing an earlier partial download.
 
@@ -88,6 +93,7 @@ def fetch(
             the length is checked.
         connections: number of parallel connections, for servers that limit the speed of each.
         piece: bytes per request if `connections` > 1; default `PIECE`.
+        remedy: ends the message of an error that is the server's, such as "; try another server".
 
     Raises:
         UserError: the URL is not http or https, or the directory cannot be written.
@@ -101,7 +107,7 @@ def fetch(
     prepare(path.parent)
     mismatches = 0
     for _ in range(RESTARTS + 1):
-        transfer = _Transfer(url, path, md5, connections, piece or PIECE)
+        transfer = _Transfer(url, path, md5, connections, piece or PIECE, remedy)
         try:
             expected = transfer.run()
         except _Changed as reason:
@@ -112,13 +118,13 @@ def fetch(
             transfer.discard()
             mismatches += 1
             if mismatches == 2:
-                raise Damaged(f"{url}: the MD5 is not {expected} in two downloads; try --mirror")
+                raise Damaged(f"{url}: the MD5 is not {expected} in two downloads{remedy}")
             say(f"{path.name}: the MD5 is not {expected}: restarting the download")
             continue
         os.replace(transfer.part, path)
         transfer.discard()
         return
-    raise DownloadError(f"{url}: restarted {RESTARTS + 1} times without success; try --mirror")
+    raise DownloadError(f"{url}: restarted {RESTARTS + 1} times without success{remedy}")
 
 
 @contextlib.contextmanager
@@ -247,7 +253,11 @@ class _Note:
 class _Transfer:
     """One attempt to download a file, with a thread per connection; `guard` protects its state."""
 
-    def __init__(self, url: str, path: Path, md5: str | None, connections: int, piece: int):
+    def __init__(
+        self, url: str, path: Path, md5: str | None, connections: int, piece: int, remedy: str
+    ):
+        self.via = _proxy(url)
+        self.remedy = "" if self.via else remedy
         self.url, self.md5, self.connections, self.piece = url, md5, connections, piece
         self.key = hashlib.sha256(url.encode()).hexdigest()
         self.name = path.name
@@ -358,7 +368,7 @@ class _Transfer:
                 if error.code == 416 and self.note:
                     raise _Changed("the server's file is shorter than the partial one") from None
                 if error.code < 500 and error.code not in (408, 425, 429):
-                    raise DownloadError(f"{self.url}: {reason}") from None
+                    raise DownloadError(f"{self.url}: {reason}{self.via}{self.remedy}") from None
                 with contextlib.suppress(TypeError, ValueError):
                     pause = min(float(error.headers.get("Retry-After") or ""), 2 * LONGEST_PAUSE)
             except (_Broken, http.client.HTTPException, urllib.error.URLError, OSError) as error:
@@ -367,7 +377,7 @@ class _Transfer:
             if failures >= (LATER_TRIES if self.received else FIRST_TRIES):
                 raise DownloadError(
                     f"{self.url}: {reason} ({failures} failures in a row); run the same command "
-                    "again to continue the download"
+                    f"again to continue the download{self.remedy}"
                 )
             pause = max(pause, min(BACKOFF * 2 ** (failures - 1), LONGEST_PAUSE))
             say(f"{self.name}: {reason}; next try in {pause:.0f} s")
@@ -463,6 +473,17 @@ class _Transfer:
             os.fdatasync(self.file)
             write_json(self.note_path, asdict(self.note), compact=True)
         self.saved = time.monotonic()
+
+
+def _proxy(url: str) -> str:
+    """Words that name the proxy which requests to this address use, and its variable, if any."""
+    scheme = url.partition(":")[0]
+    proxy = urllib.request.getproxies().get(scheme, "").rpartition("@")[2]  # without a password
+    if not proxy or urllib.request.proxy_bypass(urllib.request.Request(url).host):
+        return ""
+    variable = f"{scheme}_proxy"
+    variable = variable if variable in os.environ else variable.upper()
+    return f" (through the proxy {proxy} of the variable {variable})"
 
 
 def _content_md5(headers: http.client.HTTPMessage) -> str | None:

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -158,7 +157,7 @@ def read_training(folder: Path, steps: int, before: int = 0) -> dict:
         ValueError: it did not reach `steps`, or a loss is not finite.
     """
     from fcos_recipe.runs.contents import read_run
-    from fcos_recipe.runs.throughput import throughput
+    from fcos_recipe.runs.throughput import steady, throughput
 
     rows = [r for r in read_run(folder).train if r["step"] > before]
     if not rows or rows[-1]["step"] != steps:
@@ -169,7 +168,7 @@ def read_training(folder: Path, steps: int, before: int = 0) -> dict:
     return {
         "steps": steps - before,
         **{name: round(value, 3) for name, value in throughput(rows).items()},
-        "data_time": statistics.median(row["data_time"] for row in rows),
+        "data_time": steady([row["data_time"] for row in rows]),
         "memory_mib": max(row["memory_mib"] for row in rows),
         "first_loss": rows[0]["loss"], "last_loss": rows[-1]["loss"],
     }  # fmt: skip

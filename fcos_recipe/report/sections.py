@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from fcos_recipe.report import headline
+from fcos_recipe.report import headline, named_sets
 from fcos_recipe.report.blocks import (
     Cell,
     Charts,
@@ -24,6 +24,7 @@ from fcos_recipe.report.blocks import (
 from fcos_recipe.report.headline import percent
 from fcos_recipe.report.svg import Series, number
 from fcos_recipe.runs.contents import MOST_PICTURES, Run, value
+from fcos_recipe.runs.throughput import steady
 
 MOST_CLASSES = 20  #: largest confusion matrix that is legible
 MOST_ROWS = 400  #: rows in a table of classes
@@ -52,6 +53,9 @@ def build(run: Run, others: Sequence[Run] = (), comparison: list | None = None) 
         ("Environment", "environment", environment(run)),
         ("Reproduce it", "repeat", repeat(run)),
     ]
+    if sets := named_sets.blocks(run):
+        after = [anchor for _, anchor, _ in parts].index("classes") + 1
+        parts.insert(after, ("AP of the named data sets", "sets", sets))
     if run.notes or run.warnings:
         parts.append(("Missing files and warnings", "missing", missing(run)))
     name = run.config_name
@@ -88,8 +92,9 @@ def curves(run: Run, others: Sequence[Run]) -> list:
     def ends(ys):
         return f"From {number(ys[0])} to {number(ys[-1])}, minimum {number(min(ys))}."
 
-    def steady(ys):
-        return f"Median {number(sorted(ys)[len(ys) // 2])}, {number(min(ys))} to {number(max(ys))}."
+    def usual(form):
+        return lambda ys: (f"Median {format(steady(ys), form)} without the first, "
+                           f"{number(min(ys))} to {number(max(ys))}.")  # fmt: skip
 
     charts = []
     add("Loss", of("loss"), "loss", ends, y_range=(0, None))
@@ -117,12 +122,12 @@ def curves(run: Run, others: Sequence[Run]) -> list:
         lambda ys: f"Maximum {number(max(ys))}, last {number(ys[-1])}.",
         y_range=(0, None),
     )
-    add("Throughput", of("images_per_second_per_card"), "images/s per card", steady,
+    add("Throughput", of("images_per_second_per_card"), "images/s per card", usual(".2f"),
         y_range=(0, None))  # fmt: skip
     add("Peak memory", of("memory_mib"), "MiB", lambda ys: f"Maximum {max(ys):.0f} MiB"
         + (" resident memory of the process." if run.environment and run.environment.device == "cpu"
            else "."), y_range=(0, None))  # fmt: skip
-    add("Waiting for data", of("data_time"), "seconds per batch", steady, y_range=(0, None))
+    add("Waiting for data", of("data_time"), "seconds per batch", usual(".3g"), y_range=(0, None))
     return [Charts(charts)]
 
 

@@ -21,6 +21,16 @@ epochs would take 47 hours. No published log confirms this.
 """
 
 import statistics
+from collections.abc import Sequence
+
+
+def steady(values: Sequence[float]) -> float:
+    """The median without the first value, during which workers start and caches fill.
+
+    Args:
+        values: of a run's log lines, at least one.
+    """
+    return statistics.median(values[1:] or values)
 
 
 def throughput(records: list[dict]) -> dict[str, float]:
@@ -33,8 +43,7 @@ def throughput(records: list[dict]) -> dict[str, float]:
         `images_per_second_per_card` and `images_per_second`; {} if nothing was logged.
     """
     stretches = [record for record in records if record["kind"] == "train"]
-    stretches = stretches[1:] or stretches
     if not stretches:
         return {}
     names = ("images_per_second_per_card", "images_per_second")
-    return {name: statistics.median(record[name] for record in stretches) for name in names}
+    return {name: steady([record[name] for record in stretches]) for name in names}

@@ -18,7 +18,7 @@ IOU = "configs/fcos/fcos_r50_fpn_iou_1x_coco.yml"
     [
         [],
         ["LearningRate.base_lr=1e-3"],
-        ["weights='it''s: # odd'", "save_dir=nul", "TestReader.inputs_def.image_shape=[3, 8]"],
+        ["weights='it''s: # odd'", "save_dir=nul", "FCOSHead.nms.nms_eta=0.9"],
         ["launch.cards=2", "ResNet.norm_type='1e3'", 'output_eval="a\\nb"', "seed=0"],
     ],
 )

@@ -7,7 +7,6 @@ import pytest
 
 from fcos_recipe import api
 from fcos_recipe.config import load_config
-from fcos_recipe.config.scaling import plan_scaling
 from fcos_recipe.errors import UserError, UserErrors
 from tests.conftest import ROOT
 
@@ -35,13 +34,14 @@ HEADLINE = ROOT / "configs/fcos/fcos_r50_fpn_1x_coco.yml"
         (["ResNet.depth=26"], "ResNet.depth: no ResNet has 26 layers"),
         (["FCOSHead.num_classes=7"], "FCOSHead.num_classes: 7, but num_classes of the config is 3"),
         (["architecture=FasterRCNN"], "architecture: this recipe trains FCOS, not FasterRCNN"),
-        (["architecture=YOLOv3"], "architecture: this recipe trains FCOS"),
+        (["architecture=ARSL_FCOS"], "architecture: this recipe trains FCOS, not ARSL_FCOS"),
         (
             ["TrainReader.mosaic_epoch=3"],
             "TrainReader.mosaic_epoch: sample_transforms has no Mosaic",
         ),
         (["TrainReader.pre_img_epoch=3"], "pre_img_epoch: not supported: it serves CenterTrack"),
         (["FCOS.ssod_loss=SSODFCOSLoss"], "FCOS.ssod_loss: not supported: semi-supervised"),
+        (["FCOS.fcos_post_process=FCOSPostProcess"], "not supported: as in PaddleDetection 2.6"),
     ],
 )
 def test_contradictions_are_named(overrides, says):
@@ -133,39 +133,6 @@ def test_accepted_configs_train_and_decode_with_the_same_strides(tiny, tmp_path)
         assert result.steps == 1 and result.evaluation.result["images"] == 8
         trained += 1
     assert 8 <= trained <= 36
-
-
-TREE = ROOT / "tests/fixtures/paddledet_tree/configs"
-# What other files of PaddleDetection's tree ask for, in few lines of our own.
-OTHERS = {
-    "supervised baseline of semi-supervised training": (
-        "LearningRate:\n  base_lr: 0.01\n  schedulers:\n"
-        "  - !PiecewiseDecay {gamma: 0.1, milestones: [16]}\n"
-        "  - !LinearWarmup {start_factor: 0.001, epochs: 1}\nTrainDataset: !COCODataSet\n"
-        "  image_dir: train\n  anno_path: train.json\n", None),
-    "teacher and student": (
-        "ssod_method: DenseTeacher\nDenseTeacher: {train_cfg: {}}\nSemiTrainReader: {}\n",
-        "ssod_method: semi-supervised training is not part of this recipe"),
-    "another architecture with FCOS in its name": (
-        "architecture: ARSL_SSOD_FCOS\nARSL_SSOD_FCOS: {backbone: ResNet}\n",
-        "architecture: this recipe trains FCOS, not ARSL_SSOD_FCOS"),
-    "rotated boxes": (
-        "architecture: YOLOv3\nmetric: RBOX\nYOLOv3: {yolo_head: FCOSRHead}\n",
-        "architecture: this recipe trains FCOS, not YOLOv3"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_other_files_of_paddledetection_load_or_are_refused_in_one_line(name, tmp_path):
-    text, refusal = OTHERS[name]
-    path = tmp_path / "other.yml"
-    path.write_text(f"_BASE_: ['{TREE}/fcos/fcos_r50_fpn_iou_multiscale_2x_coco.yml']\n{text}")
-    if refusal is None:
-        assert plan_scaling(load_config(path), 1, 900).lr > 0
-    else:
-        with pytest.raises(UserErrors, match=refusal) as error:
-            load_config(path)
-        assert len(error.value.messages) == 1
 
 
 def test_data_set_tags_mean_the_name_of_a_class(tmp_path):

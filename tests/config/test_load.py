@@ -241,6 +241,14 @@ def test_bases_merge_as_upstream_does_and_missing_ones_are_named(tmp_path):
         load_config(tmp_path / "aa.yml")
 
 
+def test_a_key_that_holds_a_value_for_others_is_allowed(root, tmp_path):
+    text = f"_BASE_: [{root / HEADLINE}]\nlength: &length 24\nepoch: *length\nother: &other 3\n"
+    (error,) = errors(write(tmp_path, text), strict=True)
+    assert ":4: other: unknown key" in error
+    config = load_config(write(tmp_path, text.replace("other: &other 3\n", "")), strict=True)
+    assert config.data["epoch"] == 24 and "length" not in config.data and not config.warnings
+
+
 def test_base_under_the_home_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path, "epoch: 5\n", "home.yml")

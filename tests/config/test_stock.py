@@ -97,8 +97,7 @@ def test_upstreams_files_resolve_as_in_stocks_own_loader(stock, name):
 
 def test_signatures_read_from_source_are_pythons_own(stock):
     for name in NAMES:
-        extra = set(schema.READ_ELSEWHERE.get(name, {})) | set(schema.ONLY_OURS.get(name, {}))
-        found = set(schema.signature(name).args) - extra
+        found = set(schema.signature(name).args) - set(schema.ONLY_OURS.get(name, {}))
         assert set(stock["arguments"][name]) <= found, name
         if not schema.signature(name).swallows:
             assert found == set(stock["arguments"][name]), name

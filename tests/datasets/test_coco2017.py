@@ -197,6 +197,25 @@ def test_refusals_that_no_retry_betters(server, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["file"]
 
 
+def test_errors_name_the_proxy_and_never_the_mirror_in_use(world, monkeypatch):
+    """A dead proxy is not the server's refusal; another server is advised where it may help."""
+    port = world.server.server_port
+    world.server.files.clear()
+    with pytest.raises(download.DownloadError, match="HTTP 404.*; --mirror names another"):
+        world.get()
+    with pytest.raises(download.DownloadError) as error:
+        world.get(mirror=f"http://127.0.0.1:{port}/elsewhere")
+    assert "404" in str(error.value) and "mirror" not in str(error.value)
+    monkeypatch.setenv("HTTP_PROXY", "http://user:secret@127.0.0.1:9")
+    with pytest.raises(download.DownloadError, match="proxy 127.0.0.1:9 of.* HTTP_PROXY") as error:
+        world.get()
+    assert "mirror" not in str(error.value) and "secret" not in str(error.value)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with pytest.raises(download.DownloadError) as error:
+        world.get()
+    assert "404" in str(error.value) and "proxy" not in str(error.value)
+
+
 def test_full_disk_before_and_during(server, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
@@ -439,6 +458,27 @@ def test_a_data_set_from_elsewhere_is_recognised_also_behind_links(world, tmp_pa
     (tmp_path / "elsewhere/train2017" / f"{1:012}.jpg").unlink()
     world.get()
     assert content(tmp_path / "elsewhere") == world.expected
+    assert {path for path, _ in world.server.requests} == {"/zips/train2017.zip"}
+
+
+def test_images_of_ultralytics_layout_are_used_where_they_are(world):
+    """Nothing is fetched again, only what is missing; the configs find the images by links."""
+    for name, data in world.expected.items():
+        place = world.data / ("" if name.startswith("annotations") else "images") / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(data)
+    before = content(world.data)
+    lines = coco2017.planned_steps(world.data, world.release)
+    assert [line.split()[-1] for line in lines[:3]] == ["complete"] * 3
+    assert sorted(os.listdir(world.data)) == ["annotations", "images"]  # written: nothing
+    for _ in range(2):
+        assert [line.split()[-2:] for line in world.get()[1:]] == [["(was", "there)"]] * 3
+    assert world.server.requests == []
+    assert content(world.data) == before
+    assert all((world.data / name).read_bytes() == x for name, x in world.expected.items())
+    (world.data / "images/train2017" / f"{1:012}.jpg").unlink()
+    world.get()
+    assert content(world.data) == before
     assert {path for path, _ in world.server.requests} == {"/zips/train2017.zip"}
 
 

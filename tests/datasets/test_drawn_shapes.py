@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from fcos_recipe.cli import run
 from fcos_recipe.commands.draw_shapes import main
 from fcos_recipe.datasets.drawn_shapes import CLASSES, MANIFEST, make_shapes
 from fcos_recipe.errors import UserError
@@ -45,6 +46,11 @@ def test_shares(made, split, count):
     size = boxes[:, 2:].prod(1)
     iou = shared / (size[:, None] + size - shared)
     assert np.mean(iou.max(1) > 0.05) >= 0.2
+
+
+def test_the_demos_data_has_no_finding(made, capsys):
+    assert run("dataset", ["verify", str(made)]) == 0
+    assert "errors: 0, warnings: 0" in capsys.readouterr().out
 
 
 def test_boxes_lie_on_objects(made):

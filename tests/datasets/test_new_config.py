@@ -12,6 +12,7 @@ import yaml
 from fcos_recipe.cli import run
 from fcos_recipe.config import scaling
 from fcos_recipe.config.load import load_config
+from fcos_recipe.data.transforms import named
 from fcos_recipe.datasets import new_config as module
 from fcos_recipe.datasets.new_config import ChosenSplit, Request
 from tests.helpers.coco_folders import coco, write
@@ -93,7 +94,7 @@ def test_layouts(tmp_path, layout, capsys):
 
 def fake(images, empty=0, classes=3):
     boxes = {f"class {i}": 2 * images for i in range(classes)}
-    return ChosenSplit("/d/train.json", "/d/train", set(), images, empty, boxes)
+    return ChosenSplit("/d/train.json", "/d/train", set(), images, empty, boxes, (480, 640))
 
 
 @pytest.mark.parametrize("base", ["fcos_r50_fpn_1x_coco", "fcos_r50_fpn_iou_multiscale_2x_coco",
@@ -132,6 +133,32 @@ def test_schedules_add_up_for_every_size(tmp_path, base, scratch, cards):
         assert config.data["ResNet"]["freeze_norm"] is False
     else:
         assert weights.endswith(f"/models/{base.name}.pdparams")
+
+
+@pytest.mark.parametrize("base", ["fcos_r50_fpn_1x_coco", "fcos_r50_fpn_iou_multiscale_2x_coco"])
+def test_enlargement_is_said_and_size_avoids_it(tmp_path, base):
+    """Each reader gets the size, and nothing else of it changes."""
+    out, like = tmp_path / "my.yml", module._base(base)
+    train = fake(100)._replace(size=(160, 224))
+    args = Request(data=tmp_path, output=out)
+    (note,) = module._enlarged(args, like, train)
+    assert "224 x 160" in note and "1120 x 800" in note and "--size 160 224" in note
+    assert module._enlarged(args, like, fake(100)) == []
+    args = Request(data=tmp_path, output=out, size=(160, 224), batch_size=3)
+    assert module._enlarged(args, like, train) == []
+    out.write_text(module._text(args, tmp_path, like, train, fake(8)))
+    config = load_config(out, strict=True)
+    for reader in ("TrainReader", "EvalReader", "TestReader"):
+        names, sizes, before = [], [], named(like.data[reader]["sample_transforms"])
+        for (name, new), (_, old) in zip(named(config.data[reader]["sample_transforms"]), before):
+            names.append(name)
+            if "Resize" in name:
+                sizes.append(np.atleast_2d(new.pop("target_size")).max(0).tolist())
+                assert new == {key: value for key, value in old.items() if key != "target_size"}
+            else:
+                assert new == old
+        assert sizes == [[160, 224]] and names == [name for name, _ in before]
+    assert config.data["TrainReader"]["batch_size"] == 3
 
 
 def test_negatives_names_and_numbers(tmp_path, capsys):

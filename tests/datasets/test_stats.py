@@ -64,6 +64,10 @@ def test_hand_counted(tmp_path):
         histogram = boxes[key]
         assert sum(histogram["counts"]) == 4
         assert len(histogram["edges"]) == len(histogram["counts"]) + 1
+    middle = np.sqrt(
+        np.array(boxes["aspect_ratio"]["edges"][:-1]) * boxes["aspect_ratio"]["edges"][1:]
+    )
+    assert middle[np.argmax(boxes["aspect_ratio"]["counts"])] == pytest.approx(1, abs=1e-3)
     edges = np.array(boxes["sqrt_area"]["edges"])
     at = np.flatnonzero(boxes["sqrt_area"]["counts"])
     assert [(edges[i], edges[i + 1]) for i in at] == [

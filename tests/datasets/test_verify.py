@@ -157,7 +157,7 @@ PLANTED = {
                   "annotations[0]"),
     "area larger": (lambda d: d["annotations"][0].update(area=500), {"area_differs"}, 100,
                     "annotations[0]"),
-    "area smaller": (lambda d: d["annotations"][0].update(area=20), {"area_differs"}, 100,
+    "area smaller": (lambda d: d["annotations"][0].update(area=5), {"area_differs"}, 100,
                      "annotations[0]"),
     "image without size": (lambda d: d["images"][0].update(width=0), {"image_size_odd"}, 10,
                            "images[0]"),
@@ -522,6 +522,19 @@ def test_allowed_kinds_are_warnings(world):
     assert verify(root)[0] == 1
     code, report = verify(root, "--allow", "box_negative")
     assert code == 0 and report["warnings"] == 1
+
+
+def test_console_has_one_line_per_kind_unless_all_are_asked_for(world, capsys):
+    root, splits = world
+    for annotation in splits["train"]["annotations"]:
+        annotation["area"] *= 3
+    save(root, "train", splits["train"])
+    assert verify(root)[0] == 0
+    shown = [line for line in capsys.readouterr().out.splitlines() if "annotations[" in line]
+    assert len(shown) == 1 and "area_differs: 6" in shown[0] and "e.g. id 100" in shown[0]
+    assert verify(root, "--all")[0] == 0
+    shown = [line for line in capsys.readouterr().out.splitlines() if "annotations[" in line]
+    assert [re.findall(r"annotations\[(.)", line) for line in shown] == [[str(i)] for i in range(6)]
 
 
 def test_script_in_a_pipe(world, root):

@@ -150,6 +150,16 @@ def test_all_of_a_run_is_in_it(made):
     assert "DEVICE=cpu bash scripts/train.sh --gpus 2 -c" in words
 
 
+def test_the_chart_names_the_median_of_the_table(made):
+    read = read_run(made)
+    for k, record in enumerate(read.train[:-1]):  # an even number, and a first that is left out
+        record["images_per_second_per_card"] = 4 + 0.07 * k * k
+    read.train.pop()
+    text = html.page(build(read))
+    assert f"Median {read.speed[0]:.2f} without the first" in text
+    assert text.count(f"{read.speed[0]:.2f}") >= 2
+
+
 def test_the_command_of_the_demo_is_the_demo(made):
     read = read_run(made)
     read.facts.cards = 1

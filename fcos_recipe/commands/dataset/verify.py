@@ -12,9 +12,8 @@ from fcos_recipe.commands.options import add_json, parser, write
 from fcos_recipe.config.find import display
 from fcos_recipe.datasets.account import table_lines
 from fcos_recipe.datasets.verify.findings import KINDS
-from fcos_recipe.errors import UserError, path_reason, printable
+from fcos_recipe.errors import UserError, one_line, path_reason
 
-EXAMPLES = 5  # shown on the console per kind
 CHANGES = 200  # listed on the console per copy
 _HELP = """\
 examples:
@@ -33,7 +32,8 @@ the image's, are kept and reported.
 
 The JSON report has totals and findings for each split ("splits" -> name): kind -> severity,
 meaning, count and all items with the entry's id, the image's file, its position in the annotation
-file and a text. "between" has findings between splits and against the config.
+file and a text. "between" has findings between splits and against the config. The console shows one
+line per kind with its first item; --all shows every item.
 """
 _CODES = {
     exit_codes.OK: "no error (there may be warnings)",
@@ -50,6 +50,7 @@ def main(argv: list[str]) -> int:
     add = ask.add_argument
     add("--no-images", action="store_true", help="check annotations only; don't open images")
     add_json(ask, "write all findings to FILE")
+    add("--all", action="store_true", help="show every finding, not one of each kind")
     add("--fix", type=Path, metavar="FILE|DIR", help="write cleaned copies of the annotations")
     add("--allow", nargs="+", action="extend", default=[], metavar="KIND", choices=KINDS,
         help="kinds of errors to treat as warnings")  # fmt: skip
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> int:
             write(args.json, json.dumps(report, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{args.json}: {path_reason(error)}") from None
-    for line in lines(report, args.no_images):
+    for line in lines(report, args.no_images, args.all):
         print(line)
     return exit_codes.FAILED if found.errors else exit_codes.OK
 
@@ -79,11 +80,11 @@ def _epilog() -> str:
     return text
 
 
-def lines(report: dict[str, Any], no_images: bool) -> Iterator[str]:
-    """Console lines of a report."""
+def lines(report: dict[str, Any], no_images: bool, every: bool = False) -> Iterator[str]:
+    """Console lines of a report: the first finding of each kind, or every one."""
     for name, part in report["splits"].items():
-        yield f"{name}: {printable(display(part['annotations']))}"
-        yield from (f"  {printable(note)}" for note in part["notes"])
+        yield f"{name}: {one_line(display(part['annotations']))}"
+        yield from (f"  {one_line(note)}" for note in part["notes"])
         totals = part["totals"]
         if totals is not None:
             read = "not read" if no_images else f"{totals['images_read']} read"
@@ -95,25 +96,32 @@ def lines(report: dict[str, Any], no_images: bool) -> Iterator[str]:
                 f"annotations to train on, {totals['crowds']} crowds, {totals['categories']} "
                 "categories"
             )
-        yield from _finding_lines(part["findings"])
+        yield from _finding_lines(part["findings"], every)
         if not part["findings"]:
             yield "  nothing found"
     if report["between"]:
         yield "between splits, and against the config:"
-        yield from _finding_lines(report["between"])
+        yield from _finding_lines(report["between"], every)
     for name, part in report["splits"].items():
         if "fix" in part:
-            yield from _fix_lines(name, part["fix"])
+            yield from _fix_lines(name, part["fix"], every)
+    if not every and any(
+        row["count"] > 1 for part in (*report["splits"].values(), {"findings": report["between"]})
+        for row in part["findings"].values()
+    ):  # fmt: skip
+        yield "every finding: --all, or --json FILE"
     yield f"errors: {report['errors']}, warnings: {report['warnings']}, {report['seconds']} s"
 
 
-def _finding_lines(kinds: dict[str, Any]) -> Iterator[str]:
+def _finding_lines(kinds: dict[str, Any], every: bool) -> Iterator[str]:
     for kind, row in kinds.items():
-        yield f"  {row['severity']:<8}{kind}: {row['count']}: {row['meaning']}"
-        for item in row["items"][:EXAMPLES]:
-            yield f"          {_item(item)}"
-        if row["count"] > EXAMPLES:
-            yield f"          ... {row['count'] - EXAMPLES} more (all: --json FILE)"
+        line = f"  {row['severity']:<8}{kind}: {row['count']}: {row['meaning']}"
+        items = [_item(item) for item in row["items"]]
+        if every:
+            yield from (line, *(f"          {item}" for item in items if item))
+        else:
+            first = "e.g. " * (row["count"] > 1) + items[0]
+            yield f"{line}: {first}" if items[0] else line
 
 
 def _item(item: dict[str, Any]) -> str:
@@ -121,18 +129,20 @@ def _item(item: dict[str, Any]) -> str:
     id = f"id {item['id']}" if "id" in item else ""
     head = " ".join(part for part in (id, place) if part)
     text = item.get("text", "")
-    return printable(": ".join(part for part in (head, text) if part)).replace("\n", " ")
+    return one_line(": ".join(part for part in (head, text) if part))
 
 
-def _fix_lines(name: str, fix: dict[str, Any]) -> Iterator[str]:
+def _fix_lines(name: str, fix: dict[str, Any], every: bool) -> Iterator[str]:
     if fix["path"] is None:
         yield f"fix of {name}: nothing is written, because the file has no images"
         return
-    yield f"fix of {name}: {printable(fix['path'])}: {len(fix['changes'])} changes"
-    for change in fix["changes"][:CHANGES]:
+    yield f"fix of {name}: {one_line(fix['path'])}: {len(fix['changes'])} changes"
+    shown = len(fix["changes"]) if every else CHANGES
+    for change in fix["changes"][:shown]:
         yield f"  {change['kind']}: {_item(change)}"
-    if len(fix["changes"]) > CHANGES:
-        yield f"  ... {len(fix['changes']) - CHANGES} more (all: --json FILE)"
+    if len(fix["changes"]) > shown:
+        yield f"  ... {len(fix['changes']) - shown} more (all: --all, or --json FILE)"
     yield from table_lines(fix["account"])
     yield f"  errors left in it: {fix['errors_left']}"
-    yield from _finding_lines({k: row for k, row in fix["findings_left"].items() if KINDS[k][0]})
+    left = {k: row for k, row in fix["findings_left"].items() if KINDS[k][0]}
+    yield from _finding_lines(left, every)

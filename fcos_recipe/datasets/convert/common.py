@@ -182,7 +182,7 @@ def class_list(given: list[str] | None) -> list[str] | None:
 def as_number(word: Any) -> float:
     try:
         return float(word)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise Bad(f"{word!r} is not a number", "not a number") from None
 
 

@@ -18,7 +18,7 @@ from fcos_recipe.datasets.locate import Source
 
 SIZE_LIMITS = np.array([32**2, 96**2])  # areas in pixels, COCO's
 SIDES = 2.0 ** np.arange(0, 12.5, 0.5)  # bins of the square root of a box's area, pixels
-RATIOS = 2.0 ** np.arange(-4, 4.5, 0.5)  # bins of width / height
+RATIOS = 2.0 ** np.arange(-4.25, 4.5, 0.5)  # bins of width / height; 1 is the middle of one
 EXAMPLES = 10  # boxes without a location that are listed per reason
 
 

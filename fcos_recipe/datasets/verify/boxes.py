@@ -17,6 +17,7 @@ from fcos_recipe.datasets.verify.findings import Findings, by
 LARGE = 1 << 20  # pixels; larger coordinates are "huge" if the image's size is unknown
 CORNERS = 10  # fewest boxes needed to tell corners from sizes
 OUTSIDE = 1.0  # tolerance in pixels, for tools that count the last pixel
+LEAST_SHARE = 0.1  # of its box that an object fills
 
 
 @dataclass
@@ -108,13 +109,17 @@ def check_format(rows: Columns, limit: np.ndarray, found: Findings) -> None:
 
 
 def check_areas(rows: Columns, entries: list, files) -> None:
-    """Find areas that are not positive, exceed the box's, or differ from it without a mask."""
+    """Find areas that are not positive, exceed the box's, or are too small for any usual shape.
+
+    Areas of masks are often kept where the masks are left out. Only an area below `LEAST_SHARE`
+    of its box is doubtful then.
+    """
     given = ~np.isnan(rows.area) & rows.good
     with np.errstate(invalid="ignore", over="ignore"):
         box = rows.xywh[:, 2:].prod(axis=1)
         nothing = given & ~(rows.area > 0)
         larger = rows.area > 1.01 * box + 1
-        smaller = rows.area < 0.99 * box - 1
+        smaller = rows.area < LEAST_SHARE * box - 1
     masks = (b"null", b"[]", b"[[]]")
     for i in np.flatnonzero(given & smaller).tolist():
         smaller[i] = bytes(entries[i].segmentation) in masks

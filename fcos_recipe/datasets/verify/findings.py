@@ -55,7 +55,7 @@ KINDS = {
     "box_of_two_classes": (False, "repeats another box of the same image with another category"),
     "near_duplicate": (False, "IoU above 0.95 with another box of the same category (hotcoco)"),
     "area_not_positive": (True, "area is 0 or less although the box has a size; left out"),
-    "area_differs": (False, "area exceeds the box's, or is less although there is no mask"),
+    "area_differs": (False, "area exceeds the box's, or is under a tenth of it without a mask"),
     "image_folder": (True, "the image folder was not found"),
     "file_missing": (True, "the image file is missing"),
     "file_unreadable": (True, "not a regular file, or no permission to read it"),
