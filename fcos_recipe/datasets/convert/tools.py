@@ -23,7 +23,7 @@ from fcos_recipe.datasets.convert.common import MISSING, Bad, Converted, as_numb
 from fcos_recipe.datasets.convert.voc import read_xml
 from fcos_recipe.datasets.find_images import ImageFinder, split_of
 from fcos_recipe.errors import UserError
-from fcos_recipe.files.atomic import replace_file
+from fcos_recipe.files.atomic import own_folder, replace_file
 from fcos_recipe.files.reading import read_json, read_text
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -195,7 +195,7 @@ def _extracted(item: Labelled, folder: Path) -> Path | None:
     ending = {b"\x89P": ".png", b"BM": ".bmp", b"GI": ".gif", b"RI": ".webp"}.get(data[:2], ".jpg")
     path = folder / f"{item.file.stem}{ending}"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        own_folder(folder, folder.parent)
         replace_file(path, data)
     return path
 
