@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
 
-from fcos_recipe.config import schema
+from fcos_recipe.config import eval_sets, schema
 from fcos_recipe.config.schema import ANY, REQUIRED
 
 ARCHITECTURE = "FCOS"
@@ -84,7 +84,7 @@ def disagreements(tree) -> list[str]:
     if targets:
         found += _targets(targets, parts["fcos_head"])
     found += _mixing(_section(tree, "TrainReader"))
-    found += _repeats(tree)
+    found += [*_repeats(tree), *eval_sets.disagreements(tree)]
     if not found:
         found += _levels(tree, parts)
     return found

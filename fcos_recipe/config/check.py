@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any
 
-from fcos_recipe.config import schema
+from fcos_recipe.config import eval_sets, schema
 from fcos_recipe.config.schema import RECIPE, REQUIRED, Key, Signature
 
 SCHEDULERS = (("PiecewiseDecay", "CosineDecay"), ("LinearWarmup", "ExpWarmup"))
@@ -74,7 +74,7 @@ def _place(finding: str) -> tuple[str, int]:
 def describe(kind: Any) -> str:
     """Describe a `Key.kind` in words."""
     if isinstance(kind, type):
-        return {str: "text", bool: "true or false", int: "a whole number", float: "a number"}.get(
+        return {str: "text", bool: "true or false", int: "a whole number", dict: "a mapping"}.get(
             kind, "null" if kind is type(None) else f"a {kind.__name__}"
         )
     if kind == (int, float):
@@ -181,6 +181,8 @@ class _Checker:
                     self.unknown(child, f"{name}.{part}", key)
         elif not _matches(node.value, key.kind):
             self.error(node, name, f"expected {describe(key.kind)}, found {node.plain()!r}")
+        elif name == eval_sets.KEY and node.value:
+            self.eval_sets(node)
         elif key.least is not None and isinstance(node.value, int) and node.value < key.least:
             self.error(node, name, f"expected at least {key.least}, found {node.value}")
         elif key.instead and node.value != key.default:
@@ -195,6 +197,21 @@ class _Checker:
             self.injection(section, node)
         else:
             self.error(node, section, "no class named; add `name: COCODataSet`")
+
+    def eval_sets(self, node) -> None:
+        for name, child in node.value.items():
+            path = f"{eval_sets.KEY}.{name}"
+            if not eval_sets.NAME.fullmatch(name):
+                self.error(child, path, "a name consists of letters, digits, _ and -, and is not "
+                           f"{eval_sets.MAIN}")  # fmt: skip
+            elif child.value is None:
+                continue  # leaves out a set of a base
+            elif not isinstance(child.value, dict):
+                self.error(child, path, f"expected a mapping of arguments, found {child.plain()!r}")
+            elif "name" in child.value:
+                self.injection(path, child)
+            else:
+                self.arguments("COCODataSet", child, path)
 
     def injection(self, key: str, node) -> None:
         """Check a mapping whose `name` is a class and whose other keys are its arguments."""

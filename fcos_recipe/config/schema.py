@@ -85,6 +85,12 @@ RECIPE: dict[str, Any] = {
     "cycle_epoch": Key(int, -1, "epochs after which the average restarts; -1: never", True),
     "ema_black_list": Key((list, type(None)), None, "parameters left out of the average", True),
     "ema_filter_no_grad": Key(bool, False, "leave frozen parameters out of the average", True),
+    "eval_sets": Key(
+        (dict, type(None)),
+        {},
+        "further data sets to evaluate on, each under a name with its own figures, e.g. "
+        "{night: {anno_path: night.json}}; what a set leaves out is EvalDataset's",
+    ),
     "eval_interval": Key(int, 1, "epochs between two evaluations with --eval", least=1),
     "snapshot_epoch": Key(int, 1, "epochs between two checkpoints", True, least=1),
     "snapshot_steps": Key(int, 0, "steps between two checkpoints inside an epoch; 0: off", least=0),
