@@ -18,7 +18,7 @@ import numpy as np
 from fcos_recipe.data.image_files import files_below, image_size
 from fcos_recipe.datasets.convert.common import MISSING, Bad, Converted, as_number, common_folder
 from fcos_recipe.datasets.find_images import ImageFinder
-from fcos_recipe.files.atomic import replace_file
+from fcos_recipe.files.atomic import own_folder, replace_file
 
 NO_AREA = "points and lines, which have no area"
 FURTHER = "of further annotations of the same image"
@@ -200,7 +200,7 @@ def _extracted(item: Labelled, folder: Path) -> Path | None:
     ending = {b"\x89P": ".png", b"BM": ".bmp", b"GI": ".gif", b"RI": ".webp"}.get(data[:2], ".jpg")
     path = folder / f"{item.file.stem}{ending}"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        own_folder(folder, folder.parent)
         replace_file(path, data)
     return path
 
