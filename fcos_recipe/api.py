@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fcos_recipe.config import Config, load_config
+from fcos_recipe.config import Config, eval_sets, load_config
 from fcos_recipe.console import log, messages
 from fcos_recipe.errors import UserError, UserErrors, path_reason
 from fcos_recipe.evaluation.options import COCO, Evaluation, Options
@@ -192,7 +192,8 @@ def train(
     """
     config = resolve_config(config, overrides)
     path = Path(output or Path(config.data["save_dir"]) / config.name)
-    sections = ["TrainDataset", *(["EvalDataset"] if evaluate else [])]
+    judged = eval_sets.sections(config.data).values() if evaluate else ()
+    sections = ["TrainDataset", *judged]
     if not resume:
         sections.append("pretrain_weights")
     _refuse_missing(config, *sections)
@@ -267,12 +268,15 @@ def evaluate(
     log_to: Log = None,
     own_process: bool = False,
 ) -> Evaluation:
-    """Evaluate weights on the config's EvalDataset. Under a launcher every rank must call it.
+    """Evaluate weights on the config's EvalDataset and the named sets of its `eval_sets`.
+
+    Under a launcher every rank must call it.
 
     Args:
         config, overrides: see `resolve_config`.
         weights: weights file, checkpoint folder, exported model, or URL.
-        options: thresholds and test-time augmentation; the default gives COCO's figures.
+        options: thresholds and test-time augmentation, or one of the data sets; the default gives
+            COCO's figures.
         device, log_to, own_process: see `train`.
 
     Raises:
@@ -280,7 +284,7 @@ def evaluate(
         RunFailure: no memory.
     """
     config = resolve_config(config, overrides)
-    _refuse_missing(config, "EvalDataset")
+    _refuse_missing(config, *eval_sets.sections(config.data, options.eval_set).values())
     with _work(config, device, log_to) as found:
         from fcos_recipe.evaluation.evaluate import evaluate_weights
         from fcos_recipe.system import out_of_memory

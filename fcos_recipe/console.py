@@ -11,7 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NoReturn, TextIO
 
-from fcos_recipe.errors import RunFailure, Stopped, UserError, path_reason, printable, tell
+from fcos_recipe.errors import (
+    RunFailure,
+    Stopped,
+    UserError,
+    one_line,
+    path_reason,
+    printable,
+    shortened,
+    tell,
+)
 from fcos_recipe.exit_codes import BAD_INPUT, DISK_FULL, FAILED, INTERRUPTED, OK, SAVED
 from fcos_recipe.plugins import fault
 
@@ -24,10 +33,10 @@ _CHECK_DISK = "; check the disk or network file system (dmesg, mount) and try ag
 
 
 class Plain(logging.Formatter):
-    """Escapes control characters, which file and class names may contain."""
+    """Escapes control characters, which file and class names may contain, and cuts long lines."""
 
     def format(self, record):
-        return printable(super().format(record))
+        return "\n".join(map(shortened, printable(super().format(record)).split("\n")))
 
 
 def _above_bars(stream: TextIO) -> AbstractContextManager:
@@ -165,7 +174,7 @@ def run_program(main: Callable[[], int]) -> NoReturn:
 def say(line: str) -> None:
     """Print a message to standard error; standard output is for results."""
     with _above_bars(sys.stderr):
-        print(printable(line), file=sys.stderr, flush=True)
+        print(one_line(line), file=sys.stderr, flush=True)
 
 
 def amount(size: float, unit: str = "B") -> str:

@@ -12,6 +12,7 @@ _CONTROL = re.compile(
 )
 # A URL after its scheme ends at white space or a quote; a quote before an `@` is in a password.
 _URL = re.compile(r"""(?<=://)[^\s"'<>]+(?:["'<>][^\s"'<>]*@[^\s"'<>]*)*""")
+MOST = 2000  #: characters of a line about what a file contains; names in files may be endless
 _AFTER_PATH = re.compile(r"([?&;](?:[^=&;#]*=)?)[^&;#]+|(#).+")
 
 
@@ -55,9 +56,27 @@ class Escaped:
         return getattr(self._stream, name)
 
 
-def one_line(text: object) -> str:
-    """Make text from an untrusted source safe, and free of line feeds and tabs."""
-    return printable(str(text)).replace("\n", "\\n").replace("\t", "\\t")
+def shortened(text: str, most: int = MOST) -> str:
+    """Cut a text of more than `most` characters in its middle.
+
+    The beginning names the file and the end the remedy.
+    """
+    if len(text) <= most:
+        return text
+    cut = f" ... ({len(text)} characters) ... "
+    end = (most - len(cut)) // 3
+    return text[: most - len(cut) - end] + cut + text[-end:]
+
+
+def one_line(text: object, most: int | None = MOST) -> str:
+    """Make text from an untrusted source safe, and free of line feeds and tabs.
+
+    Args:
+        text: converted with `str`.
+        most: characters to which it is shortened; None: all are kept.
+    """
+    line = printable(str(text)).replace("\n", "\\n").replace("\t", "\\t")
+    return line if most is None else shortened(line, most)
 
 
 def cell(text: object) -> str:
@@ -66,7 +85,7 @@ def cell(text: object) -> str:
     Spreadsheets run text as a formula if it begins with one of these characters; an apostrophe
     makes them show it.
     """
-    safe = one_line(text)
+    safe = one_line(text, None)
     return f"'{safe}" if safe.startswith(("=", "+", "-", "@")) else safe
 
 
@@ -99,10 +118,21 @@ def path_reason(error: OSError) -> str:
 def tell(error: Exception) -> None:
     """Print an error to standard error, each of its lines as `error: ...`."""
     for line in str(error).split("\n"):
-        print(f"error: {printable(line)}", file=sys.stderr)
+        print(f"error: {one_line(line)}", file=sys.stderr)
 
 
-class UserError(Exception):
+class _Told(Exception):
+    """An error of which a command prints only the text.
+
+    Args:
+        lines: each becomes one line of at most `MOST` characters, whatever names it contains.
+    """
+
+    def __init__(self, *lines: str):
+        super().__init__("\n".join(one_line(line) for line in lines))
+
+
+class UserError(_Told):
     """Bad input. The message is one line: file, field, what is wrong, remedy. Exit code 2."""
 
 
@@ -114,11 +144,11 @@ class UserErrors(UserError):
     """
 
     def __init__(self, messages: list[str]):
-        super().__init__("\n".join(messages))
-        self.messages = messages
+        super().__init__(*messages)
+        self.messages = str(self).split("\n")
 
 
-class RunFailure(Exception):
+class RunFailure(_Told):
     """A run cannot continue for a reason other than bad input. One line; exit code 1."""
 
 

@@ -118,7 +118,7 @@ def _copy(name: str, output: Path | None) -> int:
         return re.sub("'([^']+)'", from_configs, block[0])
 
     target = output or Path(source.name)
-    if target.exists():
+    if os.path.lexists(target):
         raise UserError(f"{target}: exists already; name another file with -o")
     write(target, re.sub(r"^_BASE_:\s*\[.*?\]", bases, read_text(source), flags=re.M | re.S))
     print(f"{display(target)}: edit it, then: fcos train -c {shlex.quote(str(target))} --eval")
@@ -127,9 +127,9 @@ def _copy(name: str, output: Path | None) -> int:
 
 def _diff(a: Config, b: Config) -> int:
     rows = [("key", display(a.path), display(b.path)), *differences(a.data, b.data)]
-    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    widths = [min(60, max(len(row[i]) for row in rows)) for i in range(2)]
     for key, left, right in rows if len(rows) > 1 else []:
-        print(one_line(f"{key:<{widths[0]}}  {left:<{widths[1]}}  {right}"))
+        print(one_line(f"{key:<{widths[0]}}  {left:<{widths[1]}}  {right}", None))
     return 0
 
 

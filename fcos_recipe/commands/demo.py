@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     def predict() -> None:
         written = api.predict_files(weights, [f"{DATA}/val/00000*.jpg"], drawn, progress=True)
         if written.bad:
-            raise RunFailure("\n".join(written.bad))
+            raise RunFailure(*written.bad)
         print(f"{written.images} images, {written.drawn} detections drawn, score >= "
               f"{written.draw_threshold:g} -> {drawn}")  # fmt: skip
 

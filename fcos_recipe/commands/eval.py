@@ -8,6 +8,7 @@ from fcos_recipe import api, exit_codes
 from fcos_recipe.commands.elsewhere import add_refusals
 from fcos_recipe.commands.options import add_json, finite, whole, write
 from fcos_recipe.commands.train import common_parser, load
+from fcos_recipe.config import eval_sets
 from fcos_recipe.console import to_console
 from fcos_recipe.errors import UserError, path_reason, printable
 from fcos_recipe.evaluation.metric import CocoMetric, table
@@ -50,6 +51,8 @@ def evaluate(argv: list[str]) -> int:
         help="look at these short sides, e.g. 640,800,960; one NMS over all")  # fmt: skip
     add("--padding-effect", action="store_true",
         help="also evaluate as PaddleDetection: one image at a time, padded to 128")  # fmt: skip
+    add("--eval-set", metavar="NAME",
+        help="only this data set: a name of the config's `eval_sets`, or EvalDataset")  # fmt: skip
     add("--no-plots", action="store_true", help="no pictures")
     add("--precision", choices=PRECISIONS, default="fp32",
         help="bf16: faster, other scores; exports of --format paddle")  # fmt: skip
@@ -62,7 +65,7 @@ def evaluate(argv: list[str]) -> int:
     if args.predictions:
         given = {"-c": args.config, "-o": args.opt, "--weights": args.weights,
                  "--tta-*": args.tta_sizes or args.tta_flip, "--amp": args.amp,
-                 "--padding-effect": args.padding_effect,
+                 "--padding-effect": args.padding_effect, "--eval-set": args.eval_set,
                  "--precision": args.precision != "fp32"}  # fmt: skip
         if needless := [name for name, value in given.items() if value]:
             parser.error(f"--predictions is judged without a model: leave out {needless[0]}")
@@ -81,14 +84,19 @@ def evaluate(argv: list[str]) -> int:
     to_console(rank())
     options = Options(
         sizes=args.tta_sizes or (), flip=args.tta_flip, precision=args.precision,
-        padding_effect=args.padding_effect, **judging,
+        padding_effect=args.padding_effect, eval_set=args.eval_set, **judging,
     )  # fmt: skip
+    sets = eval_sets.sections(config.data, args.eval_set)
+    if args.save_predictions and len(sets) > 1:
+        raise UserError(f"--save-predictions {args.save_predictions}: of which data set? Add "
+                        f"--eval-set NAME with one of {', '.join(sets)}")  # fmt: skip
     args.classwise |= config.data["classwise"]
     args.output = args.output or config.data["output_eval"]
     evaluation = api.evaluate(config, weights, options=options, own_process=True)
     if rank() == 0:
         assert evaluation.metric is not None
-        _report(args, evaluation.metric, evaluation.result, args.output or path / "eval", weights)
+        folder = args.output or path / ("eval" + f"-{args.eval_set}" * bool(args.eval_set))
+        _report(args, evaluation.metric, evaluation.result, folder, weights)
     return exit_codes.OK
 
 
@@ -122,12 +130,25 @@ def _report(
             metric.write_predictions(args.save_predictions)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be written: {path_reason(error)}") from None
+    others = result.get("sets", {})
+    if args.eval_set or others:
+        print(f"{args.eval_set or eval_sets.MAIN}:")
     print(printable(table(result, args.classwise)))
     if output:  # last: the figures are safe by now
         for line in finish_evaluation(metric, folder, pictures=not args.no_plots):
             print(line)
     if "tta" in result:
         print(f"test-time augmentation, not to be compared with plain figures: {result['tta']}")
+    _show_costs(result)
+    for name, one in others.items():
+        print(f"\n{name}:\n{printable(table(one, args.classwise))}")
+        _show_costs(one)
+    if output:
+        print(f"figures: {output}")
+
+
+def _show_costs(result: dict) -> None:
+    """The AP with PaddleDetection's batches and the speed, if they were measured."""
     if "reference_ap" in result:
         ap, reference = result["stats"][0], result["reference_ap"]
         change = f"{reference:.4f} ({ap - reference:+.4f})"
@@ -138,5 +159,3 @@ def _report(
             f"{result['images']} images, {result['images_per_second']:.2f} images/s up to the "
             f"detections, {whole:.2f} with the matching ({result['seconds']:.1f} s)"
         )
-    if output:
-        print(f"figures: {output}")

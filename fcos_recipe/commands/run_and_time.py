@@ -14,7 +14,7 @@ from pathlib import Path
 from fcos_recipe import exit_codes
 from fcos_recipe.commands.options import add_overrides, parser
 from fcos_recipe.commands.verify_result import lines_of
-from fcos_recipe.config import Config, load_config
+from fcos_recipe.config import Config, eval_sets, load_config
 from fcos_recipe.console import run_program
 from fcos_recipe.errors import UserErrors, printable
 from fcos_recipe.files.atomic import write_json
@@ -49,7 +49,8 @@ def prepare(config: Config) -> None:
         from fcos_recipe.datasets.drawn_shapes import make_shapes
 
         make_shapes(config.data["TrainDataset"]["dataset_dir"])
-    if missing := config.missing_files("TrainDataset", "EvalDataset", "pretrain_weights"):
+    judged = eval_sets.sections(config.data).values()
+    if missing := config.missing_files("TrainDataset", *judged, "pretrain_weights"):
         raise UserErrors(missing)
     if "://" in (config.data["pretrain_weights"] or ""):
         from fcos_recipe.checkpoint.zoo import cached

@@ -7,9 +7,11 @@ from pathlib import Path
 from fcos_recipe import api, exit_codes
 from fcos_recipe.commands import options
 from fcos_recipe.config import load_config
+from fcos_recipe.config.eval_sets import MAIN
 from fcos_recipe.console import to_console
 from fcos_recipe.errors import UserError, printable
 from fcos_recipe.evaluation.metric import table
+from fcos_recipe.evaluation.options import Options
 from fcos_recipe.files.reading import read_json
 from fcos_recipe.runs import judgement
 from fcos_recipe.runs.contents import read_run
@@ -53,7 +55,7 @@ def measure(weights: str, config_path: str, overrides: list[str]) -> Found:
     if other and other != config.name:
         raise UserError(f"{weights}: weights of {other}, not of {config.name}")
     to_console(0)
-    result = api.evaluate(config, weights, own_process=True).result
+    result = api.evaluate(config, weights, options=Options(eval_set=MAIN), own_process=True).result
     print(printable(table(result)))
     differences = judgement.differing(config.name, config.data, only_weights=True)
     ap, images = 100 * result["stats"][0], result["images"]

@@ -32,6 +32,7 @@ TABLE: dict[Effect, str] = {
         *.dataset_dir save_dir output_eval weights log_iter loggers logger_images use_vdl
         vdl_log_dir classwise print_* snapshot_* keep_checkpoints max_failed_saves eval_interval
         TestReader.* TestDataset.* export.*""",
+    Effect("only the figures that stand under the names of these sets"): "eval_sets*",
     Effect("only what happens after a fault, which is reported in the log"):
         "bad_numbers.* max_bad_images watchdog.*",
     Effect("speed and memory"): """

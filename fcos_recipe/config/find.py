@@ -4,6 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 
+from fcos_recipe.config import eval_sets
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import given_path, read_json
 from fcos_recipe.places import CHECKOUT, CONFIGS, FILES, RESULTS
@@ -67,7 +68,8 @@ def find_data(tree) -> list[str]:
     `dataset/x` also as `datasets/x`. A folder that does not exist stays as written.
     """
     found: dict[str, str] = {}
-    for section in tree.value.values():
+    sections = (*tree.value.values(), *eval_sets.named(tree).values())
+    for section in sections:
         node = section.value.get("dataset_dir") if isinstance(section.value, dict) else None
         written = node.value if node else None
         if not isinstance(written, str) or not written or given_path(written).is_absolute():

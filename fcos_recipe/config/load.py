@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from fcos_recipe.config import user_code
+from fcos_recipe.config import eval_sets, user_code
 from fcos_recipe.config.agreement import disagreements, not_supported
 from fcos_recipe.config.check import SCHEDULERS, check, nearest
 from fcos_recipe.config.find import display, find_config, find_data, recorded_name
@@ -150,11 +150,13 @@ class Config:
         """List an error, one line each, for every file of these sections that does not exist.
 
         Args:
-            sections: of TrainDataset, EvalDataset, TestDataset, pretrain_weights; default: all.
+            sections: of TrainDataset, EvalDataset, TestDataset, pretrain_weights and
+                eval_sets.NAME; default: all.
         """
         found = []
-        for name in sections or FILE_KEYS:
-            section = self.data.get(name)
+        every = dict.fromkeys([*FILE_KEYS, *eval_sets.sections(self.data).values()])
+        for name in sections or every:
+            section = eval_sets.section(self.data, name)
             if sections and section is None and name.endswith("Dataset"):
                 found.append(
                     f"{self.origin(name)}: {name}: null, no data to evaluate on; omit --eval, "
@@ -215,9 +217,10 @@ def load_config(
     errors = reader.errors + errors or disagreements(tree)
     if errors:
         raise UserErrors(errors)
-    _fill(tree, RECIPE)
+    for one in filter(None, (tree, reader.base)):
+        _fill(one, RECIPE)
+        eval_sets.fill(one)
     if reader.base:
-        _fill(reader.base, RECIPE)
         find_data(reader.base)
     base = reader.base.plain() if reader.base else None
     return Config(path, tree, warnings + _keep_pair(tree) + find_data(tree), base, plugins)

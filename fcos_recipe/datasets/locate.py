@@ -139,7 +139,7 @@ def _of_config(config: Config, split: str | None) -> list[Source]:
         else:
             missing += config.missing_files(SPLITS[name])
     if not found:
-        raise UserError("\n".join(missing) or f"{display(config.path)}: no annotation file in it")
+        raise UserError(*missing or [f"{display(config.path)}: no annotation file in it"])
     return found
 
 

@@ -338,5 +338,6 @@ def _written(path: Path, text: str, cards: int, images: int) -> scaling.ScalePla
                 raise UserErrors(missing)
             scaling.plan_scaling(config, cards, images)
     except UserError as error:
-        raise UserError(str(error).replace(display(part), display(path))) from None
+        lines = str(error).replace(display(part), display(path)).split("\n")
+        raise UserError(*lines) from None
     return scaling.plan_scaling(load_config(path), cards, images)

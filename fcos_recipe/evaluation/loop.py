@@ -9,7 +9,9 @@ import paddle
 import paddle.distributed as dist
 
 from fcos_recipe.compat import create
+from fcos_recipe.config import eval_sets
 from fcos_recipe.console import log
+from fcos_recipe.errors import UserError
 from fcos_recipe.evaluation.collectives import gather
 from fcos_recipe.evaluation.metric import CocoMetric
 from fcos_recipe.evaluation.tta import Views, resized
@@ -65,9 +67,10 @@ def build_evaluation_set(
     ranks: int,
     sizes: Sequence[int] | None = None,
     reader: dict | None = None,
+    section: dict | None = None,
     **judging,
 ) -> EvaluationSet:
-    """The config's EvalDataset, and this rank's share of it.
+    """The config's EvalDataset or another data set, and this rank's share of it.
 
     Args:
         cfg: ppdet's global config.
@@ -75,9 +78,11 @@ def build_evaluation_set(
         sizes: short sides of test-time augmentation, () for the config's; None: batches are not
             `tta.Views`.
         reader: EvalReader's arguments that replace the config's.
+        section: class and arguments of the other data set, in the form of EvalDataset.
         judging: `score_threshold` and `max_dets` of `CocoMetric`.
     """
-    dataset = create("EvalDataset")()
+    made = create("EvalDataset")
+    dataset = made() if section is None else type(made)(**section)()
     dataset.check_or_download_dataset()
     dataset.parse_dataset()
     kind = type(create("EvalReader"))  # create's own arguments do not reach the class
@@ -94,7 +99,7 @@ def build_evaluation_set(
         transforms = reader.get("sample_transforms", ())
         views = [load(sample_transforms=resized(transforms, size)) for size in sizes]
         loader = Views(views or [load()])
-    if rank == 0 and (other := _other_batches(reader)):
+    if rank == 0 and section is None and (other := _other_batches(reader)):
         log.info("%s", other)
     by_class = {class_id: category for category, class_id in dataset.catid2clsid.items()}
     metric = CocoMetric(dataset.get_anno(), [by_class[k] for k in sorted(by_class)], **judging)
@@ -103,6 +108,65 @@ def build_evaluation_set(
     chosen = range(len(dataset)) if dataset.sample_num > 0 else None
     ids = [dataset.image_info(i)["im_id"] for i in chosen] if chosen else None
     return EvaluationSet(loader, metric, ids)
+
+
+def build_evaluation_sets(
+    cfg, rank: int, ranks: int, only: str | None = None, **how
+) -> dict[str, EvaluationSet]:
+    """EvalDataset and the named sets of `eval_sets`, by name.
+
+    Args:
+        cfg, rank, ranks, how: see `build_evaluation_set`.
+        only: one of the names; the other sets are not built.
+
+    Raises:
+        UserError: the classes of two sets differ, or there is no set of this name.
+    """
+    found: dict[str, EvaluationSet] = {}
+    for name, key in eval_sets.sections(cfg, only).items():
+        other = None if name == eval_sets.MAIN else eval_sets.section(cfg, key)
+        one = found[name] = build_evaluation_set(cfg, rank, ranks, section=other, **how)
+        first = next(iter(found.values())).metric
+        same_classes(one.metric, list(first.categories.values()), first.source)
+    return found
+
+
+def same_classes(metric: CocoMetric, names: list[str], source) -> None:
+    """Check that annotations have the same categories in the same order as others.
+
+    Args:
+        metric: of the annotations.
+        names: of the categories that are expected.
+        source: the annotations that have these, for the message.
+
+    Raises:
+        UserError: the first difference.
+    """
+    found = list(metric.categories.values())
+    if found != names:
+        pair = next(
+            ((a, b) for a, b in zip(names, found) if a != b),
+            (f"{len(names)} classes", f"{len(found)}"),
+        )
+        raise UserError(
+            f"{metric.source}: categories: not the same, in the same order, as in {source} "
+            f"({pair[0]} there, {pair[1]} here); make both lists equal"
+        )
+
+
+def evaluate_sets(model, sets: dict[str, EvaluationSet], autocast, beat=lambda: None) -> dict:
+    """COCO figures of a model on several data sets. All ranks must call it; all get the result.
+
+    Args:
+        model, autocast, beat: see `evaluate`.
+        sets: from `build_evaluation_sets`.
+
+    Returns:
+        the result of the first set as of `evaluate`; if there are others, with their results by
+        name as `sets`.
+    """
+    first, *others = [evaluate(model, data, autocast, beat) for data in sets.values()]
+    return {**first, "sets": dict(zip(list(sets)[1:], others))} if others else first
 
 
 def evaluate(model, data: EvaluationSet, autocast, beat=lambda: None) -> dict:

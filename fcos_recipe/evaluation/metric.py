@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fcos_recipe.data.coco_json import rows_of
-from fcos_recipe.errors import UserError
+from fcos_recipe.errors import UserError, one_line
 from fcos_recipe.evaluation.options import MAX_DETS
 from fcos_recipe.evaluation.results_file import COLUMNS, read_annotations, read_results
 from fcos_recipe.files.atomic import write_named
@@ -344,13 +344,14 @@ def table(result: dict, classwise: bool = False) -> str:
             f" {kind} @[ IoU={iou:<9} | area={area:>6} | maxDets={limits[limit]:>3} ] = {value:.3f}"
         )
     more = ["AP75", "AP_small", "AP_medium", "AP_large", "AR"] if classwise else []
-    width = max([len(row["name"]) for row in result["per_class"]] + [5])
+    names = [one_line(row["name"], 60) for row in result["per_class"]]
+    width = max(map(len, [*names, "class"]))
     titles = "".join(f"{name:>10}" for name in more)
     lines.append(f"\n {'class':<{width}}     AP   AP50{titles}  instances  detections")
-    for row in result["per_class"]:
+    for name, row in zip(names, result["per_class"], strict=True):
         figures = "".join(f"{row[name]:10.3f}" for name in more)
         lines.append(
-            f" {row['name']:<{width}} {row['AP']:6.3f} {row['AP50']:6.3f}{figures}"
+            f" {name:<{width}} {row['AP']:6.3f} {row['AP50']:6.3f}{figures}"
             f" {row['instances']:10d} {row['detections']:11d}"
         )
     if result["reason"]:

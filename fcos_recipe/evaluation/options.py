@@ -19,6 +19,8 @@ class Options:
         precision: fp32, or bf16 for an export of format paddle.
         padding_effect: also evaluate one image at a time, padded to multiples of 128 as
             PaddleDetection does, for `reference_ap`.
+        eval_set: evaluate this data set alone, EvalDataset or a name of the config's `eval_sets`;
+            None: all of them, the figures of EvalDataset standing for the whole.
     """
 
     score_threshold: float = 0.0
@@ -27,6 +29,7 @@ class Options:
     flip: bool = False
     precision: str = "fp32"
     padding_effect: bool = False
+    eval_set: str | None = None
 
 
 COCO = Options()  #: evaluation as COCO defines it
@@ -55,6 +58,11 @@ class Evaluation:
     def ap(self) -> float:
         """Box AP averaged over IoU thresholds from 0.50 to 0.95, from 0 to 1; -1 is undefined."""
         return float(self.result["stats"][0])
+
+    @property
+    def sets(self) -> dict[str, "Evaluation"]:
+        """The evaluations of the config's `eval_sets` by name; empty without any."""
+        return {name: Evaluation(one) for name, one in self.result.get("sets", {}).items()}
 
     @property
     def per_class(self) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from fcos_recipe.config import scaling
+from fcos_recipe.config import eval_sets, scaling
 from fcos_recipe.config.load import Config, data_paths
 from fcos_recipe.model import memory
 from fcos_recipe.places import PACKAGE
@@ -49,7 +49,7 @@ def planned_run(
 ) -> Iterator[Finding]:
     """What a config adds: its files, and what the run will take."""
     yield from (Finding(YELLOW, "config", line) for line in config.warnings)
-    judged = ["EvalDataset"] if config.data.get("EvalDataset") else []
+    judged = eval_sets.sections(config.data).values() if config.data.get("EvalDataset") else []
     missing = config.missing_files("TrainDataset", *judged)
     for line in missing:
         problem, remedy = line.split("; ", 1)

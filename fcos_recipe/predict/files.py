@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fcos_recipe.errors import UserError, cell
-from fcos_recipe.files.atomic import draft, open_own, replace_file
+from fcos_recipe.files.atomic import draft, open_own, own_folder, replace_file
 from fcos_recipe.files.reading import read_json
 from fcos_recipe.predict.inputs import Video, decoded, is_video, real
 from fcos_recipe.predict.labels import Labels
@@ -189,7 +189,7 @@ class _Results:
             for number, (crop, name) in enumerate(zip(shown.crops(), shown.class_names), 1):
                 plain = re.sub(r"[^\w.-]+", "_", name)[:60]
                 target = folder / f"{begin}{number:03d}-{plain}.jpg"
-                folder.mkdir(parents=True, exist_ok=True)
+                own_folder(folder, written.folder)
                 replace_file(target, _encoded(target, crop))
         return shown.plot()
 
@@ -251,7 +251,7 @@ def _predict_images(results: _Results, targets: dict[Path, Path], size: int, qui
                 drawn = results.add(file, found)
                 if drawn is not None:
                     target = targets[file]
-                    target.parent.mkdir(parents=True, exist_ok=True)
+                    own_folder(target.parent, results.written.folder)
                     replace_file(target, _encoded(target, drawn))
 
 
@@ -278,7 +278,7 @@ def _predict_video(results: _Results, file: Path, target: Path, size: int, quiet
                     if drawn is None:
                         continue
                     if writer is None:
-                        target.parent.mkdir(parents=True, exist_ok=True)
+                        own_folder(target.parent, results.written.folder)
                         code = cv2.VideoWriter_fourcc(*"mp4v")
                         shape = frame.pixels.shape[1::-1]
                         part = opened.enter_context(draft(target, ending=".mp4"))

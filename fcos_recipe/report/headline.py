@@ -33,7 +33,8 @@ def headline(run: Run) -> str:
     if run.state == "evaluation":
         e = run.evaluation
         source = (e.weights or e.predictions or "") if e else ""
-        return f"Evaluation of {PurePosixPath(source).name}: AP {percent(ap)}"
+        on = f" on {e.eval_set}" if e and e.eval_set else ""
+        return f"Evaluation of {PurePosixPath(source).name}{on}: AP {percent(ap)}"
     if ap is None:
         result = "no AP yet" if run.state == "running" else "no AP, because it was never evaluated"
         if run.evaluation or run.evals:

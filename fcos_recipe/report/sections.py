@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from fcos_recipe.report import headline
+from fcos_recipe.report import headline, named_sets
 from fcos_recipe.report.blocks import (
     Cell,
     Charts,
@@ -53,6 +53,9 @@ def build(run: Run, others: Sequence[Run] = (), comparison: list | None = None) 
         ("Environment", "environment", environment(run)),
         ("Reproduce it", "repeat", repeat(run)),
     ]
+    if sets := named_sets.blocks(run):
+        after = [anchor for _, anchor, _ in parts].index("classes") + 1
+        parts.insert(after, ("AP of the named data sets", "sets", sets))
     if run.notes or run.warnings:
         parts.append(("Missing files and warnings", "missing", missing(run)))
     name = run.config_name

@@ -55,6 +55,8 @@ class Evaluation(msgspec.Struct):
     predictions: str | None = None
     config: str | None = None
     tta: dict[str, Any] | None = None
+    eval_set: str | None = None
+    sets: dict[str, "Evaluation"] = {}
 
     def __post_init__(self):
         if len(self.stats) != len(self.names):
@@ -191,7 +193,8 @@ class Run:
 
     Args:
         path: the directory.
-        train, evals, bad_steps: records of metrics.jsonl in their order, see `value`.
+        train, evals, set_evals, bad_steps: records of metrics.jsonl in their order, see `value`;
+            set_evals are those of the named sets of `eval_sets`.
         config: text of config.yml; "" if it is missing.
         facts, environment, evaluation, analysis, examples: the JSON files; None: missing, damaged.
         state: "finished", "running", "stopped" (before its end), "evaluation" (of `fcos eval`) or
@@ -203,6 +206,7 @@ class Run:
     path: Path
     train: list[dict] = field(default_factory=list)
     evals: list[dict] = field(default_factory=list)
+    set_evals: list[dict] = field(default_factory=list)
     bad_steps: list[dict] = field(default_factory=list)
     config: str = ""
     facts: Facts | None = None
@@ -306,7 +310,7 @@ class Run:
             if images is None or not speed or images <= seen:
                 continue
             seconds, seen = seconds + (images - seen) / speed, images
-        evaluating = sum(value(r, "seconds") or 0 for r in self.evals)
+        evaluating = sum(value(r, "seconds") or 0 for r in [*self.evals, *self.set_evals])
         return (seconds / 3600, evaluating / 3600) if self.train else None
 
 
@@ -407,7 +411,8 @@ def _metrics(run: Run) -> None:
     lines = (text or "").split("\n")
     whole, tail = lines[:-1], lines[-1]  # text after the last line feed is not yet complete
     damaged = 0
-    kinds = {"train": run.train, "eval": run.evals, "bad_step": run.bad_steps}
+    kinds = {"train": run.train, "eval": run.evals, "eval_set": run.set_evals,
+             "bad_step": run.bad_steps}  # fmt: skip
     for line in whole:
         try:
             record = decode_json(line)

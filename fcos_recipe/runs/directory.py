@@ -142,7 +142,8 @@ class RunDir:
 
         def stays(record: dict | None) -> bool:
             try:
-                if record is None or (record["kind"] == "eval" and record["epoch"] > epoch):
+                judged = record is not None and record["kind"] in ("eval", "eval_set")
+                if record is None or (judged and record["epoch"] > epoch):
                     return False
                 return record["step"] <= step
             except (TypeError, KeyError):

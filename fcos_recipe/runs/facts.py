@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fcos_recipe.config.effects import differences
+from fcos_recipe.config.eval_sets import KEY, MAIN
 from fcos_recipe.config.find import display
 from fcos_recipe.config.load import Config, load_config
 from fcos_recipe.console import log
@@ -83,8 +84,9 @@ def write_facts(trainer) -> None:
             "parameters": sum(int(np.prod(p.shape)) for p in trainer.model.parameters()),
             "data": {"train": dataset_facts(trainer.dataset)},
         }
-        if trainer.validating and trainer.metric.dataset is not None:
-            facts["data"]["val"] = dataset_facts(trainer.metric.dataset)
+        for name, one in trainer.evaluation_sets.items():
+            split = "val" if name == MAIN else f"{KEY}.{name}"
+            facts["data"][split] = dataset_facts(one.metric.dataset)
         text = without_secrets(json.dumps(facts, indent=1))
         replace_file(trainer.run.path / FACTS, text + "\n")
     except Exception as error:  # a disk error, or annotations that only training can use

@@ -98,7 +98,7 @@ def found_in(run: Run) -> Found:
             differences.append(f"not finished: evaluated after epoch {e.epoch} of {run.epochs}")
         differences += differing(name, plain_values(run.config, str(run.path / "config.yml")))
     for split, data in run.facts.data.items() if run.facts else ():
-        if data.used < data.images - data.without_boxes:
+        if split in ("train", "val") and data.used < data.images - data.without_boxes:
             differences.append(f"only {data.used} of the {data.images} {split} images")
     last = run.train[-1] if run.train else {}
     images, steps = value(last, "images_seen"), value(last, "step")

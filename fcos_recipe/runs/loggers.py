@@ -33,7 +33,7 @@ from fcos_recipe.errors import UserError, cell, one_line, without_secrets
 from fcos_recipe.files.atomic import open_own, own_folder, replace_file
 from fcos_recipe.files.reading import read_records, read_text
 
-KINDS = ("train", "eval", "bad_step")  #: of the records of metrics.jsonl
+KINDS = ("train", "eval", "eval_set", "bad_step")  #: of the records of metrics.jsonl
 THRESHOLD = 0.3  #: detections with a lower score are not drawn
 LONGEST = 640  #: pixels of the longer side of a drawn image
 _PACKAGES = {"visualdl": "visualdl", "tensorboard": "tensorboardX", "wandb": "wandb", "csv": "csv"}
@@ -117,9 +117,10 @@ def _class_of(name: str) -> Any:
 
 
 def numbers(record: dict) -> dict[str, float]:
-    """Values of a record to plot, with names such as "train/loss"."""
+    """Values of a record to plot: "train/loss", "eval/AP", "eval/night/AP" of a named data set."""
+    kind = f"eval/{record['set']}" if record["kind"] == "eval_set" else record["kind"]
     return {
-        f"{record['kind']}/{name}": value
+        f"{kind}/{name}": value
         for name, value in record.items()
         if isinstance(value, int | float) and name not in ("time", "step", "epoch")
     }

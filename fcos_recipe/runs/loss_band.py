@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
                         "config and batch size)")  # fmt: skip
     if changed := [f"{run.path}: {one.differences[0]}" for run, one in zip(runs, found)
                    if one.differences]:  # fmt: skip
-        raise UserError("\n".join(changed))
+        raise UserError(*changed)
     logged = [stretches_of(run.train) for run in runs]
     steps = {}
     for step in STEPS:

@@ -15,14 +15,15 @@ from tqdm import tqdm
 
 from fcos_recipe.checkpoint import storage
 from fcos_recipe.checkpoint.weights import listed, read
+from fcos_recipe.config import eval_sets
 from fcos_recipe.config.resolved import resolved
 from fcos_recipe.console import bar_text, log
-from fcos_recipe.errors import RunFailure, Stopped, UserError, without_secrets
+from fcos_recipe.errors import RunFailure, Stopped, without_secrets
 from fcos_recipe.evaluation.analysis import ANALYSIS, PLOTS, finish_evaluation
 from fcos_recipe.evaluation.collectives import agree, everywhere, gather
 from fcos_recipe.evaluation.detections_file import JUDGED
 from fcos_recipe.evaluation.examples import EXAMPLES
-from fcos_recipe.evaluation.loop import build_evaluation_set, evaluate
+from fcos_recipe.evaluation.loop import build_evaluation_sets, evaluate_sets, same_classes
 from fcos_recipe.evaluation.metric import table
 from fcos_recipe.files.atomic import replace_file, write_json
 from fcos_recipe.model import build
@@ -47,7 +48,7 @@ class Trainer(Setup):
     @property
     def metric(self):
         """The last evaluation's `CocoMetric`; only rank 0 has all detections."""
-        return self._evaluation_set.metric
+        return self.evaluation_sets[eval_sets.MAIN].metric
 
     def train(self, run: RunDir, validate: bool = False) -> None:
         """Train to the config's last epoch.
@@ -158,7 +159,7 @@ class Trainer(Setup):
 
     def _finish(self) -> None:
         run = self.run
-        readers = [self.loader, *([self._evaluation_set.loader] if self.validating else [])]
+        readers = [self.loader, *(one.loader for one in self.evaluation_sets.values())]
         bad = dict.fromkeys(m for of_rank in gather([[*r.bad_images] for r in readers])
                             for one in of_rank for m in one)  # fmt: skip
         if bad:
@@ -219,10 +220,11 @@ class Trainer(Setup):
         for line in self.config.warnings + self.plan.warnings:
             log.warning("warning: %s", line)
         log.info("run directory: %s", run.path)
+        self.evaluation_sets = {}
         if self.validating:
             self.cfg = build.registry(self.config)
-            self._evaluation_set = build_evaluation_set(self.cfg, self._local_rank, self._nranks)
-            self._check_classes(list(self.metric.categories.values()))
+            self.evaluation_sets = build_evaluation_sets(self.cfg, self.rank, self._nranks)
+            same_classes(self.metric, self.dataset.class_names, self.dataset.get_anno())
         if run.writer:
             write_facts(self)
         log.info("classes: %s", listed(self.dataset.class_names))
@@ -231,19 +233,6 @@ class Trainer(Setup):
                  len(self.dataset))  # fmt: skip
         if self.frozen.line:
             log.info(self.frozen.line)
-
-    def _check_classes(self, names: list[str]) -> None:
-        """Check that both annotation files have the same categories in the same order."""
-        if names != self.dataset.class_names:
-            pair = next(
-                ((a, b) for a, b in zip(self.dataset.class_names, names) if a != b),
-                (f"{len(self.dataset.class_names)} classes", f"{len(names)}"),
-            )
-            raise UserError(
-                f"{self.metric.source}: categories: not the same, in the same order, as in "
-                f"{self.dataset.get_anno()} ({pair[0]} there, {pair[1]} here); make both lists "
-                "equal"
-            )
 
     def _train_epoch(self, model) -> bool:
         """Train to the end of the current epoch; return False if the trainer was rolled back."""
@@ -415,8 +404,8 @@ class Trainer(Setup):
     def _validate(self) -> None:
         at, run = self.progress, self.run
         with self.watchdog.phase("eval"), self._averaged():
-            result = evaluate(
-                self.model, self._evaluation_set, self.autocast, self._between_batches
+            result = evaluate_sets(
+                self.model, self.evaluation_sets, self.autocast, self._between_batches
             )
             ap = result["stats"][0]
             improved = ap > at.best["AP"] + self.config.data["early_stop"]["min_delta"]
@@ -435,15 +424,22 @@ class Trainer(Setup):
                     storage.save_weights(path, best, self.weights_description(ap))
 
             self.saver.submit(BEST if improved else "eval.json", write)
-        figures = dict(zip(result["names"], result["stats"]))
-        run.record(
-            kind="eval", epoch=at.epoch, step=at.steps_done, **figures,
-            images_per_second=round(result["images_per_second"], 3),
-            seconds=round(result["seconds"], 3),
-        )  # fmt: skip
+        named = result.get("sets", {})
+        for name, one in {None: result, **named}.items():
+            run.record(
+                kind="eval_set" if name else "eval", **({"set": name} if name else {}),
+                epoch=at.epoch, step=at.steps_done, **dict(zip(one["names"], one["stats"])),
+                images_per_second=round(one["images_per_second"], 3),
+                seconds=round(one["seconds"], 3),
+            )  # fmt: skip
         run.show(at.steps_done, pictures(self.metric, self.metric.dataset,
                                          self.config.data["logger_images"]))  # fmt: skip
         log.info("%s", table(result, self.config.data["classwise"]))
+        for name, one in named.items():
+            figures = "AP {:.4f}, AP50 {:.4f} on {} images".format(*one["stats"][:2], one["images"])
+            if one["stats"][0] < 0:
+                figures = f"no AP, {one['reason']}"
+            log.info("epoch %d: %s: %s", at.epoch, name, figures)
         figures = f"AP {ap:.4f}, best {at.best['AP']:.4f} (epoch {at.best['epoch']})"
         if ap < 0:  # as pycocotools says that there was nothing to find
             figures = "no AP and no best weights, because EvalDataset has no annotation to find"

@@ -322,6 +322,23 @@ def test_no_readable_image_at_all(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("without", ["Decode", "PadBatch"])
+def test_a_batch_that_cannot_be_made_ends_the_run_in_one_line(tmp_path, workers, without):
+    write(tmp_path, coco(images=4))
+    lists = {
+        name: [item for item in items if without not in item] for name, items in chain().items()
+    }
+    lists["sample_transforms"] = [x for x in lists["sample_transforms"] if "Resize" not in x]
+    for image in tmp_path.glob("*.jpg"):  # of different sizes
+        cv2.imwrite(str(image), np.zeros((20 + int(image.stem), 30, 3), np.uint8))
+    reader = TrainReader(**lists, num_classes=2, batch_size=2)(folder(tmp_path), workers)
+    with pytest.raises(UserError, match="Error|sample_transforms, of which Decode") as error:
+        list(reader)
+    assert len(str(error.value).splitlines()) == 1
+    reader.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
 def test_evaluation_leaves_bad_images_out(tmp_path, workers, caplog):
     write(tmp_path, coco(images=7))
     spoil(tmp_path)

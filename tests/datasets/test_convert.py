@@ -1,6 +1,7 @@
 """Conversion: round trips of hotcoco's and our own files; bad lines are reported."""
 
 import json
+import math
 import os
 import random
 import shutil
@@ -228,6 +229,46 @@ def test_bad_voc_is_named(tmp_path, capsys):
     assert len(json.loads((tmp_path / "o.json").read_text())["annotations"]) == 1
 
 
+BAD_AREAS = [10**400, -(10**400), 1e300, -1, 0, "4", True, [4], math.nan]
+
+
+@pytest.mark.parametrize("area", BAD_AREAS, ids=lambda area: str(area)[:9])
+def test_an_unusable_area_becomes_that_of_the_box(tmp_path, capsys, area):
+    picture(tmp_path / "images" / "a.jpg")
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}
+    data = {"images": [{"id": 1, "file_name": "a.jpg"}], "categories": [{"id": 1, "name": "dog"}],
+            "annotations": [{**box, "area": area}, {**box, "id": 2, "area": 6e4}]}  # fmt: skip
+    (tmp_path / "in.json").write_text(json.dumps(data))
+    code = convert("--from", "coco", tmp_path / "in.json", "-o", tmp_path / "out.json")
+    if area != area:  # NaN is not JSON
+        assert code == 2
+        return
+    new = json.loads((tmp_path / "out.json").read_text())["annotations"]
+    assert code == 0 and [a["area"] for a in new] == [12, 6e4]
+    assert "1 areas were no positive numbers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("field", ["bbox", "segmentation", "width", "height", "id", "image_id",
+                                   "category_id", "iscrowd", "score"])  # fmt: skip
+def test_numbers_of_400_digits_in_coco_are_left_out_or_replaced(tmp_path, capsys, field):
+    picture(tmp_path / "images" / "a.jpg")
+    bad = [1, 2, 3, 10**400] if field == "bbox" else [[1, 2, 10**400, 3, 4, 5]]
+    bad = bad if field in ("bbox", "segmentation") else 10**400
+    entry = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}
+    if field == "segmentation":
+        del entry["bbox"]
+    image = {"id": 1, "file_name": "a.jpg", "width": 60, "height": 40}
+    image |= {field: bad} if field in image else {}
+    if field not in ("width", "height"):
+        entry[field] = bad
+    data = {"images": [image], "annotations": [entry], "categories": [{"id": 1, "name": "dog"}]}
+    (tmp_path / "in.json").write_text(json.dumps(data))
+    argv = ["--from", "coco", tmp_path / "in.json", "-o", tmp_path / "out.json", "--skip-bad"]
+    assert convert(*argv) == 0
+    text = (tmp_path / "out.json").read_text()
+    assert ("0" * 300 in text) == (field == "score")  # a field of others is kept
+
+
 def test_incomplete_coco(tmp_path, capsys):
     picture(tmp_path / "images" / "a.jpg")
     data = {
@@ -377,6 +418,7 @@ def test_voc_rotated_boxes_parts_and_flags(tmp_path):
         "label files": (1, 1, {}), "images": (2, 1, {"without an XML file": 1}),
         "boxes": (3, 2, {"without a box, or with several": 1}),
         "parts": (1, 0, {"not used: boxes are": 1}),
+        "rotations": (1, 0, {"lost: upright boxes around them are used": 1}),
     }  # fmt: skip
 
 

@@ -456,6 +456,50 @@ def test_names_of_files_do_not_reach_the_terminal_raw(place, capfd):
         assert shown.out + shown.err and not set(shown.out + shown.err) & {"\x1b", "\u202e"}, argv
 
 
+HUGE_NAME = "n\n\x1b[2J" + "x" * 10**6
+LONGEST = 2100  # characters of a line: a prefix, and what errors.MOST allows
+
+
+@pytest.mark.parametrize("field", ["name", "file_name", "id", "image_id", "category_id", "area"])
+def test_huge_names_and_numbers_do_not_fill_the_terminal(field, place, capfd):
+    data = json.loads((place / "GOOD.json").read_text())
+    for file, bad in (("NAME.json", HUGE_NAME), ("DIGITS.json", 10**400)):
+        for entry in [*data["images"], *data["annotations"], *data["categories"]]:
+            entry.update({field: bad} if field in entry else {})
+        (place / file).write_text(json.dumps(data))
+        for argv in (
+            ["dataset", "stats", file], ["dataset", "verify", file, "--fix", "FIX.json"],
+            ["dataset", "subset", file, "--count", "1", "-o", "OUT.json", "--force"],
+            ["dataset", "split", file, "-o", "OUT", "--force"],
+            ["dataset", "merge", file, "-o", "OUT.json", "--force"],
+            ["dataset", "browse", file, "-o", "OUT.html"],
+            ["dataset", "convert", "--from", "coco", file, "-o", "OUT.json", "--force"],
+            ["eval", "--predictions", "DETS.json", "--annotations", file],
+            ["config", "validate", "CONFIG.yml", "--files", "-o", f"TrainDataset.anno_path={file}"],
+        ):  # fmt: skip
+            code = run(argv[0], argv[1:])
+            shown = capfd.readouterr()
+            lines = [*shown.out.splitlines(), *shown.err.splitlines()]
+            assert code in (0, 1, 2) and lines, argv
+            assert max(map(len, lines)) < LONGEST and "Traceback" not in shown.err, argv
+            if code == 2:
+                each = 1 + (argv[1] == "convert")  # and a last line with the remedy
+                assert len([line for line in lines if "error: " in line]) <= each, argv
+
+
+@pytest.mark.parametrize("text", [f"{'k' * 10**5}: 1", f"epoch: {'v' * 10**5}",
+                                  f"TrainReader: {{batch_size: '{'v' * 10**5}'}}"],
+                         ids=["key", "value", "inner"])  # fmt: skip
+def test_huge_keys_and_values_of_a_config_do_not_fill_the_terminal(text, place, capfd):
+    (place / "bad.yml").write_text(f"_BASE_: ['{DEMO}']\n{text}\n")
+    for argv in (["config", "validate", "bad.yml"], ["config", "diff", DEMO, "bad.yml", "--strict"],
+                 ["train", "-c", "bad.yml"]):  # fmt: skip
+        run(argv[0], argv[1:])
+        shown = capfd.readouterr()
+        lines = (shown.out + shown.err).splitlines()
+        assert lines and max(map(len, lines)) < LONGEST, argv
+
+
 def test_characters_that_the_terminal_does_not_have_are_escaped():
     stream = io.TextIOWrapper(io.BytesIO(), "ascii")
     out = Escaped(stream)

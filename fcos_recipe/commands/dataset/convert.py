@@ -18,7 +18,7 @@ from fcos_recipe.datasets.find_images import remember, split_of
 from fcos_recipe.datasets.formats import TABLE
 from fcos_recipe.datasets.recognise import recognise
 from fcos_recipe.datasets.split_merge.annotations import refuse_overwriting, write
-from fcos_recipe.errors import UserError, printable
+from fcos_recipe.errors import UserError, one_line
 
 _HELP = """\
 examples:
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
             raise UserError(f"{path}: no such file or folder")
     layout = recognise(args.source, args.format)
     for note in layout.notes:
-        print(printable(note))
+        print(one_line(note))
     splits = [name for name in layout.splits if name]
     if one and args.split is None and layout.kind in ("coco", "yolo") and len(splits) > 1:
         args.split = "train" if "train" in splits else splits[0]
@@ -86,9 +86,9 @@ def main(argv: list[str]) -> int:
     if not made.splits:
         raise UserError(f"{args.source}: no annotations of the format {layout.kind} in it")
     for line in made.bad:
-        print(printable(f"left out: {line}"))
+        print(one_line(f"left out: {line}"))
     for text, count in made.said.items():
-        print(printable(f"{count} {text}"))
+        print(one_line(f"{count} {text}"))
     paths = [args.output if one else args.output / f"instances_{name or 'all'}.json"
              for name in made.splits]  # fmt: skip
     refuse_overwriting(paths, args.force)
@@ -99,5 +99,5 @@ def main(argv: list[str]) -> int:
     tell_account(made.account, args.json)
     for name, part in made.splits.items():
         of = f" of {name}" if len(made.splits) > 1 else ""
-        print(printable(f"image_dir{of} (file names are relative to it): {display(part.root)}"))
+        print(one_line(f"image_dir{of} (file names are relative to it): {display(part.root)}"))
     return 0

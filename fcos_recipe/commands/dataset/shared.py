@@ -10,7 +10,7 @@ from fcos_recipe.config.load import Config
 from fcos_recipe.datasets.account import Account
 from fcos_recipe.datasets.formats import ORDER
 from fcos_recipe.datasets.locate import RULES, Source, sources
-from fcos_recipe.errors import printable
+from fcos_recipe.errors import one_line
 from fcos_recipe.files.atomic import write_named
 
 ACCOUNT = "write the account to FILE: what was seen, written and left out, with reasons"
@@ -38,7 +38,7 @@ def find_sources(args: argparse.Namespace) -> tuple[list[Source], Config]:
     )
     for source in found:
         for line in (*source.notes, *(f"left out: {line}" for line in source.bad)):
-            print(printable(line))
+            print(one_line(line))
     return found, config
 
 
@@ -59,12 +59,12 @@ def tell_content(path: Path, content: dict[str, Any], without: list[str] | None 
     print(line + f"{len(content['categories'])} classes")
     if without:
         names = ", ".join(without[:10]) + (", ..." if len(without) > 10 else "")
-        print(printable(f"  {len(without)} classes are on none of its images: {names}"))
+        print(one_line(f"  {len(without)} classes are on none of its images: {names}"))
 
 
 def tell_account(account: Account, path: Path | None) -> None:
     """Print an account, and write it to `path` unless that is None."""
     for line in account.lines():
-        print(printable(line))
+        print(one_line(line))
     if path is not None:
         write_named(path, json.dumps({"account": account.rows()}, indent=1) + "\n")

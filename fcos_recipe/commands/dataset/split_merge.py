@@ -18,7 +18,7 @@ from fcos_recipe.datasets.split_merge.merge import merge as merged_from
 from fcos_recipe.datasets.split_merge.split import Part
 from fcos_recipe.datasets.split_merge.split import split as split_of
 from fcos_recipe.datasets.split_merge.subset import subset as subset_of
-from fcos_recipe.errors import UserError, printable
+from fcos_recipe.errors import UserError, one_line
 
 _SUBSET = """examples:
   fcos dataset subset datasets/coco/annotations/instances_train2017.json --share 0.1 -o tenth.json
@@ -124,9 +124,9 @@ def _find_images(file: Annotations, named: Path | None) -> str | None:
         raise UserError(f"{file.path}: {found.why_not(named or file.path)}")
     file.rename(found.renamed(file.file_name))
     for text, count in found.said.items():
-        print(printable(f"{file.path}: {count} {text}"))
+        print(one_line(f"{file.path}: {count} {text}"))
     if missing := sum(name is None for name in found.names) if found.folder else 0:
-        print(printable(f"{file.path}: {missing} of {len(found.names)} images were not found"))
+        print(one_line(f"{file.path}: {missing} of {len(found.names)} images were not found"))
     return found.folder or (str(named) if named and not found.names else None)
 
 
@@ -154,7 +154,7 @@ def merge(argv: list[str]) -> int:
     remember(merged.content, args.output, Path(merged.folder) if merged.folder else None)
     write(args.output, merged.content)
     for note in merged.notes:
-        print(printable(note))
+        print(one_line(note))
     tell_content(args.output, merged.content)
     tell_account(merged.account, args.json)
     return 0

@@ -11,7 +11,8 @@ from fcos_recipe.commands.options import add_json, parser, write
 from fcos_recipe.config.find import display
 from fcos_recipe.datasets.fpn_levels import SIZES, WHY, Rules
 from fcos_recipe.datasets.look.stats import statistics
-from fcos_recipe.errors import UserError, path_reason, printable
+from fcos_recipe.errors import UserError, one_line, path_reason
+from fcos_recipe.files.atomic import replace_file
 
 _HELP = """\
 examples:
@@ -56,7 +57,8 @@ def main(argv: list[str]) -> int:
         if args.output:
             from fcos_recipe.datasets.look import stats_plot
 
-            write(args.output / "stats.json", text)
+            args.output.mkdir(parents=True, exist_ok=True)
+            replace_file(args.output / "stats.json", text)
             for name, row in splits.items():
                 path = args.output / f"stats_{name}.png"
                 stats_plot.save(row, f"{name}: {display(row['annotations'])}", path)
@@ -69,7 +71,7 @@ def main(argv: list[str]) -> int:
 def table(name: str, found: dict[str, Any]) -> Iterator[str]:
     """Console lines for the `statistics` of one split."""
     images, boxes, per_image = found["images"], found["boxes"], found["boxes_per_image"]
-    yield f"{name}: {printable(display(found['annotations']))}"
+    yield f"{name}: {one_line(display(found['annotations']))}"
     sizes = images["width_height"]
     common = ", ".join(f"{w}x{h} ({n})" for w, h, n in sizes[:3])
     unknown = f", {images['size_unknown']} of unknown size" if images["size_unknown"] else ""
@@ -110,7 +112,7 @@ def _class_rows(classes: list[dict[str, Any]], total: int) -> Iterator[str]:
     for row in sorted(classes, key=lambda row: -row["boxes"]):
         cells = [row[k] for k in ("images", "crowd", *SIZES, "without_location")]
         share = f"{100 * row['boxes'] / total:.2f} %"
-        rows.append((printable(row["name"]), row["boxes"], share, *cells))
+        rows.append((one_line(row["name"], 60), row["boxes"], share, *cells))
     yield from _columns(rows)
 
 
@@ -140,7 +142,7 @@ def _level_rows(levels: dict[str, Any]) -> Iterator[str]:
             box = ", ".join(f"{v:g}" for v in first["bbox"])
             yield (
                 f"    {lost[reason]:>6}  {text}; first: image {first['image_id']} "
-                f"({printable(first['file_name'])}) at [{box}]"
+                f"({one_line(first['file_name'])}) at [{box}]"
             )
 
 

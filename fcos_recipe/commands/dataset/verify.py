@@ -12,7 +12,7 @@ from fcos_recipe.commands.options import add_json, parser, write
 from fcos_recipe.config.find import display
 from fcos_recipe.datasets.account import table_lines
 from fcos_recipe.datasets.verify.findings import KINDS
-from fcos_recipe.errors import UserError, path_reason, printable
+from fcos_recipe.errors import UserError, one_line, path_reason
 
 CHANGES = 200  # listed on the console per copy
 _HELP = """\
@@ -83,8 +83,8 @@ def _epilog() -> str:
 def lines(report: dict[str, Any], no_images: bool, every: bool = False) -> Iterator[str]:
     """Console lines of a report: the first finding of each kind, or every one."""
     for name, part in report["splits"].items():
-        yield f"{name}: {printable(display(part['annotations']))}"
-        yield from (f"  {printable(note)}" for note in part["notes"])
+        yield f"{name}: {one_line(display(part['annotations']))}"
+        yield from (f"  {one_line(note)}" for note in part["notes"])
         totals = part["totals"]
         if totals is not None:
             read = "not read" if no_images else f"{totals['images_read']} read"
@@ -129,14 +129,14 @@ def _item(item: dict[str, Any]) -> str:
     id = f"id {item['id']}" if "id" in item else ""
     head = " ".join(part for part in (id, place) if part)
     text = item.get("text", "")
-    return printable(": ".join(part for part in (head, text) if part)).replace("\n", " ")
+    return one_line(": ".join(part for part in (head, text) if part))
 
 
 def _fix_lines(name: str, fix: dict[str, Any], every: bool) -> Iterator[str]:
     if fix["path"] is None:
         yield f"fix of {name}: nothing is written, because the file has no images"
         return
-    yield f"fix of {name}: {printable(fix['path'])}: {len(fix['changes'])} changes"
+    yield f"fix of {name}: {one_line(fix['path'])}: {len(fix['changes'])} changes"
     shown = len(fix["changes"]) if every else CHANGES
     for change in fix["changes"][:shown]:
         yield f"  {change['kind']}: {_item(change)}"

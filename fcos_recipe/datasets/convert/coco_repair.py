@@ -146,16 +146,22 @@ def from_coco(
 def _boxes(annotations: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """float64 [M, 4] and [M]: boxes and areas, NaN where they are missing or no numbers."""
 
-    def usable(values: Any, count: int) -> list[float]:
-        good = isinstance(values, list) and len(values) == count and all(
-            isinstance(v, int | float) and not isinstance(v, bool) and not abs(v) > HUGE
-            for v in values
-        )  # fmt: skip
-        return [float(v) for v in values] if good else [math.nan] * count
+    def box(values: Any) -> list[float]:
+        good = isinstance(values, list) and len(values) == 4 and all(map(_is_number, values))
+        return values if good else [math.nan] * 4
 
-    boxes = [usable(a.get("bbox"), 4) for a in annotations]
-    areas = [usable([a.get("area")], 1) for a in annotations]
-    return np.array(boxes).reshape(-1, 4), np.array(areas).reshape(-1)
+    boxes = [box(a.get("bbox")) for a in annotations]
+    areas = [a["area"] if _is_area(a.get("area")) else math.nan for a in annotations]
+    return np.array(boxes, np.float64).reshape(-1, 4), np.array(areas, np.float64)
+
+
+def _is_number(value: Any, most: float = HUGE) -> bool:
+    """Whether a value is a number whose magnitude is at most `most`."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= most
+
+
+def _is_area(value: Any) -> bool:
+    return _is_number(value, HUGE**2) and value > 0
 
 
 def _key(value: Any) -> Any:
@@ -199,11 +205,13 @@ def _box(
     if corners:
         box[2:] = [box[2] - box[0], box[3] - box[1]]
         found.said["boxes were corners x1, y1, x2, y2, as their areas show; now x, y, w, h"] += 1
-    if not all(map(math.isfinite, box)) or min(box[2:]) <= 0:
+    if not all(map(_is_number, box)) or min(box[2:]) <= 0:
         raise Bad(f"bbox {box}: its width and height must be positive", "without width or height")
     entry = {**annotation, "image_id": image["id"], "category_id": label, "bbox": box}
-    if entry.get("area") is None:
+    area = entry.get("area")
+    if not _is_area(area):
         entry["area"] = box[2] * box[3]
-        found.said["areas were missing and are now width x height"] += 1
+        what = "missing" if area is None else "no positive numbers in the range of areas"
+        found.said[f"areas were {what} and are now width x height"] += 1
     entry["iscrowd"] = int(bool(entry.get("iscrowd")))
     return entry

@@ -9,7 +9,7 @@ from typing import Any
 
 from fcos_recipe.data.image_files import ENDINGS, files_below
 from fcos_recipe.datasets.account import Account
-from fcos_recipe.datasets.convert import tools
+from fcos_recipe.datasets.convert import labelled, tables, tools
 from fcos_recipe.datasets.convert.coco_repair import from_coco
 from fcos_recipe.datasets.convert.common import Converted
 from fcos_recipe.datasets.convert.voc import from_voc
@@ -23,8 +23,12 @@ _ENDING = re.compile(rf"({'|'.join(map(re.escape, {*ENDINGS, '.xml'}))})(?=\s|$)
 MOST_TOLD = 20  # how many bad lines are printed
 READERS: dict[str, Callable] = {
     "labelme": tools.labelme, "cvat": tools.cvat, "labelstudio": tools.label_studio,
-    "via": tools.via, "createml": tools.create_ml, "csv": tools.boxes_csv,
+    "via": tools.via, "createml": tools.create_ml, "supervisely": tools.supervisely,
+    "cityscapes": tools.cityscapes, "dota": tables.dota, "kitti": tables.kitti,
+    "widerface": tables.wider_face, "csv": tables.boxes_csv,
 }  # fmt: skip
+# The classes that a data set lists, whether they occur or not, from its files.
+LABELS = {"cvat": tools.cvat_labels, "supervisely": tools.supervisely_labels}
 
 
 @dataclass
@@ -155,21 +159,20 @@ def _whole(layout: Layout, options: Options) -> tuple[Converted, dict[int, str]]
     """The whole data set as one file, and the split that each image states itself."""
     if layout.kind == "voc":
         return from_voc(layout.folder, options.images, options.classes, options.origin), {}
-    items: list[tools.Labelled] = []
+    items: list[labelled.Labelled] = []
     bad: list[tuple[Path, str]] = []
-    first: dict[str, None] = {}
+    first = LABELS[layout.kind](layout.files) if layout.kind in LABELS else []
     for file in layout.files:
         try:
             for item in READERS[layout.kind](file):
                 if not item.part and not item.alone and len(layout.files) > 1:
                     item.part = split_of(file.stem)
                 items.append(item)
-            first.update(dict.fromkeys(tools.cvat_labels(file) if layout.kind == "cvat" else ()))
         except UserError as error:
             bad.append((file, str(error)))
         except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
             bad.append((file, f"not {layout.name} ({type(error).__name__}: {error})"))
-    if layout.kind == "labelme":  # a damaged file is not recognised as LabelMe's
+    if layout.kind in ("labelme", "supervisely", "cityscapes"):  # a damaged file is not recognised
         rest = {file for file in files_below(layout.folder) if file.suffix.lower() == ".json"}
         for file in sorted(rest - set(layout.files)):
             try:
@@ -179,8 +182,8 @@ def _whole(layout: Layout, options: Options) -> tuple[Converted, dict[int, str]]
     folder = options.images or layout.folder
     places = [folder, *(folder / name for name in ("images", "JPEGImages"))]
     finder = ImageFinder([place for place in places if place.is_dir()], [folder])
-    return tools.build(
-        items, finder, options.images, options.classes, list(first), options.embedded, bad
+    return labelled.build(
+        items, finder, options.images, options.classes, first, options.embedded, bad
     )
 
 

@@ -76,7 +76,7 @@ class Child:
             self.log.seek(0)
             tail = [text for text in self.log.read().splitlines() if text.strip()][-8:]
             what = "was killed, perhaps because memory ran out" if killed else "ended"
-            raise RunFailure("\n".join([f"benchmark: {self.module} {what}:", *tail]))
+            raise RunFailure(f"benchmark: {self.module} {what}:", *tail)
         return json.loads(line)
 
     def _end(self):
