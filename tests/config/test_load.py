@@ -171,7 +171,7 @@ def test_overrides_are_typed_and_all_kept(root):
     cfg = load_config(
         root / HEADLINE,
         ["LearningRate.base_lr=1e-3", "LearningRate.base_batch=4",
-         "FPN.spatial_scales=[.125, 625E-4, .03125]", "weights=", "ResNet.norm_type='1e3'",
+         "FPN.spatial_scales=[.125, 625E-4, .03125]", "weights=", "output_eval='1e3'",
          "use_gpu=False", "seed=7", "pretrain_weights=a=b.p"],
     )  # fmt: skip
     assert cfg.data["LearningRate"]["base_lr"] == 0.001
@@ -179,7 +179,7 @@ def test_overrides_are_typed_and_all_kept(root):
     assert cfg.data["FPN"]["spatial_scales"] == [0.125, 0.0625, 0.03125]
     assert cfg.data["FPN"]["out_channel"] == 256
     assert (cfg.data["weights"], cfg.data["use_gpu"], cfg.data["seed"]) == ("", False, 7)
-    assert cfg.data["pretrain_weights"] == "a=b.p" and cfg.data["ResNet"]["norm_type"] == "1e3"
+    assert cfg.data["pretrain_weights"] == "a=b.p" and cfg.data["output_eval"] == "1e3"
     assert cfg.origin("LearningRate.base_lr") == "command line"
     assert cfg.origin("device") == "default"
     place = cfg.origin("TrainReader.sample_transforms.1.Resize.target_size").rsplit(":", 1)
