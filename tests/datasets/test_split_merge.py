@@ -346,3 +346,18 @@ def test_images_inside_annotation_files_of_two_folders_stay_two(tmp_path):
     data = json.loads(out.read_text())
     assert len({i["file_name"] for i in data["images"]}) == 2 * len(layouts.ALL)
     assert dataset("verify", out) == 0
+
+
+def test_splits_with_the_same_image_names_are_merged(tmp_path):
+    """As in many COCO folders: train/1.jpg and val/1.jpg are two pictures."""
+    for split in ("train", "val"):
+        layouts.picture(tmp_path / split / "1.jpg", seed=len(split))
+        layouts.save(tmp_path / "annotations" / f"instances_{split}.json",
+                     layouts.coco({"1.jpg": [("cat", 1, 2, 9, len(split) * 4)]}))  # fmt: skip
+    assert dataset("merge", tmp_path, "-o", tmp_path / "out" / "all.json") == 0
+    assert boxes_of(tmp_path / "out" / "all.json") == {
+        "train/1.jpg": [("cat", 1, 2, 9, 20)], "val/1.jpg": [("cat", 1, 2, 9, 12)],
+    }  # fmt: skip
+    argv = ["split", tmp_path, "--split", "val", "--shares", "0.5,0.5"]
+    assert dataset(*argv, "-o", tmp_path / "new" / "x") == 0
+    assert dataset("verify", tmp_path / "new" / "x" / "instances_train.json") == 0

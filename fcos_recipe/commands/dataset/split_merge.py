@@ -82,19 +82,25 @@ def _read(
 
 
 def _one(args: argparse.Namespace, folder: Path) -> tuple[Annotations, Path | None, Account | None]:
-    """The only split of the data or the named one, its image folder, the conversion's account."""
+    """The only split of the data or the named one, its image folder, the conversion's account.
+
+    The folder is None if no image was found, which is not needed here.
+    """
     found = _read(args, args.source, args.images, folder, args.split)
     if len(found.files) > 1:
         told = ", ".join(split or "images of no split" for split in found.splits)
         raise UserError(f"{args.source}: it has {told}; name one with --split NAME, or join them "
                         "first with `fcos dataset merge`")  # fmt: skip
-    return found.files[0], found.folders[0], found.account
+    data, images = found.files[0], found.folders[0]
+    if found.account is None:
+        place = resolve(data.path, data.file_name, images, split=found.splits[0]).folder
+        images = Path(place) if place else images
+    return data, images, found.account
 
 
-def _write(paths: list[Path], parts: list[Part], data: Annotations, images: Path | None) -> None:
-    images = images or resolve(data.path, data.file_name).folder
+def _write(paths: list[Path], parts: list[Part], images: Path | None) -> None:
     for path, part in zip(paths, parts, strict=True):
-        remember(part.content, path, Path(images) if images else None)
+        remember(part.content, path, images)
         write(path, part.content)
         tell_content(path, part.content, part.without)
 
@@ -115,7 +121,7 @@ def subset(argv: list[str]) -> int:
     refuse_overwriting([args.output], args.force)
     data, images, before = _one(args, args.output.parent)
     part, account = subset_of(data, args.count, args.share, args.group_by, args.seed)
-    _write([args.output], [part], data, images)
+    _write([args.output], [part], images)
     tell_account(before.then(account) if before else account, args.json)
     return 0
 
@@ -139,7 +145,7 @@ def split(argv: list[str]) -> int:
     refuse_overwriting(paths, args.force)
     data, images, before = _one(args, args.output)
     parts, account = split_of(data, args.shares, args.group_by, args.seed)
-    _write(paths, parts, data, images)
+    _write(paths, parts, images)
     tell_account(before.then(account) if before else account, args.json)
     return 0
 
@@ -151,9 +157,9 @@ def _shares(text: str) -> list[float]:
     return shares
 
 
-def _find_images(file: Annotations, named: Path | None) -> str | None:
+def _find_images(file: Annotations, named: Path | None, split: str) -> str | None:
     """The image folder of a file, whose names become those relative to it."""
-    found = resolve(file.path, file.file_name, named)
+    found = resolve(file.path, file.file_name, named, split=split)
     if found.unclear and found.folder is None:
         raise UserError(f"{file.path}: {found.why_not(named or file.path)}")
     file.rename(found.renamed(file.file_name))
@@ -184,8 +190,9 @@ def merge(argv: list[str]) -> int:
     parts = [_read(args, source, images, args.output.parent, None)
              for source, images in zip(args.sources, named, strict=True)]  # fmt: skip
     files = [file for part in parts for file in part.files]
-    folders = [_find_images(file, folder) if part.account is None else str(folder)
-               for part in parts for file, folder in zip(part.files, part.folders)]  # fmt: skip
+    folders = [_find_images(file, folder, split) if part.account is None else str(folder)
+               for part in parts
+               for file, folder, split in zip(part.files, part.folders, part.splits)]  # fmt: skip
     merged = merged_from(files, folders)
     remember(merged.content, args.output, Path(merged.folder) if merged.folder else None)
     write(args.output, merged.content)
