@@ -176,7 +176,9 @@ class Config:
             for key, path in named:
                 if not path.exists() and not path.with_name(path.name + ".pdparams").exists():
                     remedy = f"set {name}.dataset_dir to the folder of your data"
-                    if re.fullmatch(r"(instances_)?(train|val)2017(\.json)?", path.name):
+                    if "$" in str(path):
+                        remedy = "variables have no values in YAML; write the path itself"
+                    elif re.fullmatch(r"(instances_)?(train|val)2017(\.json)?", path.name):
                         remedy = f"download COCO: python datasets/download_coco.py, or {remedy}"
                     elif DEMO_DATA in str(path):
                         remedy = f"draw the demo's data: {DRAW} --output {DEMO_DATA}"

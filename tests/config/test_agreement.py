@@ -66,7 +66,7 @@ def test_other_backbones_are_built_or_refused_by_their_real_strides(backbone, fi
 
 
 @pytest.mark.parametrize("override, says", [
-    ("ResNet.variant=z", None),
+    ("ResNet.variant=d", None),
     ("ResNet.groups=7", "ResNet"),
     ("FCOS.neck=YOLOv3FPN", "FCOS"),
     ("FCOS.backbone={name: ResNet, depth: 18}", "write backbone: ResNet, and its arguments in a"),
