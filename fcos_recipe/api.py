@@ -14,6 +14,7 @@ Functions that compute must not run in two threads at once; a `Predictor` may be
 import json
 import logging
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
@@ -211,7 +212,10 @@ def train(
         from fcos_recipe.training.trainer import Trainer
 
         advice = out_of_memory.training(config.data)
-        again = f"python tools/train.py -c {config.path} --output {path} --resume auto"
+        again = f"python tools/train.py -c {config.path}{' --eval' * evaluate} --output {path} "
+        again += shlex.join(
+            ["--resume", "auto", *(["-o"] * bool(config.overrides)), *config.overrides]
+        )
         readers = out_of_memory.readers(config.data, "TrainReader")
         explained = out_of_memory.explained(found, advice, again, readers)
         with _watchdog(config, own_process) as watchdog, explained:

@@ -130,9 +130,6 @@ def _datasets(tree) -> Iterator[str]:
 def _in_place(tree, role: str) -> Iterator[str]:
     """PaddleDetection takes only the name of a class for the parts of a model."""
     node = tree.value[ARCHITECTURE].value.get(role)
-    if node is not None and node.value is None:
-        usual = schema.signature(ARCHITECTURE).args[role]
-        yield f"{node.where}: {ARCHITECTURE}.{role}: null; name a class, such as {usual}"
     if node is not None and isinstance(node.value, dict):
         name = node.value["name"].value
         yield (

@@ -127,11 +127,24 @@ def _fault(error: Exception) -> _Fault:
     if isinstance(error, MemoryError) and get_worker_info():
         raise error
     what = f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}"
+    if isinstance(error, MemoryError):
+        return _Fault(what)
     return _Fault(
         fault(error)
         or f"no batch can be made of these images ({one_line(what)}); look at "
         "sample_transforms, of which Decode is the first, and at batch_transforms"
     )
+
+
+def raise_fault(batch: dict) -> None:
+    """Raise the error of a batch that could not be made.
+
+    Raises:
+        MemoryError, UserError: as told by `_fault`.
+    """
+    if text := batch.get("fault"):
+        memory = text.startswith("MemoryError: ")
+        raise MemoryError(text.removeprefix("MemoryError: ")) if memory else UserError(text)
 
 
 def worker_count(wanted: int | str, cards: int) -> int:
@@ -372,8 +385,7 @@ class Reader:
             UserError: there are more than `max_bad_images`, no image of the batch is readable, or
                 no batch could be made.
         """
-        if "fault" in batch:
-            raise UserError(batch["fault"])
+        raise_fault(batch)
         for message in batch.pop("bad"):
             self.bad_images[message] = self.bad_images.get(message, 0) + 1
             if self.bad_images[message] == 1:

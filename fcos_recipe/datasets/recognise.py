@@ -156,6 +156,18 @@ def kind_of(file: Path) -> str | None:
         return None
 
 
+def is_coco_file(place: Path, kind: str | None = None) -> bool:
+    """Whether a file is read as COCO: it is, or is meant as such, as its name or fault may hide.
+
+    Raises:
+        UserError: it holds data in a form that is not read.
+    """
+    if not place.is_file():
+        return False
+    refuse_not_read([place])
+    return kind is None and kind_of(place) in ("coco", None)
+
+
 def _kinds(files: Sequence[Path]) -> dict[str, list[Path]]:
     """Format -> its annotation files in the folder; of a folder with many files some are read."""
     groups: dict[tuple[Path, str], list[Path]] = defaultdict(list)

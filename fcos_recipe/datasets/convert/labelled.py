@@ -7,6 +7,7 @@ are left out.
 
 import base64
 import binascii
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from fcos_recipe.data.image_files import files_below, image_size
 from fcos_recipe.datasets.convert.common import MISSING, Bad, Converted, as_number, common_folder
 from fcos_recipe.datasets.find_images import ImageFinder
 from fcos_recipe.files.atomic import own_folder, replace_file
+from fcos_recipe.files.reading import MOST_IMAGE, read_bytes
 
 NO_AREA = "points and lines, which have no area"
 FURTHER = "of further annotations of the same image"
@@ -198,11 +200,14 @@ def _extracted(item: Labelled, folder: Path) -> Path | None:
     except (binascii.Error, ValueError):
         return None
     ending = {b"\x89P": ".png", b"BM": ".bmp", b"GI": ".gif", b"RI": ".webp"}.get(data[:2], ".jpg")
-    path = folder / f"{item.file.stem}{ending}"
-    if not path.exists():
-        own_folder(folder, folder.parent)
-        replace_file(path, data)
-    return path
+    for number in itertools.count():  # another image of the same name may be there
+        path = folder / f"{item.file.stem}{f'_{number}' * (number > 0)}{ending}"
+        if not path.exists():
+            own_folder(folder, folder.parent)
+            replace_file(path, data)
+        if read_bytes(path, MOST_IMAGE) == data:
+            return path
+    return None
 
 
 def point(values: Iterable[Any]) -> tuple[float, float]:
