@@ -118,7 +118,7 @@ def _copy(name: str, output: Path | None) -> int:
         return re.sub("'([^']+)'", from_configs, block[0])
 
     target = output or Path(source.name)
-    if target.exists():
+    if os.path.lexists(target):
         raise UserError(f"{target}: exists already; name another file with -o")
     write(target, re.sub(r"^_BASE_:\s*\[.*?\]", bases, read_text(source), flags=re.M | re.S))
     print(f"{display(target)}: edit it, then: fcos train -c {shlex.quote(str(target))} --eval")

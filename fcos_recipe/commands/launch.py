@@ -110,6 +110,7 @@ def prepare(argv: list[str]) -> tuple[Plan, bool]:
     run = plan_launch(
         found.device, labels, visible, train, log_dir, hosts=hosts, every=list(found.every)
     )
+    run.logs_below = args.log_dir or output
     if not args.log_dir:
         run.earlier_logs = [p for p in (output / "launch").glob("**") if not p.is_symlink()]
     run.notes.insert(0, found.line())

@@ -83,11 +83,48 @@ def disagreements(tree) -> list[str]:
     found = [*_backbone(parts["backbone"]), *_head(tree, parts["fcos_head"], parts["neck"])]
     if targets:
         found += _targets(targets, parts["fcos_head"])
+    found += [*_readers(tree), *_datasets(tree)]
     found += _mixing(_section(tree, "TrainReader"))
     found += [*_repeats(tree), *eval_sets.disagreements(tree)]
     if not found:
         found += _levels(tree, parts)
     return found
+
+
+def _readers(tree) -> Iterator[str]:
+    """Look for transforms without which a batch cannot be made, or is not one of images."""
+    own = bool(tree.value.get("plugins") and tree.value["plugins"].value)  # may do the same
+    for reader in ("TrainReader", "EvalReader", "TestReader"):
+        lists = [_section(tree, reader).get(f"{kind}_transforms") for kind in ("sample", "batch")]
+        sample, batch = ([n for x in node.value for n in x.value] if node else [] for node in lists)
+        place = f"{lists[0].where}: " if lists[0] else ""
+        if sample and sample[0] != "Decode" and not own:
+            yield f"{place}{reader}.sample_transforms: Decode comes first, not {sample[0]}"
+        if [*sample, *batch].count("Permute") > 1:
+            yield f"{place}{reader}: Permute is in its lists twice; remove one of them"
+        if reader == "TrainReader" and sample and "Gt2FCOSTarget" not in batch and not own:
+            place = f"{lists[1].where}: " if lists[1] else place
+            yield (
+                f"{place}{reader}.batch_transforms: no Gt2FCOSTarget, which computes the targets; "
+                "add it as the last one"
+            )
+
+
+def _datasets(tree) -> Iterator[str]:
+    """PaddleDetection's data sets of other formats lack what this recipe reads."""
+    own = bool(tree.value.get("plugins") and tree.value["plugins"].value)
+    for section in ("TrainDataset", "EvalDataset"):
+        values = _section(tree, section)
+        name = values.get("name")
+        if name and name.value != "COCODataSet" and not own:
+            yield (
+                f"{name.where}: {section}.name: {name.value}, but this recipe reads COCODataSet; "
+                "`fcos config new --data DIR` converts other formats"
+            )
+        fields = values.get("data_fields")
+        missing = {"image", "gt_bbox", "gt_class"} - set(fields.plain() or () if fields else ())
+        if section == "TrainDataset" and fields and missing:
+            yield f"{fields.where}: {section}.data_fields: add {', '.join(sorted(missing))}"
 
 
 def _in_place(tree, role: str) -> Iterator[str]:

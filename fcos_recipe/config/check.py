@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any
 
-from fcos_recipe.config import eval_sets, schema
+from fcos_recipe.config import eval_sets, limits, schema
 from fcos_recipe.config.schema import RECIPE, REQUIRED, Key, Signature
 
 SCHEDULERS = (("PiecewiseDecay", "CosineDecay"), ("LinearWarmup", "ExpWarmup"))
@@ -98,18 +98,20 @@ class _Checker:
     def unknown(self, node, key: str, known, ignored: bool = True, what: str = "unknown key"):
         """Report an unknown key; `ignored`: PaddleDetection would silently ignore it."""
         name = key.rsplit(".", 1)[-1]
-        hint = self.elsewhere(name, exactly=True) or nearest(name, known) or self.elsewhere(name)
+        hint = self.elsewhere(key, exactly=True) or nearest(name, known) or self.elsewhere(key)
         place = "command line" if node.where == "command line" else "file"
         if ignored and place in self.loose:
             self.warnings.append(f"{node.where}: {key}: {what}, ignored{hint}")
         else:
             self.error(node, key, what + hint)
 
-    def elsewhere(self, name: str, exactly: bool = False) -> str:
-        """Suggest the full path of a key of this or a similar name; '' if there is none."""
+    def elsewhere(self, key: str, exactly: bool = False) -> str:
+        """Suggest the full path of a key of the same or a similar name; '' if there is none."""
+        name = key.rsplit(".", 1)[-1]
         paths = self.paths = self.paths or _paths(self.tree, self.sections)
         close = [] if exactly else get_close_matches(name, sorted(paths), n=1)
         near = [name] if name in paths else close
+        near = [word for word in near if paths[word] != key]
         return f"; did you mean {paths[near[0]]!r}?" if near else ""
 
     def is_class(self, node, key: str) -> bool:
@@ -183,8 +185,10 @@ class _Checker:
             self.error(node, name, f"expected {describe(key.kind)}, found {node.plain()!r}")
         elif name == eval_sets.KEY and node.value:
             self.eval_sets(node)
-        elif key.least is not None and isinstance(node.value, int) and node.value < key.least:
-            self.error(node, name, f"expected at least {key.least}, found {node.value}")
+        elif (least := key.least) is not None and _is_below(node.value, least):
+            self.error(node, name, f"expected at least {least}, found {node.value}")
+        elif words := limits.wrong(name, node.value, key.default):
+            self.error(node, name, f"expected {words}, found {node.value}")
         elif key.instead and node.value != key.default:
             self.warnings.append(f"{node.where}: {name}: no effect; {key.instead}")
         elif key.items and (strange := [x for x in node.plain() if not _is_one(x, key.items)]):
@@ -232,22 +236,38 @@ class _Checker:
             elif arg not in found.args:
                 self.unknown(child, path, found.args, found.swallows, f"unknown argument of {name}")
             else:
-                self.value(path, child, found.args[arg], arg)
+                errors, default = len(self.errors), found.args[arg]
+                self.value(path, child, default, arg)
+                words = limits.wrong(f"{name}.{arg}", child.plain(), default)
+                part = isinstance(default, str) and default in self.components
+                if child.value is None and part and schema.is_ours(name):
+                    words = f"the name of a class, such as {default}"
+                if words and len(self.errors) == errors:
+                    self.error(child, path, f"expected {words}, found {child.plain()!r}")
                 if schema.is_ours(name):
                     self.effect(path, child, arg)
 
     def value(self, key: str, node, default: Any, arg: str) -> None:
         """Check one argument; the type of its default is the type expected."""
         value = node.value
-        if re.search(r"transforms\d?$|_aug$", arg) and isinstance(value, list):
-            self.transforms(key, node)
-        elif arg == "schedulers" and isinstance(value, list):
-            self.schedulers(key, node)
-        elif arg == "optimizer" and isinstance(value, dict):
-            self.optimizer(key, node)
+        lists = {
+            "schedulers": "a list of a decay and a warm-up",
+            "transforms": "a list of transforms",
+        }
+        known = "transforms" if re.search(r"transforms\d?$|_aug$", arg) else arg
+        if known in lists or arg == "optimizer":
+            if isinstance(value, list if known in lists else dict):
+                getattr(self, known)(key, node)
+            else:
+                wanted = lists.get(known, "a mapping with its type")
+                self.error(node, key, f"expected {wanted}, found {node.plain()!r}")
         elif arg == "regularizer" and isinstance(value, dict):
-            table = {"type": Key(("L1", "L2"), "", ""), "factor": Key((int, float), 0, "")}
+            table = {"type": Key(("L1", "L2"), "", ""), "factor": Key((int, float), 0, "", least=0)}
             self.recipe(key, node, table)
+            for missing in table.keys() - value.keys():
+                self.error(
+                    node, f"{key}.{missing}", "missing; set type and factor, or regularizer: null"
+                )
         elif isinstance(value, dict) and "name" in value and not isinstance(default, dict):
             self.injection(key, node)
         elif isinstance(default, str) and default in self.components and value is not None:
@@ -263,7 +283,8 @@ class _Checker:
     def transforms(self, key: str, node) -> None:
         for i, item in enumerate(node.value):
             if not isinstance(item.value, dict):
-                self.error(item, f"{key}.{i}", "expected `Name: {arguments}`")
+                word = f"; write `{item.value}: {{}}`" if isinstance(item.value, str) else ""
+                self.error(item, f"{key}.{i}", "expected `Name: {arguments}`" + word)
                 continue
             for name, args in item.value.items():
                 path = f"{key}.{i}.{name}"
@@ -343,6 +364,10 @@ def _named(node, path: str = "") -> Iterator[tuple[str, str]]:
 
 def _is_one(value: Any, items: Any) -> bool:
     return isinstance(value, items) if isinstance(items, type) else value in items
+
+
+def _is_below(value: Any, least: float) -> bool:
+    return isinstance(value, (int, float)) and not value >= least  # nan is below, too
 
 
 def _matches(value: Any, kind: Any) -> bool:

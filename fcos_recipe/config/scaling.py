@@ -57,17 +57,11 @@ def plan_scaling(cfg: Config, cards: int, images: int) -> ScalePlan:
         images: images of the training set after filtering.
 
     Raises:
-        UserError: a value that must be positive is not, or the images do not fill one step.
+        UserError: the images do not fill one step.
     """
     reader, rate = cfg.data.get("TrainReader", {}), cfg.data.get("LearningRate", {})
     batch, accumulate = reader.get("batch_size", 1), cfg.data["accumulate"]
     base_lr, base_batch = rate.get("base_lr", 0.01), rate.get("base_batch")
-    for key, value in {
-        "TrainReader.batch_size": batch, "LearningRate.base_lr": base_lr,
-        "LearningRate.base_batch": 1 if base_batch is None else base_batch,
-    }.items():  # fmt: skip
-        if value <= 0:
-            raise UserError(f"{cfg.origin(key)}: {key}: {value} must be positive")
     total = cards * batch * accumulate
     rounding = math.floor if reader.get("drop_last", True) else math.ceil
     steps = rounding(math.ceil(images / cards) / batch) // accumulate

@@ -106,16 +106,18 @@ RECIPE: dict[str, Any] = {
         "diverged": Key(NUMBER, 5, "warn above this multiple of the median loss; 0: off", least=0),
     },
     "early_stop": {
-        "patience": Key(int, 0, "evaluations without a better AP before the run ends; 0: off"),
+        "patience": Key(
+            int, 0, "evaluations without a better AP before the run ends; 0: off", least=0
+        ),
         "min_delta": Key(NUMBER, 0.0, "smallest gain in AP (0-1) that counts as better"),
     },
     "watchdog": {
-        "startup": Key(NUMBER, 0, WATCH + "automatic"),
-        "step": Key(NUMBER, 0, WATCH + "max(120, 10 x the median step)"),
-        "eval": Key(NUMBER, 0, WATCH + "automatic"),
-        "save": Key(NUMBER, 0, WATCH + "automatic"),
+        "startup": Key(NUMBER, 0, WATCH + "automatic", least=0),
+        "step": Key(NUMBER, 0, WATCH + "max(120, 10 x the median step)", least=0),
+        "eval": Key(NUMBER, 0, WATCH + "automatic", least=0),
+        "save": Key(NUMBER, 0, WATCH + "automatic", least=0),
     },
-    "worker_num": Key((int, "auto"), "auto", "reader processes per card", True),
+    "worker_num": Key((int, "auto"), "auto", "reader processes per card", True, least=0),
     "plugins": Key(
         list,
         [],
@@ -126,7 +128,9 @@ RECIPE: dict[str, Any] = {
     "freeze": Key(
         list, [], "name patterns of parameters that keep their values, e.g. [backbone.*]", items=str
     ),
-    "max_bad_images": Key(int, 10, "unreadable images that each card skips before the run stops"),
+    "max_bad_images": Key(
+        int, 10, "unreadable images that each card skips before the run stops", least=0
+    ),
     "pretrain_weights": Key((str, type(None)), "", "initial weights, file or URL; '': none", True),
     "weights": Key((str, type(None)), "", "default weights file of eval and infer", True),
     "save_dir": Key(str, "output", "folder in which run directories are created", True),

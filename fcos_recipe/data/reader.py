@@ -20,7 +20,7 @@ from fcos_recipe.data.images import BadImage, Sample
 from fcos_recipe.data.sampler import TrainBatches
 from fcos_recipe.data.targets import Gt2FCOSTarget
 from fcos_recipe.data.transforms import StockChain, UsualChain, named, others_needed, transformed
-from fcos_recipe.errors import UserError
+from fcos_recipe.errors import RunFailure, UserError, one_line
 from fcos_recipe.plugins import fault
 
 logger = logging.getLogger("fcos.data")
@@ -61,10 +61,8 @@ class Pipeline:
         """Return the sample (None if no image was readable) and the errors of unreadable images."""
         try:
             return self._sample(item)
-        except Exception as error:  # a worker cannot raise it with its place: `_checked` does
-            if not (text := fault(error)):
-                raise
-            return None, [_Fault(text)]
+        except Exception as error:
+            return None, [_fault(error)]
 
     def _sample(self, item: int | tuple[int, int]) -> tuple[Sample | None, list[str]]:
         epoch, first = item if isinstance(item, tuple) else (0, item)
@@ -98,8 +96,7 @@ class Pipeline:
             try:
                 return self._collate(items)
             except Exception as error:
-                if not (text := fault(error)):
-                    raise
+                text = _fault(error)
         return {"fault": str(text), "bad": [], **NOTHING}
 
     def _collate(self, items: list[tuple[Sample | None, list[str]]]) -> dict[str, Any]:
@@ -118,7 +115,40 @@ class Pipeline:
 
 
 class _Fault(str):
-    """What went wrong in a transform of the user's, and where."""
+    """Why a batch cannot be made."""
+
+
+def _fault(error: Exception) -> _Fault:
+    """The error as text, which `Reader._checked` raises where the batches are used.
+
+    A thread of DataLoader that raises leaves the run waiting for ever, and a worker process adds
+    its traceback. Only a process without memory ends by itself, see `system.out_of_memory`.
+    """
+    from paddle.io import get_worker_info
+
+    if isinstance(error, (UserError, RunFailure)):
+        return _Fault(error)
+    if isinstance(error, MemoryError) and get_worker_info():
+        raise error
+    what = f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}"
+    if isinstance(error, MemoryError):
+        return _Fault(what)
+    return _Fault(
+        fault(error)
+        or f"no batch can be made of these images ({one_line(what)}); look at "
+        "sample_transforms, of which Decode is the first, and at batch_transforms"
+    )
+
+
+def raise_fault(batch: dict) -> None:
+    """Raise the error of a batch that could not be made.
+
+    Raises:
+        MemoryError, UserError: as told by `_fault`.
+    """
+    if text := batch.get("fault"):
+        memory = text.startswith("MemoryError: ")
+        raise MemoryError(text.removeprefix("MemoryError: ")) if memory else UserError(text)
 
 
 def worker_count(wanted: int | str, cards: int) -> int:
@@ -356,11 +386,10 @@ class Reader:
         """Remove the errors of unreadable images from a batch and log each once.
 
         Raises:
-            UserError: there are more than `max_bad_images`, no image of the batch is readable, or a
-                transform of the user failed.
+            UserError: there are more than `max_bad_images`, no image of the batch is readable, or
+                no batch could be made.
         """
-        if "fault" in batch:
-            raise UserError(batch["fault"])
+        raise_fault(batch)
         for message in batch.pop("bad"):
             self.bad_images[message] = self.bad_images.get(message, 0) + 1
             if self.bad_images[message] == 1:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 
 from fcos_recipe.config.schema import MIXING
@@ -180,6 +181,8 @@ def transformed(
     except Exception as error:
         if fault(error):
             raise
+        if isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem:
+            raise MemoryError(f"{name}: {error}") from None
         size = "x".join(map(str, np.shape(record.get("image"))[1::-1]))  # width x height
         why = one_line(" ".join(str(getattr(error, "err", "") or error).split())[-200:])
         raise BadImage(

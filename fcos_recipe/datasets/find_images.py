@@ -158,7 +158,8 @@ class ImageFinder:
             files = [file for file in files if is_image(file)]
         if self.placed:
             files = [f for f in files if _shared(f, path) or not self._is_mirror(f.parent)]
-        files = [file for file in files if file.name == base] or files
+        if not ending:
+            files = [file for file in files if file.name == base] or files
         if not files:
             return None
         best = max(files, key=lambda file: _shared(file, path))

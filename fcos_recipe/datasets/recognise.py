@@ -6,6 +6,7 @@ lies. Names decide only which split a file or folder belongs to.
 
 import json
 import re
+from codecs import BOM_UTF8
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +16,8 @@ from typing import Any
 import msgspec
 
 from fcos_recipe.data import coco_json
-from fcos_recipe.data.image_files import files_below
-from fcos_recipe.datasets.convert import tools, yolo
+from fcos_recipe.data.image_files import ENDINGS, files_below
+from fcos_recipe.datasets.convert import tables, tools, yolo
 from fcos_recipe.datasets.find_images import SPLITS, split_of
 from fcos_recipe.datasets.formats import FORMATS, ORDER
 from fcos_recipe.errors import UserError
@@ -108,6 +109,8 @@ def recognise(place: Path, kind: str | None = None) -> Layout:
                         f"{' or --from '.join(found)}")  # fmt: skip
     kind = "coco" if "coco" in found else next(iter(found))
     layout = Layout(kind, folder, {}, found[kind], notes)
+    if kind in ("dota", "kitti") and place.is_dir():
+        layout.files = _with_empty(files, set(layout.files))
     SPLITTERS.get(kind, _by_folder)(layout)
     layout.splits = {k: layout.splits[k] for k in ("", *ORDER) if k in layout.splits}
     return layout
@@ -153,6 +156,18 @@ def kind_of(file: Path) -> str | None:
         return None
 
 
+def is_coco_file(place: Path, kind: str | None = None) -> bool:
+    """Whether a file is read as COCO: it is, or is meant as such, as its name or fault may hide.
+
+    Raises:
+        UserError: it holds data in a form that is not read.
+    """
+    if not place.is_file():
+        return False
+    refuse_not_read([place])
+    return kind is None and kind_of(place) in ("coco", None)
+
+
 def _kinds(files: Sequence[Path]) -> dict[str, list[Path]]:
     """Format -> its annotation files in the folder; of a folder with many files some are read."""
     groups: dict[tuple[Path, str], list[Path]] = defaultdict(list)
@@ -180,6 +195,17 @@ def _kinds(files: Sequence[Path]) -> dict[str, list[Path]]:
     return dict(found)
 
 
+def _with_empty(files: Sequence[Path], known: set[Path]) -> list[Path]:
+    """`known` text files with others that have an image, or are empty and lie beside them."""
+    folders = {file.parent for file in known}
+    stems = {file.stem if file.suffix.lower() in ENDINGS else file.name for file in files}
+    return [
+        file for file in files if file in known or file.suffix.lower() == ".txt" and (
+            file.stem in stems or file.parent in folders and not read_bytes(file).strip()
+        )
+    ]  # fmt: skip
+
+
 def _json(file: Path) -> str | None:
     data = coco_json.mapped(file)
     try:
@@ -199,8 +225,13 @@ def _json(file: Path) -> str | None:
         return "coco"
     if "shapes" in keys and {"imagePath", "imageData", "imageHeight", "flags", "version"} & keys:
         return "labelme"
+    if {"imgHeight", "imgWidth", "objects"} <= keys:
+        return "cityscapes"
+    if {"size", "objects"} <= keys:
+        return "supervisely"
     if (
         "_via_img_metadata" in keys
+        or {"metadata", "view", "attribute", "file"} <= keys
         or all(b'"regions"' in bytes(v) for v in first.values())
         and keys
     ):
@@ -237,16 +268,20 @@ def _yaml(file: Path) -> str | None:
 
 
 def _text(file: Path) -> str | None:
-    lines = [line for line in read_bytes(file)[:HEAD].splitlines() if line.strip()][:1]
-    return "yolo" if lines and yolo.ROW.match(lines[0]) else None
+    data = read_bytes(file)[:HEAD].removeprefix(BOM_UTF8)
+    lines = [line.strip() for line in data.splitlines() if line.strip()][:3]
+    if lines and yolo.ROW.match(lines[0]):
+        return "yolo"
+    text = b"\n".join(lines)
+    return next((kind for kind, rows in tables.ROWS.items() if rows.match(text)), None)
 
 
 def _csv(file: Path) -> str | None:
     head = read_bytes(file)[:HEAD].decode("utf-8-sig", errors="replace")
-    rows = tools.csv_rows(head.split("\n", 1)[0])
+    rows = tables.csv_rows(head.split("\n", 1)[0])
     if rows and set(tools.VIA_COLUMNS) <= set(rows[0]):
         return "via"
-    return "csv" if rows and tools.csv_columns(rows[0]) else None
+    return "csv" if rows and tables.csv_columns(rows[0]) else None
 
 
 SNIFFERS: dict[str, Callable[[Path], str | None]] = {

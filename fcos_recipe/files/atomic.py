@@ -30,18 +30,25 @@ def _draft_name(path: Path, ending: str = "") -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}{ending}")
 
 
-def own_folder(path: Path) -> None:
+def own_folder(path: Path, below: Path | None = None, mode: int = 0o777) -> None:
     """Create a folder whose name this project chose, if it is missing.
 
     Args:
         path: the folder; if it is a link, it is not followed. The folder that contains it must
             exist and may be one.
+        below: folder that a user named, which may be a link and is created with its parents; all
+            folders from it to `path` are this project's.
+        mode: of `path` if it is created.
 
     Raises:
         OSError: a link, not a folder, or it cannot be created.
     """
+    if path == below:
+        return path.mkdir(mode, parents=True, exist_ok=True)
+    if below is not None:
+        own_folder(path.parent, below)
     with contextlib.suppress(FileExistsError):
-        path.mkdir()
+        path.mkdir(mode)
     mode = path.lstat().st_mode
     if stat.S_ISLNK(mode):
         raise OSError(errno.ELOOP, f"{path.name} is a link; remove it", str(path))

@@ -31,6 +31,7 @@ class Plan:
     cluster: Cluster | None = None
     heartbeats: Heartbeats | None = None
     earlier_logs: Sequence[Path] = ()  # folders of earlier launches with this output folder
+    logs_below: Path | None = None  # folder of the user's above `log_dir`; None: it is named itself
 
     def environment(self) -> dict[str, str]:
         """The whole environment of the command."""

@@ -21,7 +21,7 @@ import psutil
 
 from fcos_recipe import exit_codes
 from fcos_recipe.errors import printable
-from fcos_recipe.files.atomic import open_own
+from fcos_recipe.files.atomic import open_own, own_folder
 from fcos_recipe.launch.heartbeats import SHORT_SILENCE, Failure, Heartbeats
 from fcos_recipe.launch.plan import Plan
 from fcos_recipe.launch.ranks import Ranks
@@ -47,9 +47,9 @@ def supervise(run: Plan) -> int:
     Returns:
         An exit code of `exit_codes`.
     """
-    run.log_dir.parent.mkdir(parents=True, exist_ok=True)
-    run.log_dir.mkdir(mode=0o700, exist_ok=True)
-    for folder in (run.log_dir, *run.log_dir.glob("attempt-*"), *run.earlier_logs):
+    own_folder(run.log_dir, run.logs_below or run.log_dir, 0o700)
+    attempts = [path for path in run.log_dir.glob("attempt-*") if not path.is_symlink()]
+    for folder in (run.log_dir, *attempts, *run.earlier_logs):
         remove_environments(folder)  # of a launch that was killed
     set_aside(run.log_dir)
     if run.cluster:
@@ -86,11 +86,11 @@ def set_aside(logs: Path) -> None:
 
     The launcher appends, so that old words would be read as this run's.
     """
-    files = [path for path in logs.glob("*") if path.is_file()]
+    files = [path for path in logs.glob("*") if path.is_file() or path.is_symlink()]
     if not files:
         return
     folder = logs / f"attempt-{len(list(logs.glob('attempt-*'))) + 1}"
-    folder.mkdir()
+    folder.mkdir()  # an error if it is there, also as a link
     for path in files:
         path.rename(folder / path.name)
     print(f"launch: the logs of the attempt before: {folder}", file=sys.stderr)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from fcos_recipe.files.atomic import replace_file
+from fcos_recipe.files.atomic import own_folder, replace_file
 from fcos_recipe.predict.results import Detections
 
 FORMATS = ("coco", "yolo", "voc", "labelme")
@@ -30,7 +30,7 @@ class Labels:
         self._of: dict[Path, Path] = {}  # label file -> its image
         self._images: list[dict[str, Any]] = []
         self._boxes: list[dict[str, Any]] = []
-        folder.mkdir(parents=True, exist_ok=True)
+        own_folder(folder, folder.parent)
         if kind == "yolo":
             replace_file(folder / "classes.txt", "\n".join(names) + "\n")
 
@@ -54,7 +54,7 @@ class Labels:
             target = self.folder / relative.with_name(relative.name + ending)
         if self._of.setdefault(target, file) != file:
             return f"{file}: no labels: {target} already has those of {self._of[target]}"
-        target.parent.mkdir(parents=True, exist_ok=True)
+        own_folder(target.parent, self.folder.parent)
         replace_file(target, getattr(self, f"_{self.kind}")(file, target, found))
         return None
 

@@ -19,7 +19,7 @@ IOU = "configs/fcos/fcos_r50_fpn_iou_1x_coco.yml"
         [],
         ["LearningRate.base_lr=1e-3"],
         ["weights='it''s: # odd'", "save_dir=nul", "FCOSHead.nms.nms_eta=0.9"],
-        ["launch.cards=2", "ResNet.norm_type='1e3'", 'output_eval="a\\nb"', "seed=0"],
+        ["launch.cards=2", "vdl_log_dir='1e3'", 'output_eval="a\\nb"', "seed=0"],
     ],
 )
 def test_print_is_yaml_that_loads_to_the_same_config(root, tmp_path, capsys, overrides):

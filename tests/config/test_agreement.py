@@ -72,7 +72,7 @@ def test_padding_must_fit_the_real_strides_of_a_backbone():
 
 
 @pytest.mark.parametrize("override, says", [
-    ("ResNet.variant=z", None),
+    ("ResNet.variant=d", None),
     ("ResNet.groups=7", "ResNet"),
     ("FCOS.backbone=TransEncoder", "FCOS.backbone: TransEncoder .*cannot be a backbone: "),
     ("FCOS.neck=YOLOv3FPN", "FCOS"),

@@ -171,7 +171,7 @@ def test_overrides_are_typed_and_all_kept(root):
     cfg = load_config(
         root / HEADLINE,
         ["LearningRate.base_lr=1e-3", "LearningRate.base_batch=4",
-         "FPN.spatial_scales=[.125, 625E-4, .03125]", "weights=", "ResNet.norm_type='1e3'",
+         "FPN.spatial_scales=[.125, 625E-4, .03125]", "weights=", "output_eval='1e3'",
          "use_gpu=False", "seed=7", "pretrain_weights=a=b.p"],
     )  # fmt: skip
     assert cfg.data["LearningRate"]["base_lr"] == 0.001
@@ -179,7 +179,7 @@ def test_overrides_are_typed_and_all_kept(root):
     assert cfg.data["FPN"]["spatial_scales"] == [0.125, 0.0625, 0.03125]
     assert cfg.data["FPN"]["out_channel"] == 256
     assert (cfg.data["weights"], cfg.data["use_gpu"], cfg.data["seed"]) == ("", False, 7)
-    assert cfg.data["pretrain_weights"] == "a=b.p" and cfg.data["ResNet"]["norm_type"] == "1e3"
+    assert cfg.data["pretrain_weights"] == "a=b.p" and cfg.data["output_eval"] == "1e3"
     assert cfg.origin("LearningRate.base_lr") == "command line"
     assert cfg.origin("device") == "default"
     place = cfg.origin("TrainReader.sample_transforms.1.Resize.target_size").rsplit(":", 1)
@@ -249,8 +249,16 @@ def test_a_key_that_holds_a_value_for_others_is_allowed(root, tmp_path):
     assert config.data["epoch"] == 24 and "length" not in config.data and not config.warnings
 
 
-def test_base_under_the_home_directory(tmp_path, monkeypatch):
+def test_base_and_data_under_the_home_directory(root, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
+    given = [
+        f"{part}Dataset.dataset_dir={place}/x" for part, place in (("Train", "~"), ("Eval", "$D"))
+    ]
+    config = load_config(root / HEADLINE, given)
+    assert config.data["TrainDataset"]["dataset_dir"] == f"{tmp_path}/x"
+    assert (
+        "$D/x/val2017 does not exist; variables have no" in config.missing_files("EvalDataset")[0]
+    )
     write(tmp_path, "epoch: 5\n", "home.yml")
     (tmp_path / "x").mkdir()
     assert load_config(write(tmp_path / "x", "_BASE_: ['~/home.yml']\n")).data["epoch"] == 5

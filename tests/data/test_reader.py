@@ -322,6 +322,23 @@ def test_no_readable_image_at_all(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("without", ["Decode", "PadBatch"])
+def test_a_batch_that_cannot_be_made_ends_the_run_in_one_line(tmp_path, workers, without):
+    write(tmp_path, coco(images=4))
+    lists = {
+        name: [item for item in items if without not in item] for name, items in chain().items()
+    }
+    lists["sample_transforms"] = [x for x in lists["sample_transforms"] if "Resize" not in x]
+    for image in tmp_path.glob("*.jpg"):  # of different sizes
+        cv2.imwrite(str(image), np.zeros((20 + int(image.stem), 30, 3), np.uint8))
+    reader = TrainReader(**lists, num_classes=2, batch_size=2)(folder(tmp_path), workers)
+    with pytest.raises(UserError, match="Error|sample_transforms, of which Decode") as error:
+        list(reader)
+    assert len(str(error.value).splitlines()) == 1
+    reader.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
 def test_evaluation_leaves_bad_images_out(tmp_path, workers, caplog):
     write(tmp_path, coco(images=7))
     spoil(tmp_path)
@@ -444,3 +461,22 @@ def test_training_on_a_file_of_images_only_is_refused_in_words(tmp_path):
     write(tmp_path, data)
     with pytest.raises(UserError, match="annotations.json: no annotations"):
         TrainReader(**chain(), num_classes=2)(folder(tmp_path))
+
+
+@pytest.mark.parametrize("where", ["resize", "imdecode", "stack"])
+def test_full_memory_is_neither_a_bad_image_nor_a_bad_transform(where, tmp_path, monkeypatch):
+    """OpenCV has an error of its own for it, and threads of DataLoader only pass text on."""
+
+    def full(*_, **__):
+        error = cv2.error("Insufficient memory") if where != "stack" else MemoryError()
+        error.code, error.err = cv2.Error.StsNoMem, "Failed to allocate 9 bytes"
+        raise error
+
+    write(tmp_path, coco(images=2))
+    reader = EvalReader(**chain(flip=None, targets=False), num_classes=2)(
+        folder(tmp_path), 0, batch_sampler=[[0, 1]]
+    )
+    monkeypatch.setattr(cv2 if where != "stack" else np, where, full)
+    with pytest.raises(MemoryError):
+        list(reader)
+    reader.close()

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from fcos_recipe.cli import run
+from fcos_recipe.data.image_files import ENDINGS
 from fcos_recipe.data.images import BadImage, read_image
 from fcos_recipe.datasets.account import Account
 from fcos_recipe.datasets.verify import images as image_checks
@@ -118,6 +119,7 @@ def yolo(rng, root, split):
 
 
 def voc(rng, root, split):
+    """Annotations/ and JPEGImages/ nested or XML beside images; a list of names or none."""
     made = Made(["--from", "voc", root / split])
     root.mkdir(exist_ok=True)
     state = root / "origin"
@@ -128,11 +130,13 @@ def voc(rng, root, split):
     if whole:
         made.argv += ["--origin", str(origin)]
     root /= split  # the origin is that of both
-    (root / "Annotations").mkdir(parents=True)
-    (root / "JPEGImages").mkdir()
+    beside, listed = rng.random() < 0.3, [] if rng.random() < 0.3 else None
+    images, labels = (root / ("x" if beside else n) for n in ("JPEGImages", "Annotations"))
+    images.mkdir(parents=True)
     for number in range(rng.randrange(1, 6)):
         good = rng.random() < 0.9
-        path, stem, size = new_image(rng, root / "JPEGImages", number, good)
+        folder = rng.choice(["", "", "s", "s/t"])
+        path, stem, size = new_image(rng, images / folder, number, good)
         rows = new_boxes(rng, size, whole) if good else []
         items = "".join(item(name, box, origin, rng) for name, *box in rows)
         lone = "<object><name>dog</name></object>"
@@ -144,13 +148,27 @@ def voc(rng, root, split):
         made.bad |= count > 0
         text = (f"<annotation><filename>{rng.choice(['C:/x/', ''])}{path.name}</filename>"
                 f"{items}<!--<object>-->{bad}</annotation>")  # fmt: skip
-        (root / "Annotations" / f"{stem}.xml").write_text(text, rng.choice(["utf-8", "utf-16"]))
+        (labels / folder).mkdir(parents=True, exist_ok=True)
+        (labels / folder / f"{stem}.xml").write_text(text, rng.choice(["utf-8", "utf-16"]))
+        if good and listed and rng.random() < 0.2:  # in no list
+            made.lost.update({"images": 1, "boxes": len(rows)})
+            continue
+        if listed is not None and good:
+            name, pair = os.path.join(folder, stem), f"./{images.name}/{folder}/{path.name} a.xml"
+            forms = [name, f"{name} 1"] + [pair] * (path.name != stem)
+            listed.append(rng.choice(forms))
         if good:
             made.boxes[path] = rows
     for number in range(rng.choice([0, 0, 2])):  # without an XML file
-        new_image(rng, root / "JPEGImages" / "more", f"lone{number}")
+        new_image(rng, images / "more", f"lone{number}")
         made.seen["images"] += 1
         made.lost["images"] += 1
+    if listed:
+        made.argv += ["--split", split]
+        lists = root / "ImageSets" / "Main"
+        lists.mkdir(parents=True)
+        (lists / f"{split}.txt").write_text("\n".join(listed))
+        made.seen["names in lists"] = len(listed)
     return made
 
 
@@ -202,14 +220,60 @@ def coco(rng, root, split):
     return made
 
 
+def beside(path, text, ending):
+    """An annotation file for one image, beside it."""
+    text = text if isinstance(text, str) else json.dumps(text)
+    (path.parent / f"{path.name}{ending}").write_text(text)
+
+
 def labelme(folder, rows):
-    """One JSON file per image, beside it."""
     for path, size, boxes in rows:
         shapes = [{"label": name, "points": [[x1, y1], [x2, y2]], "shape_type": "rectangle"}
                   for name, x1, y1, x2, y2 in boxes]  # fmt: skip
-        data = {"imagePath": path.name, "shapes": shapes, "version": "5.0",
-                "imageHeight": size[0], "imageWidth": size[1]}  # fmt: skip
-        (path.parent / f"{path.name}.json").write_text(json.dumps(data))
+        beside(path, {"imagePath": path.name, "shapes": shapes, "version": "5.0",
+                      "imageHeight": size[0], "imageWidth": size[1]}, ".json")  # fmt: skip
+
+
+def supervisely(folder, rows):
+    for path, (height, width), boxes in rows:
+        objects = [{"classTitle": name, "geometryType": "rectangle",
+                    "points": {"exterior": [[x2, y1], [x1, y2]]}}
+                   for name, x1, y1, x2, y2 in boxes]  # fmt: skip
+        beside(path, {"size": {"height": height, "width": width}, "objects": objects}, ".json")
+
+
+def cityscapes(folder, rows):
+    for path, (height, width), boxes in rows:
+        objects = [{"label": name, "polygon": [[x1, y2], [x2, y2], [x2, y1]]}
+                   for name, x1, y1, x2, y2 in boxes]  # fmt: skip
+        beside(path, {"imgHeight": height, "imgWidth": width, "objects": objects}, ".json")
+
+
+def stem_of(path):
+    return path.name.removesuffix(path.suffix) if path.suffix.lower() in ENDINGS else path.name
+
+
+def dota(folder, rows):
+    for path, _, boxes in rows:
+        lines = [f"{(x1 + x2) / 2} {y1} {x2} {(y1 + y2) / 2} {(x1 + x2) / 2} {y2} {x1} "
+                 f"{(y1 + y2) / 2} {name} 0" for name, x1, y1, x2, y2 in boxes]  # fmt: skip
+        beside(path.with_name(stem_of(path)), "\r\n".join(lines), ".txt")
+
+
+def kitti(folder, rows):
+    for path, _, boxes in rows:
+        lines = [f"{name} 0 0 -1.5 {x1} {y1} {x2} {y2} 1 1 1 1 1 1 1"
+                 for name, x1, y1, x2, y2 in boxes]  # fmt: skip
+        beside(path.with_name(stem_of(path)), "\n".join(lines), ".txt")
+
+
+def wider_face(folder, rows):
+    lines = []
+    for path, _, boxes in rows:
+        lines += [f"./{path.relative_to(folder).as_posix()}", str(len(boxes))]
+        lines += [f"{x1} {y1} {x2 - x1} {y2 - y1} 0 0 0 0 0 0" for _, x1, y1, x2, y2 in boxes]
+        lines += [] if boxes else ["0 0 0 0 0 0 0 0 0 0"]
+    (folder / f"wider_face_{folder.name}_bbx_gt.txt").write_text("\n".join(lines))
 
 
 def boxes_csv(folder, rows):
@@ -217,7 +281,8 @@ def boxes_csv(folder, rows):
         table = csv.writer(file)
         table.writerow(["filename", "class", "xmin", "ymin", "xmax", "ymax"])
         for path, _, boxes in rows:
-            table.writerows([path.name, *box] for box in boxes or [["", "", "", "", ""]])
+            name = path.relative_to(folder).as_posix()
+            table.writerows([name, *box] for box in boxes or [["", "", "", "", ""]])
 
 
 def createml(folder, rows):
@@ -225,7 +290,7 @@ def createml(folder, rows):
         box = {"x": (x1 + x2) / 2, "y": (y1 + y2) / 2, "width": x2 - x1, "height": y2 - y1}
         return {"label": name, "coordinates": box}
 
-    data = [{"image": path.name, "annotations": [entry(*b) for b in boxes]}
+    data = [{"image": str(path.relative_to(folder)), "annotations": [entry(*b) for b in boxes]}
             for path, _, boxes in rows]  # fmt: skip
     (folder / "_annotations.createml.json").write_text(json.dumps(data))
 
@@ -236,16 +301,34 @@ def via(folder, rows):
         return {"shape_attributes": box, "region_attributes": {"class": name}}
 
     data = {
-        path.name: {"filename": path.name, "size": 1, "regions": [region(*b) for b in boxes]}
+        str(path): {
+            "filename": str(path.relative_to(folder)),
+            "regions": [region(*b) for b in boxes],
+        }
         for path, _, boxes in rows
     }
+    (folder / "via.json").write_text(json.dumps(data))
+
+
+def via3(folder, rows):
+    data = {"attribute": {"1": {"aname": "kind", "options": dict(enumerate(CLASSES))}}, "view": {},
+            "file": {}, "metadata": {}}  # fmt: skip
+    for number, (path, _, boxes) in enumerate(rows):
+        data["view"][number] = {"fid_list": [number + 1]}
+        data["file"][number + 1] = {"fname": str(path.relative_to(folder)), "type": 2}
+        for name, x1, y1, x2, y2 in boxes:
+            shape = [2, x1, y1, x2 - x1, y2 - y1]
+            data["metadata"][len(data["metadata"])] = {
+                "vid": number, "xy": shape, "z": [], "av": {"1": str(CLASSES.index(name))},
+            }  # fmt: skip
     (folder / "via.json").write_text(json.dumps(data))
 
 
 def cvat(folder, rows):
     text = ""
     for path, (height, width), boxes in rows:
-        text += f"<image name={quoteattr(path.name)} width='{width}' height='{height}'>"
+        name = quoteattr(str(path.relative_to(folder)))
+        text += f"<image name={name} width='{width}' height='{height}'>"
         for name, x1, y1, x2, y2 in boxes:
             text += (f"<box label={quoteattr(name)} xtl='{x1!r}' ytl='{y1!r}' xbr='{x2!r}' "
                      f"ybr='{y2!r}'/>")  # fmt: skip
@@ -263,27 +346,35 @@ def label_studio(folder, rows):
         return {"type": "rectanglelabels", "original_width": width, "original_height": height,
                 "value": {**box, "rectanglelabels": [name]}}  # fmt: skip
 
-    data = [{"data": {"image": f"/data/upload/1/{path.name}"},
+    data = [{"data": {"image": f"/data/upload/1/{folder.name}/{path.relative_to(folder)}"},
              "annotations": [{"result": [result(size, *b) for b in boxes]}]}
             for path, size, boxes in rows]  # fmt: skip
     (folder / "export.json").write_text(json.dumps(data))
 
 
-WRITERS = {"labelme": labelme, "csv": boxes_csv, "createml": createml, "via": via, "cvat": cvat,
-           "labelstudio": label_studio}  # fmt: skip
+WRITERS = {"labelme": labelme, "csv": boxes_csv, "createml": createml, "via": via, "via3": via3,
+           "cvat": cvat, "labelstudio": label_studio, "supervisely": supervisely, "dota": dota,
+           "kitti": kitti, "widerface": wider_face, "cityscapes": cityscapes}  # fmt: skip
+CALLED = {  # formats that can't have every class name
+    "dota": lambda name: name.replace(" ", "_"), "kitti": lambda name: name.replace(" ", "_"),
+    "widerface": lambda name: "face",
+}  # fmt: skip
 
 
 def of_a_tool(kind):
     """What makes a data set of one of `WRITERS`, with images that have no annotations."""
 
     def make(rng, root, split):
-        made = Made(["--from", kind, root / split, "--images", root / split])
+        folder = root / split
+        made = Made(["--from", kind.removesuffix("3"), folder, "--images", folder])
         rows = []
         for number in range(rng.randrange(1, 6)):
             good = rng.random() < 0.9 or not number
-            path, _, size = new_image(rng, root / split, number, good)
+            place = folder / rng.choice(["", "", "s", "s/t"])
+            path, _, size = new_image(rng, place, number, good)
             lone = good and number and rng.random() < 0.2
             boxes = new_boxes(rng, size, False) if good else [("dog", 0.5, 0.5, 1, 1)] * 2
+            boxes = [(CALLED.get(kind, str)(name), *box) for name, *box in boxes]
             made.seen.update({"images": 1, "boxes": 0 if lone else len(boxes)})
             made.lost.update({"images": bool(lone or not good)})
             if lone:
@@ -294,7 +385,15 @@ def of_a_tool(kind):
                 made.boxes[path] = boxes
             else:
                 made.lost["boxes"] += len(boxes)
-        WRITERS[kind](root / split, rows)
+        if not any(boxes for *_, boxes in rows):  # no object tells what the text files are
+            path, _, size = new_image(rng, folder, 9)
+            made.boxes[path] = [(CALLED.get(kind, str)("dog"), 0, 0, 2, 2)]
+            rows.append((path, size, made.boxes[path]))
+            made.seen.update({"images": 1, "boxes": 1})
+        if kind == "dota":
+            for counter in (made.seen, made.lost):
+                counter["rotations"] += sum(map(len, made.boxes.values()))
+        WRITERS[kind](folder, rows)
         return made
 
     return make
@@ -369,6 +468,19 @@ def test_random_data_sets_lose_nothing(kind, tmp_path, monkeypatch, capsys):
             code = dataset("verify", out, "--images", folder, "--allow", "nothing_to_train")
             assert code == (0 if made.boxes else 1), capsys.readouterr().out
         whole, told = root / "all.json", root / "told.json"
+        if kind in WRITERS:  # both splits by one command
+            argv = [root, "--from", kind.removesuffix("3"), "--skip-bad"]
+            assert dataset("convert", *argv, "-o", root / "both", "--json", told) == 0
+            rows = account(told)
+            for name in parts["train"].seen:
+                seen, lost = (sum(getattr(made, key)[name] for made in parts.values())
+                              for key in ("seen", "lost"))  # fmt: skip
+                assert rows.get(name, (0, 0, 0)) == (seen, seen - lost, lost), (seed, name)
+            capsys.readouterr()
+            split = {name: read(root / "both" / f"instances_{name}.json", root)
+                     for name in ("train", "val")}  # fmt: skip
+            for name, made in parts.items():
+                same(split[name], made.boxes)
         assert dataset("merge", *outs, "-o", whole, "--images", *folders, "--json", told) == 0
         rows = account(told)
         boxes = sum(map(len, wanted.values()))

@@ -418,6 +418,7 @@ def test_voc_rotated_boxes_parts_and_flags(tmp_path):
         "label files": (1, 1, {}), "images": (2, 1, {"without an XML file": 1}),
         "boxes": (3, 2, {"without a box, or with several": 1}),
         "parts": (1, 0, {"not used: boxes are": 1}),
+        "rotations": (1, 0, {"lost: upright boxes around them are used": 1}),
     }  # fmt: skip
 
 

@@ -23,12 +23,15 @@ from fcos_recipe.files.atomic import (
     draft,
     draft_folder,
     open_own,
+    own_folder,
     remove_drafts,
     replace_file,
     write_json,
     write_named,
 )
 from fcos_recipe.files.download import locked
+from fcos_recipe.launch.plan import Plan
+from fcos_recipe.launch.supervise import set_aside, supervise
 from fcos_recipe.runs import loggers
 from fcos_recipe.runs.directory import RunDir
 from fcos_recipe.training import bad_numbers
@@ -199,6 +202,11 @@ FOLDERS = {
     "bad_steps": bad_step,
     ".fcos_index": lambda path: open_index(path.parent / "instances.json"),
     ".download": lambda path: coco2017.get(path.parent),
+    "launch": lambda path: supervise(
+        Plan(["false"], {}, 2, path / "a", [], logs_below=path.parent)
+    ),
+    "attempt-1": lambda path: set_aside(path.parent),
+    "crops": lambda path: own_folder(path / "a" / "b", path.parent),
 }
 
 
@@ -219,7 +227,7 @@ def test_no_folder_of_ours_is_a_link(tmp_path, monkeypatch, name, kind):
         (run / name).write_text("precious")
     else:
         (run / name).symlink_to(outside if kind == "link" else run / name)
-    if name in (".fcos_index", "bad_steps"):  # another place is taken, or there is a warning
+    if name in (".fcos_index", "bad_steps", "attempt-1"):  # another place, or there is a warning
         FOLDERS[name](run / name)
     else:
         with pytest.raises((OSError, UserError), match="remove it|a file where|is a file"):

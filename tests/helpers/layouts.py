@@ -373,16 +373,128 @@ def csv_retinanet(root):
     return "csv", []
 
 
-WITHOUT_NEGATIVES = (csv_corners,)  # layouts that can't state an image without a box
+def open_images(root):
+    """Fractions, identifiers of classes, image names without endings; a group of objects."""
+    (height, width), ids = SIZE, {name: f"/m/0{k}x" for k, name in enumerate(CLASSES)}
+    for split, names in (("train", TRAIN), ("validation", VAL)):
+        pictures(root / split, {name: 0 for name in names if names[name]})
+        rows = ["ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsGroupOf"]
+        rows += [f"{Path(name).stem},xclick,{ids[label]},1,{x1 / width:.6f},{x2 / width:.6f},"
+                 f"{y1 / height:.6f},{y2 / height:.6f},0,0"
+                 for name, boxes in names.items() for label, x1, y1, x2, y2 in boxes]  # fmt: skip
+        save(root / f"{split}-annotations-bbox.csv", "\n".join(rows))
+    text = "\n".join(f"{number},{name}" for name, number in ids.items())
+    save(root / "class-descriptions-boxable.csv", text)
+    return "csv", []
+
+
+def via3(root):
+    """A project of VIA 3: its classes are options of an attribute."""
+    pictures(root, ALL)
+    data = {"project": {"pid": "__VIA__", "pname": "dogs"}, "config": {}, "file": {}, "view": {},
+            "metadata": {}}  # fmt: skip
+    options = {str(k): name for k, name in enumerate(CLASSES)}
+    data["attribute"] = {"1": {"aname": "class", "anchor_id": "FILE1_Z0_XY1", "type": 4,
+                               "options": options}}  # fmt: skip
+    for number, (name, boxes) in enumerate(ALL.items(), start=1):
+        data["file"][str(number)] = {"fid": str(number), "fname": name, "type": 2, "src": name}
+        data["view"][str(number)] = {"fid_list": [str(number)]}
+        for label, x1, y1, x2, y2 in boxes:
+            data["metadata"][f"{number}_{x1}"] = {
+                "vid": str(number), "flg": 0, "z": [], "xy": [2, x1, y1, x2 - x1, y2 - y1],
+                "av": {"1": str(CLASSES.index(label))},
+            }  # fmt: skip
+    save(root / "via_project_1Jan2024.json", data)
+    return "via", []
+
+
+def supervisely(root):
+    for split, names in (("train", TRAIN), ("val", VAL)):
+        pictures(root / split / "img", names)
+        for name, boxes in names.items():
+            objects = [{"classTitle": label, "geometryType": "rectangle", "tags": [],
+                        "points": {"exterior": [[x1, y1], [x2, y2]], "interior": []}}
+                       for label, x1, y1, x2, y2 in boxes]  # fmt: skip
+            size = {"height": SIZE[0], "width": SIZE[1]}
+            save(root / split / "ann" / f"{name}.json",
+                 {"description": "", "tags": [], "size": size, "objects": objects})  # fmt: skip
+    classes = [{"title": name, "shape": "rectangle", "color": "#F00"} for name in CLASSES]
+    save(root / "meta.json", {"classes": classes, "tags": [], "projectType": "images"})
+    return "supervisely", []
+
+
+def dota(root):
+    """A rotated box whose upright box is the wanted one, and files without an object."""
+    for split, names in (("train", TRAIN), ("val", VAL)):
+        pictures(root / split / "images", names)
+        for name, boxes in names.items():
+            lines = ["imagesource:GoogleEarth", "gsd:0.15"]
+            for label, x1, y1, x2, y2 in boxes:
+                mx, my = (x1 + x2) / 2, (y1 + y2) / 2
+                points = (mx, y1, x2, my, mx, y2, x1, my)
+                lines.append(f"{' '.join(map(str, points))} {label.replace(' ', '_')} 0")
+            save(root / split / "labelTxt" / f"{Path(name).stem}.txt", "\r\n".join(lines))
+    return "dota", []
+
+
+def kitti(root):
+    """The images of the test set have the names of others."""
+    pictures(root / "training" / "image_2", ALL)
+    pictures(root / "testing" / "image_2", TRAIN)
+    for name, boxes in ALL.items():
+        lines = [
+            f"{without_spaces(label)} 0.00 0 -1.57 {x1}.00 {y1}.00 {x2}.00 {y2}.00 "
+            "1.65 1.67 3.64 -0.65 1.71 46.70 -1.59"
+            for label, x1, y1, x2, y2 in boxes
+        ]
+        if name == "a b.JPG":
+            lines.append("DontCare -1 -1 -10 1.0 1.0 9.0 9.0 -1 -1 -1 -1000 -1000 -1000 -10")
+        save(root / "training" / "label_2" / f"{Path(name).stem}.txt", "\n".join(lines))
+    return "kitti", []
+
+
+def wider_face(root):
+    for split, names in (("train", TRAIN), ("val", VAL)):
+        lines = []
+        for name, boxes in names.items():
+            picture(root / f"WIDER_{split}" / "images" / "0--Parade" / name)
+            lines += [f"0--Parade/{name}", str(len(boxes))]
+            lines += [f"{x1} {y1} {x2 - x1} {y2 - y1} 0 0 0 0 0 0 " for _, x1, y1, x2, y2 in boxes]
+            lines += [] if boxes else ["0 0 0 0 0 0 0 0 0 0 "]
+        text = "\n".join(lines) + "\n"
+        save(root / "wider_face_split" / f"wider_face_{split}_bbx_gt.txt", text)
+    return "widerface", []
+
+
+def cityscapes(root):
+    for split, names in (("train", TRAIN), ("val", VAL)):
+        for name, boxes in names.items():
+            stem = f"aachen_{Path(name).stem}_000019"
+            picture(root / "leftImg8bit" / split / "aachen" / f"{stem}_leftImg8bit.png")
+            objects = [{"label": label, "polygon": [[x1, y1], [x2, y1], [x2, y2], [x1, y2]]}
+                       for label, x1, y1, x2, y2 in boxes]  # fmt: skip
+            save(root / "gtFine" / split / "aachen" / f"{stem}_gtFine_polygons.json",
+                 {"imgHeight": SIZE[0], "imgWidth": SIZE[1], "objects": objects})  # fmt: skip
+    return "cityscapes", []
+
+
+def without_spaces(label):
+    return label.replace(" ", "_")
+
+
+CALLED = {dota: without_spaces, kitti: without_spaces, wider_face: lambda _: "face"}
+WITHOUT_NEGATIVES = (csv_corners, open_images)  # layouts that can't state an image without a box
 LAYOUTS = [
     coco_per_split, coco_roboflow, coco_cvat, coco_label_studio, coco_windows, coco_linked, voc,
     voc_roboflow, voc_paddle, yolo_ultralytics, yolo_roboflow, yolo_cvat, yolo_label_studio,
     yolo_without_names, labelme, labelme_apart, labelme_embedded, cvat, label_studio,
-    label_studio_min, via, via_csv, create_ml, csv_corners, csv_retinanet,
+    label_studio_min, via, via_csv, via3, create_ml, csv_corners, csv_retinanet, open_images,
+    supervisely, dota, kitti, wider_face, cityscapes,
 ]  # fmt: skip
 SPLIT = {
     coco_per_split, coco_roboflow, coco_windows, voc, voc_roboflow, voc_paddle, yolo_ultralytics,
     yolo_roboflow, yolo_without_names, labelme_apart, cvat, via, create_ml, csv_corners,
+    open_images, supervisely, dota, wider_face, cityscapes,
 }  # fmt: skip
 
 
@@ -390,6 +502,9 @@ def wanted(layout, split):
     """Sorted lists of boxes, one per image, that a split must have."""
     names = {"train": TRAIN if layout in SPLIT else ALL, "val": VAL}[split]
     names = TRAIN if layout is coco_linked else names
+    called = CALLED.get(layout, str)
     return sorted(
-        sorted(boxes) for boxes in names.values() if boxes or layout not in WITHOUT_NEGATIVES
+        sorted((called(label), *box) for label, *box in boxes)
+        for boxes in names.values()
+        if boxes or layout not in WITHOUT_NEGATIVES
     )

@@ -227,7 +227,7 @@ def test_a_terminal_gets_a_progress_bar(tiny, tmp_path):
         stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(tool.parents[1])},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    assert " 6/6 " in done.stdout and "images_per_s=" in done.stdout
+    assert " 6/6, ETA " in done.stdout and " images/s" in done.stdout
     assert "step 6/6" not in done.stdout
     assert "step 6/6" in (tmp_path / "tty" / "log.txt").read_text()
 

@@ -12,6 +12,7 @@ from fcos_recipe.config.find import display
 from fcos_recipe.datasets.fpn_levels import SIZES, WHY, Rules
 from fcos_recipe.datasets.look.stats import statistics
 from fcos_recipe.errors import UserError, one_line, path_reason
+from fcos_recipe.files.atomic import replace_file
 
 _HELP = """\
 examples:
@@ -56,7 +57,8 @@ def main(argv: list[str]) -> int:
         if args.output:
             from fcos_recipe.datasets.look import stats_plot
 
-            write(args.output / "stats.json", text)
+            args.output.mkdir(parents=True, exist_ok=True)
+            replace_file(args.output / "stats.json", text)
             for name, row in splits.items():
                 path = args.output / f"stats_{name}.png"
                 stats_plot.save(row, f"{name}: {display(row['annotations'])}", path)

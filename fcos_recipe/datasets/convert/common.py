@@ -127,6 +127,17 @@ class Converted:
         }  # fmt: skip
         self.annotations.append(entry)
 
+    def tell(self, turned: bool, crowd: bool) -> None:
+        """Note that a box is the upright one around a rotated box, or that training skips it."""
+        if turned:
+            self.account.seen["rotations"] += 1
+            self.account.leave_out("rotations", "lost: upright boxes around them are used")
+            self.said["boxes are upright around rotated ones, whose corners are kept as "
+                      "segmentation"] += 1  # fmt: skip
+        if crowd:
+            self.said["objects are marked difficult or as a group and get iscrowd 1: training "
+                      "skips them"] += 1  # fmt: skip
+
     def content(self) -> dict[str, Any]:
         """The COCO file as a dict.
 

@@ -2,14 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fcos_recipe.data.image_files import ENDINGS, files_below
 from fcos_recipe.datasets.account import Account
-from fcos_recipe.datasets.convert import tools
+from fcos_recipe.datasets.convert import labelled, tables, tools
 from fcos_recipe.datasets.convert.coco_repair import from_coco
 from fcos_recipe.datasets.convert.common import Converted
 from fcos_recipe.datasets.convert.voc import from_voc
@@ -23,8 +23,12 @@ _ENDING = re.compile(rf"({'|'.join(map(re.escape, {*ENDINGS, '.xml'}))})(?=\s|$)
 MOST_TOLD = 20  # how many bad lines are printed
 READERS: dict[str, Callable] = {
     "labelme": tools.labelme, "cvat": tools.cvat, "labelstudio": tools.label_studio,
-    "via": tools.via, "createml": tools.create_ml, "csv": tools.boxes_csv,
+    "via": tools.via, "createml": tools.create_ml, "supervisely": tools.supervisely,
+    "cityscapes": tools.cityscapes, "dota": tables.dota, "kitti": tables.kitti,
+    "widerface": tables.wider_face, "csv": tables.boxes_csv,
 }  # fmt: skip
+# The classes that a data set lists, whether they occur or not, from its files.
+LABELS = {"cvat": tools.cvat_labels, "supervisely": tools.supervisely_labels}
 
 
 @dataclass
@@ -107,9 +111,8 @@ def convert(
         UserError: no image was found, or the account does not close.
     """
     splits = layout.splits
-    if only is not None and splits and only not in splits:
-        told = f"its splits are {', '.join(splits)}" if any(splits) else "it has no splits"
-        raise UserError(f"{layout.folder}: no {only} in it; {told}")
+    if only not in (None, *splits) and layout.kind not in READERS:  # those may state it inside
+        raise _no_split(layout.folder, only, splits)
     wanted = {name: files for name, files in splits.items() if only in (None, name)}
     result = Result()
     if layout.kind == "coco":
@@ -130,6 +133,12 @@ def convert(
         if only is not None or not together:
             _divide(result, whole, parts, lists, layout.folder, only)
     return result
+
+
+def _no_split(folder: Path, name: str | None, splits: Iterable[str]) -> UserError:
+    told = ", ".join(split for split in splits if split)
+    told = f"its splits are {told}" if told else "it has no splits"
+    return UserError(f"{folder}: no {name} in it; {told}")
 
 
 def several(folder: Path, name: str, files: list[Path]) -> str:
@@ -155,21 +164,20 @@ def _whole(layout: Layout, options: Options) -> tuple[Converted, dict[int, str]]
     """The whole data set as one file, and the split that each image states itself."""
     if layout.kind == "voc":
         return from_voc(layout.folder, options.images, options.classes, options.origin), {}
-    items: list[tools.Labelled] = []
+    items: list[labelled.Labelled] = []
     bad: list[tuple[Path, str]] = []
-    first: dict[str, None] = {}
+    first = LABELS[layout.kind](layout.files) if layout.kind in LABELS else []
     for file in layout.files:
         try:
             for item in READERS[layout.kind](file):
                 if not item.part and not item.alone and len(layout.files) > 1:
                     item.part = split_of(file.stem)
                 items.append(item)
-            first.update(dict.fromkeys(tools.cvat_labels(file) if layout.kind == "cvat" else ()))
         except UserError as error:
             bad.append((file, str(error)))
         except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
             bad.append((file, f"not {layout.name} ({type(error).__name__}: {error})"))
-    if layout.kind == "labelme":  # a damaged file is not recognised as LabelMe's
+    if layout.kind in ("labelme", "supervisely", "cityscapes"):  # a damaged file is not recognised
         rest = {file for file in files_below(layout.folder) if file.suffix.lower() == ".json"}
         for file in sorted(rest - set(layout.files)):
             try:
@@ -179,8 +187,8 @@ def _whole(layout: Layout, options: Options) -> tuple[Converted, dict[int, str]]
     folder = options.images or layout.folder
     places = [folder, *(folder / name for name in ("images", "JPEGImages"))]
     finder = ImageFinder([place for place in places if place.is_dir()], [folder])
-    return tools.build(
-        items, finder, options.images, options.classes, list(first), options.embedded, bad
+    return labelled.build(
+        items, finder, options.images, options.classes, first, options.embedded, bad
     )
 
 
@@ -212,6 +220,8 @@ def _divide(
         result.account.written["names in lists"] += len(keys & known)
         result.account.leave_out("names in lists", "of no converted image", len(keys - known))
     names = dict.fromkeys(name for found in of_image.values() for name in found)
+    if only not in (None, *names, *wanted):
+        raise _no_split(folder, only, names)
     if wanted or list(names) != [""]:
         boxes = Counter(entry["image_id"] for entry in content["annotations"])
         gone = [i for i, found in of_image.items() if only not in (None, *found) or not found]

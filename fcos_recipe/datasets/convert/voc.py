@@ -273,10 +273,8 @@ def _add_box(
         points = _rotated(item)
         (x1, y1), (x2, y2) = map(min, zip(*points)), map(max, zip(*points))
         more["segmentation"] = [[round(v, 4) for point in points for v in point]]
-        found.said["rotated boxes: their bounds are used, their corners kept as polygons"] += 1
     else:
         x1, y1, x2, y2 = _corners(item)
         x1, y1 = x1 - origin, y1 - origin
     found.box(image, found.classes.index(name), [x1, y1, x2, y2], **more)
-    if "difficult" in more:
-        found.said["objects are marked difficult and get iscrowd 1: training skips them"] += 1
+    found.tell("segmentation" in more, "difficult" in more)
