@@ -74,17 +74,21 @@ class Pipeline:
             rng = np.random.default_rng([self.seed, epoch, i, *([again] if again else [])])
             try:
                 if not others:
-                    return transformed(self.chain, self._record(i), rng), bad
-                drawn = [self._record(int(k)) for k in rng.integers(len(self), size=others)]
-                return transformed(self.chain, self._record(i), rng, drawn), bad
+                    return transformed(self.chain, self._record(i, epoch), rng), bad
+                drawn = [self._record(int(k), epoch) for k in rng.integers(len(self), size=others)]
+                return transformed(self.chain, self._record(i, epoch), rng, drawn), bad
             except BadImage as error:
                 bad.append(str(error))
         return None, bad
 
-    def _record(self, i: int) -> Sample:
+    def _record(self, i: int, epoch: int) -> Sample:
         if hasattr(self.dataset, "record"):
-            return self.dataset.record(i)
-        return copy.deepcopy(self.dataset.roidbs[i % len(self.dataset.roidbs)])
+            record = self.dataset.record(i)
+        else:
+            record = copy.deepcopy(self.dataset.roidbs[i % len(self.dataset.roidbs)])
+        # GridMask masks more often with it. PaddleDetection counts what this worker has read.
+        record["curr_iter"] = epoch * len(self)
+        return record
 
     def collate(self, items: list[tuple[Sample | None, list[str]]]) -> dict[str, Any]:
         text = next((m for _, messages in items for m in messages if isinstance(m, _Fault)), None)

@@ -125,6 +125,7 @@ class StockChain:
         self.batch_operators = build(batch_transforms)
         both = [*self.sample_operators, *self.batch_operators]
         self.users = [operator for operator in both if is_users(operator)]
+        self.running = ""  # name of the transform that runs, for messages
 
     def sample(
         self, record: Sample, rng: np.random.Generator, others: Sequence[Sample] = ()
@@ -133,6 +134,7 @@ class StockChain:
         self._seed(rng)
         mixed: Any = [record, *others] if others else record
         for operator in self.sample_operators:
+            self.running = f"{type(operator).__name__}: "
             if operator is decode and others:
                 mixed = [decode(each) for each in mixed]
             else:
@@ -185,7 +187,7 @@ def transformed(
         why = one_line(" ".join(str(getattr(error, "err", "") or error).split())[-200:])
         raise BadImage(
             f"{name or 'an image'}: a transform fails on its {size or 'unknown number of'} pixels "
-            f"({type(error).__name__}: {why})"
+            f"({getattr(chain, 'running', '')}{type(error).__name__}: {why})"
         ) from error
 
 
