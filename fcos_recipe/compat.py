@@ -72,6 +72,8 @@ def before_paddle() -> None:
     # caused by Paddle's own modules: the user could not act on them
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="paddle")
     warnings.filterwarnings("ignore", message=".*pkg_resources.*")
+    # matplotlib reports each font without the wanted weight, where it takes another weight of it
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     # describes what every BatchNorm does
     warnings.filterwarnings("ignore", message="When training, we now always track global mean")
 
