@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -60,12 +61,12 @@ def bar_text(parts: Sequence[str]) -> str:
     return "  ".join(parts)
 
 
-def to_console(rank: int) -> None:
-    """Print this package's log messages to standard output, on rank 0 only."""
+def to_console(rank: int, stream: TextIO | None = None) -> None:
+    """Print this package's log messages, by default to standard output, on rank 0 only."""
     log.setLevel(logging.DEBUG if rank == 0 else logging.ERROR)
     log.propagate = False
     log.handlers.clear()  # of an earlier run in this process, including its log file
-    handler = _Lines(sys.stdout)
+    handler = _Lines(stream or sys.stdout)
     handler.setFormatter(Plain("%(message)s"))
     handler.setLevel(logging.INFO)
     log.addHandler(handler)
@@ -164,6 +165,23 @@ def exit_code(
         tell(failure)
         announce(failure)
         return code
+
+
+@contextmanager
+def native_stderr() -> Iterator[Callable[[], list[str]]]:
+    """Capture what C libraries write to standard error; the yielded function returns it."""
+    lines: list[str] = []
+    sys.stderr.flush()
+    before = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lambda: lines
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+            file.seek(0)
+            lines += file.read(4096).decode(errors="replace").strip().splitlines()
 
 
 def run_program(main: Callable[[], int]) -> NoReturn:

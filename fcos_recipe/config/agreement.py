@@ -268,6 +268,13 @@ def _levels(tree, parts: dict[str, _Part]) -> Iterator[str]:
             f"{backbone['return_idx']}, whose strides are {strides}",
         )
         return
+    if neck["extra_stage"] > 1 and not neck["has_extra_convs"]:
+        yield neck.error(
+            "extra_stage",
+            f"{neck['extra_stage']}, but without convolutions FPN adds one level at most; "
+            "set has_extra_convs: true",
+        )
+        return
     coarsest = strides[-1]
     strides += [coarsest * 2**k for k in range(1, neck["extra_stage"] + 1)]
     if strides != head["fpn_stride"]:
