@@ -7,8 +7,11 @@ are left out.
 
 import base64
 import binascii
+import csv
 import itertools
 import math
+import struct
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +25,15 @@ from fcos_recipe.datasets.find_images import ImageFinder
 from fcos_recipe.files.atomic import own_folder, replace_file
 from fcos_recipe.files.reading import MOST_IMAGE, read_bytes
 
+# What reading an entry of another form than expected raises.
+FAULTS = (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError, csv.Error,
+          struct.error, zlib.error)  # fmt: skip
 NO_AREA = "points and lines, which have no area"
 FURTHER = "of further annotations of the same image"
+CANCELLED = "of annotations that were cancelled"
 BRUSH = "brush masks, which are not read"
 UNLABELLED = "of regions in which nothing is labelled"
-ON_PURPOSE = (NO_AREA, FURTHER, BRUSH, UNLABELLED)  # left out without --skip-bad
+ON_PURPOSE = (NO_AREA, FURTHER, CANCELLED, BRUSH, UNLABELLED)  # left out without --skip-bad
 ROUND = "circles and ellipses became the boxes around them"
 OUTLINES = "polygons became the boxes around them, and are kept as segmentation"
 
@@ -114,7 +121,8 @@ def build(
         or _extracted(item, embedded)
         for item in items
     ]
-    finder.require(paths, next((item.file for item in items), Path()))
+    if items:
+        finder.require(paths, items[0].file, next(filter(None, items[0].names), "no name"))
     there = [path for path in paths if path]
     found = Converted(common_folder(images, there, finder.folders[1:]), names)
     for file, text in bad:
@@ -230,7 +238,7 @@ def shapes_of(entries: Iterable[Any], read: Callable[[Any], Shape]) -> list[Shap
             found.append(read(entry))
         except Bad as error:
             found.append(error)
-        except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        except FAULTS as error:
             found.append(Bad(f"not an object of this format ({type(error).__name__}: {error})"))
     return found
 

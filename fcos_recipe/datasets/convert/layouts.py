@@ -175,7 +175,7 @@ def _whole(layout: Layout, options: Options) -> tuple[Converted, dict[int, str]]
                 items.append(item)
         except UserError as error:
             bad.append((file, str(error)))
-        except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        except labelled.FAULTS as error:
             bad.append((file, f"not {layout.name} ({type(error).__name__}: {error})"))
     if layout.kind in ("labelme", "supervisely", "cityscapes"):  # a damaged file is not recognised
         rest = {file for file in files_below(layout.folder) if file.suffix.lower() == ".json"}
