@@ -14,15 +14,16 @@ Functions that compute must not run in two threads at once; a `Predictor` may be
 import json
 import logging
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from fcos_recipe.config import Config, eval_sets, load_config
 from fcos_recipe.console import log, messages
-from fcos_recipe.errors import UserError, UserErrors, path_reason
+from fcos_recipe.errors import UserError, UserErrors, not_written, path_reason, refuse_incomplete
 from fcos_recipe.evaluation.options import COCO, Evaluation, Options
 from fcos_recipe.files.reading import given_path, read_json, read_records
 from fcos_recipe.system import compute
@@ -208,10 +209,13 @@ def train(
         from fcos_recipe.runs.directory import RunDir
         from fcos_recipe.system import out_of_memory
         from fcos_recipe.training.resume import automatic
-        from fcos_recipe.training.trainer import Trainer
+        from fcos_recipe.training.trainer import REMEDY, Trainer
 
         advice = out_of_memory.training(config.data)
-        again = f"python tools/train.py -c {config.path} --output {path} --resume auto"
+        again = f"python tools/train.py -c {config.path}{' --eval' * evaluate} --output {path} "
+        again += shlex.join(
+            ["--resume", "auto", *(["-o"] * bool(config.overrides)), *config.overrides]
+        )
         readers = out_of_memory.readers(config.data, "TrainReader")
         explained = out_of_memory.explained(found, advice, again, readers)
         with _watchdog(config, own_process) as watchdog, explained:
@@ -240,7 +244,9 @@ def train(
                     with trainer.watchdog.phase("save"):
                         run.close_sinks()
                 if trainer.rank == 0:
-                    after_training(path)
+                    after_training(path, trainer.missing)
+                    lost = not_written({**trainer.missing, **run.unwritten()})
+                    refuse_incomplete(path, lost, REMEDY)
         return _train_result(path, trainer.progress)
 
 
@@ -347,15 +353,17 @@ def predict_files(
     max_dets: int | None = None,
     save_crops: bool = False,
     save_labels: str | None = None,
+    lines: TextIO | None = None,
     device: str | None = None,
     log_to: Log = None,
-    progress: bool = False,
+    progress: bool | None = False,
 ) -> "Written":
-    """Detect objects on image and video files; write drawings and COCO results.
+    """Detect objects on files, streams and cameras; write drawings and COCO results.
 
     Args:
         weights, config, score_threshold, batch_size, device, log_to: see `predict`.
-        inputs: files, folders, globs, or lists (.txt) with a path per line.
+        inputs: files, folders, globs, lists (.txt) with a path per line, addresses of streams
+            (rtsp, http and others), or numbers of cameras.
         output: folder for the drawings and predictions.json.
         draw_threshold: lowest score that is drawn, 0 to 1; default the one of the best F1 in the
             evaluation of the weights' run, or 0.5 if there is none.
@@ -367,7 +375,9 @@ def predict_files(
         save_crops: also write the part of the image in each drawn box, to the folder crops.
         save_labels: also write the drawn boxes of images as coco, yolo, voc or labelme, to the
             folder labels.
-        progress: show progress bars on a terminal.
+        lines: write what is found on an image or frame to this, as a line of JSON and at once,
+            instead of any file; see `predict.files.predict_files`.
+        progress: show progress bars; None: on a terminal.
 
     Returns:
         what was found, and the files that could not be read.
@@ -393,7 +403,11 @@ def predict_files(
     folder = Path(output)
     if draw_threshold is None:
         draw_threshold = files.best_f1_threshold(str(weights))[0]
-    targets = files.drawings(find_inputs([str(item) for item in inputs], skip=folder), folder)
+    targets = find_inputs([str(item) for item in inputs], skip=folder)
+    if lines is None:
+        targets = files.drawings(targets, folder)
+    elif as_csv or save_crops or save_labels:
+        raise UserError("lines: nothing else can be written beside them: no CSV, crops or labels")
     advice = f"--batch-size {batch_size} does not fit; lower it, or use smaller images"
     with _predictor(
         weights, config, score_threshold, device, log_to, precision, advice
@@ -404,7 +418,7 @@ def predict_files(
         return files.predict_files(
             predictor, targets, folder, batch_size, draw_threshold, as_csv, progress,
             lambda found: found.filter(classes, most=max_dets, agnostic_nms=overlap), save_crops,
-            save_labels,
+            save_labels, lines,
         )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import ctypes
 import os
 import signal
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -66,7 +66,13 @@ def run(name: str, argv: list[str] | None = None) -> int:
         for text in given:
             if "\0" in text or not is_text(text):
                 raise UserError(f"{text[:200]!a}: not text; an argument must be UTF-8")
-        return getattr(import_module(module), function)(given)
+        try:
+            return getattr(import_module(module), function)(given)
+        except (MemoryError, OSError, RuntimeError, SystemError, ImportError):
+            from fcos_recipe.system.out_of_memory import explained
+
+            with explained("cpu", ""):  # also before a command knows its config
+                raise
 
     def announce(error: Exception) -> None:
         if rank():  # Paddle's launcher only shows the log of rank 0
@@ -102,9 +108,10 @@ def leave(code: int) -> NoReturn:
     if "paddle" in sys.modules:
         sys.stdout.flush()
         sys.stderr.flush()
-        end = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: os._exit(code))
-        for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE):
-            ctypes.CDLL(None).signal(number, end)
+        with suppress(MemoryError):
+            end = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: os._exit(code))
+            for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE):
+                ctypes.CDLL(None).signal(number, end)
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

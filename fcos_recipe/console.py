@@ -3,12 +3,14 @@
 import errno
 import logging
 import os
+import shutil
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NoReturn, TextIO
 
 from fcos_recipe.errors import (
     RunFailure,
@@ -38,12 +40,33 @@ class Plain(logging.Formatter):
         return "\n".join(map(shortened, printable(super().format(record)).split("\n")))
 
 
-def to_console(rank: int) -> None:
-    """Print this package's log messages to standard output, on rank 0 only."""
+def _above_bars(stream: TextIO) -> AbstractContextManager:
+    """A context in which progress bars of tqdm are removed, so that a line can be printed."""
+    bars = sys.modules.get("tqdm")
+    shown = bars is not None and getattr(bars.tqdm, "_instances", None)
+    return bars.tqdm.external_write_mode(stream) if bars and shown else nullcontext()
+
+
+class _Lines(logging.StreamHandler):
+    def emit(self, record):
+        with _above_bars(self.stream):
+            super().emit(record)
+
+
+def bar_text(parts: Sequence[str]) -> str:
+    """The first of `parts`, most important first, that leave half of the terminal to the bar."""
+    room = shutil.get_terminal_size().columns // 2
+    while len(parts) > 1 and len("  ".join(parts)) > room:
+        parts = parts[:-1]
+    return "  ".join(parts)
+
+
+def to_console(rank: int, stream: TextIO | None = None) -> None:
+    """Print this package's log messages, by default to standard output, on rank 0 only."""
     log.setLevel(logging.DEBUG if rank == 0 else logging.ERROR)
     log.propagate = False
     log.handlers.clear()  # of an earlier run in this process, including its log file
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _Lines(stream or sys.stdout)
     handler.setFormatter(Plain("%(message)s"))
     handler.setLevel(logging.INFO)
     log.addHandler(handler)
@@ -144,6 +167,23 @@ def exit_code(
         return code
 
 
+@contextmanager
+def native_stderr() -> Iterator[Callable[[], list[str]]]:
+    """Capture what C libraries write to standard error; the yielded function returns it."""
+    lines: list[str] = []
+    sys.stderr.flush()
+    before = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lambda: lines
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+            file.seek(0)
+            lines += file.read(4096).decode(errors="replace").strip().splitlines()
+
+
 def run_program(main: Callable[[], int]) -> NoReturn:
     """Run `main`, report expected errors in one line, and end the process with the exit code."""
     sys.exit(exit_code(main))
@@ -151,7 +191,8 @@ def run_program(main: Callable[[], int]) -> NoReturn:
 
 def say(line: str) -> None:
     """Print a message to standard error; standard output is for results."""
-    print(one_line(line), file=sys.stderr, flush=True)
+    with _above_bars(sys.stderr):
+        print(one_line(line), file=sys.stderr, flush=True)
 
 
 def amount(size: float, unit: str = "B") -> str:
@@ -185,7 +226,8 @@ class Progress:
         if label and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(desc=label, total=total, initial=done, unit=unit, unit_scale=True)
+            self.bar = tqdm(desc=label, total=total, initial=done, unit=unit, unit_scale=True,
+                            dynamic_ncols=True)  # fmt: skip
 
     def __enter__(self) -> "Progress":
         return self

@@ -86,7 +86,7 @@ READERS = {
     "runs.environment": "/proc",
     "config.schema": "the source code of the installed paddledet and Paddle",
     "data.index": "maps an index that was opened with `open_regular`",
-    "predict.inputs": "OpenCV opens a video that `open_regular` has accepted",
+    "predict.video": "OpenCV opens a video that `open_regular` has accepted, or the one it wrote",
     "checkpoint.storage": "writes the files of a checkpoint",
     "files": "the readers themselves",
     "console": "opens /dev/null",

@@ -98,7 +98,8 @@ def placeholders(shapes, tmp_path_factory) -> dict[str, str]:
     assert run("config", ["new", "--data", str(shapes), "-o", str(folder / "my.yml"),
                           "--base", "fcos_r18_fpn_demo", "--from-scratch"]) == 0  # fmt: skip
     files = {name: str(folder / name) for name in ("A.json", "B.json", "my.yml")}
-    return {**files, "DIR": str(shapes), "FILE.json": str(annotations), "my.json": str(annotations)}
+    folders = dict.fromkeys(("DIR", "OTHER_DIR"), str(shapes))
+    return {**files, **folders, **dict.fromkeys(("all.json", "my.json"), str(annotations))}
 
 
 @pytest.mark.parametrize("command", sorted({*commands(), *inline()}))

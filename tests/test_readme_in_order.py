@@ -1,15 +1,14 @@
 """README's commands from top to bottom in a fresh clone: each finds what earlier ones have left."""
 
-import os
+import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers import layouts
+from tests.helpers.fresh_copy import fresh_copy
 from tests.test_readme import READMES
 
 # What is not run here, by a part of the command, and why.
@@ -33,8 +32,10 @@ INSTEAD = {
 }
 
 
-def commands(page: Path) -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.S)
+def commands(page: Path, section: str = "") -> list[str]:
+    """The commands of a page, or of one section."""
+    text = page.read_text().split(f"## {section}\n")[-1]
+    blocks = re.findall(r"```bash\n(.*?)```", text.split("\n## ")[0] if section else text, re.S)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [" ".join(re.sub(r"\s+#.*", "", line).split()) for line in lines if line.strip()]
 
@@ -47,21 +48,7 @@ def test_both_languages_have_the_same_commands():
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_the_path_from_the_first_command_to_the_last(tmp_path):
-    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT,
-                           check=True, capture_output=True, text=True).stdout  # fmt: skip
-    for name in filter(None, names.split("\0")):
-        if not (ROOT / name).is_symlink() and not name.startswith("tests/"):
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, tmp_path / name)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = {**os.environ, "PATH": path, "PYTHONPATH": str(tmp_path), "DEVICE": "cpu"}
-
-    def shell(command: str, code: int = 0) -> str:
-        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=env, text=True,
-                              capture_output=True)  # fmt: skip
-        assert done.returncode == code, f"{command}\n{done.stdout}{done.stderr}"
-        return done.stdout + done.stderr
-
+    shell = fresh_copy(tmp_path)
     draws = "python -m fcos_recipe.commands.draw_shapes --output datasets/demo"
     assert draws in shell("bash scripts/train_1gpu.sh configs/fcos/fcos_r18_fpn_demo.yml", 2)
     run = [c for c in commands(READMES[0]) if not any(part in c for part in LEFT_OUT)]
@@ -77,3 +64,31 @@ def test_the_path_from_the_first_command_to_the_last(tmp_path):
     shutil.copy(tmp_path / "datasets/demo/val/000001.jpg", tmp_path / "a.jpg")
     (tmp_path / "it.py").write_text("import cv2\nrgb_array = cv2.imread('a.jpg')\n" + python)
     shell("python it.py")
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.parametrize("page, number", [("README.md", 2), ("docs/data.md", 15)])
+def test_the_commands_for_own_data_work_one_after_the_other(page, number, tmp_path):
+    """What stands for the reader's data has the names that the pages use."""
+    shell = fresh_copy(tmp_path)
+    for layout, place in ((layouts.yolo_roboflow, "DIR"), (layouts.labelme, "OTHER_DIR")):
+        (tmp_path / place).mkdir()
+        layout(tmp_path / place)
+    names = {f"p{k}.jpg": [("cat", k, 2, 30, 40)] for k in range(4)}
+    layouts.pictures(tmp_path / "A_images", names)
+    for name in ("A.json", "my.json"):
+        layouts.save(tmp_path / name, layouts.coco(names))
+    if page == "README.md":
+        run = commands(tmp_path / page, "Your own data")
+    else:
+        run = [c for c in commands(tmp_path / page) if "download_coco" not in c]
+    assert len(run) == number
+    for command in run:
+        for part, shorter in INSTEAD.items():
+            command = command.replace(part, shorter.replace("--data datasets/demo", "--data DIR"))
+        shell(command)
+    assert (tmp_path / "output/my/best_model.pdparams").is_file()
+    if page != "README.md":
+        both = json.loads((tmp_path / "both.json").read_text())
+        assert len(both["images"]) == len(names) + len(layouts.ALL)

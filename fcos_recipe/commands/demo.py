@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     to_console(0)
 
     def predict() -> None:
-        written = api.predict_files(weights, [f"{DATA}/val/00000*.jpg"], drawn, progress=True)
+        written = api.predict_files(weights, [f"{DATA}/val/00000*.jpg"], drawn, progress=None)
         if written.bad:
             raise RunFailure(*written.bad)
         print(f"{written.images} images, {written.drawn} detections drawn, score >= "

@@ -1,4 +1,4 @@
-"""`fcos infer`: images and videos in; drawings, COCO results and CSV out."""
+"""`fcos infer`: images, videos and streams in; drawings, COCO results and CSV out."""
 
 import argparse
 import sys
@@ -8,8 +8,9 @@ from typing import Any
 from fcos_recipe import api, exit_codes
 from fcos_recipe.commands import options
 from fcos_recipe.commands.elsewhere import add_refusals
+from fcos_recipe.commands.train import yes
 from fcos_recipe.config import Config, load_config
-from fcos_recipe.console import to_console
+from fcos_recipe.console import say, to_console
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import given_path
 from fcos_recipe.predict.backends import PRECISIONS, export_facts
@@ -24,30 +25,36 @@ examples:
   python tools/infer.py -c configs/fcos/fcos_r50_fpn_1x_coco.yml \\
       -o weights=fcos_r50_fpn_1x_coco.pdparams --infer_img cat.jpg --draw_threshold 0.4
   python tools/infer.py --weights output/fcos_r18_fpn_demo/best_model.pdparams --input drive.mp4
+  python tools/infer.py --weights output/fcos_r18_fpn_demo --input rtsp://HOST/live --stream
 """
-_CODES = {exit_codes.FAILED: "some images could not be read; each is named"}
+_OUTPUT = "output/infer"
+_CODES = {exit_codes.FAILED: "some images could not be read, or a stream ended; each is named"}
 
 
 def main(argv: list[str]) -> int:
     """Predict on images."""
     args = _parse(argv)
     config, weights = config_and_weights(args)
-    to_console(0)
+    to_console(0, sys.stderr if args.stream else sys.stdout)
     threshold, said = args.draw_threshold, ""
     if threshold is None:
         threshold, said = best_f1_threshold(weights)
+    output = args.output or _OUTPUT
     written = api.predict_files(
-        weights, args.input, args.output, config=config, score_threshold=args.score_threshold,
-        draw_threshold=threshold, batch_size=args.batch_size,
-        precision=args.precision, as_csv=args.csv, progress=True, classes=args.classes,
+        weights, args.input, output, config=config, score_threshold=args.score_threshold,
+        draw_threshold=threshold, batch_size=args.batch_size, precision=args.precision,
+        as_csv=args.csv, progress=args.show_progress, classes=args.classes,
         agnostic_nms=args.agnostic_nms, max_dets=args.max_dets, save_crops=args.save_crops,
-        save_labels=args.save_labels,
+        save_labels=args.save_labels, lines=sys.stdout if args.stream else None,
     )  # fmt: skip
-    print(
-        f"{written.images} images, {written.detections} detections ({written.drawn} drawn, score "
-        f">= {written.draw_threshold:g}{f', the best F1 of {said}' if said else ''}) "
-        f"-> {args.output}"
-    )
+    if args.stream:
+        say(f"{written.images} images, {written.detections} detections")
+    else:
+        print(
+            f"{written.images} images, {written.detections} detections ({written.drawn} drawn, "
+            f"score >= {written.draw_threshold:g}{f', the best F1 of {said}' if said else ''}) "
+            f"-> {output}" + (f"; {written.videos} videos as VP8 in WebM" if written.videos else "")
+        )
     for message in written.bad:
         print(f"error: {message}; skipped", file=sys.stderr)
     return exit_codes.FAILED if written.bad else exit_codes.OK
@@ -101,11 +108,17 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         nargs="+",
         action="extend",
         required=True,
-        metavar="IMAGE|DIR|GLOB|VIDEO|LIST.txt",
-        help="a directory is searched for images to any depth, a list has a path per line",
+        metavar="IMAGE|DIR|GLOB|VIDEO|LIST.txt|ADDRESS|CAMERA",
+        help="a directory is searched for images and videos to any depth, a list has a path per "
+        "line; of a stream (rtsp://..., http://...) or camera (0, 1, ...) the newest frame is next",
     )
-    add("--output", "--output_dir", type=Path, default="output/infer", metavar="DIR",
-        help=f"for the drawings and {PREDICTIONS} (default: %(default)s)")  # fmt: skip
+    add("--output", "--output_dir", type=Path, metavar="DIR",
+        help=f"for the drawings and {PREDICTIONS} (default: {_OUTPUT})")  # fmt: skip
+    add("--stream", action="store_true",
+        help="write nothing but a line of JSON to standard output for each image or frame, as soon "
+        "as it is done")  # fmt: skip
+    add("--show-progress", action="store_true", default=None,
+        help="show progress also where standard error is no terminal")  # fmt: skip
     add("--draw_threshold", "--draw-threshold", type=options.finite, metavar="SCORE",
         help="lowest score that is drawn (default: that of the best F1 in the analysis.json of the "
         "weights' run, else 0.5)")  # fmt: skip
@@ -126,14 +139,18 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="also write the drawn boxes of images as labels, to correct in a tool")  # fmt: skip
     add("--csv", action="store_true", help="also write predictions.csv")
     # PaddleDetection's; results are always saved, and there is nothing to log here
-    ignored: dict[str, Any] = dict(
-        nargs="?", const=True, default=False, help="accepted, without effect"
-    )
-    add("--save_results", **ignored)
-    add("--use_vdl", **ignored)
-    add("--vdl_log_dir", default=None, help="accepted, without effect")
+    ignored: dict[str, Any] = dict(nargs="?", type=yes, const=True, default=False, metavar="BOOL")
+    add("--save_results", **ignored, help="accepted; they are always saved")
+    add("--use_vdl", **ignored, help="accepted, without effect")
+    add("--vdl_log_dir", metavar="DIR", help="accepted, without effect")
     add_refusals(parser, "infer")
     args = parser.parse_args(argv)
+    for name in ("use_vdl", "vdl_log_dir"):
+        if getattr(args, name):
+            print(f"warning: --{name}: no effect; drawings are files in --output", file=sys.stderr)
     if args.batch_size < 1:
         parser.error("--batch-size: at least 1")
+    for name in ("output", "csv", "save_crops", "save_labels", "draw_threshold"):
+        if args.stream and getattr(args, name):
+            raise UserError(f"--stream: writes no file; leave out --{name.replace('_', '-')}")
     return args

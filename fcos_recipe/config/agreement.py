@@ -130,9 +130,6 @@ def _datasets(tree) -> Iterator[str]:
 def _in_place(tree, role: str) -> Iterator[str]:
     """PaddleDetection takes only the name of a class for the parts of a model."""
     node = tree.value[ARCHITECTURE].value.get(role)
-    if node is not None and node.value is None:
-        usual = schema.signature(ARCHITECTURE).args[role]
-        yield f"{node.where}: {ARCHITECTURE}.{role}: null; name a class, such as {usual}"
     if node is not None and isinstance(node.value, dict):
         name = node.value["name"].value
         yield (
@@ -269,6 +266,13 @@ def _levels(tree, parts: dict[str, _Part]) -> Iterator[str]:
             "spatial_scales",
             f"{scales} do not belong to {backbone.key}.return_idx "
             f"{backbone['return_idx']}, whose strides are {strides}",
+        )
+        return
+    if neck["extra_stage"] > 1 and not neck["has_extra_convs"]:
+        yield neck.error(
+            "extra_stage",
+            f"{neck['extra_stage']}, but without convolutions FPN adds one level at most; "
+            "set has_extra_convs: true",
         )
         return
     coarsest = strides[-1]

@@ -236,9 +236,12 @@ class _Checker:
             elif arg not in found.args:
                 self.unknown(child, path, found.args, found.swallows, f"unknown argument of {name}")
             else:
-                errors = len(self.errors)
-                self.value(path, child, found.args[arg], arg)
-                words = limits.wrong(f"{name}.{arg}", child.plain(), found.args[arg])
+                errors, default = len(self.errors), found.args[arg]
+                self.value(path, child, default, arg)
+                words = limits.wrong(f"{name}.{arg}", child.plain(), default)
+                part = isinstance(default, str) and default in self.components
+                if child.value is None and part and schema.is_ours(name):
+                    words = f"the name of a class, such as {default}"
                 if words and len(self.errors) == errors:
                     self.error(child, path, f"expected {words}, found {child.plain()!r}")
                 if schema.is_ours(name):
@@ -247,12 +250,17 @@ class _Checker:
     def value(self, key: str, node, default: Any, arg: str) -> None:
         """Check one argument; the type of its default is the type expected."""
         value = node.value
-        if re.search(r"transforms\d?$|_aug$", arg) and isinstance(value, list):
-            self.transforms(key, node)
-        elif arg == "schedulers" and isinstance(value, list):
-            self.schedulers(key, node)
-        elif arg == "optimizer" and isinstance(value, dict):
-            self.optimizer(key, node)
+        lists = {
+            "schedulers": "a list of a decay and a warm-up",
+            "transforms": "a list of transforms",
+        }
+        known = "transforms" if re.search(r"transforms\d?$|_aug$", arg) else arg
+        if known in lists or arg == "optimizer":
+            if isinstance(value, list if known in lists else dict):
+                getattr(self, known)(key, node)
+            else:
+                wanted = lists.get(known, "a mapping with its type")
+                self.error(node, key, f"expected {wanted}, found {node.plain()!r}")
         elif arg == "regularizer" and isinstance(value, dict):
             table = {"type": Key(("L1", "L2"), "", ""), "factor": Key((int, float), 0, "", least=0)}
             self.recipe(key, node, table)
@@ -275,7 +283,8 @@ class _Checker:
     def transforms(self, key: str, node) -> None:
         for i, item in enumerate(node.value):
             if not isinstance(item.value, dict):
-                self.error(item, f"{key}.{i}", "expected `Name: {arguments}`")
+                word = f"; write `{item.value}: {{}}`" if isinstance(item.value, str) else ""
+                self.error(item, f"{key}.{i}", "expected `Name: {arguments}`" + word)
                 continue
             for name, args in item.value.items():
                 path = f"{key}.{i}.{name}"

@@ -72,7 +72,10 @@ def find_data(tree) -> list[str]:
     for section in sections:
         node = section.value.get("dataset_dir") if isinstance(section.value, dict) else None
         written = node.value if node else None
-        if not isinstance(written, str) or not written or given_path(written).is_absolute():
+        if node is None or not isinstance(written, str) or not written:
+            continue
+        if (path := given_path(written)).is_absolute():
+            node.value = str(path)  # without ~
             continue
         names = [written]
         if Path(written).parts[0] == "dataset":
@@ -83,7 +86,7 @@ def find_data(tree) -> list[str]:
             for p in (Path(n), *([FILES / n] if CHECKOUT else []))
             if p.is_dir()
         ]
-        if node and places and places[0][1] != Path(written):
+        if places and places[0][1] != Path(written):
             name, place = places[0]
             node.value = display(place)
             if name != written:

@@ -58,6 +58,18 @@ FACTORS = Rule(
     "more than 0, or a list of such numbers",
     lambda v: all(map(POSITIVE.holds, v)) if isinstance(v, list) else POSITIVE.holds(v),
 )
+NUMBERS = Rule(
+    "a list of numbers of more than 0",
+    lambda v: isinstance(v, list) and all(map(POSITIVE.holds, v)),
+)
+INDICES = Rule(
+    "a list of whole numbers",
+    lambda v: isinstance(v, list) and all(isinstance(x, int) and _is_number(x) for x in v),
+)
+PATHS = Rule(
+    "a path, or a list of paths",
+    lambda v: all(isinstance(x, str) for x in (v if isinstance(v, list) else [v])),
+)
 EPOCHS = Rule(
     "a list of epochs in increasing order",
     lambda v: (
@@ -90,6 +102,13 @@ LIMITS: dict[Rule, str] = {
         "NormalizeImage.mean",
     _list_of(POSITIVE, "three numbers of more than 0, one per channel", (1, 3)):
         "NormalizeImage.std",
+    NUMBERS: """
+        FPN.spatial_scales FCOSHead.fpn_stride Gt2FCOSTarget.downsample_ratios
+        Gt2FCOSTarget.object_sizes_boundary""",
+    INDICES: "ResNet.return_idx ResNet.dcn_v2_stages",
+    PATHS: """
+        COCODataSet.image_dir COCODataSet.anno_path COCODataSet.dataset_dir ImageFolder.image_dir
+        ImageFolder.anno_path ImageFolder.dataset_dir""",
     EPOCHS: "PiecewiseDecay.milestones",
     FACTORS: "PiecewiseDecay.gamma",
     NORM: "ResNet.norm_type",

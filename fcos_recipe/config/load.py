@@ -106,6 +106,7 @@ class Config:
         warnings: lines to print at start.
         base: the data of its bases without this file; None if it has no bases.
         plugins: the user's files that it names, permitted and read.
+        overrides: texts "a.b.c=1e-3" that were applied.
         data: the plain values; schedulers are dicts `{"name": "PiecewiseDecay", ...}`.
         name: the file's name without its suffix; for the config.yml of a run directory, the name
             of the config that the run was started with.
@@ -116,6 +117,7 @@ class Config:
     warnings: list[str] = field(default_factory=list)
     base: dict[str, Any] | None = None
     plugins: list[Plugin] = field(default_factory=list)
+    overrides: Sequence[str] = ()
     data: dict[str, Any] = field(init=False)
     name: str = field(init=False)
 
@@ -174,7 +176,9 @@ class Config:
             for key, path in named:
                 if not path.exists() and not path.with_name(path.name + ".pdparams").exists():
                     remedy = f"set {name}.dataset_dir to the folder of your data"
-                    if re.fullmatch(r"(instances_)?(train|val)2017(\.json)?", path.name):
+                    if "$" in str(path):
+                        remedy = "variables have no values in YAML; write the path itself"
+                    elif re.fullmatch(r"(instances_)?(train|val)2017(\.json)?", path.name):
                         remedy = f"download COCO: python datasets/download_coco.py, or {remedy}"
                     elif DEMO_DATA in str(path):
                         remedy = f"draw the demo's data: {DRAW} --output {DEMO_DATA}"
@@ -223,7 +227,8 @@ def load_config(
     if reader.base:
         find_data(reader.base)
     base = reader.base.plain() if reader.base else None
-    return Config(path, tree, warnings + _keep_pair(tree) + find_data(tree), base, plugins)
+    warnings += _keep_pair(tree) + find_data(tree)
+    return Config(path, tree, warnings, base, plugins, overrides)
 
 
 def plain_values(text: str, file: str) -> dict[str, Any]:

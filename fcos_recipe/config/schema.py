@@ -117,7 +117,7 @@ RECIPE: dict[str, Any] = {
         "eval": Key(NUMBER, 0, WATCH + "automatic", least=0),
         "save": Key(NUMBER, 0, WATCH + "automatic", least=0),
     },
-    "worker_num": Key((int, "auto"), "auto", "reader processes per card", True),
+    "worker_num": Key((int, "auto"), "auto", "reader processes per card", True, least=0),
     "plugins": Key(
         list,
         [],

@@ -90,7 +90,9 @@ def explained(path: Any) -> Iterator[None]:
         yield
     except msgspec.ValidationError as error:
         raise UserError(f"{path}: {error}; expected COCO's instances format") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    except (msgspec.DecodeError, ValueError) as error:
         raise UserError(f"{path}: not a complete JSON file ({error}); copy it again") from None
     except RecursionError:
         raise UserError(f"{path}: not COCO's instances format: nested too deeply") from None

@@ -21,6 +21,12 @@ FORMATS = {
     "PPM": ("ppm", "pgm", "pbm", "pnm", "pfm"), "HEIF": ("heic", "heif"), "JXL": ("jxl",),
 }  # fmt: skip
 ENDINGS = {f".{ending}" for known in FORMATS.values() for ending in known}
+# of images that no decoder here reads, and that no data set consists of
+OTHER_ENDINGS = {
+    ".svg", ".svgz", ".ico", ".icns", ".tga", ".psd", ".xcf", ".eps", ".pcx", ".dds", ".qoi",
+    ".exr", ".hif", ".heics", ".jxr", ".wdp", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf",
+    ".rw2", ".raf",
+}  # fmt: skip
 
 
 def is_image(path: str | os.PathLike) -> bool:

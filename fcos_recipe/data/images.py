@@ -49,6 +49,8 @@ def decode_image(content: bytes, path: str) -> np.ndarray:
             image = image if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     except cv2.error as error:
         why = error.err
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError(f"{path}: {why}") from None
         if "MAX_IMAGE" in why:
             key = "OPENCV_IO_MAX_IMAGE_PIXELS"
             why = f"more than {os.environ[key]} pixels (the limit in the variable {key})"

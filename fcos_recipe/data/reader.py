@@ -74,17 +74,21 @@ class Pipeline:
             rng = np.random.default_rng([self.seed, epoch, i, *([again] if again else [])])
             try:
                 if not others:
-                    return transformed(self.chain, self._record(i), rng), bad
-                drawn = [self._record(int(k)) for k in rng.integers(len(self), size=others)]
-                return transformed(self.chain, self._record(i), rng, drawn), bad
+                    return transformed(self.chain, self._record(i, epoch), rng), bad
+                drawn = [self._record(int(k), epoch) for k in rng.integers(len(self), size=others)]
+                return transformed(self.chain, self._record(i, epoch), rng, drawn), bad
             except BadImage as error:
                 bad.append(str(error))
         return None, bad
 
-    def _record(self, i: int) -> Sample:
+    def _record(self, i: int, epoch: int) -> Sample:
         if hasattr(self.dataset, "record"):
-            return self.dataset.record(i)
-        return copy.deepcopy(self.dataset.roidbs[i % len(self.dataset.roidbs)])
+            record = self.dataset.record(i)
+        else:
+            record = copy.deepcopy(self.dataset.roidbs[i % len(self.dataset.roidbs)])
+        # GridMask masks more often with it. PaddleDetection counts what this worker has read.
+        record["curr_iter"] = epoch * len(self)
+        return record
 
     def collate(self, items: list[tuple[Sample | None, list[str]]]) -> dict[str, Any]:
         text = next((m for _, messages in items for m in messages if isinstance(m, _Fault)), None)
@@ -127,11 +131,24 @@ def _fault(error: Exception) -> _Fault:
     if isinstance(error, MemoryError) and get_worker_info():
         raise error
     what = f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}"
+    if isinstance(error, MemoryError):
+        return _Fault(what)
     return _Fault(
         fault(error)
         or f"no batch can be made of these images ({one_line(what)}); look at "
         "sample_transforms, of which Decode is the first, and at batch_transforms"
     )
+
+
+def raise_fault(batch: dict) -> None:
+    """Raise the error of a batch that could not be made.
+
+    Raises:
+        MemoryError, UserError: as told by `_fault`.
+    """
+    if text := batch.get("fault"):
+        memory = text.startswith("MemoryError: ")
+        raise MemoryError(text.removeprefix("MemoryError: ")) if memory else UserError(text)
 
 
 def worker_count(wanted: int | str, cards: int) -> int:
@@ -372,8 +389,7 @@ class Reader:
             UserError: there are more than `max_bad_images`, no image of the batch is readable, or
                 no batch could be made.
         """
-        if "fault" in batch:
-            raise UserError(batch["fault"])
+        raise_fault(batch)
         for message in batch.pop("bad"):
             self.bad_images[message] = self.bad_images.get(message, 0) + 1
             if self.bad_images[message] == 1:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 
 from fcos_recipe.config.schema import MIXING
@@ -124,6 +125,7 @@ class StockChain:
         self.batch_operators = build(batch_transforms)
         both = [*self.sample_operators, *self.batch_operators]
         self.users = [operator for operator in both if is_users(operator)]
+        self.running = ""  # name of the transform that runs, for messages
 
     def sample(
         self, record: Sample, rng: np.random.Generator, others: Sequence[Sample] = ()
@@ -132,6 +134,7 @@ class StockChain:
         self._seed(rng)
         mixed: Any = [record, *others] if others else record
         for operator in self.sample_operators:
+            self.running = f"{type(operator).__name__}: "
             if operator is decode and others:
                 mixed = [decode(each) for each in mixed]
             else:
@@ -178,11 +181,13 @@ def transformed(
     except Exception as error:
         if fault(error):
             raise
+        if isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem:
+            raise MemoryError(f"{name}: {error}") from None
         size = "x".join(map(str, np.shape(record.get("image"))[1::-1]))  # width x height
         why = one_line(" ".join(str(getattr(error, "err", "") or error).split())[-200:])
         raise BadImage(
             f"{name or 'an image'}: a transform fails on its {size or 'unknown number of'} pixels "
-            f"({type(error).__name__}: {why})"
+            f"({getattr(chain, 'running', '')}{type(error).__name__}: {why})"
         ) from error
 
 

@@ -29,6 +29,23 @@ class Account:
         self.written += other.written
         self.left_out += other.left_out
 
+    def then(self, later: "Account") -> "Account":
+        """The account of two steps, of which `later` takes what this one has written.
+
+        What a conversion calls boxes are annotations in its COCO file.
+        """
+        named = {"boxes": "annotations"}
+        first = Account()
+        for mine, into in ((self.seen, first.seen), (self.written, first.written)):
+            into.update({named.get(item, item): n for item, n in mine.items()})
+        first.left_out.update({(named.get(i, i), why): n for (i, why), n in self.left_out.items()})
+        both = Account(first.seen + later.seen, first.written + later.written)
+        both.left_out = first.left_out + later.left_out
+        for item in later.seen:  # what was written is seen again
+            both.seen[item] -= first.written[item]
+            both.written[item] -= first.written[item]
+        return both
+
     def rows(self) -> list[dict[str, Any]]:
         """One row per item, JSON-ready: item, seen, written, and left_out (reason -> number)."""
         known = [*self.seen.items(), *self.written.items()]

@@ -107,16 +107,16 @@ class ImageFinder:
         ]  # fmt: skip
         return next(filter(None, (self._search(s, s.name, True, shown) for s in stems)), None)
 
-    def require(self, found: Sequence[Path | None], source: Path) -> None:
-        """Check that at least one image was found.
+    def require(self, found: Sequence[Path | None], source: Path, name: str) -> None:
+        """Check that at least one image was found; `name` is that of one of them.
 
         Raises:
             UserError: none was.
         """
         if found and not any(found):
-            name = next(iter(self.unclear), "")
-            raise UserError(f"{source}: none of its {len(found)} images was found: "
-                            f"{name and f'{name} '}{self.why_not(name)}")  # fmt: skip
+            name = next(iter(self.unclear), name)
+            raise UserError(f"{source}: none of its {len(found)} images was found: {name}: "
+                            f"{self.why_not(name)}")  # fmt: skip
 
     def exact(self, *names: str, label: Path | None = None) -> Path | None:
         """The image file if it has one of these names as it is, in `folders` or beside `label`."""

@@ -17,7 +17,7 @@ from fcos_recipe.config.load import Config, data_paths, load_config
 from fcos_recipe.data.index import Index, open_index
 from fcos_recipe.datasets.convert.layouts import Options, convert, several
 from fcos_recipe.datasets.find_images import resolve
-from fcos_recipe.datasets.recognise import kind_of, recognise, refuse_not_read
+from fcos_recipe.datasets.recognise import is_coco_file, recognise
 from fcos_recipe.datasets.split_merge.annotations import Annotations
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.atomic import replace_file
@@ -80,10 +80,9 @@ def sources(
     if target is None and config is None:
         raise UserError("no data given: name DIR, FILE.json or -c CONFIG")
     rules = load_config(config or RULES, overrides)
-    refuse_not_read([target] if target and target.is_file() else [])
     if target is None:
         found = _of_config(rules, split)
-    elif target.is_file() and kind is None and kind_of(target) in ("coco", None):
+    elif is_coco_file(target, kind):
         found = [Source(target.stem, str(target), None)]
     else:
         found = _of_folder(target, split, kind, images)

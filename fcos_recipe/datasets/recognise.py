@@ -4,9 +4,10 @@ The content of files decides, not their names: a JSON file with `shapes` is Labe
 lies. Names decide only which split a file or folder belongs to.
 """
 
+import csv
 import json
 import re
-from codecs import BOM_UTF8
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from fcos_recipe.datasets.convert import tables, tools, yolo
 from fcos_recipe.datasets.find_images import SPLITS, split_of
 from fcos_recipe.datasets.formats import FORMATS, ORDER
 from fcos_recipe.errors import UserError
-from fcos_recipe.files.reading import read_bytes, read_yaml
+from fcos_recipe.files.reading import open_regular, read_bytes, read_yaml
 
 SAMPLE = 40  # files of a folder that are looked into
 HEAD = 1 << 16  # bytes of a file that are looked at
@@ -85,6 +86,8 @@ def recognise(place: Path, kind: str | None = None) -> Layout:
         found = _kinds(files)
     else:
         raise UserError(f"{place}: no such folder or annotation file")
+    if place.is_file() and (other := kind_of(place)) not in (None, kind or other):
+        raise UserError(f"{place}: it is {FORMATS[other].name}; leave out --from {kind}")
     if kind:
         found = {kind: found.get(kind, [])}
         if not found[kind] and kind not in SPLITTERS:
@@ -132,9 +135,17 @@ def refuse_not_read(files: Iterable[Path]) -> None:
         UserError: one is; the message says what to do.
     """
     for file in files:
+        if file.suffix.lower() in SNIFFERS and _is_wide(file):
+            raise UserError(f"{file}: UTF-16 text; save it as UTF-8")
         for pattern, (what, remedy) in NOT_READ.items():
             if pattern.search(file.name.lower()):
                 raise UserError(f"{file}: {what}; {remedy}")
+
+
+def _is_wide(file: Path) -> bool:
+    """Whether a file is UTF-16, which only readers of XML know."""
+    with open(open_regular(file), "rb") as stream:
+        return file.suffix.lower() != ".xml" and stream.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE)
 
 
 def _content(files: list[Path]) -> str:
@@ -152,8 +163,21 @@ def kind_of(file: Path) -> str | None:
     look = SNIFFERS.get(file.suffix.lower())
     try:
         return look(file) if look else None
-    except UserError:
+    except (UserError, csv.Error):
         return None
+
+
+def is_coco_file(place: Path, kind: str | None = None) -> bool:
+    """Whether a file is read as COCO: it is, or is meant as such, as its name or fault may hide.
+
+    Raises:
+        UserError: it holds data in a form that is not read.
+    """
+    if not place.is_file():
+        return False
+    if place.suffix.lower() != ".json":  # `verify --fix` reads JSON in UTF-16
+        refuse_not_read([place])
+    return kind is None and kind_of(place) in ("coco", None)
 
 
 def _kinds(files: Sequence[Path]) -> dict[str, list[Path]]:
@@ -346,7 +370,7 @@ def _yolo(layout: Layout) -> None:
         for key in SPLITS:
             places = yolo.parts(configs[0].parent, named, key) if named.get(key) else []
             if there := [place for place in places if place.exists()]:
-                layout.splits.setdefault(SPLITS[key], there)
+                _add_split(layout, SPLITS[key], there)
             elif places and key != "test":
                 raise UserError(f"{configs[0]}: {key}: {places[0]}: no such file or folder")
     layout.splits = layout.splits or _lists(layout.folder, (".", "data", "ImageSets"))
@@ -355,11 +379,19 @@ def _yolo(layout: Layout) -> None:
             parts = [p for p in sorted((layout.folder / place).glob("*")) if p.is_dir()]
             for part in parts:
                 if name := split_of(part.name):
-                    layout.splits.setdefault(name, []).append(part)
+                    _add_split(layout, name, [*layout.splits.pop(name, []), part])
             if layout.splits:
                 break
     if not layout.splits:
         layout.splits[""] = [layout.folder]
+
+
+def _add_split(layout: Layout, name: str, places: list[Path]) -> None:
+    """Add a split of YOLO unless its folders are empty, as Roboflow leaves those of no image."""
+    if name == "train" or any(place.is_file() or files_below(place) for place in places):
+        layout.splits.setdefault(name, places)
+    else:
+        layout.notes.append(f"{places[0]}: empty, so there is no split {name}")
 
 
 SPLITTERS: dict[str, Callable[[Layout], None]] = {"coco": _coco, "voc": _voc, "yolo": _yolo}

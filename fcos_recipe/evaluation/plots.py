@@ -52,6 +52,7 @@ def draw_plots(metric: CocoMetric, analysis: dict, folder: Path) -> list[Path]:
         if matrix.sum() and (few or matrix.sum() > np.trace(matrix)):
             draw_confusion = plot.confusion_matrix if few else plot.top_confusions
             pictures["confusion"] = lambda: draw_confusion(_confusion(coco_eval, analysis))
+    unwritten: OSError | None = None
     for name, draw in pictures.items():
         path = folder / f"{name}.png"
         try:
@@ -64,6 +65,9 @@ def draw_plots(metric: CocoMetric, analysis: dict, folder: Path) -> list[Path]:
                 done.append(path)
         except Exception as error:  # matplotlib's are of any kind; the other pictures go on
             log.warning("%s: not drawn: %s: %s", path.name, type(error).__name__, error)
+            unwritten = error if isinstance(error, OSError) else unwritten
+    if unwritten:
+        raise unwritten
     return done
 
 

@@ -9,6 +9,7 @@ import paddle
 from fcos_recipe import compat
 from fcos_recipe.config import Config
 from fcos_recipe.console import log
+from fcos_recipe.data.transforms import named
 from fcos_recipe.errors import UserError
 from fcos_recipe.plugins import fault
 from fcos_recipe.system import kernels
@@ -66,6 +67,7 @@ def build_model(cfg) -> paddle.nn.Layer:
     model = compat.create(cfg["architecture"])
     model.load_meanstd(cfg["TestReader"]["sample_transforms"])
     check_levels(model)
+    _check_padding(model, cfg)
     return model
 
 
@@ -77,6 +79,8 @@ def check_levels(model: paddle.nn.Layer) -> None:
     Raises:
         UserError: the parts do not fit together, or the head's strides are not the levels'.
     """
+    from fcos_recipe.model.fcos import WRONG_ARGUMENTS  # ppdet must have been imported by `compat`
+
     head = model.fcos_head
     side = 2 * max(head.fpn_stride)
     training = model.training
@@ -91,7 +95,7 @@ def check_levels(model: paddle.nn.Layer) -> None:
                     f"neck have strides {strides}; boxes would be decoded with wrong strides"
                 )
             head(levels)
-    except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+    except WRONG_ARGUMENTS as error:
         reason = " ".join(str(error).split())[-200:]
         why = f"{type(error).__name__}: {reason}"
         raise UserError(
@@ -99,6 +103,25 @@ def check_levels(model: paddle.nn.Layer) -> None:
         ) from None
     finally:
         model.train() if training else model.eval()
+
+
+def _check_padding(model: paddle.nn.Layer, cfg) -> None:
+    """Check that the neck can add a level to the next coarser one on every padded image.
+
+    Raises:
+        UserError: images are padded to sizes that the backbone's coarsest stride does not divide.
+    """
+    maps = len(model.backbone.out_shape)
+    coarsest = model.fcos_head.fpn_stride[maps - 1]
+    for reader in ("TrainReader", "EvalReader", "TestReader"):
+        for name, arguments in named(cfg[reader].get("batch_transforms") or ()):
+            multiple = arguments.get("pad_to_stride", 0) if name == "PadBatch" else 0
+            if multiple > 0 and multiple % coarsest and maps > 1:
+                kind = type(model.backbone).__name__
+                raise UserError(
+                    f"{reader}.batch_transforms: PadBatch.pad_to_stride: {multiple} is not a "
+                    f"multiple of {coarsest}, the coarsest stride of {kind}"
+                )
 
 
 def autocast(data: dict, device: str) -> tuple[bool, Callable[[], AbstractContextManager]]:

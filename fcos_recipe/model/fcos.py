@@ -1,5 +1,7 @@
 """The FCOS model: from a batch of images to losses or detections."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -41,9 +43,14 @@ class FCOS(nn.Layer):
     @classmethod
     def from_config(cls, cfg: dict) -> dict[str, nn.Layer]:
         """Build the parts; each gets the output shapes of the part before it."""
-        backbone = _create(cfg, "backbone")
-        neck = _create(cfg, "neck", input_shape=_shapes(backbone))
-        head = _create(cfg, "fcos_head", input_shape=neck.out_shape)
+        with _explained(cfg, "backbone"):
+            backbone = create(cfg["backbone"])
+            shapes = _shapes(backbone)
+        with _explained(cfg, "neck"):
+            neck = create(cfg["neck"], input_shape=shapes)
+            shapes = neck.out_shape
+        with _explained(cfg, "fcos_head"):
+            head = create(cfg["fcos_head"], input_shape=shapes)
         return {"backbone": backbone, "neck": neck, "fcos_head": head}
 
     def load_meanstd(self, transforms: list[dict]) -> None:
@@ -123,24 +130,26 @@ class FCOS(nn.Layer):
 
 
 # What ppdet's classes raise for arguments that they do not check; full memory is something else.
-_WRONG_ARGUMENTS = (
+WRONG_ARGUMENTS = (
     TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError,
     NotImplementedError,
 )  # fmt: skip
 
 
-def _create(cfg: dict, role: str, **more) -> Any:
-    """Build one part of the model.
+@contextmanager
+def _explained(cfg: dict, role: str) -> Iterator[None]:
+    """Build one part of the model inside.
 
     Raises:
-        UserError: the class does not accept its arguments.
+        UserError: the class does not accept its arguments, or is not for this role.
     """
     try:
-        return create(cfg[role], **more)
-    except _WRONG_ARGUMENTS as error:
+        yield
+    except WRONG_ARGUMENTS as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(
-            f"FCOS.{role}: {cfg[role]} cannot be built with its arguments: {reason}"
+            f"FCOS.{role}: {cfg[role]} cannot be built with its arguments, or cannot be a "
+            f"{role.removeprefix('fcos_')}: {reason}"
         ) from None
 
 
@@ -151,7 +160,7 @@ def _shapes(backbone: nn.Layer) -> list:
         side = 256
         with paddle.no_grad():
             maps = backbone({"image": paddle.zeros([1, 3, side, side])})
-        shapes = [s._replace(stride=side // m.shape[2]) for s, m in zip(shapes, maps)]
+        shapes = [s._replace(stride=side // m.shape[2]) for s, m in zip(shapes, maps, strict=True)]
     return shapes
 
 

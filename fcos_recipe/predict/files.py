@@ -11,16 +11,17 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from fcos_recipe.errors import UserError, cell
-from fcos_recipe.files.atomic import draft, open_own, own_folder, replace_file
+from fcos_recipe.files.atomic import open_own, own_folder, replace_file
 from fcos_recipe.files.reading import read_json
-from fcos_recipe.predict.inputs import Video, decoded, is_video, real
+from fcos_recipe.predict.inputs import decoded, real
 from fcos_recipe.predict.labels import Labels
 from fcos_recipe.predict.results import Detections
+from fcos_recipe.predict.video import Source, Video, film, is_video, source_name
 
 PREDICTIONS = "predictions.json"
 
@@ -35,7 +36,8 @@ class Written:
         images: images and frames that were predicted on.
         detections: found on them.
         drawn: of these, detections that score at least `draw_threshold`.
-        bad: one line for each file that could not be read.
+        videos: videos with drawn frames, written as `film` does.
+        bad: one line for each file that could not be read, and stream that ended.
     """
 
     folder: Path
@@ -43,6 +45,7 @@ class Written:
     images: int = 0
     detections: int = 0
     drawn: int = 0
+    videos: int = 0
     bad: list[str] = field(default_factory=list)
 
     @property
@@ -52,18 +55,18 @@ class Written:
         return read_json(self.folder / PREDICTIONS, list, 1 << 40)
 
 
-def drawings(files: dict[Path, Path], folder: Path) -> dict[Path, Path]:
-    """Where the drawing of each file goes.
+def drawings(files: dict[Source, Path], folder: Path) -> dict[Source, Path]:
+    """Where the drawing of each file, stream and camera goes.
 
     Args:
-        files: image or video -> path of its drawing inside the folder, from `find_inputs`.
+        files: source -> path of its drawing inside the folder, from `find_inputs`.
         folder: for the drawings.
 
     Raises:
         UserError: a drawing would overwrite its image, or the folder cannot be written to.
     """
     for file, relative in files.items():
-        if real(folder / relative) == real(file):
+        if isinstance(file, Path) and real(folder / relative) == real(file):
             raise UserError(f"--output {folder}: would overwrite the image {file}; choose another")
     try:  # before a model is loaded, and without making the folder
         there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
@@ -76,17 +79,18 @@ def drawings(files: dict[Path, Path], folder: Path) -> dict[Path, Path]:
 
 def predict_files(
     predictor,
-    targets: dict[Path, Path],
+    targets: dict[Source, Path],
     folder: Path,
     batch_size: int = 1,
     draw_threshold: float = 0.5,
     as_csv: bool = False,
-    progress: bool = False,
+    progress: bool | None = False,
     select: Callable[[Detections], Detections] = lambda found: found,
     crops: bool = False,
     labels: str | None = None,
+    lines: TextIO | None = None,
 ) -> Written:
-    """Predict on files and write what was found, image by image.
+    """Predict on files, streams and cameras and write what was found, image by image.
 
     What was written is complete JSON at any moment, so that an interruption loses no finished
     image; memory does not grow with the number of images.
@@ -98,29 +102,32 @@ def predict_files(
         batch_size: images per batch, padded to the largest, which changes scores a little.
         draw_threshold: lowest score that is drawn.
         as_csv: also write predictions.csv.
-        progress: show progress bars on a terminal.
+        progress: show progress bars; None: on a terminal.
         select: applied to the detections of each image, such as `Detections.filter`.
         crops: also write the part of the image in each drawn box, as
             crops/DRAWING/NUMBER-CLASS.jpg, best first.
         labels: also write the drawn boxes of images, not of videos, as files of this one of
             `labels.FORMATS`, to the folder labels.
+        lines: instead of all files, write a line of JSON to this as soon as an image or frame was
+            predicted on: `file_name`, of a frame `frame` and `seconds`, and `detections`.
 
     Raises:
         UserError: a drawing cannot be written.
+        RunFailure: a video cannot be written.
         OSError: the disk is full or cannot be written to; what was written before is complete.
     """
     written = Written(folder, draw_threshold)
-    folder.mkdir(parents=True, exist_ok=True)
-    results = _Results(predictor, targets, written, as_csv, select, crops)
+    if lines is None:
+        folder.mkdir(parents=True, exist_ok=True)
+    results = _Results(predictor, targets, written, as_csv, select, crops, lines)
     if labels is not None:
         results.labels = Labels(labels, folder / "labels", predictor.names)
-    images = {file: target for file, target in targets.items() if not is_video(file)}
-    quiet = None if progress else True
+    videos = [source for source in targets if is_video(source)]
+    quiet = None if progress is None else not progress
     with results:
-        _predict_images(results, images, batch_size, quiet)
-        for file in targets:
-            if file not in images:
-                _predict_video(results, file, targets[file], batch_size, quiet)
+        _predict_images(results, batch_size, quiet)
+        for source in videos:
+            _predict_video(results, source, batch_size, quiet)
     return written
 
 
@@ -128,16 +135,19 @@ class _Results:
     """Writes detections as COCO results, CSV and crops, image by image."""
 
     def __init__(
-        self, predictor, targets: dict[Path, Path], written: Written, as_csv: bool, select, crops
-    ):
+        self, predictor, targets: dict[Source, Path], written: Written, as_csv: bool, select, crops,
+        lines: TextIO | None,
+    ):  # fmt: skip
         self.predictor, self.written, self.targets = predictor, written, targets
-        self._select, self._crops = select, crops
+        self._select, self._crops, self._lines = select, crops, lines
         self.labels: Labels | None = None
-        ids, names = predictor.image_ids, {file.name for file in targets}
+        ids, names = predictor.image_ids, {Path(str(source)).name for source in targets}
         # numbers of our own beside the annotations' could meet
         self._ids = ids if len(names & set(ids)) == len(targets) else {}
-        self._json = _Growing(written.folder / PREDICTIONS, "[", "]\n")
-        self._csv = None
+        self._failing: set[Source] = set()  # videos of which a frame's error was told
+        self._json = self._csv = None
+        if lines is None:
+            self._json = _Growing(written.folder / PREDICTIONS, "[", "]\n")
         if as_csv:
             head = "file_name,frame,category_name,score,x1,y1,x2,y2\r\n"
             self._csv = _Growing(written.folder / "predictions.csv", head, "")
@@ -150,37 +160,45 @@ class _Results:
             if file is not None:
                 file.close()
 
-    def add(self, file: Path, found: Detections) -> np.ndarray | None:
+    def add(self, file: Source, found: Detections) -> np.ndarray | None:
         """Write the detections of an image or frame; the image with boxes drawn, as `plot` has it.
 
-        None: it could not be predicted on; why is noted.
+        None: nothing is to be drawn, or it could not be predicted on; why is noted, of a video's
+        frames for the first.
         """
         written, frame = self.written, found.frame
         if found.error:
             place = "" if frame is None else f"frame {frame}: "
-            written.bad.append(place + found.error)
+            if frame is None or file not in self._failing:
+                written.bad.append(place + found.error)
+                self._failing.add(file)
             return None
         found = self._select(found)
         written.images += 1
         more = {} if found.at is None else {"frame": frame, "seconds": round(found.at, 3)}
+        place = {"file_name": source_name(file), **more}
+        number = self._ids.get(Path(str(file)).name, written.images)
         rows = [
-            {"image_id": row["image_id"], "file_name": str(file), **more,
+            {"image_id": row["image_id"], **place,
              "category_id": row["category_id"], "category_name": name, "bbox": row["bbox"],
              "score": row["score"]}
-            for row, name in zip(
-                found.to_coco(self._ids.get(file.name, written.images)), found.class_names
-            )
+            for row, name in zip(found.to_coco(number), found.class_names)
         ]  # fmt: skip
+        written.detections += len(rows)
+        if self._lines is not None:
+            kept = ("category_id", "category_name", "bbox", "score")
+            of = {**place, "detections": [{key: row[key] for key in kept} for row in rows]}
+            print(json.dumps(of), file=self._lines, flush=True)
+            return None
         shown = found.filter(min_score=written.draw_threshold)
-        comma = ",\n" if written.detections else ""
-        if rows:
+        comma = ",\n" if written.detections > len(rows) else ""
+        if rows and self._json is not None:
             self._json.add(comma + ",\n".join(json.dumps(r, ensure_ascii=False) for r in rows))
         if self._csv is not None:
             self._csv.add(_as_csv(rows))
-        written.detections += len(rows)
         written.drawn += len(shown)
         relative = self.targets[file].relative_to(written.folder)
-        if self.labels is not None and frame is None:
+        if self.labels is not None and isinstance(file, Path) and frame is None:
             if why := self.labels.add(file, relative, shown):
                 written.bad.append(why)
         if self._crops:
@@ -232,64 +250,58 @@ def _batches(items: Iterable, size: int) -> Iterator[list]:
         yield batch
 
 
-def _predict_images(results: _Results, targets: dict[Path, Path], size: int, quiet):
+def _predict_images(results: _Results, size: int, quiet):
     """Detect on images and draw them; unreadable ones are noted."""
     from tqdm import tqdm
 
+    files = [x for x in results.targets if isinstance(x, Path) and not is_video(x)]
+
     def good():
-        for file, image in decoded(list(targets), ahead=2 * size + 2):
+        for file, image in decoded(files, ahead=2 * size + 2):
             bar.update()
             if isinstance(image, Exception):
                 results.written.bad.append(str(image))
             else:
                 yield file, image
 
-    with tqdm(total=len(targets), disable=quiet, unit="image") as bar:
+    with tqdm(total=len(files), disable=quiet if files else True, unit="image") as bar:
         for batch in _batches(good(), size):
             every = results.predictor.named([(str(file), image) for file, image in batch])
             for (file, _), found in zip(batch, every, strict=True):
                 drawn = results.add(file, found)
                 if drawn is not None:
-                    target = targets[file]
+                    target = results.targets[file]
                     own_folder(target.parent, results.written.folder)
                     replace_file(target, _encoded(target, drawn))
 
 
-def _predict_video(results: _Results, file: Path, target: Path, size: int, quiet):
-    """Detect on a video's frames and write the drawn ones as MP4 beside where they were asked."""
-    import cv2
+def _predict_video(results: _Results, source: Source, size: int, quiet):
+    """Detect on the frames of a video, stream or camera; write the drawn ones as a video."""
     from tqdm import tqdm
 
     from fcos_recipe.data.images import BadImage
 
-    writer = None
     try:
-        video = Video(file)
+        video = Video(source)
     except BadImage as error:
         results.written.bad.append(str(error))
         return
-    with contextlib.ExitStack() as opened:
-        with tqdm(total=video.count or None, disable=quiet, unit="frame", desc=file.name) as bar:
-            frames = _until_bad(video, results.written.bad)
-            for batch in _batches(frames, size):
-                every = results.predictor.named([(str(file), frame) for frame in batch])
-                for frame, found in zip(batch, every, strict=True):
-                    drawn = results.add(file, found)
-                    if drawn is None:
-                        continue
-                    if writer is None:
-                        own_folder(target.parent, results.written.folder)
-                        code = cv2.VideoWriter_fourcc(*"mp4v")
-                        shape = frame.pixels.shape[1::-1]
-                        part = opened.enter_context(draft(target, ending=".mp4"))
-                        writer = cv2.VideoWriter(str(part), code, video.rate, shape)
-                        opened.callback(writer.release)
-                        if not writer.isOpened():
-                            raise UserError(
-                                f"{target}: cannot be written, or this OpenCV has no MP4 encoder"
-                            )
-                    writer.write(drawn[:, :, ::-1])
-                    bar.update()
+    target, made = results.targets[source], None
+    total = video.count if video.rate < 500 else None  # else a unit of time, not the rate
+    bar = tqdm(total=total or None, disable=quiet, unit="frame", desc=video.name)
+    with bar, contextlib.ExitStack() as opened:
+        for batch in _batches(_until_bad(video, results.written.bad), size):
+            every = results.predictor.named([(video.name, frame) for frame in batch])
+            for frame, found in zip(batch, every, strict=True):
+                bar.update()
+                drawn = results.add(source, found)
+                if drawn is None:
+                    continue
+                if made is None:
+                    own_folder(target.parent, results.written.folder)
+                    made = opened.enter_context(film(target, video.rate))
+                made.add(drawn, frame.at)
+    results.written.videos += made is not None
 
 
 def _encoded(target: Path, image) -> bytes:

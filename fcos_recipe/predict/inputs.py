@@ -6,20 +6,23 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fcos_recipe.errors import UserError, printable
-from fcos_recipe.files.reading import given_path, open_regular, read_text
-
-VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
-
-
-def is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEOS
+from fcos_recipe.files.reading import given_path, read_text
+from fcos_recipe.predict.video import (
+    WRITTEN,
+    Frame,
+    Source,
+    Video,
+    drawing_name,
+    is_stream,
+    is_video,
+    source_name,
+)
 
 
 def real(path: Path) -> Path:
@@ -27,26 +30,39 @@ def real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def find_inputs(inputs: list[str], skip: Path | None = None) -> dict[Path, Path]:
-    """Files named by files, directories (images, at any depth), globs and lists (.txt).
+def find_inputs(inputs: list[str], skip: Path | None = None) -> dict[Source, Path]:
+    """Files named by files, directories (images and videos, at any depth), globs and lists (.txt);
+    addresses of streams and numbers of cameras as they are.
+
+    Files whose ending is that of an image are found also if they cannot be decoded, to be named.
 
     Args:
         inputs: as on the command line. A list has one path per line, relative to the list.
         skip: nothing below this directory is taken from a directory: an earlier run's drawings.
 
     Returns:
-        file -> relative path for its drawing, unique, in sorted order of each input.
+        source -> relative path for its drawing, unique, in sorted order of each input.
 
     Raises:
         UserError: an input that names nothing.
     """
-    from fcos_recipe.data.image_files import files_below, is_image
+    from fcos_recipe.data.image_files import OTHER_ENDINGS, files_below, is_image
 
-    found: dict[Path, Path] = {}
+    def meant(path: Path) -> bool:
+        other = path.suffix.lower() in OTHER_ENDINGS or is_video(path)
+        return is_image(path) or (other and not path.name.startswith("."))
+
+    found: dict[Source, Path] = {}
     for text in inputs:
+        if is_stream(text):
+            found.setdefault(text, Path(drawing_name(text)))
+            continue
         path = given_path(text)
+        if text.isdecimal() and not path.exists():
+            found.setdefault(int(text), Path(drawing_name(int(text))))
+            continue
         if path.is_dir():
-            every = [p for p in files_below(path) if is_image(p)]
+            every = [p for p in files_below(path) if meant(p)]
             skipped = real(skip) if skip and real(skip) != real(path) else None
             new = {p: p.relative_to(path) for p in every if skipped not in real(p).parents}
         elif path.suffix == ".txt" and path.is_file():
@@ -62,8 +78,8 @@ def find_inputs(inputs: list[str], skip: Path | None = None) -> dict[Path, Path]
         found.update({p: Path(name) for p, name in new.items() if p not in found})
     # case does not tell names apart on every disk, and a file cannot be another's folder
     taken, folders = {"predictions.json", "predictions.csv", "crops", "labels"}, {"."}
-    for path, name in found.items():  # two folders may hold images of the same name
-        plain = name.with_suffix(".mp4") if is_video(path) else name
+    for source, name in found.items():  # two folders may hold images of the same name
+        plain = name.with_suffix(WRITTEN) if is_video(source) else name
         if taken & {str(parent).casefold() for parent in plain.parents}:
             plain = Path("_".join(plain.parts))
         name, number = plain, 1
@@ -72,11 +88,11 @@ def find_inputs(inputs: list[str], skip: Path | None = None) -> dict[Path, Path]
             name = plain.with_stem(f"{plain.stem}_{number}")
         taken.add(str(name).casefold())
         folders.update(str(parent).casefold() for parent in name.parents)
-        found[path] = name
+        found[source] = name
     return found
 
 
-def decoded(files: list[Path], ahead: int = 4) -> Iterator[tuple[Path, np.ndarray | Exception]]:
+def decoded(files: Iterable[Path], ahead: int = 4) -> Iterator[tuple[Path, np.ndarray | Exception]]:
     """Images in order, decoded by threads while the caller works on earlier ones.
 
     Args:
@@ -106,90 +122,6 @@ def decoded(files: list[Path], ahead: int = 4) -> Iterator[tuple[Path, np.ndarra
             yield file, image.result()
 
 
-@dataclass(frozen=True)
-class Frame:
-    """A frame of a video or stream: pixels, uint8 [H, W, 3] in RGB, its number from 0, and its time
-    in seconds from the start."""
-
-    pixels: np.ndarray
-    number: int
-    at: float
-
-
-class Video:
-    """Frames of a video file, a stream or a camera, turned as the file says.
-
-    Args:
-        source: file, address of a stream (rtsp://, http://, ...), or number of a camera.
-
-    Attributes:
-        name: for messages, without the passwords of an address.
-        rate: mean frames per second, 25 where the source does not say.
-        count: frames by a file's own count, 0 where it does not say.
-
-    Raises:
-        BadImage (data.images): it cannot be opened.
-    """
-
-    def __init__(self, source: Path | str | int):
-        import cv2
-
-        from fcos_recipe.data.images import BadImage
-
-        self.name = _source_name(source)
-        if isinstance(source, Path):
-            try:
-                os.close(open_regular(source))
-            except UserError as error:
-                raise BadImage(str(error)) from None
-        self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
-        if not self._capture.isOpened():
-            kind = "a video" if isinstance(source, Path) else "a camera or stream"
-            raise BadImage(f"{self.name}: not {kind} that OpenCV can read")
-        self.rate = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
-        self.file = isinstance(source, Path)
-        self.count = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))) if self.file else 0
-
-    def __iter__(self) -> Iterator[Frame]:
-        """The frames in order; each has the time that the source states, which need not be regular.
-
-        Raises:
-            BadImage: at the end, if the file promised more frames than could be read, or there was
-                none.
-        """
-        import cv2
-
-        from fcos_recipe.data.images import BadImage
-
-        read, began, last = 0, None, -1.0
-        try:
-            while self._capture.grab():
-                stated = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-                good, frame = self._capture.retrieve()
-                if not good:
-                    break
-                began = stated if began is None else began
-                at = stated - began
-                if read and at <= last:  # the source states no times
-                    at = last + 1 / self.rate
-                last = at
-                yield Frame(np.ascontiguousarray(frame[:, :, ::-1]), read, at)
-                read += 1
-        finally:
-            self._capture.release()
-        if not read or read < self.count:
-            raise BadImage(f"{self.name}: only {read} of {self.count} frames could be read")
-
-
-def _source_name(source: Path | str | int) -> str:
-    return f"camera {source}" if isinstance(source, int) else printable(str(source))
-
-
-def is_stream(text: object) -> bool:
-    """Whether an input is the address of a stream."""
-    return isinstance(text, str) and "://" in text
-
-
 def each(images: Any) -> Iterator[tuple[str, Any]]:
     """Name and content of each image that a `Predictor` is given, one after the other.
 
@@ -217,7 +149,7 @@ def each(images: Any) -> Iterator[tuple[str, Any]]:
                 path = given_path(text)
                 several = path.is_dir() or path.suffix == ".txt"
                 several |= glob.has_magic(text) and not path.exists()
-                files: Iterable[Path] = find_inputs([text]) if several else [path]
+                files: Iterable[Any] = find_inputs([text]) if several else [path]
             except UserError as error:
                 yield printable(text), error
                 return
@@ -240,8 +172,8 @@ def each(images: Any) -> Iterator[tuple[str, Any]]:
             for one in every:
                 yield from walk(one)
 
-    def frames(source: Any) -> Iterator[tuple[str, Any]]:
-        name = _source_name(source)
+    def frames(source: Source) -> Iterator[tuple[str, Any]]:
+        name = source_name(source)
         try:
             for frame in Video(source):
                 yield name, frame

@@ -181,11 +181,10 @@ class Predictor:
             raise
 
     def _collated(self, samples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-        from fcos_recipe.data.reader import Pipeline
+        from fcos_recipe.data.reader import Pipeline, raise_fault
 
         batch = Pipeline((), self.chain, None, 0, False, 0).collate([(s, []) for s in samples])
-        if "fault" in batch:
-            raise UserError(batch["fault"])
+        raise_fault(batch)
         batch.pop("bad")
         return batch
 

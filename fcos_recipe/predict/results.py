@@ -132,22 +132,25 @@ class Detections:
         ]
 
     def to_pandas(self) -> Any:
-        """A DataFrame: x1, y1, x2, y2, score, label, name.
+        """A DataFrame with a row for each detection: x1, y1, x2, y2 (float32, pixels), score
+        (float32), label (int64), name (text).
 
         Raises:
             UserError: pandas is not installed.
         """
-        frame = _library("pandas").DataFrame(self.boxes, columns=["x1", "y1", "x2", "y2"])
-        return frame.assign(score=self.scores, label=self.labels, name=self.class_names)
+        pandas = _library("pandas")
+        frame = pandas.DataFrame(self.boxes, columns=["x1", "y1", "x2", "y2"])
+        names = pandas.Series(self.class_names, dtype=str)  # also text where nothing was found
+        return frame.assign(score=self.scores, label=self.labels, name=names)
 
     def to_supervision(self) -> Any:
-        """`supervision.Detections`, with class names in `data["class_name"]`.
+        """A copy as `supervision.Detections`, with class names in `data["class_name"]`.
 
         Raises:
             UserError: supervision is not installed.
         """
         return _library("supervision").Detections(
-            xyxy=self.boxes, confidence=self.scores, class_id=self.labels,
+            xyxy=self.boxes.copy(), confidence=self.scores.copy(), class_id=self.labels.copy(),
             data={"class_name": np.array(self.class_names, dtype=str)},
         )  # fmt: skip
 

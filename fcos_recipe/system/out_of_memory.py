@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,8 +19,13 @@ _FULL = re.compile(
     re.IGNORECASE,
 )
 
-# Messages of Paddle, NumPy and the C library when an allocation on the host fails.
-_HOST = re.compile("Fail to alloc memory|Cannot allocate memory|bad_alloc|Unable to allocate")
+# Messages of Python and C++ if no thread can be started, mostly for want of memory for its stack.
+THREADS = "can't start new thread|^Resource temporarily unavailable$"
+# Messages of Paddle, NumPy, the C library and its loader when an allocation on the host fails.
+_HOST = re.compile(
+    "Fail to alloc memory|Cannot allocate memory|bad_alloc|Unable to allocate|"
+    "failed to map segment from shared object(?!: Operation not permitted)|" + THREADS
+)
 # Paddle's two messages about a data worker that died, and its message about one that raised.
 _WORKER = re.compile(
     r"DataLoader process \(pid:? *(?P<pid>\d+)\) (?P<how>[^.]*)|"
@@ -43,7 +49,7 @@ def explained(device: str, advice: str, resume: str = "", readers: str = "") -> 
     """
     try:
         yield
-    except (MemoryError, OSError, RuntimeError, SystemError) as error:
+    except (MemoryError, OSError, RuntimeError, SystemError, ImportError) as error:
         text = " ".join(str(error).split())
         number = os.environ.get("PADDLE_TRAINER_ID")
         rank = f" of rank {number}" if number else ""
@@ -53,7 +59,8 @@ def explained(device: str, advice: str, resume: str = "", readers: str = "") -> 
         elif _HOST.search(text) or (
             isinstance(error, MemoryError) and (device == "cpu" or not _FULL.search(text))
         ):
-            what, advice = f"host memory is full{rank}", _host_advice(readers)
+            limit = ", or the limit of threads (`ulimit -u`)" * bool(re.search(THREADS, text))
+            what, advice = f"host memory is full{limit}{rank}", _host_advice(readers)
         elif _FULL.search(text):
             card = "host" if device == "cpu" else f"card {device}:{card_index(device)}"
             what = f"{card}{rank}: out of memory"
@@ -74,9 +81,11 @@ def _which(worker: re.Match) -> str:
 def _host_advice(readers: str) -> str:
     memory = psutil.virtual_memory()
     now = f"{amount(memory.available)} of {amount(memory.total)} of host memory are free now"
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    own = "" if most < 0 else f"this process may have {amount(most)} (`ulimit -v`)"
     return (
         "lower worker_num or batch_size, or end other processes on this machine "
-        f"({', '.join(filter(None, (readers, now)))})"
+        f"({', '.join(filter(None, (readers, now, own)))})"
     )
 
 

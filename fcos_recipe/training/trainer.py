@@ -17,8 +17,8 @@ from fcos_recipe.checkpoint import storage
 from fcos_recipe.checkpoint.weights import listed, read
 from fcos_recipe.config import eval_sets
 from fcos_recipe.config.resolved import resolved
-from fcos_recipe.console import log
-from fcos_recipe.errors import RunFailure, Stopped, without_secrets
+from fcos_recipe.console import bar_text, log
+from fcos_recipe.errors import RunFailure, Stopped, not_written, refuse_incomplete, without_secrets
 from fcos_recipe.evaluation.analysis import ANALYSIS, PLOTS, finish_evaluation
 from fcos_recipe.evaluation.collectives import agree, everywhere, gather
 from fcos_recipe.evaluation.detections_file import JUDGED
@@ -38,6 +38,7 @@ from fcos_recipe.training.setup import Setup
 from fcos_recipe.training.window import Window, hms, memory_mib, timed
 
 BEST = "best_model.pdparams"
+REMEDY = "make room, then `--resume auto` completes the run"
 # What a finished run has made from its last evaluation.
 RESULTS = ("eval.json", JUDGED, ANALYSIS, PLOTS, EXAMPLES)
 
@@ -175,18 +176,14 @@ class Trainer(Setup):
                 path.name, lambda: storage.save_weights(path, final, self.weights_description())
             )
             self.saver.wait()
-            if unsaved := self.saver.unsaved:
-                raise RunFailure(
-                    f"{run.path}: the run is at its end, but these are not on disk: "
-                    f"{'; '.join(f'{what}: {why}' for what, why in unsaved.items())}; make room, "
-                    "then `--resume auto` completes the run"
-                )
+            refuse_incomplete(run.path, self.saver.unsaved, REMEDY)
         if self._evaluated:
             with self.watchdog.phase("eval"):
-                for line in finish_evaluation(self.metric, run.path):
+                for line in finish_evaluation(self.metric, run.path, self.missing):
                     log.info("%s", line)
                 at = self.progress
-                at.results = [name for name in RESULTS if (run.path / name).exists()]
+                if not not_written(self.missing):  # else a resumed run makes them
+                    at.results = [name for name in RESULTS if (run.path / name).exists()]
                 path, results = run.checkpoints / storage.name(at.epoch), {"progress": vars(at)}
                 self.saver.submit(
                     f"{path} with its results", lambda: storage.amend(path, **results)
@@ -203,6 +200,7 @@ class Trainer(Setup):
         self._complete_best()
         self.guard = Guard(self)
         self._evaluated = False
+        self.missing: dict[str, Exception] = {}  # results that could not be made
         self._saved_at: tuple[int, int] | None = None
         if self._resumed_from:
             self._saved_at = (at.epoch, at.step)
@@ -236,7 +234,7 @@ class Trainer(Setup):
 
     def _train_epoch(self, model) -> bool:
         """Train to the end of the current epoch; return False if the trainer was rolled back."""
-        at, data = self.progress, self.config.data
+        at = self.progress
         model.train()
         self.frozen.keep_statistics(self.model)
         if self.ema and not at.step:
@@ -244,7 +242,11 @@ class Trainer(Setup):
         self.loader.set_epoch(at.epoch, at.step * self.accumulate)
         steps = self.steps_in(at.epoch)
         window, self._cut_window = Window(self._cut_window), None
-        bar = self._bar(at.epoch, steps)
+        with self._bar(at.epoch, steps) as bar:
+            return self._steps(model, bar, steps, window)
+
+    def _steps(self, model, bar: tqdm, steps: int, window: Window) -> bool:
+        at, data = self.progress, self.config.data
         bar.update(at.step)
         batches = 0
         for data_time, batch in timed(self.loader):
@@ -264,7 +266,6 @@ class Trainer(Setup):
             )
             rate = self.optimizer.get_lr()
             if not good and not self.guard.refuse(window):
-                bar.close()
                 return False
             if good:
                 self.scaler.step(self.optimizer)
@@ -291,7 +292,6 @@ class Trainer(Setup):
                 window.start += time.perf_counter() - before  # saving does not count as training
                 if self._stopping:
                     self._leave()
-        bar.close()
         return True
 
     def _seed_step(self) -> None:
@@ -323,7 +323,7 @@ class Trainer(Setup):
             total=steps,
             desc=f"epoch {epoch + 1}/{self.config.data['epoch']}",
             disable=self.rank > 0 or not (self.own_process and sys.stdout.isatty()),
-            unit="step",
+            bar_format="{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}",
             dynamic_ncols=True,
             file=sys.stdout,
         )
@@ -360,10 +360,9 @@ class Trainer(Setup):
         left = (epochs * self.steps_per_epoch - at.steps_done) * (
             seconds * self.accumulate / window.batches
         )
-        bar.set_postfix(
-            loss=f"{losses['loss']:.3f}", lr=f"{rate:.2g}", images_per_s=f"{per_card:.1f}",
-            run_ETA=hms(left),
-        )  # fmt: skip
+        parts = (f"ETA {hms(left)}", f"loss {losses['loss']:.3f}", f"{per_card:.1f} images/s",
+                 f"lr {rate:.2g}")  # fmt: skip
+        bar.set_postfix_str(bar_text(parts))
         log.log(
             logging.INFO if bar.disable else logging.DEBUG,
             "epoch %d/%d step %d/%d lr %.5f %s | %.2f images/s per card, %.2f total | data %.3f s "

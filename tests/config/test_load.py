@@ -249,8 +249,16 @@ def test_a_key_that_holds_a_value_for_others_is_allowed(root, tmp_path):
     assert config.data["epoch"] == 24 and "length" not in config.data and not config.warnings
 
 
-def test_base_under_the_home_directory(tmp_path, monkeypatch):
+def test_base_and_data_under_the_home_directory(root, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
+    given = [
+        f"{part}Dataset.dataset_dir={place}/x" for part, place in (("Train", "~"), ("Eval", "$D"))
+    ]
+    config = load_config(root / HEADLINE, given)
+    assert config.data["TrainDataset"]["dataset_dir"] == f"{tmp_path}/x"
+    assert (
+        "$D/x/val2017 does not exist; variables have no" in config.missing_files("EvalDataset")[0]
+    )
     write(tmp_path, "epoch: 5\n", "home.yml")
     (tmp_path / "x").mkdir()
     assert load_config(write(tmp_path / "x", "_BASE_: ['~/home.yml']\n")).data["epoch"] == 5

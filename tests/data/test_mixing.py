@@ -63,3 +63,23 @@ def test_mixing_depends_on_seed_epoch_and_image_alone(name, shapes):
     np.random.seed(0)
     assert (made[(7, 1)][0]["image"] != first).any()
     np.testing.assert_array_equal(made[(0, 1)][0]["image"], first)
+
+
+def test_gridmask_masks_more_often_from_epoch_to_epoch(shapes):
+    """Its probability grows with the images read: those of all earlier epochs, also if resumed."""
+
+    def made(prob: float):
+        dataset = COCODataSet(str(shapes), "train", "annotations/instances_train.json",
+                              data_fields=["image", "gt_bbox", "gt_class"])  # fmt: skip
+        grid = {"GridMask": {"prob": prob, "upper_iter": 240}}  # ten epochs of 24 images
+        reader = TrainReader([{"Decode": {}}, grid, *copy.deepcopy(REST)],
+                             [{"PadBatch": {"pad_to_stride": 32}}], num_classes=4)  # fmt: skip
+        return reader(dataset)._load([[(0, 0)]]).dataset
+
+    never, growing = made(0.0), made(1.0)
+    masked = [
+        sum((growing[(epoch, i)][0]["image"] != never[(epoch, i)][0]["image"]).any()
+            for i in range(24))
+        for epoch in (0, 5, 10)
+    ]  # fmt: skip
+    assert masked[0] == 0 < masked[1] < 20 < masked[2]  # some masks hide nothing

@@ -461,3 +461,22 @@ def test_training_on_a_file_of_images_only_is_refused_in_words(tmp_path):
     write(tmp_path, data)
     with pytest.raises(UserError, match="annotations.json: no annotations"):
         TrainReader(**chain(), num_classes=2)(folder(tmp_path))
+
+
+@pytest.mark.parametrize("where", ["resize", "imdecode", "stack"])
+def test_full_memory_is_neither_a_bad_image_nor_a_bad_transform(where, tmp_path, monkeypatch):
+    """OpenCV has an error of its own for it, and threads of DataLoader only pass text on."""
+
+    def full(*_, **__):
+        error = cv2.error("Insufficient memory") if where != "stack" else MemoryError()
+        error.code, error.err = cv2.Error.StsNoMem, "Failed to allocate 9 bytes"
+        raise error
+
+    write(tmp_path, coco(images=2))
+    reader = EvalReader(**chain(flip=None, targets=False), num_classes=2)(
+        folder(tmp_path), 0, batch_sampler=[[0, 1]]
+    )
+    monkeypatch.setattr(cv2 if where != "stack" else np, where, full)
+    with pytest.raises(MemoryError):
+        list(reader)
+    reader.close()

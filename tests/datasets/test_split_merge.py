@@ -1,5 +1,6 @@
 """Subset, split, merge: unchanged entries, class proportions, no image in two parts."""
 
+import base64
 import json
 from collections import Counter
 
@@ -9,6 +10,7 @@ import pytest
 from fcos_recipe.cli import run
 from fcos_recipe.datasets.split_merge.annotations import Annotations
 from fcos_recipe.datasets.split_merge.split import stratify
+from tests.helpers import layouts
 from tests.helpers.coco_folders import coco, write
 
 REAL = ["coco_mini/annotations/instances_train2017.json", "bccd/annotations/instances_train.json"]
@@ -222,7 +224,7 @@ def test_parts_are_found_and_read_by_training(shapes, tmp_path):
 @pytest.mark.parametrize(
     "argv, message",
     [
-        (["subset", "gone.json", "--count", "1", "-o", "o.json"], "gone.json: No such file"),
+        (["subset", "gone.json", "--count", "1", "-o", "o.json"], "gone.json: no such"),
         (["subset", "a.json", "--count", "99", "-o", "o.json"], "--count 99: it has 4 images"),
         (["subset", "a.json", "--count", "1", "-o", "a.json"], "a.json: exists; choose"),
         (["subset", "a.json", "--count", "1", "-o", "a.json/x"], "a.json"),
@@ -253,3 +255,109 @@ def test_bad_input_is_one_line(argv, message, tmp_path, monkeypatch, capsys):
     captured = capsys.readouterr()
     assert message in captured.err and len(captured.err.splitlines()) == 1
     assert captured.err.startswith("error: ") and sorted(tmp_path.rglob("*")) == before
+
+
+def boxes_of(path):
+    """File name -> sorted [class, x1, y1, x2, y2], and the account's rows beside the file."""
+    data = json.loads(path.read_text())
+    names = {c["id"]: c["name"] for c in data["categories"]}
+    found = {i["id"]: (i["file_name"], []) for i in data["images"]}
+    for a in data["annotations"]:
+        x, y, w, h = a["bbox"]
+        found[a["image_id"]][1].append((names[a["category_id"]], x, y, x + w, y + h))
+    return {name: sorted(rows) for name, rows in found.values()}
+
+
+def closed(path):
+    """The account of a file: item -> (seen, written), after the check that nothing is missing."""
+    rows = json.loads(path.read_text())["account"]
+    for row in rows:
+        assert row["seen"] == row["written"] + sum(row["left_out"].values()), row
+    return {row["item"]: (row["seen"], row["written"]) for row in rows}
+
+
+WHOLE = [layout for layout in layouts.LAYOUTS if layout not in layouts.WITHOUT_NEGATIVES]
+
+
+@pytest.mark.parametrize("layout", WHOLE, ids=lambda layout: layout.__name__)
+def test_folders_of_any_layout_are_merged_and_split(layout, tmp_path, capsys):
+    """What merge and split make of a folder, and of two, is what lies in it; accounts close."""
+    root, told = tmp_path / "数据", tmp_path / "told.json"
+    root.mkdir()
+    _, options = layout(root)
+    argv = [*options, "--json", told]
+    every = [row for row in layouts.wanted(layout, "train")]
+    every += layouts.wanted(layout, "val") if layout in layouts.SPLIT else []
+    boxes = sum(map(len, every))
+    assert dataset("merge", root, "-o", tmp_path / "all.json", *argv) == 0, capsys.readouterr().err
+    made = boxes_of(tmp_path / "all.json")
+    rounded = [[(n, *np.round(b).tolist()) for n, *b in rows] for rows in made.values()]
+    assert sorted(rounded) == sorted([[(n, *map(float, b)) for n, *b in r] for r in every])
+    rows = closed(told)
+    assert rows["images"][1] == len(every) and rows["annotations"][1] == boxes
+    assert "boxes" not in rows
+    assert dataset("verify", tmp_path / "all.json", "--allow", "nothing_to_train") == 0
+    if layout in layouts.SPLIT:
+        capsys.readouterr()
+        assert dataset("split", root, "-o", tmp_path / "no", *options) == 2
+        assert "it has train, val; name one with --split" in capsys.readouterr().err
+        options += ["--split", "train"]
+    assert dataset("split", root, "-o", tmp_path / "new", "--json", told, *options) == 0
+    rows, count = closed(told), len(layouts.wanted(layout, "train"))
+    parts = [boxes_of(tmp_path / "new" / f"instances_{name}.json") for name in ("train", "val")]
+    assert not parts[0].keys() & parts[1].keys() and sum(map(len, parts)) == count
+    assert rows["images"][1] == count
+    if "--classes" not in options:  # with a folder of another layout, whose names are the same
+        other = tmp_path / "other"
+        layouts.yolo_roboflow(other)
+        assert dataset("merge", root, other, "-o", tmp_path / "two.json", "--json", told) == 0
+        assert closed(told)["images"][1] == len(every) + len(layouts.ALL)
+
+
+def test_a_split_or_merge_leaves_out_only_what_is_said(tmp_path, capsys):
+    layouts.labelme(tmp_path / "a")
+    (tmp_path / "a" / "a b.json").write_text("{")
+    out, told = tmp_path / "new", tmp_path / "told.json"
+    for command in (["split"], ["merge"], ["subset", "--count", "2"]):
+        assert dataset(*command, tmp_path / "a", "-o", out / "x.json") == 2
+        assert "a b.json: not complete JSON" in capsys.readouterr().err and not out.exists()
+    assert dataset("split", tmp_path / "a", "-o", out, "--skip-bad", "--json", told) == 0
+    assert "left out: " in capsys.readouterr().out
+    assert closed(told)["label files"] == (1, 0)
+    archive = tmp_path / "z.zip"
+    archive.write_text("x")
+    for command in ("split", "merge"):
+        assert dataset(command, archive, "-o", out / "x.json") == 2
+        assert "z.zip: an archive; unpack it first" in capsys.readouterr().err
+
+
+def test_images_inside_annotation_files_of_two_folders_stay_two(tmp_path):
+    for name in "ab":
+        root = tmp_path / name / "x"
+        root.mkdir(parents=True)
+        layouts.labelme_embedded(root)
+        for path in (root.parent / "elsewhere").iterdir():
+            layouts.picture(path, seed=ord(name))
+        for file, boxes in layouts.ALL.items():
+            content = base64.b64encode((root.parent / "elsewhere" / file).read_bytes()).decode()
+            layouts.labelme_json(root, file, boxes, f"C:/{file}", content)
+    out = tmp_path / "out" / "all.json"
+    assert dataset("merge", tmp_path / "a" / "x", tmp_path / "b" / "x", "-o", out) == 0
+    data = json.loads(out.read_text())
+    assert len({i["file_name"] for i in data["images"]}) == 2 * len(layouts.ALL)
+    assert dataset("verify", out) == 0
+
+
+def test_splits_with_the_same_image_names_are_merged(tmp_path):
+    """As in many COCO folders: train/1.jpg and val/1.jpg are two pictures."""
+    for split in ("train", "val"):
+        layouts.picture(tmp_path / split / "1.jpg", seed=len(split))
+        layouts.save(tmp_path / "annotations" / f"instances_{split}.json",
+                     layouts.coco({"1.jpg": [("cat", 1, 2, 9, len(split) * 4)]}))  # fmt: skip
+    assert dataset("merge", tmp_path, "-o", tmp_path / "out" / "all.json") == 0
+    assert boxes_of(tmp_path / "out" / "all.json") == {
+        "train/1.jpg": [("cat", 1, 2, 9, 20)], "val/1.jpg": [("cat", 1, 2, 9, 12)],
+    }  # fmt: skip
+    argv = ["split", tmp_path, "--split", "val", "--shares", "0.5,0.5"]
+    assert dataset(*argv, "-o", tmp_path / "new" / "x") == 0
+    assert dataset("verify", tmp_path / "new" / "x" / "instances_train.json") == 0

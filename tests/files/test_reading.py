@@ -18,7 +18,7 @@ from fcos_recipe.errors import UserError
 from fcos_recipe.files import archives, atomic, download
 from fcos_recipe.files.reading import read_json, read_records, read_yaml
 from fcos_recipe.predict.backends import open_export
-from fcos_recipe.predict.inputs import Video
+from fcos_recipe.predict.video import Video
 from fcos_recipe.runs.directory import METRICS, RunDir
 from fcos_recipe.runs.loggers import Csv
 from fcos_recipe.training import resume
@@ -137,7 +137,7 @@ NOTES = {
 @pytest.mark.parametrize("kind", NOTES)
 def test_the_record_of_a_download_is_checked_and_keeps_no_address(tmp_path, kind):
     url = "https://user:hunter2@example.invalid/x?sig=hunter2"
-    transfer = download._Transfer(url, tmp_path / "x", None, 1, 8)
+    transfer = download._Transfer(url, tmp_path / "x", None, 1, 8, "")
     good = {"url": transfer.key, "length": 8, "piece": 0, "etag": None, "modified": None,
             "md5": None, "done": [3]}  # fmt: skip
     (tmp_path / "x.part").write_bytes(bytes(8))

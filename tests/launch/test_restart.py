@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from fcos_recipe import exit_codes
-from fcos_recipe.launch.plan import Plan
+from fcos_recipe.launch.plan import Plan, plan_launch
 from fcos_recipe.launch.restart import until_done
-from fcos_recipe.launch.supervise import one_process
+from fcos_recipe.launch.supervise import one_process, supervise
 from tests.conftest import ROOT
 
 # Writes down its arguments, makes the run directory on its second start, dies as told.
@@ -139,3 +139,59 @@ def test_sigterm_to_the_script_saves_on_all_ranks(tiny, tmp_path):
 
     path, rejected = storage.newest(Path(tmp_path / "run" / "checkpoints"))
     assert path and not rejected and f"saved {path}" in rest
+
+
+# In its first start, rank `rank` may take little more memory from its third step on. Evaluation,
+# whose images are larger than those of training, needs more.
+LITTLE_MEMORY = """
+import os, pathlib, resource, sys
+from fcos_recipe.cli import leave, run
+from fcos_recipe.training.trainer import Trainer
+first, seed = pathlib.Path({first!r}), Trainer._seed_step
+def limited(trainer):
+    if trainer.progress.steps_done == 2 and trainer.rank == {rank} and not first.exists():
+        first.touch()
+        used = int(open("/proc/self/statm").read().split()[0]) * 4096
+        resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20),) * 2)
+    seed(trainer)
+Trainer._seed_step = limited
+leave(run("train"))
+"""
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_process_with_little_memory_is_one_line_and_the_run_goes_on(tiny, tmp_path, ranks, capfd):
+    training, evaluation = tiny.read_text().split("EvalReader:")
+    large = evaluation.replace("[64, 96]", "[640, 960]")
+    (tmp_path / "large.yml").write_text(f"{training}EvalReader:{large}")
+    driver = tmp_path / "driver.py"
+    driver.write_text(LITTLE_MEMORY.format(first=str(tmp_path / "first"), rank=ranks - 1))
+    words = ["-c", str(tmp_path / "large.yml"), "--eval", "--output", str(tmp_path / "run"), "-o",
+             "epoch=1"]  # fmt: skip
+    log = tmp_path / "log"
+    run = plan_launch("cpu", [str(i) for i in range(ranks)], [], words, log, driver)
+    code = until_done(run, supervise if ranks > 1 else one_process, 1, tmp_path / "run")
+    shown = capfd.readouterr()
+    assert code == exit_codes.OK, shown.err
+    start = "launch: rank 1 of 2 failed first: exit code 1: " if ranks > 1 else "error: "
+    lines = [line for line in shown.err.splitlines() if line.startswith(start)]
+    assert len(lines) == 1 and shown.err.count("restart 1 of 1") == 1, shown.err
+    again = f"--eval --output {tmp_path / 'run'} --resume auto -o epoch=1`"
+    for words in ("host memory is full", "worker_num is 0", "batch_size 4", "are free now",
+                  "(`ulimit -v`)", again):  # fmt: skip
+        assert words in lines[0], lines
+    assert ("of rank 1: " in lines[0]) == (ranks > 1)
+    assert (tmp_path / "run" / "model_final.pdparams").is_file()
+
+
+@pytest.mark.e2e
+def test_memory_that_does_not_suffice_for_the_imports_is_one_line(tiny, tmp_path):
+    command = [sys.executable, str(ROOT / "tools" / "train.py"), "-c", str(tiny)]
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -v 600000; exec "$@"', "-", *command], cwd=tmp_path, text=True,
+        capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == exit_codes.FAILED and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: host memory is full: ") and "614.4 MB" in done.stderr

@@ -207,17 +207,43 @@ def test_forms_of_a_result(monkeypatch):
     seen = types.SimpleNamespace(Detections=lambda **given: given)
     monkeypatch.setitem(sys.modules, "supervision", seen)
     given = found.to_supervision()
-    assert given["xyxy"] is found.boxes and given["data"]["class_name"].tolist()[1] == "a"
+    assert given["xyxy"].tolist() == found.boxes.tolist()
+    assert given["data"]["class_name"].tolist()[1] == "a"
     for library in ("pandas", "supervision"):
         monkeypatch.setitem(sys.modules, library, None)
         with pytest.raises(UserError, match=f"pip install {library}"):
             getattr(found, f"to_{library}")()
 
 
-def test_pandas():
+@pytest.mark.parametrize("count", [3, 0])
+def test_pandas(count):
     pandas = pytest.importorskip("pandas")
-    frame = made().to_pandas()
-    assert isinstance(frame, pandas.DataFrame) and frame["name"].tolist() == ["<b>", "a", "<b>"]
+    found = made().filter(most=count)
+    frame = found.to_pandas()
+    assert list(frame) == ["x1", "y1", "x2", "y2", "score", "label", "name"]
+    assert [str(kind) for kind in frame.dtypes[:-1]] == ["float32"] * 5 + ["int64"]
+    assert frame.dtypes["name"] == pandas.Series(["text"], dtype=str).dtype
+    assert frame["name"].tolist() == ["<b>", "a", "<b>"][:count]
+    np.testing.assert_array_equal(frame[["x1", "y1", "x2", "y2"]], found.boxes)
+    np.testing.assert_array_equal(frame["score"], found.scores)
+    np.testing.assert_array_equal(frame["label"], found.labels)
+
+
+@pytest.mark.parametrize("count", [3, 0])
+def test_supervision(count):
+    supervision = pytest.importorskip("supervision")
+    found = made().filter(most=count)
+    given = found.to_supervision()
+    assert len(given) == count and given.is_empty() == (count == 0)
+    np.testing.assert_array_equal(given.xyxy, found.boxes)
+    np.testing.assert_array_equal(given.confidence, found.scores)
+    np.testing.assert_array_equal(given.class_id, found.labels)
+    assert given["class_name"].tolist() == found.class_names
+    assert given[given.confidence > 0.5]["class_name"].tolist() == ["<b>", "a"][:count]
+    supervision.BoxAnnotator().annotate(image := found.image().copy(), given)
+    assert (image != found.image()).any() == (count > 0)
+    given.xyxy += 1  # does not move the original's
+    np.testing.assert_array_equal(found.boxes, made().boxes[:count])
 
 
 def test_filter():

@@ -18,6 +18,10 @@ ERRORS = [
      ["host memory is full", HOST]),
     ("cpu", RuntimeError("std::bad_alloc"), ["host memory is full", HOST]),
     ("cpu", OSError(12, "Cannot allocate memory"), ["host memory is full", HOST]),
+    ("cpu", ImportError("libphi_core.so: failed to map segment from shared object"),
+     ["host memory is full", HOST]),
+    ("cpu", RuntimeError("can't start new thread"), ["host memory is full", "ulimit -u", HOST]),
+    ("gpu", RuntimeError("Resource temporarily unavailable"), ["ulimit -u", HOST]),
     ("gpu", MemoryError("ResourceExhaustedError: Out of memory error on GPU 0. Cannot allocate "
                         "2MB memory on GPU 0"), ["card gpu:0", "out of memory", "LESS"]),
     ("gpu", SystemError("(ResourceExhausted) 3"), ["card gpu:0", "out of memory", "LESS"]),
@@ -49,7 +53,17 @@ def test_one_line_with_advice(device, error, names, rank, monkeypatch):
         assert words in line, line
 
 
-@pytest.mark.parametrize("error", [RuntimeError("x"), SystemError("y"), OSError(28, "No space")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("x"),
+        SystemError("y"),
+        OSError(28, "No space"),
+        ImportError("No module named 'z'"),
+        OSError(11, "Resource temporarily unavailable"),
+        ImportError("l.so: failed to map segment from shared object: Operation not permitted"),
+    ],
+)
 def test_other_errors_stay(error):
     with pytest.raises(type(error)) as raised, explained("gpu", ""):
         raise error

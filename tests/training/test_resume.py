@@ -20,6 +20,7 @@ from fcos_recipe.cli import run
 from fcos_recipe.training import resume
 from fcos_recipe.training.trainer import Trainer
 from tests.conftest import ROOT, run_tool
+from tests.launch.test_restart import children
 
 # What a machine's clock decides about.
 CLOCK = {"time", "images_per_second", "images_per_second_per_card", "data_time", "memory_mib",
@@ -439,26 +440,39 @@ leave(run("train", ["-c", {str(tiny)!r}, "--output", {str(tmp_path / "run")!r}])
 
 
 @pytest.mark.e2e
-def test_a_dead_data_worker_is_one_line_and_the_run_goes_on(tiny, tmp_path):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_dead_data_worker_is_one_line_and_the_run_goes_on(tiny, tmp_path, ranks):
     """As the kernel kills one when host memory runs out; `--max-restarts` continues the run."""
+    epochs = {1: 30, 2: 20}[ranks]
     process = subprocess.Popen(
-        ["bash", str(ROOT / "scripts" / "train.sh"), str(tiny), "--gpus", "1", "--max-restarts",
-         "1", "--output", str(tmp_path / "run"), "-o", "epoch=30", "worker_num=2"],
+        ["bash", str(ROOT / "scripts" / "train.sh"), str(tiny), "--gpus", str(ranks),
+         "--max-restarts", "1", "--output", str(tmp_path / "run"), "--log_dir",
+         str(tmp_path / "log"), "-o", f"epoch={epochs}", "worker_num=2"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, "DEVICE": "cpu", "PYTHON": sys.executable},
     )  # fmt: skip
     wait_for(process, "saved")
-    workers = [p for child in psutil.Process(process.pid).children() for p in child.children()]
+    if ranks > 1:
+        trains = psutil.Process(children(process.pid)["1"])
+    else:
+        (trains,) = psutil.Process(process.pid).children()
+    workers = trains.children()
     workers[-1].kill()
-    rest = process.communicate(timeout=120)[0]
-    lines = [line for line in rest.splitlines() if line.startswith("error: ")]
-    assert process.returncode == 0 and len(lines) == 1 and "Traceback" not in rest, rest
+    rest = process.communicate(timeout=200)[0]
+    start = "launch: rank 1 of 2 failed first: exit code 1: " if ranks > 1 else "error: "
+    lines = [line for line in rest.splitlines() if line.startswith(start)]
+    assert process.returncode == 0 and len(lines) == 1, rest
+    assert (
+        ranks > 1 or "Traceback" not in rest
+    )  # else the last lines of the rank's log may have one
     for words in (f"data worker (process {workers[-1].pid}", "host memory", "worker_num is 2",
                   "batch_size 4", "GB of host memory are free now",
                   f"--output {tmp_path / 'run'} --resume auto"):  # fmt: skip
         assert words in lines[0], lines
+    assert ("of rank 1 died" in lines[0]) == (ranks > 1)
+    steps = epochs * (6 if ranks == 1 else 3)
     assert "restart 1 of 1" in rest and [r["step"] for r in records(tmp_path / "run")] == [
-        *range(1, 181)
+        *range(1, steps + 1)
     ]
 
 

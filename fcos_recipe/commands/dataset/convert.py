@@ -5,15 +5,16 @@ from pathlib import Path
 from fcos_recipe import exit_codes
 from fcos_recipe.commands.dataset.shared import (
     ACCOUNT,
+    add_conversion,
     add_force,
     add_output,
+    conversion_options,
     tell_account,
     tell_content,
 )
-from fcos_recipe.commands.options import add_format, add_json, listed, parser
+from fcos_recipe.commands.options import add_json, parser
 from fcos_recipe.config.find import display
-from fcos_recipe.datasets.convert.common import class_list
-from fcos_recipe.datasets.convert.layouts import Options, convert, refuse_bad
+from fcos_recipe.datasets.convert.layouts import convert, refuse_bad
 from fcos_recipe.datasets.find_images import remember, split_of
 from fcos_recipe.datasets.formats import TABLE
 from fcos_recipe.datasets.recognise import recognise
@@ -46,20 +47,11 @@ def main(argv: list[str]) -> int:
     ask = parser("dataset convert", text, _HELP.format(formats=TABLE), _CODES)
     add = ask.add_argument
     add("source", type=Path, metavar="DIR|FILE", help="the data set's folder, or its main file")
-    add_format(ask)
+    add_conversion(ask)
     add_output(ask, "FILE.json|DIR", "one file, or a folder for instances_SPLIT.json of each split")
     add("--images", type=Path, metavar="DIR", help="image folder; file names are relative to it")
-    add("--classes", type=listed, metavar="FILE|A,B",
-        help="names in order of their ids, or a file with one name per line")  # fmt: skip
     add("--split", metavar="NAME", help="only this split (of data.yaml: default train)")
     add("--list", type=Path, metavar="FILE", help="only the images named in FILE, one per line")
-    add("--origin", choices=("auto", "0", "1"), default="auto",
-        help="voc: pixel coordinates start at 1 (last pixel included) or 0 "
-        "(auto: 0 if any of the data set's is below 1 or some have fractions)")  # fmt: skip
-    add("--keypoints", metavar="N,D|none",
-        help="yolo: boxes are followed by N keypoints of D numbers each (as kpt_shape in data.yaml "
-        "says), or long lines are polygons")  # fmt: skip
-    add("--skip-bad", action="store_true", help="leave out and report what can't be converted")
     add_json(ask, ACCOUNT)
     add_force(ask)
     args = ask.parse_args(argv)
@@ -78,9 +70,8 @@ def main(argv: list[str]) -> int:
     if one and args.split is None and layout.kind in ("coco", "yolo") and len(splits) > 1:
         args.split = "train" if "train" in splits else splits[0]
         print(f"{args.output}: split {args.split} of {', '.join(splits)}; -o DIR writes them all")
-    embedded = (args.output.parent if one else args.output) / "images"
-    options = Options(args.images, class_list(args.classes), args.list, args.origin, embedded,
-                      args.keypoints)  # fmt: skip
+    options = conversion_options(args, args.images, args.output.parent if one else args.output,
+                                 args.list)  # fmt: skip
     made = convert(layout, options, split_of(args.split or "") or args.split, one)
     refuse_bad(made, args.skip_bad, "leave them out with --skip-bad")
     if not made.splits:

@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fcos_recipe.commands.options import add_config, add_format, add_overrides
+from fcos_recipe.commands.options import add_config, add_format, add_overrides, listed
 from fcos_recipe.config.load import Config
 from fcos_recipe.datasets.account import Account
+from fcos_recipe.datasets.convert.common import class_list
+from fcos_recipe.datasets.convert.layouts import Options
 from fcos_recipe.datasets.formats import ORDER
 from fcos_recipe.datasets.locate import RULES, Source, sources
 from fcos_recipe.errors import one_line
@@ -40,6 +42,36 @@ def find_sources(args: argparse.Namespace) -> tuple[list[Source], Config]:
         for line in (*source.notes, *(f"left out: {line}" for line in source.bad)):
             print(one_line(line))
     return found, config
+
+
+def add_conversion(parser: argparse.ArgumentParser) -> None:
+    """Add what may have to be said to convert a data set, for `conversion_options`."""
+    add_format(parser)
+    add = parser.add_argument
+    add("--classes", type=listed, metavar="FILE|A,B",
+        help="names in order of their ids, or a file with one name per line")  # fmt: skip
+    add("--origin", choices=("auto", "0", "1"), default="auto",
+        help="voc: pixel coordinates start at 1 (last pixel included) or 0 "
+        "(auto: 0 if any of the data set's is below 1 or some have fractions)")  # fmt: skip
+    add("--keypoints", metavar="N,D|none",
+        help="yolo: boxes are followed by N keypoints of D numbers each (as kpt_shape in data.yaml "
+        "says), or long lines are polygons")  # fmt: skip
+    add("--skip-bad", action="store_true", help="leave out and report what can't be converted")
+
+
+def conversion_options(
+    args: argparse.Namespace, images: Path | None, folder: Path, listed: Path | None = None
+) -> Options:
+    """The options of `add_conversion`.
+
+    Args:
+        args: the parsed arguments.
+        images: image folder; None: search.
+        folder: of the output, for images that exist only inside annotation files.
+        listed: file with the names of the images to use.
+    """
+    return Options(images, class_list(args.classes), listed, args.origin, folder / "images",
+                   args.keypoints)  # fmt: skip
 
 
 def add_output(

@@ -63,11 +63,9 @@ def from_coco(
         UserError: the file is not JSON, lacks one of the three sections, or none of its images was
             found.
     """
-    try:
+    with coco_json.explained(source):
         content = coco_json.mapped(source)
         data = msgspec.json.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{source}: not a complete JSON file ({error})") from None
     sections = ("images", "annotations", "categories")
     if not isinstance(data, dict) or not all(
         isinstance(data.get(key), list) and all(isinstance(e, dict) for e in data[key])

@@ -7,7 +7,11 @@ are left out.
 
 import base64
 import binascii
+import csv
+import itertools
 import math
+import struct
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +23,17 @@ from fcos_recipe.data.image_files import files_below, image_size
 from fcos_recipe.datasets.convert.common import MISSING, Bad, Converted, as_number, common_folder
 from fcos_recipe.datasets.find_images import ImageFinder
 from fcos_recipe.files.atomic import own_folder, replace_file
+from fcos_recipe.files.reading import MOST_IMAGE, read_bytes
 
+# What reading an entry of another form than expected raises.
+FAULTS = (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError, csv.Error,
+          struct.error, zlib.error)  # fmt: skip
 NO_AREA = "points and lines, which have no area"
 FURTHER = "of further annotations of the same image"
+CANCELLED = "of annotations that were cancelled"
 BRUSH = "brush masks, which are not read"
 UNLABELLED = "of regions in which nothing is labelled"
-ON_PURPOSE = (NO_AREA, FURTHER, BRUSH, UNLABELLED)  # left out without --skip-bad
+ON_PURPOSE = (NO_AREA, FURTHER, CANCELLED, BRUSH, UNLABELLED)  # left out without --skip-bad
 ROUND = "circles and ellipses became the boxes around them"
 OUTLINES = "polygons became the boxes around them, and are kept as segmentation"
 
@@ -112,7 +121,8 @@ def build(
         or _extracted(item, embedded)
         for item in items
     ]
-    finder.require(paths, next((item.file for item in items), Path()))
+    if items:
+        finder.require(paths, items[0].file, next(filter(None, items[0].names), "no name"))
     there = [path for path in paths if path]
     found = Converted(common_folder(images, there, finder.folders[1:]), names)
     for file, text in bad:
@@ -198,11 +208,14 @@ def _extracted(item: Labelled, folder: Path) -> Path | None:
     except (binascii.Error, ValueError):
         return None
     ending = {b"\x89P": ".png", b"BM": ".bmp", b"GI": ".gif", b"RI": ".webp"}.get(data[:2], ".jpg")
-    path = folder / f"{item.file.stem}{ending}"
-    if not path.exists():
-        own_folder(folder, folder.parent)
-        replace_file(path, data)
-    return path
+    for number in itertools.count():  # another image of the same name may be there
+        path = folder / f"{item.file.stem}{f'_{number}' * (number > 0)}{ending}"
+        if not path.exists():
+            own_folder(folder, folder.parent)
+            replace_file(path, data)
+        if read_bytes(path, MOST_IMAGE) == data:
+            return path
+    return None
 
 
 def point(values: Iterable[Any]) -> tuple[float, float]:
@@ -225,7 +238,7 @@ def shapes_of(entries: Iterable[Any], read: Callable[[Any], Shape]) -> list[Shap
             found.append(read(entry))
         except Bad as error:
             found.append(error)
-        except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        except FAULTS as error:
             found.append(Bad(f"not an object of this format ({type(error).__name__}: {error})"))
     return found
 

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,9 +111,8 @@ def convert(
         UserError: no image was found, or the account does not close.
     """
     splits = layout.splits
-    if only is not None and splits and only not in splits:
-        told = f"its splits are {', '.join(splits)}" if any(splits) else "it has no splits"
-        raise UserError(f"{layout.folder}: no {only} in it; {told}")
+    if only not in (None, *splits) and layout.kind not in READERS:  # those may state it inside
+        raise _no_split(layout.folder, only, splits)
     wanted = {name: files for name, files in splits.items() if only in (None, name)}
     result = Result()
     if layout.kind == "coco":
@@ -134,6 +133,12 @@ def convert(
         if only is not None or not together:
             _divide(result, whole, parts, lists, layout.folder, only)
     return result
+
+
+def _no_split(folder: Path, name: str | None, splits: Iterable[str]) -> UserError:
+    told = ", ".join(split for split in splits if split)
+    told = f"its splits are {told}" if told else "it has no splits"
+    return UserError(f"{folder}: no {name} in it; {told}")
 
 
 def several(folder: Path, name: str, files: list[Path]) -> str:
@@ -170,7 +175,7 @@ def _whole(layout: Layout, options: Options) -> tuple[Converted, dict[int, str]]
                 items.append(item)
         except UserError as error:
             bad.append((file, str(error)))
-        except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        except labelled.FAULTS as error:
             bad.append((file, f"not {layout.name} ({type(error).__name__}: {error})"))
     if layout.kind in ("labelme", "supervisely", "cityscapes"):  # a damaged file is not recognised
         rest = {file for file in files_below(layout.folder) if file.suffix.lower() == ".json"}
@@ -215,6 +220,8 @@ def _divide(
         result.account.written["names in lists"] += len(keys & known)
         result.account.leave_out("names in lists", "of no converted image", len(keys - known))
     names = dict.fromkeys(name for found in of_image.values() for name in found)
+    if only not in (None, *names, *wanted):
+        raise _no_split(folder, only, names)
     if wanted or list(names) != [""]:
         boxes = Counter(entry["image_id"] for entry in content["annotations"])
         gone = [i for i, found in of_image.items() if only not in (None, *found) or not found]

@@ -17,6 +17,7 @@ from fcos_recipe.datasets.box_forms import turned
 from fcos_recipe.datasets.convert.common import Bad
 from fcos_recipe.datasets.convert.labelled import (
     BRUSH,
+    CANCELLED,
     FURTHER,
     NO_AREA,
     OUTLINES,
@@ -106,7 +107,7 @@ def cvat(file: Path) -> Iterator[Labelled]:
         if shape.tag == "mask":
             x, y, w, h = numbers(*map(get, ("left", "top", "width", "height")))
             return Shape(label, [(x, y), (x + w, y + h)])
-        if shape.tag in ("points", "polyline"):
+        if shape.tag in ("points", "polyline", "skeleton"):
             raise Bad(f"a {shape.tag}", NO_AREA)
         raise Bad(f"a {shape.tag}", ODD)
 
@@ -145,13 +146,14 @@ def label_studio(file: Path) -> Iterator[Labelled]:
             lists = [value for value in task.values() if isinstance(value, list)]
             results = [e for value in lists for e in value if isinstance(e, dict) and "x" in e]
             results = [{"value": entry, **entry} for entry in results]
-            yield _task(file, task, results, 0, "")
+            yield _task(file, task, results, [], "")
             continue
-        done = [a for a in task.get("annotations") or task.get("completions") or []
-                if not a.get("was_cancelled")]  # fmt: skip
-        lists = [_regions(a.get("result") or []) for a in done]
-        rest = sum(map(len, lists[1:]))
-        skip = "" if done else "not annotated"
+        every = task.get("annotations") or task.get("completions") or []
+        lists = [_regions(a.get("result") or []) for a in every if not a.get("was_cancelled")]
+        rest = [Bad("of a further annotation", FURTHER) for part in lists[1:] for _ in part]
+        rest += [Bad("cancelled", CANCELLED) for a in every if a.get("was_cancelled")
+                 for _ in _regions(a.get("result") or [])]  # fmt: skip
+        skip = "" if lists else "not annotated"
         yield _task(file, task["data"], lists[0] if lists else [], rest, skip)
 
 
@@ -175,7 +177,7 @@ def _label_of(value: dict[str, Any]) -> str:
     return str(lists[0][0]) if lists else ""
 
 
-def _task(file: Path, data: dict[str, Any], results: list, rest: int, skip: str) -> Labelled:
+def _task(file: Path, data: dict[str, Any], results: list, rest: list[Bad], skip: str) -> Labelled:
     def read(entry: dict[str, Any]) -> Shape:
         value, label = entry["value"], _label_of(entry["value"])
         width, height = (entry.get(f"original_{side}") or 1 for side in ("width", "height"))
@@ -205,9 +207,9 @@ def _task(file: Path, data: dict[str, Any], results: list, rest: int, skip: str)
 
     texts = [v for v in data.values() if isinstance(v, str)]
     known = [data[k] for k in ("image", "img", "ocr", "photo") if isinstance(data.get(k), str)]
-    shapes = shapes_of(results, read)
-    shapes += [Bad("of a further annotation", FURTHER)] * rest
-    return Labelled(file, (known or texts)[:1] or [""], len(results) + rest, shapes, skip=skip)
+    shapes = [*shapes_of(results, read), *rest]
+    count = len(results) + len(rest)
+    return Labelled(file, (known or texts)[:1] or [""], count, shapes, skip=skip)
 
 
 def via(file: Path) -> Iterator[Labelled]:

@@ -85,7 +85,9 @@ def from_voc(
     paths = [
         _image(finder, file, tree, file.parent.relative_to(folder)) for file, tree, _ in parsed
     ]
-    finder.require(paths, source)
+    if parsed:
+        file, tree, _ = parsed[0]
+        finder.require(paths, source, _text(tree, "filename") or file.stem)
     found.root = common_folder(images, [path for path in paths if path], places)
     found.said.update(finder.said)
     used: dict[Path, Path] = {}

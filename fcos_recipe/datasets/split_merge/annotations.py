@@ -45,14 +45,18 @@ class Annotations:
     class_names: list[str]
 
     @classmethod
-    def read(cls, path: Path) -> "Annotations":
+    def read(cls, path: Path, content: memoryview | bytes | None = None) -> "Annotations":
         """Read an annotation file.
+
+        Args:
+            path: the file, or what was converted, for messages.
+            content: of the file, if it is not to be read.
 
         Raises:
             UserError: the file is missing or not COCO, an id occurs twice, a category is unknown.
         """
         with coco_json.explained(path):
-            content = coco_json.mapped(path)
+            content = coco_json.mapped(path) if content is None else content
             decoder = getincrementaldecoder("utf-8")()
             for start in range(0, len(content), 1 << 20):  # `Raw` values are copied unseen
                 decoder.decode(content[start : start + (1 << 20)])

@@ -5,23 +5,20 @@ out what the file is. This runs in separate processes: a decoder that crashes en
 and the image is reported.
 """
 
-import contextlib
 import hashlib
 import io
 import os
 import pickle
 import subprocess
 import sys
-import tempfile
 import unicodedata
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from fcos_recipe.console import Progress
+from fcos_recipe.console import Progress, native_stderr
 from fcos_recipe.datasets.verify.findings import Findings, by
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import MOST_IMAGE, read_bytes
@@ -50,7 +47,7 @@ def inspect(path: str) -> ImageCheck:
 
     seen = ImageCheck()
     try:
-        with _native_stderr() as complaint:
+        with native_stderr() as complaint:
             image = read_image(path)
         seen.size = image.shape[:2]
     except BadImage as error:
@@ -125,23 +122,6 @@ def _describe(seen: ImageCheck, data: bytes, extension: str, image: Any) -> None
         plain = cv2.imdecode(np.frombuffer(data, np.uint8), as_stored)
         if seen.size != seen.stored or not np.array_equal(plain[..., ::-1], image):
             add(("exif_turned", f"orientation {turn!r:.40}"))
-
-
-@contextlib.contextmanager
-def _native_stderr() -> Iterator[Callable[[], list[str]]]:
-    """Capture what C libraries write to standard error; the yielded function returns it."""
-    lines: list[str] = []
-    sys.stderr.flush()
-    before = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield lambda: lines
-        finally:
-            os.dup2(before, 2)
-            os.close(before)
-            file.seek(0)
-            lines += file.read(4096).decode(errors="replace").strip().splitlines()
 
 
 class _Reader:
