@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,6 @@ def draw_plots(metric: CocoMetric, analysis: dict, folder: Path) -> list[Path]:
     import matplotlib
 
     matplotlib.use("Agg")  # no display
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     import hotcoco.plot as plot
     import matplotlib.pyplot as plt
 

@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from fcos_recipe.compat import quietly
 from fcos_recipe.errors import UserError
 
 OPSET = 16
@@ -64,10 +65,11 @@ def convert(folder: Path, facts: dict, opset: int = OPSET) -> None:
               "verbose": False}  # fmt: skip
     known = inspect.signature(paddle2onnx.export).parameters
     target = folder / "model.onnx"
-    paddle2onnx.export(
-        str(program), str(folder / "model.pdiparams"), str(target),
-        **{key: value for key, value in wanted.items() if key in known},
-    )  # fmt: skip
+    with quietly(native=True):
+        paddle2onnx.export(
+            str(program), str(folder / "model.pdiparams"), str(target),
+            **{key: value for key, value in wanted.items() if key in known},
+        )  # fmt: skip
     model = onnx.load(str(target))
     _set_epsilon(model, facts["group_norm_epsilon"])
     if facts["nms"]:
