@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from fcos_recipe.config import Config, eval_sets, load_config
 from fcos_recipe.console import log, messages
-from fcos_recipe.errors import UserError, UserErrors, path_reason
+from fcos_recipe.errors import UserError, UserErrors, not_written, path_reason, refuse_incomplete
 from fcos_recipe.evaluation.options import COCO, Evaluation, Options
 from fcos_recipe.files.reading import given_path, read_json, read_records
 from fcos_recipe.system import compute
@@ -209,7 +209,7 @@ def train(
         from fcos_recipe.runs.directory import RunDir
         from fcos_recipe.system import out_of_memory
         from fcos_recipe.training.resume import automatic
-        from fcos_recipe.training.trainer import Trainer
+        from fcos_recipe.training.trainer import REMEDY, Trainer
 
         advice = out_of_memory.training(config.data)
         again = f"python tools/train.py -c {config.path}{' --eval' * evaluate} --output {path} "
@@ -244,7 +244,9 @@ def train(
                     with trainer.watchdog.phase("save"):
                         run.close_sinks()
                 if trainer.rank == 0:
-                    after_training(path)
+                    after_training(path, trainer.missing)
+                    lost = not_written({**trainer.missing, **run.unwritten()})
+                    refuse_incomplete(path, lost, REMEDY)
         return _train_result(path, trainer.progress)
 
 

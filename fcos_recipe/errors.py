@@ -3,6 +3,7 @@
 import errno
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 # Control characters except tab and line feed, the marks that reverse the direction of text, and
@@ -150,6 +151,34 @@ class UserErrors(UserError):
 
 class RunFailure(_Told):
     """A run cannot continue for a reason other than bad input. One line; exit code 1."""
+
+
+def not_written(missing: Mapping[str, Exception]) -> dict[str, str]:
+    """Of results that are missing, those that could not be written, and why.
+
+    What could not be made for another reason, such as a picture, is no failure: the log says it.
+    """
+    return {
+        what: path_reason(error) if isinstance(error, OSError) else str(error) or "no memory"
+        for what, error in missing.items()
+        if isinstance(error, (OSError, MemoryError, UserError))
+    }
+
+
+def refuse_incomplete(place: object, lost: Mapping[str, str], remedy: str) -> None:
+    """End what is otherwise done if files of it could not be written.
+
+    Args:
+        place: folder of the results.
+        lost: what is not on disk, and why.
+        remedy: ends the message.
+
+    Raises:
+        RunFailure: `lost` is not empty.
+    """
+    if lost:
+        text = "; ".join(f"{what}: {why}" for what, why in lost.items())
+        raise RunFailure(f"{place}: these are not on disk: {text}; {remedy}")
 
 
 class Stopped(Exception):

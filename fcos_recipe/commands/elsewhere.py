@@ -41,7 +41,40 @@ PADDLEDETECTION = {
     "export_model": {
         "--export_serving_model": "export with --format onnx or paddle, and serve that model",
         "--slim_config": _SLIM,
+        "--for_fd": "exports have inputs and outputs of their own, see docs/deploy.md",
     },
+}
+_COMMON = {"-c, --config": "the same", "-o, --opt": "the same; a second -o adds to the first"}
+# command -> options of PaddleDetection's tool of that name that work here -> what they do
+WORKING = {
+    "train": {
+        **_COMMON,
+        "--eval": "the same",
+        "-r, --resume": "the same; `auto` finds the newest intact checkpoint",
+        "--amp": "the same",
+        "--to_static": "the same",
+        "--use_vdl": "the same as --logger visualdl; true or false may follow",
+        "--vdl_log_dir": "the same; default: vdl in the run directory",
+        "--enable_ce": "seed 0; every run is repeatable with its seed",
+    },
+    "eval": {
+        **_COMMON,
+        "--output_eval": "the same as --output",
+        "--classwise": "the same; curves are drawn in any case",
+        "--amp": "the same",
+    },
+    "infer": {
+        **_COMMON,
+        "--infer_dir": "the same as --input",
+        "--infer_img": "the same as --input",
+        "--infer_list": "the same as --input",
+        "--output_dir": "the same as --output",
+        "--draw_threshold": "the same; default: the score of the best F1, if it is known",
+        "--save_results": "accepted; predictions.json is always written",
+        "--use_vdl": "accepted with a warning; drawings are files in --output",
+        "--vdl_log_dir": "accepted with a warning; drawings are files in --output",
+    },
+    "export_model": {**_COMMON, "--output_dir": "the same as --output"},
 }
 # options of other projects' commands
 USUAL = {
@@ -99,8 +132,9 @@ def add_refusals(parser: argparse.ArgumentParser, command: str) -> None:
 def markdown() -> str:
     """The table of docs/migrating.md."""
     rows = [
-        f"| `{command}` | `{option}` | {remedy} |"
-        for command, remedies in PADDLEDETECTION.items()
-        for option, remedy in remedies.items()
+        f"| `{command}` | `{option}` | {mark}{text} |"
+        for command in WORKING
+        for mark, table in (("", WORKING), ("refused: ", PADDLEDETECTION))
+        for option, text in table[command].items()
     ]
     return "\n".join(["| command | option of PaddleDetection | here |", "|---|---|---|", *rows])

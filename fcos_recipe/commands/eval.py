@@ -10,7 +10,7 @@ from fcos_recipe.commands.options import add_json, finite, whole, write
 from fcos_recipe.commands.train import common_parser, load
 from fcos_recipe.config import eval_sets
 from fcos_recipe.console import to_console
-from fcos_recipe.errors import UserError, path_reason, printable
+from fcos_recipe.errors import UserError, not_written, path_reason, printable, refuse_incomplete
 from fcos_recipe.evaluation.metric import CocoMetric, table
 from fcos_recipe.evaluation.options import MAX_DETS, Options
 from fcos_recipe.files.atomic import replace_file
@@ -139,7 +139,8 @@ def _report(
         print(f"{args.eval_set or eval_sets.MAIN}:")
     print(printable(table(result, args.classwise)))
     if output:  # last: the figures are safe by now
-        for line in finish_evaluation(metric, folder, pictures=not args.no_plots):
+        missing: dict[str, Exception] = {}
+        for line in finish_evaluation(metric, folder, missing, pictures=not args.no_plots):
             print(line)
     if "tta" in result:
         print(f"test-time augmentation, not to be compared with plain figures: {result['tta']}")
@@ -148,6 +149,7 @@ def _report(
         print(f"\n{name}:\n{printable(table(one, args.classwise))}")
         _show_costs(one)
     if output:
+        refuse_incomplete(folder, not_written(missing), "make room and evaluate again")
         print(f"figures: {output}")
 
 

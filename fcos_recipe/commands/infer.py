@@ -8,6 +8,7 @@ from typing import Any
 from fcos_recipe import api, exit_codes
 from fcos_recipe.commands import options
 from fcos_recipe.commands.elsewhere import add_refusals
+from fcos_recipe.commands.train import yes
 from fcos_recipe.config import Config, load_config
 from fcos_recipe.console import say, to_console
 from fcos_recipe.errors import UserError
@@ -138,14 +139,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="also write the drawn boxes of images as labels, to correct in a tool")  # fmt: skip
     add("--csv", action="store_true", help="also write predictions.csv")
     # PaddleDetection's; results are always saved, and there is nothing to log here
-    ignored: dict[str, Any] = dict(
-        nargs="?", const=True, default=False, help="accepted, without effect"
-    )
-    add("--save_results", **ignored)
-    add("--use_vdl", **ignored)
-    add("--vdl_log_dir", default=None, help="accepted, without effect")
+    ignored: dict[str, Any] = dict(nargs="?", type=yes, const=True, default=False, metavar="BOOL")
+    add("--save_results", **ignored, help="accepted; they are always saved")
+    add("--use_vdl", **ignored, help="accepted, without effect")
+    add("--vdl_log_dir", metavar="DIR", help="accepted, without effect")
     add_refusals(parser, "infer")
     args = parser.parse_args(argv)
+    for name in ("use_vdl", "vdl_log_dir"):
+        if getattr(args, name):
+            print(f"warning: --{name}: no effect; drawings are files in --output", file=sys.stderr)
     if args.batch_size < 1:
         parser.error("--batch-size: at least 1")
     for name in ("output", "csv", "save_crops", "save_labels", "draw_threshold"):

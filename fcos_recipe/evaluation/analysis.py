@@ -156,40 +156,44 @@ def lines(analysis: dict | None) -> list[str]:
     return result
 
 
-def finish_evaluation(metric: CocoMetric, folder: Path, pictures: bool = True) -> list[str]:
+def finish_evaluation(
+    metric: CocoMetric, folder: Path, missing: dict[str, Exception], pictures: bool = True
+) -> list[str]:
     """Write analysis.json, detections.npz and pictures of the last `result()` into a folder.
 
-    An evaluation never fails for them: what goes wrong is one line of the log.
+    None is lost because of another: what goes wrong is one line of the log.
 
     Args:
         metric: on the rank that has all detections.
         folder: run directory.
+        missing: gets what was not made, and why; see `errors.refuse_incomplete`.
         pictures: also draw them, in folder/plots; the best and worst images in folder/examples.
 
     Returns:
         lines for the console.
     """
+
+    def attempt(what: str, make: Callable[[], object]) -> None:
+        try:
+            make()
+        except Exception as error:  # matplotlib's are of any kind, and so are broken images
+            missing[what] = error
+            log.warning("%s: not %s: %s: %s", what, "written" if "." in what else "drawn",
+                        type(error).__name__, error)  # fmt: skip
+
     if metric.judged and len(metric.judged["found"]["score"]):
-        _try(JUDGED, lambda: save(metric, folder / JUDGED))
+        attempt(JUDGED, lambda: save(metric, folder / JUDGED))
     analysis = analyse(metric)
     if analysis is None:
         if metric.coco_eval is None:
             log.warning("analysis: curves, confusions and errors need hotcoco: pip install hotcoco")
         return []
-    _try(ANALYSIS, lambda: write_json(folder / ANALYSIS, analysis))
+    attempt(ANALYSIS, lambda: write_json(folder / ANALYSIS, analysis))
     if pictures:
-        _try("pictures", lambda: _draw_plots(metric, analysis, folder / PLOTS))
+        attempt("pictures", lambda: _draw_plots(metric, analysis, folder / PLOTS))
         threshold = analysis["score_threshold"]
-        _try("examples", lambda: draw_examples(metric, threshold, folder))
+        attempt("examples", lambda: draw_examples(metric, threshold, folder))
     return lines(analysis)
-
-
-def _try(what: str, make) -> None:
-    try:
-        make()
-    except Exception as error:  # matplotlib's are of any kind, and so are broken images
-        log.warning("%s: not %s: %s: %s", what, "written" if "." in what else "drawn",
-                    type(error).__name__, error)  # fmt: skip
 
 
 def _draw_plots(*args) -> None:

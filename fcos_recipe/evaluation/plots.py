@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,6 @@ def draw_plots(metric: CocoMetric, analysis: dict, folder: Path) -> list[Path]:
     import matplotlib
 
     matplotlib.use("Agg")  # no display
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     import hotcoco.plot as plot
     import matplotlib.pyplot as plt
 
@@ -54,6 +52,7 @@ def draw_plots(metric: CocoMetric, analysis: dict, folder: Path) -> list[Path]:
         if matrix.sum() and (few or matrix.sum() > np.trace(matrix)):
             draw_confusion = plot.confusion_matrix if few else plot.top_confusions
             pictures["confusion"] = lambda: draw_confusion(_confusion(coco_eval, analysis))
+    unwritten: OSError | None = None
     for name, draw in pictures.items():
         path = folder / f"{name}.png"
         try:
@@ -66,6 +65,9 @@ def draw_plots(metric: CocoMetric, analysis: dict, folder: Path) -> list[Path]:
                 done.append(path)
         except Exception as error:  # matplotlib's are of any kind; the other pictures go on
             log.warning("%s: not drawn: %s: %s", path.name, type(error).__name__, error)
+            unwritten = error if isinstance(error, OSError) else unwritten
+    if unwritten:
+        raise unwritten
     return done
 
 

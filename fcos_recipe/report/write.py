@@ -61,9 +61,10 @@ def write(
     return [folder / name for name in texts]
 
 
-def after_training(path: Path) -> None:
-    """Write the report of a run that has ended; a failure is only logged as a warning."""
+def after_training(path: Path, missing: dict[str, Exception]) -> None:
+    """Write the report of a run that has ended; a failure is added to `missing` and logged."""
     try:
         log.info("report: %s", write(path)[0])
     except Exception as error:
+        missing["report"] = error
         log.warning("report: not written: %s: %s", type(error).__name__, error)

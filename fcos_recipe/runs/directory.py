@@ -130,6 +130,11 @@ class RunDir:
         if self.on_record:
             self.on_record(record)
 
+    def unwritten(self) -> dict[str, Exception]:
+        """metrics.jsonl, and why, if the last records cannot be written even now."""
+        self._metrics.write("")
+        return {METRICS: self._metrics.error} if self._metrics.error else {}
+
     def forget_after(self, step: int, epoch: int) -> None:
         """Remove records of steps that a resumed run will repeat, and incomplete lines.
 
@@ -163,15 +168,17 @@ class _Appender:
     def __init__(self, path: Path):
         self._file = open_own(path, os.O_WRONLY | os.O_APPEND)
         self._left = b""
+        self.error: OSError | None = None  #: why the last text is not in the file yet
 
     def write(self, text: str) -> OSError | None:
         """Write pending text, then this one; return an error if the previous write had none."""
-        first = not self._left
+        first, self.error = not self._left, None
         self._left += text.encode(errors="backslashreplace")
         try:
             while self._left:
                 self._left = self._left[self._file.write(self._left) :]
         except OSError as error:
+            self.error = error
             return error if first else None
         return None
 

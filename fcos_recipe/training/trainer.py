@@ -18,7 +18,7 @@ from fcos_recipe.checkpoint.weights import listed, read
 from fcos_recipe.config import eval_sets
 from fcos_recipe.config.resolved import resolved
 from fcos_recipe.console import bar_text, log
-from fcos_recipe.errors import RunFailure, Stopped, without_secrets
+from fcos_recipe.errors import RunFailure, Stopped, not_written, refuse_incomplete, without_secrets
 from fcos_recipe.evaluation.analysis import ANALYSIS, PLOTS, finish_evaluation
 from fcos_recipe.evaluation.collectives import agree, everywhere, gather
 from fcos_recipe.evaluation.detections_file import JUDGED
@@ -38,6 +38,7 @@ from fcos_recipe.training.setup import Setup
 from fcos_recipe.training.window import Window, hms, memory_mib, timed
 
 BEST = "best_model.pdparams"
+REMEDY = "make room, then `--resume auto` completes the run"
 # What a finished run has made from its last evaluation.
 RESULTS = ("eval.json", JUDGED, ANALYSIS, PLOTS, EXAMPLES)
 
@@ -175,18 +176,14 @@ class Trainer(Setup):
                 path.name, lambda: storage.save_weights(path, final, self.weights_description())
             )
             self.saver.wait()
-            if unsaved := self.saver.unsaved:
-                raise RunFailure(
-                    f"{run.path}: the run is at its end, but these are not on disk: "
-                    f"{'; '.join(f'{what}: {why}' for what, why in unsaved.items())}; make room, "
-                    "then `--resume auto` completes the run"
-                )
+            refuse_incomplete(run.path, self.saver.unsaved, REMEDY)
         if self._evaluated:
             with self.watchdog.phase("eval"):
-                for line in finish_evaluation(self.metric, run.path):
+                for line in finish_evaluation(self.metric, run.path, self.missing):
                     log.info("%s", line)
                 at = self.progress
-                at.results = [name for name in RESULTS if (run.path / name).exists()]
+                if not not_written(self.missing):  # else a resumed run makes them
+                    at.results = [name for name in RESULTS if (run.path / name).exists()]
                 path, results = run.checkpoints / storage.name(at.epoch), {"progress": vars(at)}
                 self.saver.submit(
                     f"{path} with its results", lambda: storage.amend(path, **results)
@@ -203,6 +200,7 @@ class Trainer(Setup):
         self._complete_best()
         self.guard = Guard(self)
         self._evaluated = False
+        self.missing: dict[str, Exception] = {}  # results that could not be made
         self._saved_at: tuple[int, int] | None = None
         if self._resumed_from:
             self._saved_at = (at.epoch, at.step)

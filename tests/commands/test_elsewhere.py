@@ -5,7 +5,7 @@ import re
 import pytest
 
 from fcos_recipe.cli import run
-from fcos_recipe.commands.elsewhere import PADDLEDETECTION, USUAL, markdown
+from fcos_recipe.commands.elsewhere import PADDLEDETECTION, USUAL, WORKING, markdown
 from tests.conftest import ROOT
 
 
@@ -77,6 +77,50 @@ def test_an_output_that_cannot_be_written_is_named_before_any_work(line, tmp_pat
 
 def test_the_page_has_the_table():
     assert markdown() in (ROOT / "docs" / "migrating.md").read_text()
+
+
+# The options of PaddleDetection's tools, from its releases 2.4 to 2.7, besides -c and -o.
+_SLICES = "slice_infer slice_size overlap_ratio combine_method match_threshold match_metric"
+UPSTREAM = {
+    "train": "eval resume slim_config enable_ce amp fleet use_vdl vdl_log_dir use_wandb to_static "
+             "save_prediction_only profiler_options save_proposals proposals_path",
+    "eval": f"output_eval json_eval slim_config bias classwise save_prediction_only amp {_SLICES}",
+    "infer": "infer_dir infer_img infer_list output_dir draw_threshold slim_config use_vdl "
+             f"vdl_log_dir save_results visualize do_eval rtn_im_file save_threshold {_SLICES}",
+    "export_model": "output_dir export_serving_model slim_config for_fd",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", UPSTREAM)
+def test_every_option_of_paddledetection_works_or_is_refused_with_the_reason(command, capsys):
+    named = {option.split("--")[-1] for table in (WORKING, PADDLEDETECTION)
+             for option in table[command]} - {"config", "opt"}  # fmt: skip
+    assert named == set(UPSTREAM[command].split())
+    with pytest.raises(SystemExit):
+        run(command, ["--help"])
+    shown = set(re.findall(r"(?<![\w-])--?[a-zA-Z]\w*", capsys.readouterr().out))
+    assert {word for option in WORKING[command] for word in option.split(", ")} <= shown
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+def test_command_lines_of_paddledetection_do_what_they_say(tiny, shapes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    c = ["-c", str(tiny), "-o", f"save_dir={tmp_path}", "epoch=1", "TrainDataset.sample_num=4",
+         "FCOSHead.nms.score_threshold=0.001"]  # fmt: skip
+    assert run("train", [*c, "--eval", "--enable_ce", "True", "--use_vdl=False",
+                         "--vdl_log_dir", "vdl"]) == 0  # fmt: skip
+    weights = "weights=tiny/model_final"
+    assert run("train", [*c, "epoch=2", "-r", "tiny/checkpoints/0001"]) == 0
+    assert run("eval", [*c, weights, "--classwise", "--output_eval", "figures"]) == 0
+    picture = next((shapes / "val").glob("*.*"))
+    for given in (["--infer_dir", str(shapes / "val")], ["--infer_img", str(picture)]):
+        assert run("infer", [*c, weights, *given, "--output_dir", "drawn", "--draw_threshold=0.01",
+                             "--save_results=True", "--use_vdl=False"]) == 0  # fmt: skip
+    assert run("export_model", [*c, weights, "--output_dir", "exported"]) == 0
+    written = ["figures/eval.json", "drawn/predictions.json", "drawn/" + picture.name]
+    assert all((tmp_path / name).is_file() for name in written)
+    assert list((tmp_path / "exported").glob("tiny-paddle/*.pdiparams"))
 
 
 def test_help_does_not_list_them(capsys):

@@ -161,7 +161,7 @@ def test_agrees_with_the_published_fixture(shared, tmp_path):
     metric = CocoMetric(folder / "instances_val2014_100.json", engine="hotcoco")
     metric.load_result_json(folder / "instances_val2014_fakebbox100_results.json")
     result = metric.result()
-    assert finish_evaluation(metric, tmp_path)
+    assert finish_evaluation(metric, tmp_path, {})
     analysis = json.loads((tmp_path / "analysis.json").read_text())
     curves = analysis["pr"]["precision"]
     # COCO's AP is the mean of precision over 101 recalls and the classes
@@ -201,7 +201,7 @@ def test_the_page_describes_every_key():
 
 def test_nothing_to_analyse_is_no_failure(tmp_path):
     metric = metric_of([(1, 4, [10, 10, 30, 30])], [])
-    assert analyse(metric) is None and finish_evaluation(metric, tmp_path) == []
+    assert analyse(metric) is None and finish_evaluation(metric, tmp_path, {}) == []
     assert not list(tmp_path.iterdir())
 
 
@@ -252,7 +252,7 @@ def test_each_part_of_the_analysis_stands_alone(tmp_path, caplog, part):
     whole = analyse(metric)
     metric.coco_eval = Broken()
     with caplog.at_level("WARNING", logger="fcos"):
-        assert finish_evaluation(metric, tmp_path)
+        assert finish_evaluation(metric, tmp_path, {})
     analysis = json.loads((tmp_path / "analysis.json").read_text())
     lost = set(analysis["absent"])
     assert 1 <= len(lost) <= 2 and set(analysis) == set(whole) - lost
@@ -287,7 +287,7 @@ def test_a_picture_that_fails_costs_one_line(tmp_path, monkeypatch, caplog):
         import logging
 
         logging.getLogger("fcos").propagate = True
-        assert finish_evaluation(metric, tmp_path)
+        assert finish_evaluation(metric, tmp_path, {})
     assert (tmp_path / "analysis.json").is_file()
     assert "pictures: not drawn: ImportError" in caplog.text
 

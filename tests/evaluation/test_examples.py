@@ -104,7 +104,7 @@ def test_an_image_that_is_gone_costs_the_pictures_only(metric, tmp_path, caplog)
     (tmp_path / "2.png").unlink()
     logging.getLogger("fcos").propagate = True
     with caplog.at_level("WARNING", logger="fcos"):
-        assert finish_evaluation(metric, tmp_path)
+        assert finish_evaluation(metric, tmp_path, {})
     assert "examples: not drawn: BadImage" in caplog.text
     assert (tmp_path / "analysis.json").is_file() and (tmp_path / "detections.npz").is_file()
 

@@ -82,7 +82,7 @@ def write_run(path: Path, tiny: Path, metric: CocoMetric, **facts) -> Path:
         "steps": 12, "lr": 0.005, "seed": 0, "parameters": 2_800_000, "data": data, **facts,
     }))  # fmt: skip
     (path / "eval.json").write_text(json.dumps({"epoch": 2, **metric.last}))
-    finish_evaluation(metric, path, pictures=metric.dataset is not None)
+    finish_evaluation(metric, path, {}, pictures=metric.dataset is not None)
     (path / "log.txt").write_text(
         "2026-01-02 03:04:05,000 INFO hello\n2026-01-02 03:04:06,000 WARNING a thing is odd\n"
     )

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -15,6 +16,9 @@ import pytest
 from fcos_recipe.checkpoint import storage, weights
 from fcos_recipe.cli import run
 from fcos_recipe.config import load_config
+from fcos_recipe.files import atomic
+from fcos_recipe.runs import directory
+from fcos_recipe.runs.directory import METRICS
 from fcos_recipe.system.watchdog import Watchdog
 from fcos_recipe.training import resume, trainer
 
@@ -291,7 +295,7 @@ def test_best_weights_that_were_not_saved_are_made_again(
     run, write = tmp_path / "run", storage.save_weights
     assert storage.ap_of(finished / trainer.BEST, 0) == records(finished)[6]["AP"]
 
-    def full(path, *rest):
+    def full(path, *rest, **more):
         if path.name == trainer.BEST:
             raise OSError(28, "No space left on device", str(path))
         write(path, *rest)
@@ -316,28 +320,40 @@ def test_best_weights_that_were_not_saved_are_made_again(
     assert "written again" not in out and "not on disk" not in out  # the second resume
 
 
-@pytest.mark.parametrize("lost", ["checkpoints", "model_final", "eval.json"])
+LOST = ["checkpoints/000[23]", "model_final.pdparams", "eval.json", "analysis.json", "plots/*.png",
+        "report.html", METRICS]  # fmt: skip
+
+
+@pytest.mark.parametrize("lost", LOST)
 def test_a_run_whose_last_files_are_not_on_disk_fails_and_is_completed(
     tiny, tmp_path, monkeypatch, capfd, lost
 ):
     """A disk with room for eval.json alone keeps one checkpoint: the case behind this test."""
     run, options = tmp_path / "run", ["--eval", "-o", "epoch=3", "max_failed_saves=9"]
-    names = {"checkpoints": "save", "model_final": "save_weights", "eval.json": "write_json"}
-    where = trainer if lost == "eval.json" else storage
-    write = getattr(where, names[lost])
+    draft, opened = atomic._locked_draft, directory.open_own
 
-    def full(path, *rest):
-        if lost in str(path) and (lost != "checkpoints" or rest[0] != "0001"):
-            raise OSError(28, "No space left on device", str(path))
-        return write(path, *rest)
+    def refuse(path):
+        raise OSError(28, "No space left on device", str(path))
+
+    def full(path, *rest, **more):
+        return refuse(path) if path.match(lost) and lost != METRICS else draft(path, *rest, **more)
+
+    def full_later(path, flags):
+        file = opened(path, flags)
+        gone = SimpleNamespace(write=lambda _: refuse(path), close=file.close)
+        return gone if path.match(lost) and lost == METRICS else file
 
     with monkeypatch.context() as patch:
-        patch.setattr(where, names[lost], full)
+        patch.setattr(atomic, "_locked_draft", full)
+        patch.setattr(directory, "open_own", full_later)
         assert train(tiny, run, *options) == 1
     error = capfd.readouterr().err
-    assert "these are not on disk" in error and "the disk is full" in error, error
+    assert "these are not on disk" in error and error.count("error: ") == 1, error
+    assert "the disk is full" in error or "No space left on device" in error, error
     assert train(tiny, run, "--resume", "auto", *options) == 0
     assert (run / "model_final.pdparams").is_file() and (run / "examples" / "index.json").is_file()
     assert storage.newest(run / "checkpoints")[0].name == "0003"
+    names = (*trainer.RESULTS, "report.html", "plots/scores.png")
+    assert all((run / name).exists() for name in names)
     judged = [r["epoch"] for r in records(run) if r["kind"] == "eval"]
-    assert judged == [1, 2, 3]
+    assert judged == ([1, 2, 3] if lost != METRICS else [])
