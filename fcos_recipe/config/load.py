@@ -183,7 +183,8 @@ class Config:
                 local = section and "://" not in section
                 named = [(name, given_path(section))] if section and local else []
             for key, path in named:
-                if not path.exists() and not path.with_name(path.name + ".pdparams").exists():
+                endings = ("", ".pdparams", ".safetensors")
+                if not any(path.with_name(path.name + end).exists() for end in endings):
                     remedy = f"set {name}.dataset_dir to the folder of your data"
                     if "$" in str(path):
                         remedy = "variables have no values in YAML; write the path itself"
