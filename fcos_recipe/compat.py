@@ -6,14 +6,17 @@ commands without a model start quickly.
 
 import contextlib
 import copy
+import ctypes
 import importlib
 import io
+import logging
 import os
+import subprocess
 import sys
 import types
 import warnings
-from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
+from collections.abc import Iterator, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -58,6 +61,8 @@ def before_paddle() -> None:
     """
     import zlib  # noqa: F401
 
+    if not any(isinstance(finder, _QuietPaddle) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _QuietPaddle())
     # OpenCV allocates the size that an image's header states, up to 3 GB by default. It reads this
     # limit when it is imported.
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MOST_PIXELS))
@@ -69,18 +74,102 @@ def before_paddle() -> None:
     # caused by Paddle's own modules: the user could not act on them
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="paddle")
     warnings.filterwarnings("ignore", message=".*pkg_resources.*")
+    # matplotlib reports each font without the wanted weight, where it takes another weight of it
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     # describes what every BatchNorm does
     warnings.filterwarnings("ignore", message="When training, we now always track global mean")
 
 
-def import_paddle():
-    """Import Paddle and return the module.
+# The helper process of `quietly`: it prints what it was given when the last writer is gone.
+_KEEPER = "import sys; sys.stdout.buffer.write(sys.stdin.buffer.read())"
 
-    Hides its advice to set OMP_NUM_THREADS to 1, with which MKL runs at half speed.
+
+@contextlib.contextmanager
+def quietly(native: bool = False) -> Iterator[None]:
+    """Hide what other libraries print inside this context, and show it if an exception leaves it.
+
+    Args:
+        native: also hide what C++ code writes to file descriptors 1 and 2. A helper process holds
+            this text, so that it is shown, too, if the process dies inside. It concerns the whole
+            process: no other thread should print at the same time.
     """
-    with contextlib.redirect_stderr(io.StringIO()):  # hides no error: errors are exceptions
-        import paddle
+    sink: Any = io.StringIO()
+    keeper = None
+    if native:
+        _flush()
+        command = [sys.executable, "-ISc", _KEEPER]
+        # a session of its own: Ctrl-C does not reach it
+        keeper = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=2, text=True, bufsize=1, start_new_session=True
+        )
+        sink, real = keeper.stdin, [os.dup(1), os.dup(2)]
+    failed, handlers = False, logging.root.handlers[:]
+    try:
+        with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+            if native:
+                os.dup2(sink.fileno(), 1)
+                os.dup2(sink.fileno(), 2)
+            yield
+    except Exception as error:
+        failed = not isinstance(error, UserError)  # which says everything itself
+        raise
+    finally:
+        logging.root.handlers[:] = handlers  # logging.warning adds one that writes to the sink
+        if keeper is not None:
+            _flush()
+            for number, copy_of_it in enumerate(real, start=1):
+                os.dup2(copy_of_it, number)
+                os.close(copy_of_it)
+            if not failed:
+                keeper.kill()
+            sink.close()
+            keeper.wait()
+        elif failed:
+            sys.stderr.write(sink.getvalue())
+
+
+def _flush() -> None:
+    """Write out what Python and the C library have buffered for the console."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    ctypes.CDLL(None).fflush(None)
+
+
+class _QuietPaddle:
+    """Import hook that makes the first `import paddle`, wherever it stands, a quiet one.
+
+    It hides Paddle's advice to set OMP_NUM_THREADS to 1, with which MKL runs at half speed.
+    """
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "paddle":
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is None or spec.loader is None:
+            return spec
+        execute_module = spec.loader.exec_module
+
+        def exec_module(module):
+            with quietly():
+                execute_module(module)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def import_paddle():
+    """Import Paddle and return the module."""
+    import paddle
+
     return paddle
+
+
+def init_parallel_env() -> None:
+    """Join the launcher's process group, without Paddle's list of all flags that were changed."""
+    parallel = import_paddle().distributed.parallel
+    if hasattr(parallel, "_print_modified_flags"):
+        parallel._print_modified_flags = lambda _flags: None
+    parallel.init_parallel_env()
 
 
 def autocasts(dtype: str) -> bool:

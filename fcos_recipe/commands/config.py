@@ -195,8 +195,8 @@ def _add_new(parser: argparse.ArgumentParser) -> None:
         help="sides in pixels to which images are resized (default: as in the base)")  # fmt: skip
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--weights", metavar="W",
-                       help="start from this file, URL or name of `fcos weights list` "
-                            "(default: those of the base, trained on COCO)")  # fmt: skip
+                       help="start from this file, run directory, URL or name of `fcos weights "
+                            "list` (default: those of the base, trained on COCO)")  # fmt: skip
     start.add_argument("--from-scratch", action="store_true", help="start from random weights")
     add("--force", action="store_true", help="replace FILE.yml and FILE_annotations/")
 

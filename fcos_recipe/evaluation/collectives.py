@@ -9,6 +9,7 @@ from typing import Any
 import paddle
 import paddle.distributed as dist
 
+from fcos_recipe import compat
 from fcos_recipe.checkpoint.zoo import MOST_BYTES
 from fcos_recipe.files.atomic import draft_folder
 from fcos_recipe.files.reading import read_bytes
@@ -23,7 +24,7 @@ def join_ranks() -> tuple[int, int]:
     """
     if dist.get_world_size() > 1 and not dist.is_initialized():
         with joining():
-            dist.init_parallel_env()
+            compat.init_parallel_env()
     return dist.get_rank(), dist.get_world_size()
 
 

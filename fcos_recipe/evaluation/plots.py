@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +31,9 @@ def draw_plots(metric: CocoMetric, analysis: dict, folder: Path) -> list[Path]:
     import matplotlib
 
     matplotlib.use("Agg")  # no display
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     import hotcoco.plot as plot
     import matplotlib.pyplot as plt
+    from matplotlib.text import Text
 
     own_folder(folder)
     coco_eval, done = metric.coco_eval, []
@@ -61,6 +60,8 @@ def draw_plots(metric: CocoMetric, analysis: dict, folder: Path) -> list[Path]:
             with plot.style():
                 plt.rcParams["font.family"] = [*plt.rcParams["font.family"], *plot_fonts()]
                 figure = draw()[0]
+                for text in figure.findobj(Text):  # hotcoco's pictures set fonts of their own
+                    text.set_fontfamily(plt.rcParams["font.family"])
                 with draft(path, ending=".png") as part:
                     figure.savefig(part, dpi=100, bbox_inches="tight")
                 plt.close(figure)

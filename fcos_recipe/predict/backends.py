@@ -104,9 +104,10 @@ class PaddleInference:
     name = "paddle"
 
     def __init__(self, folder: Path, facts: dict, device: str, precision: str = "fp32"):
-        from paddle import inference
-
+        from fcos_recipe.compat import import_paddle
         from fcos_recipe.system import cpu_math
+
+        inference = import_paddle().inference
 
         if precision == "bf16" and not (device == "cpu" and cpu_math.has_bfloat16()):
             raise UserError(

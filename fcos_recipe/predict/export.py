@@ -156,7 +156,7 @@ def _save_program(model, folder: Path, inside: bool, stride: int = 1) -> None:
         spec([None, 2], "float32", "scale_factor"),
     ]
     static = paddle.jit.to_static(graph, input_spec=inputs, full_graph=True)
-    with compat.doubling_without_interpolate():
+    with compat.doubling_without_interpolate(), compat.quietly(native=True):
         paddle.jit.save(static, str(folder / "model"))
     (folder / "model.pdiparams.info").unlink(missing_ok=True)  # of Paddle 2, and read by no engine
 

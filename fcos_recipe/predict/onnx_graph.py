@@ -3,9 +3,11 @@
 import inspect
 import json
 import os
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from fcos_recipe.compat import quietly
 from fcos_recipe.errors import UserError
 
 OPSET = 16
@@ -28,6 +30,8 @@ def converter():
     needs = f"paddle2onnx=={fits} onnx==1.17.0 onnxruntime flatbuffers"
     needs += " polygraphy onnxoptimizer==0.3.13" * fits.startswith("2.")
     remedy = f"run: pip install --no-deps {needs}"
+    if sys.version_info >= (3, 13):
+        remedy = "there is none for Python 3.13: export with Python 3.10, 3.11 or 3.12"
     # its constant folding would otherwise run pip for what it finds missing
     os.environ["POLYGRAPHY_AUTOINSTALL_DEPS"] = "0"
     try:
@@ -61,10 +65,11 @@ def convert(folder: Path, facts: dict, opset: int = OPSET) -> None:
               "verbose": False}  # fmt: skip
     known = inspect.signature(paddle2onnx.export).parameters
     target = folder / "model.onnx"
-    paddle2onnx.export(
-        str(program), str(folder / "model.pdiparams"), str(target),
-        **{key: value for key, value in wanted.items() if key in known},
-    )  # fmt: skip
+    with quietly(native=True):
+        paddle2onnx.export(
+            str(program), str(folder / "model.pdiparams"), str(target),
+            **{key: value for key, value in wanted.items() if key in known},
+        )  # fmt: skip
     model = onnx.load(str(target))
     _set_epsilon(model, facts["group_norm_epsilon"])
     if facts["nms"]:

@@ -1,15 +1,13 @@
 """One rank of the communication check of `fcos doctor`: an all-reduce on the CPU."""
 
-from fcos_recipe.compat import before_paddle
+from fcos_recipe.compat import import_paddle, init_parallel_env
 from fcos_recipe.system.device import set_device
 
 if __name__ == "__main__":
-    before_paddle()
-    import paddle
-    import paddle.distributed as dist
-
+    paddle = import_paddle()
+    dist = paddle.distributed
     set_device("cpu")
-    dist.init_parallel_env()
+    init_parallel_env()
     value = paddle.full([1000], dist.get_rank() + 1.0)
     dist.all_reduce(value)
     ranks = dist.get_world_size()

@@ -4,6 +4,7 @@
 which the config's own assignment turned into targets, are those very boxes after decoding.
 """
 
+import itertools
 import json
 import random
 
@@ -21,9 +22,8 @@ FINE, MIDDLE = [4, 8, 16, 32], [8, 16, 32]
 BACKBONES = {
     "MobileNet": MIDDLE, "MobileNetV3": MIDDLE, "GhostNet": MIDDLE, "ShuffleNetV2": MIDDLE,
     "LCNet": MIDDLE, "ESNet": MIDDLE, "CSPResNet": MIDDLE, "CSPDarkNet": MIDDLE,
-    "ConvNeXt": MIDDLE, "HRNet": FINE, "Res2Net": FINE,
-    "SwinTransformer": FINE, "HarDNet": [2, 4, 8, 16], "DLA": [1, 2, 4, 8, 16, 32],
-    "BlazeNet": [8, 16], "VGG": [8, 16, 32, 64, 128, 256], "TransEncoder": [16],
+    "HRNet": FINE, "Res2Net": FINE, "SwinTransformer": FINE, "DLA": [1, 2, 4, 8, 16, 32],
+    "BlazeNet": [8, 16],
 }  # fmt: skip
 CLASSES = (1, 3, 9)  # of the fixture's annotation files
 MEAN = "{mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225], is_scale: true}"
@@ -49,8 +49,6 @@ def transforms(rng: random.Random) -> tuple[str, list[str]]:
     arguments = f"{{input_dim: {SIZE}}}" if mixing == "Mosaic" else "{}"
     last = rng.choice([1, 1, 1, -1])
     more = [f"TrainReader.{mixing.lower()}_epoch={last}"] if mixing else []
-    if not mixing and rng.random() < 0.1:
-        more = ["TrainReader.mosaic_epoch=1"]  # of a transform that is not there
     others = ["RandomDistort: {}", "RandomCrop: {}", "RandomFlip: {}", "GridMask: {}",
               "RandomExpand: {fill_value: [123.7, 116.3, 103.5]}",
               "AutoAugment: {autoaug_type: v1}"]  # fmt: skip
@@ -64,59 +62,65 @@ def transforms(rng: random.Random) -> tuple[str, list[str]]:
     return "[" + ", ".join(f"{{{one}}}" for one in listed) + "]", more
 
 
-def backbone(number: int, rng: random.Random) -> tuple[list[str], list[int]]:
+def backbone(number: int, rng: random.Random, usually) -> tuple[list[str], list[int]]:
     """Overrides that choose a backbone, and the strides of its feature maps; odd: each in turn."""
     if number % 2:
         name = [*BACKBONES][number // 2 % len(BACKBONES)]
         return [f"FCOS.backbone={name}"], BACKBONES[name]
-    indices = rng.choice([[1, 2], [0, 1], [2], [1, 2, 3], [1, 2, 3], [0, 1, 2, 3], [0, 2], [3, 4]])
-    depth, groups = rng.choice([(18, 1), (18, 1), (34, 1), (50, 1), (50, 32), (26, 1)])
+    indices = usually(rng.choice([[1, 2], [0, 1], [2], [1, 2, 3], [0, 1, 2, 3]]), [0, 2], [3, 4])
+    depth, groups = rng.choice([(18, 1), (18, 1), (34, 1), (50, 1), (50, 32)])
     return [
-        f"ResNet.return_idx={indices}", "ResNet.num_stages=4", f"ResNet.depth={depth}",
+        f"ResNet.return_idx={indices}", "ResNet.num_stages=4", f"ResNet.depth={usually(depth, 26)}",
         f"ResNet.groups={groups}", f"ResNet.base_width={4 if groups > 1 else 64}",
         f"ResNet.variant={rng.choice('abcd')}",
     ], [4 * 2**i for i in indices]  # fmt: skip
 
 
 def drawn(seed: int) -> list[str]:
-    """Overrides of a small model; most draws agree with themselves, and each part may not."""
-    rng = random.Random(seed)
+    """Overrides of a small model; with even seeds one of its parts may contradict the others."""
+    rng, parts = random.Random(seed), itertools.count()
+    wrong = None if seed % 2 else seed // 2 % 16
 
     def usually(value, *others):
-        return value if rng.random() < (0.99 if seed % 2 else 0.95) else rng.choice(others)
+        others = [other for other in others if other != value] or [value]
+        return rng.choice(others) if next(parts) == wrong else value
 
-    chosen, strides = backbone(seed, rng)
+    norm, multiply = rng.choice(["true", "false"]), rng.choice(["true", "false", "false"])
+    shift = rng.choice([0.5, 0.5, 0.0, 0.25])
+    target_norm, target_multiply = (usually(flag, "true", "false") for flag in (norm, multiply))
+    target_shift, factor = usually(shift, 0.0, 0.5), usually(1, 2)
+    chosen, strides = backbone(seed, rng, usually)
     extra = rng.choice([0, 0, 1, 2])
     strides = strides + [strides[-1] * 2**k for k in range(1, extra + 1)]
     given = usually(strides, [4, 8], [16], [8, 16, 32, 64])
-    ratios = usually(given, strides[:-1] or [8], [2 * s for s in strides])
     first = rng.choice([16, 32, 50.5])
-    bounds = [first * rng.choice([1, 1.5]) * 2**k for k in range(len(ratios) - 1)]
-    bounds = usually(bounds, [*bounds, 1e4], bounds[::-1])
-    norm, multiply = rng.choice(["true", "false"]), rng.choice(["true", "false", "false"])
-    shift = rng.choice([0.5, 0.5, 0.0, 0.25])
+    bounds = [first * rng.choice([1, 1.5]) * 2**k for k in range(len(given) - 1)]
+    bounds = usually(bounds, [*bounds, 1e4], [1e4, *bounds][: len(bounds)])
     width, count = rng.choice([32, 64, 48]), rng.choice(CLASSES)
     listed, more = transforms(rng)
+    if usually(False, True):
+        more = ["TrainReader.mosaic_epoch=1", "TrainReader.mixup_epoch=1"]  # at most one is listed
     target = (
         f"{{object_sizes_boundary: {bounds}, center_sampling_radius: {rng.choice([0, -1, 1.5])}, "
-        f"downsample_ratios: {ratios}, norm_reg_targets: {usually(norm, 'true', 'false')}, "
-        f"multiply_strides_reg_targets: {multiply}, num_shift: {usually(shift, 0.5)}}}"
+        f"downsample_ratios: {[factor * s for s in given]}, norm_reg_targets: {target_norm}, "
+        f"multiply_strides_reg_targets: {target_multiply}, num_shift: {target_shift}}}"
     )
     pad = usually(max(32, *strides), 16, 8)
+    convolutions = str(extra > 1 or rng.random() < 0.7).lower()
     feat = (
-        f"{{name: FCOSFeat, feat_in: {usually(width, 96)}, feat_out: {usually(32, 64, 48)}, "
+        f"{{name: FCOSFeat, feat_in: {usually(width, 96)}, feat_out: {usually(32, 48)}, "
         f"num_convs: {rng.choice([1, 2])}, norm_type: {rng.choice(['gn', 'bn'])}}}"
     )
     return [
         *chosen, *more, f"FPN.extra_stage={extra}", f"FPN.out_channel={width}",
-        f"FPN.has_extra_convs={str(rng.random() < 0.7).lower()}",
+        f"FPN.has_extra_convs={usually(convolutions, 'false')}",
         f"FPN.use_c5={str(rng.random() < 0.5).lower()}",
         f"FPN.spatial_scales={[1 / s for s in strides[: len(strides) - extra]]}",
         f"num_classes={usually(count, 4)}", f"FCOSHead.fcos_feat={feat}",
         f"TrainDataset.anno_path=annotations/train_{count}.json",
         f"EvalDataset.anno_path=annotations/val_{count}.json", "TrainDataset.sample_num=4",
         f"FCOSHead.fpn_stride={given}", f"FCOSHead.norm_reg_targets={norm}",
-        f"FCOSHead.multiply_strides_reg_targets={usually(multiply, 'true', 'false')}",
+        f"FCOSHead.multiply_strides_reg_targets={multiply}",
         f"FCOSHead.num_shift={shift}", f"FCOSHead.sqrt_score={rng.choice(['true', 'false'])}",
         f"FCOSHead.centerness_on_reg={rng.choice(['true', 'false'])}",
         f"FCOSHead.fcos_loss.quality={rng.choice(['centerness', 'iou'])}",
@@ -202,5 +206,5 @@ def test_what_is_accepted_decodes_its_own_targets(seed, tiny, classes):
 @pytest.mark.e2e
 @pytest.mark.slow
 def test_what_is_accepted_trains_a_step_and_is_evaluated(tiny, classes):
-    accepted = [refused_or_right(seed, tiny, train=True) for seed in range(34)]
-    assert 12 <= sum(accepted) <= 30
+    accepted = [refused_or_right(seed, tiny, train=True) for seed in range(28)]
+    assert 14 <= sum(accepted) <= 24

@@ -40,6 +40,8 @@ FORMS = {
     "generator": lambda file, rgb: (x for x in [file]),
     "map": lambda file, rgb: map(str, [file]),
     "bytes": lambda file, rgb: file.read_bytes(),
+    "opened file": lambda file, rgb: open(file, "rb"),
+    "BytesIO": lambda file, rgb: [io.BytesIO(file.read_bytes())],
     "memoryview": lambda file, rgb: memoryview(file.read_bytes()),
     "PIL": lambda file, rgb: Image.open(file),
     "PIL with alpha": lambda file, rgb: Image.open(file).convert("RGBA"),
@@ -109,6 +111,7 @@ BAD = {
     b"\x00raw\xff": "not an image that OpenCV",
     None: "not an image",
     3.5: "a float is not an image",
+    "text file": "a StringIO gives text",
     "thin": "a transform fails on its 3000x2 pixels",
     "int64": "int64 [4, 4]",
     "channels first": "uint8 [3, 8, 8]",
@@ -118,6 +121,7 @@ BAD = {
     "PIL of F": "mode F",
 }
 ARRAYS = {
+    "text file": io.StringIO("pixels"),
     "thin": np.zeros((2, 3000, 3), np.uint8),
     "int64": np.zeros((4, 4), np.int64),
     "channels first": np.zeros((3, 8, 8), np.uint8),
