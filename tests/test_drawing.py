@@ -9,6 +9,7 @@ import pytest
 
 from fcos_recipe.drawing import color, draw, readable
 from tests.conftest import ROOT
+from tests.helpers.probe_font import write_font
 
 
 def changed(before, after):
@@ -75,9 +76,6 @@ def test_ground_truth_has_no_score_and_crowds_are_dashed():
 
 def test_a_font_that_was_installed_later_is_used_in_plots_as_well(tmp_path):
     """Matplotlib keeps a list of the fonts that it found once; a Chinese one often comes later."""
-    from fontTools.ttLib import TTFont
-    from matplotlib import get_data_path
-
     code = (
         "import warnings; warnings.simplefilter('error')\n"
         "import matplotlib; matplotlib.use('Agg'); import matplotlib.pyplot as plt\n"
@@ -94,11 +92,5 @@ def test_a_font_that_was_installed_later_is_used_in_plots_as_well(tmp_path):
         return done.stdout.strip()
 
     assert drawn() == ascii("class 3class 3")
-    font = TTFont(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf")
-    for table in font["cmap"].tables:
-        table.cmap[ord("圆")] = "A"
-    for record in font["name"].names:
-        record.string = str(record).replace("DejaVu Sans", "Probe Hei")
-    (tmp_path / "fonts").mkdir()
-    font.save(tmp_path / "fonts" / "wqy-zenhei.ttc")
+    write_font(tmp_path / "fonts" / "wqy-zenhei.ttc", "圆")
     assert drawn() == ascii("圆圆")
