@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 pytest_plugins = ["tests.helpers.made_runs"]
+
+_DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+for _number, _default in _DEFAULTS.items():
+    if signal.getsignal(_number) == signal.SIG_IGN:  # `nohup` or `&`; the tests' children inherit it
+        signal.signal(_number, _default)
 
 
 @pytest.fixture(autouse=True)

@@ -219,8 +219,8 @@ class _Job:
 
     def _adopt(self, archive: Archive, quiet: bool) -> bool:
         """Whether a folder filled by other means is complete; if so, record it."""
-        if self._record(archive) is not None:
-            return False
+        if self._record(archive) is not None or (self.ours / archive.name).is_file():
+            return False  # or a run of ours was killed before it had recorded what it unpacked
         listing = _listing(self.place(archive), archive.folder)
         if archive is self.release.annotations:
             names = [s.anno for s in self.splits if s.anno in listing]

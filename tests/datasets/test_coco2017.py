@@ -624,6 +624,19 @@ def test_kill_at_random_moments_then_success(tmp_path, wanted):
     assert world.server.sent < (finished + 1) * total + kills * 1_000_000
 
 
+def test_killed_between_unpacking_and_the_record(tmp_path):
+    world = World(tmp_path, images=4)
+    with world.server:
+        assert "12 images" in child(world).communicate(timeout=60)[0]
+        ours, sent = world.data / ".download", world.server.sent
+        (ours / "val2017.json").unlink()
+        (ours / "val2017.zip").write_bytes(world.server.files["/zips/val2017.zip"])
+        assert "12 images" in child(world).communicate(timeout=60)[0]
+        assert world.server.sent == sent and not (ours / "val2017.zip").exists()
+    record = json.loads((ours / "val2017.json").read_text())
+    assert all(type(crc) is int for *_, crc in record["files"].values())
+
+
 def test_two_processes_at_once_fetch_once(tmp_path):
     world = World(tmp_path, images=20)
     world.server.delay = 0.01
