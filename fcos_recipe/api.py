@@ -280,7 +280,7 @@ def evaluate(
 
     Args:
         config, overrides: see `resolve_config`.
-        weights: weights file, checkpoint folder, exported model, or URL.
+        weights: run directory, checkpoint, weights file, exported model, or URL.
         options: thresholds and test-time augmentation, or one of the data sets; the default gives
             COCO's figures.
         device, log_to, own_process: see `train`.
@@ -317,7 +317,7 @@ def predict(
     """Detect objects on images. To predict more than once, make a `Predictor` and call it.
 
     Args:
-        weights: weights file, run directory, checkpoint folder, exported model, or URL.
+        weights: run directory, checkpoint, weights file, exported model, or URL.
         images: one or several files, folders, globs, videos, bytes, PIL images or arrays, see
             `Predictor.stream`.
         config: see `resolve_config`; default the config.yml of the weights' run directory.

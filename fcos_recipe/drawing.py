@@ -1,16 +1,18 @@
 """Draw boxes with class names that stay readable on any image."""
 
 import colorsys
+from contextlib import suppress
 from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# Used in this order where Pillow's own font lacks a character, for example a Chinese one. Pillow
-# searches the system's font directories.
+# Used in this order where the own font of Pillow or matplotlib lacks a character, for example a
+# Chinese one. Pillow searches the system's font directories.
 _FONTS = (
     "DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "wqy-zenhei.ttc",
     "DroidSansFallbackFull.ttf", "Arial Unicode.ttf", "msyh.ttc", "simhei.ttf",
+    "NotoSansCJKsc-Regular.otf", "SourceHanSansSC-Regular.otf",
 )  # fmt: skip
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
@@ -128,20 +130,22 @@ def _has_glyphs(font: Font, text: str) -> bool:
     return all(c.isspace() or bytes(font.getmask(c)) != absent for c in set(text))
 
 
-# Font families that matplotlib uses in this order where its own lacks a character.
-_FAMILIES = (
-    "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei",
-    "Droid Sans Fallback", "Arial Unicode MS", "Microsoft YaHei", "SimHei",
-)  # fmt: skip
-
-
 @lru_cache(maxsize=1)
 def plot_fonts() -> list[str]:
-    """Matplotlib's own font, then installed fonts with characters that it lacks."""
-    from matplotlib.font_manager import fontManager
+    """Matplotlib's own font, then installed fonts with characters that it lacks.
 
-    installed = set(fontManager.get_font_names())
-    return ["DejaVu Sans", *(name for name in _FAMILIES if name in installed)]
+    Matplotlib lists the system's fonts once and keeps the list in a cache, so it is told of those
+    that were installed later.
+    """
+    from matplotlib.font_manager import FontProperties, fontManager
+
+    found = ["DejaVu Sans"]
+    for file in _FONTS:
+        with suppress(OSError, RuntimeError):  # not there, or damaged
+            path = ImageFont.truetype(file).path
+            fontManager.addfont(path)
+            found.append(FontProperties(fname=path).get_name())
+    return list(dict.fromkeys(found))
 
 
 @lru_cache(maxsize=1)

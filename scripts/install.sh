@@ -19,7 +19,7 @@ Creates or updates .venv; returns at once if nothing has changed. What it instal
 An Iluvatar card without Paddle is an error: only the vendor provides Paddle for it.
 
   --mode cpu|gpu|vendor  choose instead of detecting the machine
-  --python PY            use this Python instead of the first suitable one on PATH (>= 3.10)
+  --python PY            use this Python instead of the first suitable one on PATH (3.10 to 3.13)
   --venv DIR             use another directory; packages are added to your own activated environment
                          with Paddle, which is never cleared
   --paddle VERSION       in cpu mode: 3.3.1 (default), 3.0.0 or 2.6.2
@@ -88,7 +88,7 @@ print("%d.%d|%s|%s|%s" % (sys.version_info[0], sys.version_info[1], sys.executab
 
 mark() { sed -n "s/^$1=//p" "$MARK" 2>/dev/null; }
 
-# Sets VERSION, EXE, PREFIX and LOCATION; fails unless the Python is 3.10 or newer.
+# Sets VERSION, EXE, PREFIX and LOCATION; fails unless the Python is 3.10 to 3.13.
 probe() {
     local line
     line=$("$1" -c "$PROBE" 2>/dev/null) || return 1
@@ -98,14 +98,14 @@ probe() {
         probe "$(mark python)" # ours, and activated: ask the Python that it was made from
         return
     fi
-    [ "${VERSION%%.*}" -gt 3 ] || { [ "${VERSION%%.*}" = 3 ] && [ "${VERSION#*.}" -ge 10 ]; }
+    [ "${VERSION%%.*}" = 3 ] && [ "${VERSION#*.}" -ge 10 ] && [ "${VERSION#*.}" -le 13 ]
 }
 
 choose_python() {
     local candidate best=''
     local candidates=(python3 python)
     # A vendor's Paddle may sit in a Python that is not the default one.
-    [ "$ACCELERATOR" != iluvatar ] || candidates+=(python3.12 python3.11 python3.10)
+    [ "$ACCELERATOR" != iluvatar ] || candidates+=(python3.13 python3.12 python3.11 python3.10)
     [ -z "$PYTHON" ] || candidates=("$PYTHON")
     SEEN=''
     for candidate in "${candidates[@]}"; do
@@ -116,11 +116,11 @@ choose_python() {
             break
         fi
     done
-    for candidate in python3.12 python3.11 python3.10; do
+    for candidate in python3.12 python3.11 python3.10 python3.13; do # 3.13 last: no ONNX export there
         [ -z "$PYTHON$best" ] || break
         command -v "$candidate" >/dev/null && probe "$candidate" && best=$candidate
     done
-    [ -n "$best" ] || die "Python 3.10, 3.11 or 3.12 is needed (${SEEN:-none found});" \
+    [ -n "$best" ] || die "Python 3.10, 3.11, 3.12 or 3.13 is needed (${SEEN:-none found});" \
         "install one and name it: bash scripts/install.sh --python /path/to/python3.10"
     probe "$best"
 }

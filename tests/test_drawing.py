@@ -1,9 +1,15 @@
 """Drawings are legible and do not change the rest of the image."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from fcos_recipe.drawing import color, draw, readable
+from tests.conftest import ROOT
+from tests.helpers.probe_font import write_font
 
 
 def changed(before, after):
@@ -66,3 +72,25 @@ def test_ground_truth_has_no_score_and_crowds_are_dashed():
     assert inked[0] == 1 and 0.3 < inked[1] < 0.7
     scored = draw(image, box, np.array([0.9]), [0], ["cell"])
     assert changed(whole, scored)[1] < 40  # the score is what the label has more
+
+
+def test_a_font_that_was_installed_later_is_used_in_plots_as_well(tmp_path):
+    """Matplotlib keeps a list of the fonts that it found once; a Chinese one often comes later."""
+    code = (
+        "import warnings; warnings.simplefilter('error')\n"
+        "import matplotlib; matplotlib.use('Agg'); import matplotlib.pyplot as plt\n"
+        "from fcos_recipe.drawing import plot_fonts, plot_name, readable\n"
+        "plt.rcParams['font.family'] = plot_fonts(); plt.title(plot_name('圆', 3))\n"
+        "plt.savefig('a.png'); print(ascii(plot_name('圆', 3) + readable('圆', 3, 12)[0]))"
+    )
+    env = {**os.environ, "MPLCONFIGDIR": str(tmp_path / "cache"), "XDG_DATA_DIRS": str(tmp_path),
+           "PYTHONPATH": str(ROOT)}  # fmt: skip
+
+    def drawn():
+        done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, check=True,
+                              capture_output=True, text=True)  # fmt: skip
+        return done.stdout.strip()
+
+    assert drawn() == ascii("class 3class 3")
+    write_font(tmp_path / "fonts" / "wqy-zenhei.ttc", "圆")
+    assert drawn() == ascii("圆圆")

@@ -186,6 +186,11 @@ def resolve(source: str) -> Path:
     for path in (given, *named, *(given / f"{name}.pdparams" for name in OF_FOLDERS)):
         if path.is_file():
             return path
+    if saved := sorted(given.glob("checkpoints/*/model.pdparams")):
+        raise UserError(
+            f"{source}: this run has not ended and has no {OF_FOLDERS[1]}.pdparams; name one of "
+            f"its checkpoints, such as {saved[-1].parent}"
+        )
     others = f"a folder with {' or '.join(OF_FOLDERS)}.pdparams"
     if not given.suffix:
         others = f"{given.name}.pdparams, nor {others}"

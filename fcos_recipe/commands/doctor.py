@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fcos_recipe.commands import options
 from fcos_recipe.config import load_config
+from fcos_recipe.errors import UserError
 from fcos_recipe.exit_codes import FAILED, OK
 from fcos_recipe.launch import run_check
 from fcos_recipe.system import compute, machine_check
@@ -20,8 +21,10 @@ _EXAMPLE = "example: python tools/doctor.py -c configs/fcos/fcos_r18_fpn_demo.ym
 _CODES = {OK: "ready to train", FAILED: "training would fail"}
 
 
-def examine(config_path: str | None, overrides: list[str], communication: bool) -> list[Finding]:
-    """All findings, in the order of the report.
+def examine(
+    config_path: str | None, overrides: list[str], communication: bool, measure: bool = False
+) -> list[Finding]:
+    """All findings, in the order of the report; `measure`: a planned run's also from real steps.
 
     Raises:
         UserError: the config can't be loaded.
@@ -39,7 +42,7 @@ def examine(config_path: str | None, overrides: list[str], communication: bool) 
     if communication and found.facts:
         lines.append(run_check.communication())
     if config:
-        lines += run_check.planned_run(config, overrides, chosen)
+        lines += run_check.planned_run(config, overrides, chosen, measure)
     return lines
 
 
@@ -66,8 +69,14 @@ def main(argv: list[str]) -> int:
     ask.add_argument(
         "--no-comm", action="store_true", help="skip the communication check (some seconds)"
     )
+    ask.add_argument(
+        "--measure", action="store_true",
+        help="with -c: train a few steps; tells images per card that fit and time per epoch",
+    )  # fmt: skip
     args = ask.parse_args(argv)
-    found = examine(args.config, args.opt, not args.no_comm)
+    if args.measure and not args.config:
+        raise UserError("--measure: name the config of the run with -c")
+    found = examine(args.config, args.opt, not args.no_comm, args.measure)
     failed = any(item.level == RED for item in found)
     if args.json:
         print(json.dumps({"ok": not failed, "findings": [asdict(f) for f in found]}, indent=1))

@@ -34,7 +34,11 @@ def evaluate(argv: list[str]) -> int:
     text = "COCO figures of weights or of a file of detections."
     parser = common_parser("eval", text, _EXAMPLE, _CODES)
     add = parser.add_argument
-    add("--weights", metavar="W", help="weights file, checkpoint folder, exported model or URL")
+    add(
+        "--weights",
+        metavar="W",
+        help="run directory, checkpoint, weights file, exported model or URL",
+    )
     add("--predictions", metavar="DETS.json", help="COCO results file to judge without a model")
     add("--annotations", metavar="GT.json", help="annotations that --predictions belong to")
     add_json(parser)

@@ -77,7 +77,7 @@ class _Allow(argparse.Action):
         allow(values)
 
 
-_WRITTEN = ("output", "json", "save_predictions", "output_eval", "vdl_log_dir")
+_WRITTEN = ("output", "json", "save_predictions", "output_eval", "vdl_log_dir", "dir", "fix")
 _WORDS = {"int": "not a whole number", "float": "not a number", "finite": "not a number"}
 
 
@@ -162,6 +162,9 @@ class _Parser(argparse.ArgumentParser):
             what = f"{first}: not expected here"
             if config := self._config():
                 return f"{what}; a config is named with -c, as in -c {config}"
+            if value.endswith((".yml", ".yaml")) and sets_values:
+                return (f"{what}; a config is named with -c; `fcos config new --data DIR -o my.yml`"
+                        " writes one for a data set")  # fmt: skip
             return (
                 f"{what}; values are set with -o, as in -o {first}"
                 if equals and sets_values

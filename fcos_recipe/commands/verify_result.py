@@ -12,7 +12,7 @@ from fcos_recipe.console import to_console
 from fcos_recipe.errors import UserError, printable
 from fcos_recipe.evaluation.metric import table
 from fcos_recipe.evaluation.options import Options
-from fcos_recipe.files.reading import read_json
+from fcos_recipe.predict.backends import export_facts
 from fcos_recipe.runs import judgement
 from fcos_recipe.runs.contents import read_run
 from fcos_recipe.runs.judgement import Found, Verdict
@@ -34,24 +34,18 @@ published one is told so and not judged. AP alone decides; throughput is shown b
 """
 
 
-def _named_in(note: Path) -> str | None:
-    """The config that a JSON file names, if it is there and does."""
-    try:
-        name = read_json(note).get("config")
-    except UserError:
-        return None
-    return name if isinstance(name, str) else None
-
-
 def measure(weights: str, config_path: str, overrides: list[str]) -> Found:
     """Evaluate weights on the config's EvalDataset.
 
     Raises:
         UserError: a config without published row, or weights of another one.
     """
+    from fcos_recipe.checkpoint.weights import description, resolve  # imports Paddle
+
     config = load_config(config_path, overrides)
     _check_published(config.name)  # before minutes of evaluation
-    other = _named_in(Path(weights).with_suffix(".json"))
+    facts = export_facts(weights) or description(resolve(weights))
+    other = facts.get("config")
     if other and other != config.name:
         raise UserError(f"{weights}: weights of {other}, not of {config.name}")
     to_console(0)

@@ -38,7 +38,9 @@ def main(argv: list[str]) -> int:
     get.add_argument("name", nargs="+", help="a name from the list, `all`, or a URL")
     commands.add_parser("verify", help="compare every cached file with its recorded hash")
     convert = commands.add_parser("convert", help="to safetensors, or to PaddleDetection's files")
-    convert.add_argument("source", help="checkpoint, .pdparams, .safetensors, name or URL")
+    convert.add_argument(
+        "source", help="run directory, checkpoint, .pdparams, .safetensors, name or URL"
+    )
     convert.add_argument("target", type=Path, help="output file; --format adds a missing extension")
     convert.add_argument("--format", choices=("safetensors", "paddledet"),
                          help="default: by the target's extension")  # fmt: skip

@@ -39,6 +39,15 @@ FILE_KEYS = ("TrainDataset", "EvalDataset", "TestDataset", "pretrain_weights")
 PLAIN_TAGS = "str int float bool null timestamp map seq merge value".split()
 
 
+_YAML_HINTS = {  # part of PyYAML's message: what a beginner's mistake it most likely is
+    r"'\t'": "; indent with spaces, not tabs",
+    "could not find expected ':'": "; is the space after a colon missing here or a line above?",
+    "mapping values are not allowed": "; is a line above indented otherwise, or is "
+    "the space after its colon missing?",
+    "expected ',' or": "; is a bracket above not closed?",
+}
+
+
 class _Loader(yaml.SafeLoader):
     """Composes nodes, at most `MAX_NODES`; constructs only scalars of plain types.
 
@@ -174,7 +183,8 @@ class Config:
                 local = section and "://" not in section
                 named = [(name, given_path(section))] if section and local else []
             for key, path in named:
-                if not path.exists() and not path.with_name(path.name + ".pdparams").exists():
+                endings = ("", ".pdparams", ".safetensors")
+                if not any(path.with_name(path.name + end).exists() for end in endings):
                     remedy = f"set {name}.dataset_dir to the folder of your data"
                     if "$" in str(path):
                         remedy = "variables have no values in YAML; write the path itself"
@@ -337,7 +347,8 @@ class _Reader:
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             why = getattr(error, "problem", None) or str(error).splitlines()[0]
-            self.errors.append(f"{self.place(mark, file)}: not valid YAML: {why}")
+            hint = next((hint for part, hint in _YAML_HINTS.items() if part in why), "")
+            self.errors.append(f"{self.place(mark, file)}: not valid YAML: {why}{hint}")
         except RecursionError:
             self.errors.append(f"{file or COMMAND_LINE}: nested too deeply")
         return None

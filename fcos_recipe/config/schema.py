@@ -131,7 +131,9 @@ RECIPE: dict[str, Any] = {
     "max_bad_images": Key(
         int, 10, "unreadable images that each card skips before the run stops", least=0
     ),
-    "pretrain_weights": Key((str, type(None)), "", "initial weights, file or URL; '': none", True),
+    "pretrain_weights": Key(
+        (str, type(None)), "", "initial weights: file, run directory or URL; '': none", True
+    ),
     "weights": Key((str, type(None)), "", "default weights file of eval and infer", True),
     "save_dir": Key(str, "output", "folder in which run directories are created", True),
     "log_iter": Key(int, 20, "steps between two lines of the log", True, least=1),

@@ -33,6 +33,7 @@ def draw_plots(metric: CocoMetric, analysis: dict, folder: Path) -> list[Path]:
     matplotlib.use("Agg")  # no display
     import hotcoco.plot as plot
     import matplotlib.pyplot as plt
+    from matplotlib.text import Text
 
     own_folder(folder)
     coco_eval, done = metric.coco_eval, []
@@ -59,6 +60,8 @@ def draw_plots(metric: CocoMetric, analysis: dict, folder: Path) -> list[Path]:
             with plot.style():
                 plt.rcParams["font.family"] = [*plt.rcParams["font.family"], *plot_fonts()]
                 figure = draw()[0]
+                for text in figure.findobj(Text):  # hotcoco's pictures set fonts of their own
+                    text.set_fontfamily(plt.rcParams["font.family"])
                 with draft(path, ending=".png") as part:
                     figure.savefig(part, dpi=100, bbox_inches="tight")
                 plt.close(figure)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fcos_recipe.config import eval_sets, scaling
 from fcos_recipe.config.load import Config, data_paths
+from fcos_recipe.launch import measured_steps
 from fcos_recipe.model import memory
 from fcos_recipe.places import PACKAGE
 from fcos_recipe.system import compute, device
@@ -45,9 +46,9 @@ def communication(seconds: float = 120) -> Finding:
 
 
 def planned_run(
-    config: Config, overrides: list[str], chosen: compute.Compute | None
+    config: Config, overrides: list[str], chosen: compute.Compute | None, measure: bool = False
 ) -> Iterator[Finding]:
-    """What a config adds: its files, and what the run will take."""
+    """What a config adds: its files, and what the run will take; `measure`: from real steps."""
     yield from (Finding(YELLOW, "config", line) for line in config.warnings)
     judged = eval_sets.sections(config.data).values() if config.data.get("EvalDataset") else []
     missing = config.missing_files("TrainDataset", *judged)
@@ -73,7 +74,10 @@ def planned_run(
     if chosen.facts:
         yield from _size(config, overrides, chosen)
     if not missing:
-        yield from _hours(config, cards, chosen.driver if kind != "cpu" else None)
+        images = _images(config)
+        yield from _hours(config, cards, images, chosen.driver if kind != "cpu" else None)
+        if measure:
+            yield from measured_steps.findings(config, overrides, chosen, cards, images)
 
 
 def _in_paddle(module: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -159,12 +163,12 @@ def _pixels(reader: dict) -> int | None:
     return None
 
 
-def _hours(config: Config, cards: int, driver: device.Driver | None) -> Iterator[Finding]:
-    data = config.data["TrainDataset"]
+def _images(config: Config) -> int:
+    """Images of an epoch."""
     from fcos_recipe.data.dataset import COCODataSet
     from fcos_recipe.data.index import open_index
-    from fcos_recipe.runs.published_results import published
 
+    data = config.data["TrainDataset"]
     indexes = [open_index(path) for path in data_paths(data, "anno_path")]
     boxes = sum(int((i.box_start[1:] > i.box_start[:-1]).sum()) for i in indexes)
     images = sum(map(len, indexes)) if data.get("allow_empty") else boxes
@@ -172,6 +176,14 @@ def _hours(config: Config, cards: int, driver: device.Driver | None) -> Iterator
         dataset = COCODataSet(**{k: v for k, v in data.items() if k != "name"})
         dataset.parse_dataset()
         images = math.ceil(dataset.repeat_factors(threshold).sum())
+    return images
+
+
+def _hours(
+    config: Config, cards: int, images: int, driver: device.Driver | None
+) -> Iterator[Finding]:
+    from fcos_recipe.runs.published_results import published
+
     plan = scaling.plan_scaling(config, cards, images)
     yield from (Finding(YELLOW, "schedule", line) for line in plan.warnings)
     total_images = images * config.data["epoch"]
@@ -187,5 +199,6 @@ def _hours(config: Config, cards: int, driver: device.Driver | None) -> Iterator
         text += f"{hours:.1f} h at the published {of_one:g} images/s per {rows[0].device} "
         text += "(not verified here)"
     else:
-        text += "hours unknown: no rate is published for this config on this machine"
+        text += "hours unknown, as no rate is published for this config on this machine: "
+        text += "fcos doctor --measure times two steps"
     yield Finding(GREEN, "time", text)

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def converter():
     needs = f"paddle2onnx=={fits} onnx==1.17.0 onnxruntime flatbuffers"
     needs += " polygraphy onnxoptimizer==0.3.13" * fits.startswith("2.")
     remedy = f"run: pip install --no-deps {needs}"
+    if sys.version_info >= (3, 13):
+        remedy = "there is none for Python 3.13: export with Python 3.10, 3.11 or 3.12"
     # its constant folding would otherwise run pip for what it finds missing
     os.environ["POLYGRAPHY_AUTOINSTALL_DEPS"] = "0"
     try:

@@ -31,8 +31,8 @@ class Finding:
 def python() -> Finding:
     version = platform.python_version()
     text = f"{version} ({sys.executable})"
-    if sys.version_info >= (3, 13):
-        return Finding(YELLOW, "Python", text, "tested with 3.10 to 3.12 only")
+    if sys.version_info >= (3, 14):
+        return Finding(YELLOW, "Python", text, "tested with 3.10 to 3.13 only")
     return Finding(GREEN, "Python", text)
 
 

@@ -134,6 +134,9 @@ class _Ranks(TypedDict):
 def _usable(state: dict) -> None:
     """Raise msgspec.ValidationError or ValueError if a run cannot continue from this state."""
     msgspec.convert(state, _State if "progress" in state else _Old)
+    where = {"epoch", "step", "steps_done"}  # a run without them would begin again
+    if "progress" in state and (missing := sorted(where - set(state["progress"]))):
+        raise ValueError(f"progress lacks {', '.join(missing)}")
     window = state.get("window") or {"losses": [], "names": []}
     if any(len(row) != len(window["names"]) for row in window["losses"]):
         raise ValueError("window.losses and window.names differ in length")

@@ -17,6 +17,16 @@ def test_doctor_finds_the_cards(tmp_path):
 
 @pytest.mark.e2e
 @pytest.mark.slow
+def test_doctor_measures_steps_on_a_card(tiny, tmp_path):
+    check = ("doctor", "--json", "--no-comm", "--measure", "-c", tiny, "-o", "device=auto")
+    said = tool(*check, cwd=tmp_path, cards=1, code=0)
+    found = {f["name"]: f["text"] for f in json.loads(said[said.index("{") :])["findings"]}
+    assert "in 16 GiB" in found["step memory"] and "not verified" in found["step memory"]
+    assert "images/s per card in 2 steps" in found["step time"]
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
 def test_hw_check_does_all_its_steps(tmp_path):
     said = script("hw_check", "--quick", "--cards", 1, 2, "--output", "hw", cwd=tmp_path, cards=2)
     result = json.loads((tmp_path / "hw" / "hw_check.json").read_text())

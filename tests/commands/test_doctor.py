@@ -11,6 +11,7 @@ import pytest
 from fcos_recipe import api
 from fcos_recipe.commands import doctor
 from fcos_recipe.errors import UserError
+from fcos_recipe.launch import measured_steps
 from fcos_recipe.system import device
 from fcos_recipe.system.machine_check import GREEN, RED, YELLOW, Finding
 from tests.system.test_device import NVIDIA, ixsmi
@@ -161,6 +162,35 @@ def test_a_planned_run(examine, tmp_path, root):
     assert few.level == RED and few.remedy == "--gpus 2, or launch.cards: 2"
     on_cpu = examine(CPU, "exit 1", config=config, overrides=[*data, "amp=true", "device=gpu"])
     assert on_cpu["device"].level == RED and "supports cpu" in on_cpu["device"].text
+
+
+def test_images_that_fit_follow_from_two_peaks():
+    gib = 1 << 30
+    found = measured_steps.Measured((8, 4), (5 * gib, 3 * gib), 0.1)  # 1 GiB and 0.5 per image
+    assert [found.images(n * gib) for n in (5, 3, 11, 1, 0)] == [8, 4, 20, 0, 0]
+    flat = measured_steps.Measured((2, 1), (gib, gib), 0.1)
+    assert flat.images(gib) == 2
+
+
+@pytest.mark.e2e
+def test_measured_steps_of_a_run(examine, tiny, capsys):
+    found = {}
+    for item in doctor.examine(str(tiny), ["device=cpu"], communication=False, measure=True):
+        found[item.name] = item
+    numbers = re.search(
+        r"GiB at batch \d+; images per card that fit: (\d+) in", found["step memory"].text
+    )
+    assert numbers and int(numbers[1]) > 0 and "an estimate" in found["step memory"].text
+    assert re.search(
+        r"images/s per card in 2 steps: .* per epoch of \d+ images", found["step time"].text
+    )
+    assert "not verified" not in found["step memory"].text + found["step time"].text
+    # a training that fails is told in its own words
+    wrong = doctor.examine(str(tiny), ["device=cpu", "pretrain_weights=/no.pdparams"], False, True)
+    (told,) = [item for item in wrong if item.name == "measured"]
+    assert told.level == RED and "/no.pdparams" in told.text
+    with pytest.raises(UserError, match="--measure: name the config"):
+        doctor.main(["--measure"])
 
 
 def test_the_command_on_this_machine(root, tmp_path):

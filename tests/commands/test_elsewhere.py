@@ -29,6 +29,7 @@ CONFIG = str(ROOT / "configs/fcos/fcos_r18_fpn_demo.yml")
     ("infer my.yml", "required: --input.*; a config is named with -c"),
     ("doctor my.yaml", "a config is named with -c, as in -c my.yaml"),
     ("train -c C epoch=3", "values are set with -o, as in -o epoch=3"),
+    ("train data=my.yaml model=n epochs=3", "-c; `fcos config new --data DIR -o my.yml` writes"),
     ("train -c C -epoch 3", "-epoch: not an option here; use -o epoch=3"),
     ("train -c C --num-classes=4", "use -o num_classes=4"),
     ("train -c C --momentum --eval", "use -o OptimizerBuilder.optimizer.momentum=VALUE"),
@@ -51,6 +52,19 @@ def test_what_a_stranger_writes_is_answered_with_what_to_write(line, says, capsy
     error = capsys.readouterr().err
     assert code == 2 and re.search(says, error) and "usage:" not in error
     assert all(text.startswith("error: ") for text in error.splitlines())
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("\tepoch: 3\n", "x.yml:1: .*indent with spaces, not tabs"),
+    ("epoch:3\nnum_classes: 4\n", "x.yml:2: .*space after its colon missing"),
+    ("TrainReader:\n  batch_size: 2\n   shuffle: true\n", "x.yml:3: .*a line above indented"),
+    ("TrainReader: {batch_size: 2\nepoch: 3\n", "x.yml:2: .*a bracket above not closed"),
+])  # fmt: skip
+def test_a_beginners_yaml_is_answered_with_the_likely_mistake(text, says, tmp_path, capsys):
+    (tmp_path / "x.yml").write_text(text)
+    assert run("config", ["validate", str(tmp_path / "x.yml")]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert re.search(says, error), error
 
 
 @pytest.mark.parametrize("line", [

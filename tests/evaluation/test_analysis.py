@@ -14,6 +14,7 @@ from fcos_recipe.evaluation.analysis import ERRORS, analyse, finish_evaluation, 
 from fcos_recipe.evaluation.metric import CocoMetric
 from tests.conftest import ROOT
 from tests.helpers.drawn_sets import reference
+from tests.helpers.probe_font import write_font
 
 pytest.importorskip("hotcoco")
 CATEGORIES = [{"id": 4, "name": "cat"}, {"id": 9, "name": "dog"}]
@@ -310,14 +311,20 @@ def test_a_file_of_detections_is_judged_without_paddle(shared, tmp_path):
     assert len(json.loads((tmp_path / "again.json").read_text())) == 734
 
 
-def test_pictures_with_names_that_no_font_has(tmp_path, monkeypatch):
-    """Class numbers stand for such names, and matplotlib says nothing of missing glyphs."""
-    from fcos_recipe.drawing import plot_name
+@pytest.mark.parametrize("name", ["\U000f0000红\U000f0001", "圆"], ids=["no font", "a font"])
+def test_pictures_with_names_in_any_script(name, tmp_path, monkeypatch):
+    """Class numbers stand for names that no font has, and matplotlib never misses a glyph."""
+    from fcos_recipe import drawing
     from fcos_recipe.evaluation.plots import draw_plots
 
-    unknown = "\U000f0000红\U000f0001"
-    assert plot_name("cat é", 3) == "cat é" and plot_name(unknown, 3) == "class 3"
-    monkeypatch.setitem(CATEGORIES[0], "name", unknown)
+    write_font(tmp_path / "probe.ttf", "圆")
+    monkeypatch.setattr(drawing, "_FONTS", (str(tmp_path / "probe.ttf"),))
+    for cached in (drawing.plot_fonts, drawing._plot_characters):
+        monkeypatch.setattr(drawing, cached.__name__, cached.__wrapped__)
+    assert drawing.plot_name("cat é", 3) == "cat é"
+    assert drawing.plot_name(name, 3) == (name if name == "圆" else "class 3")
+    monkeypatch.setattr("fcos_recipe.evaluation.plots.plot_fonts", drawing.plot_fonts)
+    monkeypatch.setitem(CATEGORIES[0], "name", name)
     metric = metric_of([(1, 4, A), (2, 9, B)], [(1, 4, A, 0.9), (2, 4, B, 0.8)])
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

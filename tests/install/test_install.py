@@ -124,6 +124,17 @@ def test_old_python_of_sdk_3_is_refused_in_one_line(machine):
     assert "python3 is 3.7" in done.stderr and "3.10" in done.stderr
 
 
+@pytest.mark.parametrize(("version", "taken"), [("3.9", 0), ("3.10", 1), ("3.13", 1), ("3.14", 0)])
+def test_only_pythons_with_wheels_are_taken(machine, version, taken):
+    machine.command("python3", f"echo '{version}|/usr/bin/python{version}|/usr|-'")
+    done = machine.install("--python", "python3")
+    if taken:
+        assert done.returncode == 0 and f"Python {version} " in done.stdout
+    else:
+        assert done.returncode == 2 and f"python3 is {version}" in done.stderr
+        assert "Python 3.10, 3.11, 3.12 or 3.13 is needed" in done.stderr
+
+
 def test_iluvatar_with_a_cpu_build_is_refused(machine):
     (machine.sysroot / "dev/iluvatar0").touch()  # container without ixsmi
     fake_paddle(machine.site, "3.3.1", cuda=False)
@@ -179,7 +190,7 @@ def test_driver_tool_without_a_card_is_a_cpu_machine(machine):
         (["--wheels", "/nowhere"], "no such directory"),
         (["--pyton", "x"], "unknown option --pyton"),
         (["--venv"], "--venv needs a value"),
-        (["--python", "/nowhere/python"], "Python 3.10, 3.11 or 3.12 is needed"),
+        (["--python", "/nowhere/python"], "Python 3.10, 3.11, 3.12 or 3.13 is needed"),
     ],
 )
 def test_bad_arguments_are_one_line(machine, arguments, message):

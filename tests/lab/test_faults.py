@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -75,6 +76,27 @@ def test_processes_that_are_left_are_seen(tmp_path, monkeypatch):
         fault_test.Faults.leaks(None, {child.pid})
     child.kill()
     child.wait()
+
+
+SLEEPS = "import signal, sys, time; {}; print('up', flush=True); time.sleep(60)"
+HANDLES = {
+    "pass": False,
+    "signal.signal(signal.SIGHUP, lambda *_: sys.exit(0))": True,
+    "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})": True,
+    "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))": False,
+}
+
+
+@pytest.mark.parametrize("does", HANDLES)
+def test_a_process_that_handles_a_signal_is_known(does):
+    """So that death by SIGHUP counts as lost as soon as training promises to handle it."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SLEEPS.format(does)], stdout=subprocess.PIPE
+    ) as child:  # fmt: skip
+        assert child.stdout.readline() == b"up\n"
+        assert tools.handles(child.pid, signal.SIGHUP) == HANDLES[does]
+        child.kill()
+    assert not tools.handles(child.pid, signal.SIGHUP)
 
 
 @pytest.mark.e2e

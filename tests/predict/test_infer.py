@@ -1,5 +1,6 @@
 """`fcos infer` and Predictor: correct boxes and names, all input forms, bad images reported."""
 
+import contextlib
 import csv
 import errno
 import functools
@@ -12,6 +13,7 @@ import threading
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from fcos_recipe.cli import run
 from fcos_recipe.datasets.drawn_shapes import CLASSES
@@ -155,6 +157,30 @@ def test_find_inputs(data, tmp_path):
     for name in ("a.jfif", "b", "c.v2"):  # known by their content
         shutil.copy(data / "val/000001.jpg", tmp_path / name)
     assert [p.name for p in find_inputs([str(tmp_path)])] == ["a.jfif", "b", "c.v2"]
+
+
+def test_no_image_of_a_folder_is_passed_over(trained, tmp_path, capsys):
+    """Each is either predicted on or named, by whatever decoders this OpenCV has."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    picture = Image.fromarray(np.arange(60 * 80 * 3, dtype=np.uint8).reshape(60, 80, 3))
+    for ending in ("gif", "avif", "jp2", "tif", "webp", "bmp", "ppm", "jfif"):
+        with contextlib.suppress(KeyError, OSError):  # this Pillow cannot write it
+            kind = {"jp2": "JPEG2000", "jfif": "JPEG", "tif": "TIFF"}.get(ending, ending)
+            picture.save(folder / f"good.{ending}", kind)
+    for ending in ("gif", "heic", "jxl", "svg", "ICO", "psd", "cr3", "tga"):
+        (folder / f"bad.{ending}").write_bytes(b"<svg/>")
+    (folder / "._bad.svg").write_bytes(b"")  # of macOS
+    write_video(folder / "film.avi", frames=2)
+    assert infer(trained, tmp_path / "out", "--input", folder) == 1
+    rows = json.loads((tmp_path / "out/predictions.json").read_text())
+    seen = {os.path.basename(row["file_name"]) for row in rows}
+    named = {os.path.basename(line.split(":")[1]) for line in capsys.readouterr().err.splitlines()}
+    assert not seen & named and seen | named == {
+        p.name for p in folder.iterdir() if p.name[0] != "."
+    }
+    assert {"good.jfif", "good.bmp", "film.avi"} <= seen
+    assert named >= {p.name for p in folder.glob("bad.*")}
 
 
 def write_video(path, frames: int = 7, size=(96, 64)):

@@ -29,6 +29,7 @@ from fcos_recipe.lab.faults.tools import (
     Lost,
     NotPossible,
     differences,
+    handles,
     left_by,
     parts,
     ranks_of,
@@ -305,14 +306,21 @@ class Faults:
 
     def hangup(self, run: Path, number: int) -> str:
         """SIGHUP at a random moment: a checkpoint, or one line where nothing is trained."""
-        process = self.train(run)
-        moment = self.rng.uniform(0.05, 0.9) * self.seconds
-        self.sleep(process, moment)
+        while True:
+            process = self.train(run)
+            moment = self.rng.uniform(0.02, 0.9) * self.seconds
+            self.sleep(process, moment)
+            if process.poll() is None:
+                break
+            remove(run)  # the run ended before
+        promised = handles(process.pid, signal.SIGHUP)  # else Python has not begun
         process.send_signal(signal.SIGHUP)
         code = self.ended(process, run)
-        # Python itself may not have begun, or have ended
-        codes = (exit_codes.SAVED, exit_codes.HUNG_UP, -signal.SIGHUP, exit_codes.OK)
-        if code not in codes or "Traceback" in run.with_suffix(".console").read_text():
+        text = run.with_suffix(".console").read_text()
+        codes = [exit_codes.SAVED, exit_codes.HUNG_UP, exit_codes.OK]
+        if not promised or "\nreport: " in text:  # all was written: nothing is left to handle
+            codes.append(-signal.SIGHUP)
+        if code not in codes or "Traceback" in text or (code > 0 and "SIGHUP: " not in text):
             raise Lost(f"exit {code} after SIGHUP: {self.console(run)}")
         self.finish(run, "whole")
         return f"{moment:.2f} s after the start: {exit_codes.describe(code)}"

@@ -109,6 +109,18 @@ def parts(run: Path) -> list[Path]:
         return []
 
 
+def handles(pid: int, number: int) -> bool:
+    """Whether the main thread of a process blocks a signal, as another thread waits for it, or has
+    a handler of its own; False if the process has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return False
+    masks = dict(line.split(":", 1) for line in lines if ":" in line)
+    found = int(masks.get("SigBlk", "0"), 16) | int(masks.get("SigCgt", "0"), 16)
+    return bool(found >> (number - 1) & 1)
+
+
 def remove(run: Path) -> None:
     for path in run.parent.glob(f"{run.name}*"):
         if path == run or path.name.startswith(f"{run.name}."):
