@@ -65,10 +65,12 @@ def main(argv: list[str]) -> int:
                        help="also build each model and send one image through it")  # fmt: skip
     check.add_argument("--files", action="store_true", help="data and weights must also exist")
     compare = commands.add_parser("diff", help="print the keys that differ in two configs")
-    compare.add_argument("a", metavar="A")
-    compare.add_argument("b", metavar="B")
+    compare.add_argument("a", nargs="?", metavar="A")
+    compare.add_argument("b", nargs="?", metavar="B")
+    add_config(compare, "the same as A and B", dest="named", nargs="+", action="extend")
     copy = commands.add_parser("copy", help="copy one of the project's configs, to be edited")
-    copy.add_argument("name", metavar="NAME", help="such as fcos_r50_fpn_1x_coco")
+    copy.add_argument("name", nargs="?", metavar="NAME", help="such as fcos_r50_fpn_1x_coco")
+    add_config(copy, "the same as NAME, as in other commands", dest="named")
     copy.add_argument("-o", "--output", type=Path, metavar="FILE.yml", help="default: NAME.yml")
     for sub in (show, check, compare):
         add_overrides(sub)
@@ -80,12 +82,13 @@ def main(argv: list[str]) -> int:
                                  formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     _add_new(create)
     args = ask.parse_args(argv)
-    if args.command in ("print", "validate") and args.named:
-        if args.config:
+    given = "name" if args.command == "copy" else "config"
+    if args.command in ("print", "validate", "copy") and args.named:
+        if getattr(args, given):
             raise UserError(f"-c {args.named}: name the config once, here or as an argument")
-        args.config = args.named if args.command == "print" else [args.named]
-    if args.command == "print" and not args.config:
-        raise UserError("print: name a config")
+        setattr(args, given, [args.named] if args.command == "validate" else args.named)
+    if args.command in ("print", "copy") and not getattr(args, given):
+        raise UserError(f"{args.command}: name a config")
     if args.command == "new":
         return _new(args)
     if args.command == "copy":
@@ -98,8 +101,10 @@ def main(argv: list[str]) -> int:
         print(resolved(config), end="")
         return _warn(config)
     if args.command == "diff":
-        a, b = (load_config(path, args.opt, args.strict) for path in (args.a, args.b))
-        return _diff(a, b)
+        both = [path for path in (args.a, args.b, *(args.named or [])) if path]
+        if len(both) != 2:
+            raise UserError(f"diff: name two configs, as in diff A B; here are {len(both)}")
+        return _diff(*(load_config(path, args.opt, args.strict) for path in both))
     return _validate(args)
 
 

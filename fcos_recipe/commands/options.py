@@ -77,7 +77,7 @@ class _Allow(argparse.Action):
         allow(values)
 
 
-_WRITTEN = ("output", "json", "save_predictions", "output_eval", "vdl_log_dir")
+_WRITTEN = ("output", "json", "save_predictions", "output_eval", "vdl_log_dir", "dir", "fix")
 _WORDS = {"int": "not a whole number", "float": "not a number", "finite": "not a number"}
 
 

@@ -45,6 +45,12 @@ ALIASES = {
     "optimizer": "OptimizerBuilder.optimizer.type",
     "momentum": "OptimizerBuilder.optimizer.momentum",
     "weight_decay": "OptimizerBuilder.regularizer.factor",
+    "warmup": "LearningRate.schedulers",
+    "steps": "LearningRate.schedulers",
+    "milestones": "LearningRate.schedulers",
+    "gamma": "LearningRate.schedulers",
+    "target_size": "TrainReader.sample_transforms",
+    "img_size": "TrainReader.sample_transforms",
     "pretrained": "pretrain_weights",
     "fp16": "amp",
     "ema": "use_ema",
@@ -260,7 +266,9 @@ class _Checker:
                 getattr(self, known)(key, node)
             else:
                 wanted = lists.get(known, "a mapping with its type")
-                self.error(node, key, f"expected {wanted}, found {node.plain()!r}")
+                by_number = isinstance(value, dict) and any(word.isdigit() for word in value)
+                remedy = "; a list can only be replaced as a whole" * by_number
+                self.error(node, key, f"expected {wanted}, found {node.plain()!r}{remedy}")
         elif arg == "regularizer" and isinstance(value, dict):
             table = {"type": Key(("L1", "L2"), "", ""), "factor": Key((int, float), 0, "", least=0)}
             self.recipe(key, node, table)

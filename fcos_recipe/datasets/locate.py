@@ -79,6 +79,9 @@ def sources(
     """
     if target is None and config is None:
         raise UserError("no data given: name DIR, FILE.json or -c CONFIG")
+    if target is not None and target.suffix in (".yml", ".yaml"):
+        raise UserError(f"{target}: a YAML file; a config is named with -c, as in -c {target}, and "
+                        "a data set by its folder")  # fmt: skip
     rules = load_config(config or RULES, overrides)
     if target is None:
         found = _of_config(rules, split)

@@ -330,10 +330,16 @@ class CocoMetric:
 def table(result: dict, classwise: bool = False) -> str:
     """The twelve figures in pycocotools' wording and AP per class, as console text.
 
+    Without any annotation the figures are all -1, as in pycocotools; then there is only the reason.
+
     Args:
         result: `CocoMetric.result()`.
         classwise: more columns for each class.
     """
+    notes = [f" {note}" for note in result["notes"]]
+    if result["stats"][0] < 0:
+        why = result["reason"] or "no annotation on the images judged"
+        return "\n".join([f" no figures: there is nothing to compare with, {why}", *notes])
     lines = []
     limits = [1, 10, result["max_dets"]]
     for k, ((iou, area, limit), value) in enumerate(
@@ -356,7 +362,7 @@ def table(result: dict, classwise: bool = False) -> str:
         )
     if result["reason"]:
         lines.append(f"\n {result['reason']}")
-    return "\n".join(lines + [f" {note}" for note in result["notes"]])
+    return "\n".join(lines + notes)
 
 
 def _bars(counts: np.ndarray) -> str:

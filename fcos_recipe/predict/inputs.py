@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fcos_recipe.errors import UserError, printable
+from fcos_recipe.errors import UserError, one_line, printable
 from fcos_recipe.files.reading import given_path, read_text
 from fcos_recipe.predict.video import (
     WRITTEN,
@@ -128,8 +128,8 @@ def each(images: Any) -> Iterator[tuple[str, Any]]:
     Args:
         images: one image or anything that can be iterated over: files, folders, globs, lists (.txt)
             and videos as text or Path; opened files, and content as bytes; PIL images; arrays, see
-            `pixels`, and arrays [N, H, W, C] of several; numbers of cameras and addresses of
-            streams.
+            `pixels`, and arrays [N, H, W, C] of several, also as tensors of other libraries;
+            numbers of cameras and addresses of streams.
 
     Yields:
         the content is what `pixels` takes, a `Frame`, or why there is none: BadImage, UserError.
@@ -144,6 +144,13 @@ def each(images: Any) -> Iterator[tuple[str, Any]]:
             item = item.read()
             if isinstance(item, str):
                 item = UserError(f"a {kind} gives text, not the bytes of an image; open it with rb")
+        if callable(getattr(item, "__array__", None)) and not _is_pil(item):  # also a tensor
+            try:
+                item = np.asarray(item)
+            except Exception as error:  # each library has its own classes
+                item = UserError(f"a {kind} gives no array: {one_line(error)}")
+            else:
+                item = item.tolist() if item.dtype.kind in "OTU" else item  # of files or images
         if isinstance(item, UserError):
             yield f"{kind} {next(number)}", item
         elif isinstance(item, bool) or item is None or isinstance(item, dict):

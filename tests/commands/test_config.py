@@ -40,8 +40,10 @@ def test_diff_names_each_key_with_both_values(root, capsys):
     assert ["FCOSHead.fcos_loss.quality", "-", "iou"] in rows
     assert ["EvalReader.batch_transforms.0.PadBatch.pad_to_stride", "128", "32"] in rows
     assert len(rows) == 5
-    assert run("config", ["diff", str(root / IOU), str(root / IOU)]) == 0
+    assert run("config", ["diff", "-c", str(root / IOU), str(root / IOU)]) == 0
     assert capsys.readouterr().out == ""
+    assert run("config", ["diff", str(root / IOU)]) == 2
+    assert "diff: name two configs, as in diff A B; here are 1" in capsys.readouterr().err
 
 
 def test_validate_checks_all_and_tells_all(root, tmp_path, capsys):

@@ -111,6 +111,8 @@ def test_data_set_tags_mean_the_name_of_a_class(tmp_path):
     ("batch_size=2", "TrainReader.batch_size"), ("base_lr=1", "LearningRate.base_lr"),
     ("lr=1", "LearningRate.base_lr"), ("epochs=3", "epoch"), ("depth=18", "ResNet.depth"),
     ("score_threshold=0", "FCOSHead.nms.score_threshold"), ("patience=3", "early_stop.patience"),
+    ("milestones=[1]", "LearningRate.schedulers"), ("gamma=2", "LearningRate.schedulers"),
+    ("target_size=3", "TrainReader.sample_transforms"),
     ("anno_path=x", "TrainDataset.anno_path"), ("TrainReader.epoch=3", "epoch"),
     ("worker_nums=1", "worker_num"), ("TrainReader.bach_size=1", "batch_size"),
 ])  # fmt: skip

@@ -22,9 +22,8 @@ FINE, MIDDLE = [4, 8, 16, 32], [8, 16, 32]
 BACKBONES = {
     "MobileNet": MIDDLE, "MobileNetV3": MIDDLE, "GhostNet": MIDDLE, "ShuffleNetV2": MIDDLE,
     "LCNet": MIDDLE, "ESNet": MIDDLE, "CSPResNet": MIDDLE, "CSPDarkNet": MIDDLE,
-    "ConvNeXt": MIDDLE, "HRNet": FINE, "Res2Net": FINE,
-    "SwinTransformer": FINE, "HarDNet": [2, 4, 8, 16], "DLA": [1, 2, 4, 8, 16, 32],
-    "BlazeNet": [8, 16], "VGG": [8, 16, 32, 64, 128, 256], "TransEncoder": [16],
+    "HRNet": FINE, "Res2Net": FINE, "SwinTransformer": FINE, "DLA": [1, 2, 4, 8, 16, 32],
+    "BlazeNet": [8, 16],
 }  # fmt: skip
 CLASSES = (1, 3, 9)  # of the fixture's annotation files
 MEAN = "{mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225], is_scale: true}"
@@ -207,5 +206,5 @@ def test_what_is_accepted_decodes_its_own_targets(seed, tiny, classes):
 @pytest.mark.e2e
 @pytest.mark.slow
 def test_what_is_accepted_trains_a_step_and_is_evaluated(tiny, classes):
-    accepted = [refused_or_right(seed, tiny, train=True) for seed in range(34)]
-    assert 12 <= sum(accepted) <= 30
+    accepted = [refused_or_right(seed, tiny, train=True) for seed in range(28)]
+    assert 14 <= sum(accepted) <= 24

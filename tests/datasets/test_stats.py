@@ -271,6 +271,7 @@ def test_command(tmp_path, root):
     [
         ([], "no data given"),
         (["nowhere"], "nowhere: no such folder or annotation file"),
+        (["my.yml"], "my.yml: a YAML file; a config is named with -c, as in -c my.yml"),
         (["."], "no annotations of a known format"),
         (["a.json", "--images", "gone"], "gone: --images: no such folder"),
         (["a.json", "-c", "none.yml"], "none.yml"),

@@ -70,7 +70,7 @@ def test_the_command_of_the_row_writes_the_boxes(make, tmp_path, monkeypatch):
     files = {
         labelme: "O/all.json",
         cityscape: "O/all.json",
-        voc: "O/F",
+        voc: "O/F.json",
         widerface: "R/instances_train.json",
     }
     data = json.loads((tmp_path / files[make]).read_text())

@@ -294,6 +294,9 @@ def test_reasons(engine):
     assert result["stats"][0] == 0 and "no annotation matched" in result["reason"]
     result = CocoMetric({**content, "annotations": []}, engine=engine).result()
     assert result["stats"] == [-1] * 12 and "no annotation on the 30 images" in result["reason"]
+    assert table(result) == (
+        " no figures: there is nothing to compare with, no annotation on the 30 images judged"
+    )
 
     one = {**content, "annotations": [a for a in content["annotations"] if a["category_id"] == 3]}
     swapped = CocoMetric(one, category_ids=[3, 90, 41], engine=engine)

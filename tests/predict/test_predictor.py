@@ -45,6 +45,9 @@ FORMS = {
     "memoryview": lambda file, rgb: memoryview(file.read_bytes()),
     "PIL": lambda file, rgb: Image.open(file),
     "PIL with alpha": lambda file, rgb: Image.open(file).convert("RGBA"),
+    "array of files": lambda file, rgb: np.array([file], dtype=object),
+    "array of text": lambda file, rgb: np.array([str(file)]),
+    "tensor": lambda file, rgb: pytest.importorskip("paddle").to_tensor(rgb),
     "uint8": lambda file, rgb: rgb,
     "not contiguous": lambda file, rgb: np.asfortranarray(rgb),
     "batch": lambda file, rgb: rgb[None],
@@ -63,7 +66,7 @@ def test_every_form_of_an_image_gives_the_same(form, predictor, file):
     (found,) = predictor(FORMS[form](file, rgb), strict=True)
     same(found, wanted)
     np.testing.assert_array_equal(found.image(), rgb)
-    if isinstance(FORMS[form](file, rgb), np.ndarray) and rgb.ndim == 3 and form != "batch":
+    if isinstance(FORMS[form](file, rgb), np.ndarray) and form[:5] not in ("batch", "array"):
         flipped = FORMS[form](file, rgb)[:, :, [2, 1, 0]]
         same(predictor(flipped, order="bgr")[0], wanted)
 
@@ -112,6 +115,7 @@ BAD = {
     None: "not an image",
     3.5: "a float is not an image",
     "text file": "a StringIO gives text",
+    "tensor elsewhere": "a Elsewhere gives no array: copy it first",
     "thin": "a transform fails on its 3000x2 pixels",
     "int64": "int64 [4, 4]",
     "channels first": "uint8 [3, 8, 8]",
@@ -120,7 +124,17 @@ BAD = {
     "nan": "values outside 0 to 1",
     "PIL of F": "mode F",
 }
+
+
+class Elsewhere:
+    """A tensor on a card, as other libraries have it."""
+
+    def __array__(self, *_, **__):
+        raise TypeError("copy it first")
+
+
 ARRAYS = {
+    "tensor elsewhere": Elsewhere(),
     "text file": io.StringIO("pixels"),
     "thin": np.zeros((2, 3000, 3), np.uint8),
     "int64": np.zeros((4, 4), np.int64),

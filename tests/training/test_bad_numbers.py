@@ -6,11 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fcos_recipe import api
 from fcos_recipe.checkpoint import storage, weights
 from fcos_recipe.cli import run
 from fcos_recipe.config import load_config
 from fcos_recipe.training import bad_numbers
 from fcos_recipe.training.trainer import Trainer
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -169,3 +171,35 @@ def test_skip_restores_the_statistics_of_batch_norm(tiny):
     assert not np.array_equal(before[0], guard._buffers[0][0].numpy())
     for (_, copy), value in zip(guard._buffers, before):
         np.testing.assert_array_equal(copy.numpy(), value)
+
+
+REAL = {  # config: its data among the shared ones, and overrides for a test of seconds
+    "fcos_r18_fpn_demo": ("", []),
+    "fcos_r18_fpn_bccd": ("bccd", ["TrainDataset.sample_num=40"]),
+    # a network without pretrained weights needs norms that learn
+    "fcos_r50_fpn_1x_coco": ("coco_mini", [
+        "TrainDataset.sample_num=12", "TrainReader.batch_size=2", "pretrain_weights=''",
+        "ResNet.freeze_norm=false", "ResNet.freeze_at=-1",
+        "TrainReader.sample_transforms=[{Decode: {}}, {Resize: {target_size: [160, 256], "
+        "keep_ratio: true, interp: 1}}, {NormalizeImage: {}}, {RandomFlip: {}}]",
+    ]),
+}  # fmt: skip
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_normal_first_steps_give_no_warning(name, shapes, shared, tmp_path):
+    """Logged after every step, so that one image that is far off would count most."""
+    data, overrides = REAL[name]
+    folder = shared / "data" / data if data else shapes
+    told: list[str] = []
+    result = api.train(
+        ROOT / "configs/fcos" / f"{name}.yml", output=tmp_path / name, log_to=told.append,
+        device="cpu", overrides=[f"TrainDataset.dataset_dir={folder}", "epoch=1", "log_iter=1",
+                                 "worker_num=0", *overrides],
+    )  # fmt: skip
+    losses = [record["loss"] for record in result.records()]
+    assert 6 <= len(losses) == result.steps and 1 < losses[0] < 10
+    assert not [line for line in told if "diverging" in line or "box was trained" in line
+                or "has a box" in line]  # fmt: skip

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     text = "Download COCO 2017, check it, unpack it and count it."
     ask = parser("dataset download", text, _HELP, _CODES)
     add = ask.add_argument
-    add("--dir", type=Path, default=DEFAULT,
+    add("--dir", type=Path, default=DEFAULT, metavar="DIR",
         help="folder for train2017/ val2017/ annotations/ (default: %(default)s)")  # fmt: skip
     add("--splits", default="train,val", metavar="A,B", help="default: %(default)s")
     add("--annotations-only", action="store_true", help="don't download images")

@@ -10,7 +10,7 @@ KINDS = {
     "annotation_file": (True, "a file or folder that the config names is missing"),
     "not_json": (True, "the file is not JSON in UTF-8"),
     "not_converted": (True, "an annotation of another format than COCO that can't be converted"),
-    "structure": (True, "a section is missing or is not a list"),
+    "structure": (True, "a section is missing, empty or not a list"),
     "type": (True, "a field is missing or has the wrong type"),
     "id_not_number": (True, "an id is not an integer from 0 to 2**63 - 1"),
     "nothing_to_train": (True, "no box is left to train on"),

@@ -306,9 +306,13 @@ class Faults:
 
     def hangup(self, run: Path, number: int) -> str:
         """SIGHUP at a random moment: a checkpoint, or one line where nothing is trained."""
-        process = self.train(run)
-        moment = self.rng.uniform(0.05, 0.9) * self.seconds
-        self.sleep(process, moment)
+        while True:
+            process = self.train(run)
+            moment = self.rng.uniform(0.02, 0.9) * self.seconds
+            self.sleep(process, moment)
+            if process.poll() is None:
+                break
+            remove(run)  # the run ended before
         promised = handles(process.pid, signal.SIGHUP)  # else Python has not begun
         process.send_signal(signal.SIGHUP)
         code = self.ended(process, run)
