@@ -394,15 +394,16 @@ def test_a_stream_is_read_from_a_server(predictor, tmp_path):
 def test_labels_come_back_through_convert(trained, data, tmp_path, kind, capsys):
     """The boxes that `dataset convert` reads are those that were predicted, of every image."""
     pictures, out, back = tmp_path / "in", tmp_path / "out", tmp_path / "back.json"
-    (pictures / "deep").mkdir(parents=True)
-    for number in (1, 2, 3):
-        shutil.copy(data / f"val/00000{number}.jpg", pictures / ("deep" * (number > 2)))
+    places = ["one.jpg", "a folder/one.jpg", "图片/形状 2.v1.jpg"]
+    for number, name in enumerate(places, 1):
+        (pictures / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(data / f"val/00000{number}.jpg", pictures / name)
     cv2.imwrite(str(pictures / "empty.png"), np.zeros((160, 224, 3), np.uint8))
     assert infer(trained, out, "--input", pictures, "--save-labels", kind, "--draw_threshold", 0.4,
                  "--max-dets", 9) == 0  # fmt: skip
     rows = json.loads((out / "predictions.json").read_text())
     wanted = sorted(
-        (os.path.basename(row["file_name"]), row["category_name"], *row["bbox"])
+        (os.path.relpath(row["file_name"], pictures), row["category_name"], *row["bbox"])
         for row in rows if row["score"] >= 0.4
     )  # fmt: skip
     source = out / "labels" / "instances.json" if kind == "coco" else out / "labels"
@@ -410,15 +411,15 @@ def test_labels_come_back_through_convert(trained, data, tmp_path, kind, capsys)
     assert run("dataset", list(map(str, argv))) == 0, capsys.readouterr()
     content = json.loads(back.read_text())
     names = {c["id"]: c["name"] for c in content["categories"]}
-    files = {image["id"]: image["file_name"] for image in content["images"]}
-    assert {os.path.basename(name) for name in files.values()} == {
-        "000001.jpg", "000002.jpg", "000003.jpg", "empty.png"
-    }  # fmt: skip
+    files = {
+        image["id"]: os.path.relpath(pictures / image["file_name"], pictures)
+        for image in content["images"]
+    }
+    assert set(files.values()) == {*places, "empty.png"}
     assert set(names.values()) <= set(trained[1])
     found = sorted(
-        (os.path.basename(files[a["image_id"]]), names[a["category_id"]], *a["bbox"])
-        for a in content["annotations"]
+        (files[a["image_id"]], names[a["category_id"]], *a["bbox"]) for a in content["annotations"]
     )
-    assert len(found) == len(wanted) > 3
+    assert len(found) == len(wanted) > 3 and set(places) <= {row[0] for row in found}
     for one, two in zip(found, wanted, strict=True):
         assert one[:2] == two[:2] and one[2:] == pytest.approx(two[2:], abs=2e-3)

@@ -81,7 +81,7 @@ def from_yolo(
     users: dict[Path, Path] = {}  # label file -> its image
     labels = {file: _label_file(file) for file in files}
     if images and not any(labels.values()):
-        labels = _labels_apart(folder, files)
+        labels = _labels_apart(folder, images, files)
         roots.append(folder)
     shape = _keypoints(points, named.get("kpt_shape"), config, labels.values())
     for file, label_file in tqdm(labels.items(), disable=None, unit="image", desc="labels"):
@@ -259,18 +259,27 @@ def _labels(path: Path) -> Path:
     return Path(*parts)
 
 
-def _labels_apart(folder: Path, files: list[Path]) -> dict[Path, Path | None]:
-    """The label file of each image by its stem, as Label Studio exports labels without images.
+def _labels_apart(folder: Path, images: Path, files: list[Path]) -> dict[Path, Path | None]:
+    """The label file of each image, from a folder of labels without images.
 
-    The label file of an upload has a prefix that the image does not have.
+    It is at the image's place, as `fcos infer --save-labels yolo` writes it, or else the only one
+    with the image's stem, as Label Studio exports it. There the label file of an upload has a
+    prefix that the image does not have.
     """
+    there = {path for path in files_below(folder) if path.suffix.lower() == ".txt"}
+    placed: dict[Path, Path | None] = {}
+    for file in files:
+        if file.is_relative_to(images):
+            path = folder / file.relative_to(images).with_name(f"{file.stem}.txt")
+            if path in there:
+                placed[file] = path
     stems: dict[str, list[Path]] = {}
-    for path in files_below(folder):
-        if path.suffix.lower() == ".txt":
-            for stem in {path.stem, UPLOAD.sub("", path.stem)}:
-                stems.setdefault(stem, []).append(path)
-    found = {file: stems.get(file.stem, []) for file in files}
-    return {file: paths[0] if len(paths) == 1 else None for file, paths in found.items()}
+    for path in there - set(placed.values()):
+        for stem in {path.stem, UPLOAD.sub("", path.stem)}:
+            stems.setdefault(stem, []).append(path)
+    found = {file: stems.get(file.stem, []) for file in files if file not in placed}
+    placed |= {file: paths[0] if len(paths) == 1 else None for file, paths in found.items()}
+    return {file: placed[file] for file in files}
 
 
 def _label_file(file: Path) -> Path | None:
