@@ -195,6 +195,12 @@ def say(line: str) -> None:
         print(one_line(line), file=sys.stderr, flush=True)
 
 
+def plural(count: int, noun: str) -> str:
+    """A number with its noun: 1 image, 2 images, 2 boxes, 2 classes."""
+    ending = "es" if noun.endswith(("s", "x")) else "s"
+    return f"{count} {noun}{ending * (count != 1)}"
+
+
 def amount(size: float, unit: str = "B") -> str:
     """Format a count or, with unit B, a number of bytes in decimal units."""
     if unit != "B":

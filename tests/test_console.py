@@ -30,3 +30,11 @@ def test_half_of_the_terminal_is_the_bars(monkeypatch, width):
     text = console.bar_text(parts)
     assert text.startswith("ETA 1:00:00") and len(text) <= width // 2
     assert (text.count("  ") == 3) == (width == 120)
+
+
+@pytest.mark.parametrize(("count", "noun", "text"), [
+    (1, "image", "1 image"), (0, "image", "0 images"), (2, "class", "2 classes"),
+    (1, "box", "1 box"), (3, "box", "3 boxes"),
+])  # fmt: skip
+def test_one_of_a_kind_is_singular(count, noun, text):
+    assert console.plural(count, noun) == text

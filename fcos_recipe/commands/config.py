@@ -21,6 +21,7 @@ from fcos_recipe.config.effects import differences
 from fcos_recipe.config.find import display, find_config, project_configs
 from fcos_recipe.config.load import Config, load_config
 from fcos_recipe.config.resolved import resolved
+from fcos_recipe.console import plural
 from fcos_recipe.datasets.formats import FORMATS, TABLE
 from fcos_recipe.errors import UserError, UserErrors, one_line, printable
 from fcos_recipe.files.reading import read_text
@@ -216,7 +217,8 @@ def _new(args: argparse.Namespace) -> int:
     for note in made.notes:
         print(printable(note))
     train, val, plan = made.train, made.val, made.plan
-    print(f"{display(args.output)}: {len(train.boxes)} classes, {train.images} images to train on, "
+    print(f"{display(args.output)}: {plural(len(train.boxes), 'class')}, "
+          f"{plural(train.images, 'image')} to train on, "
           f"{val.images if val else 'none'} to evaluate on")  # fmt: skip
     for line in plan.lines + [f"warning: {line}" for line in plan.warnings]:
         print(f"  {line}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from fcos_recipe import api
 from fcos_recipe.commands.draw_shapes import draw
 from fcos_recipe.commands.options import add_config, add_overrides, parser
-from fcos_recipe.console import run_program, to_console
+from fcos_recipe.console import plural, run_program, to_console
 from fcos_recipe.errors import RunFailure
 from fcos_recipe.files.atomic import write_json
 from fcos_recipe.files.reading import read_json, read_records
@@ -37,8 +37,8 @@ def main(argv: list[str] | None = None) -> int:
         written = api.predict_files(weights, [f"{DATA}/val/00000*.jpg"], drawn, progress=None)
         if written.bad:
             raise RunFailure(*written.bad)
-        print(f"{written.images} images, {written.drawn} detections drawn, score >= "
-              f"{written.draw_threshold:g} -> {drawn}")  # fmt: skip
+        print(f"{plural(written.images, 'image')}, {plural(written.drawn, 'detection')} drawn, "
+              f"score >= {written.draw_threshold:g} -> {drawn}")  # fmt: skip
 
     steps = {
         "data": lambda: draw(DATA),

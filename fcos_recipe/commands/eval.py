@@ -9,7 +9,7 @@ from fcos_recipe.commands.elsewhere import add_refusals
 from fcos_recipe.commands.options import add_json, finite, whole, write
 from fcos_recipe.commands.train import common_parser, load
 from fcos_recipe.config import eval_sets
-from fcos_recipe.console import to_console
+from fcos_recipe.console import plural, to_console
 from fcos_recipe.errors import UserError, not_written, path_reason, printable, refuse_incomplete
 from fcos_recipe.evaluation.metric import CocoMetric, table
 from fcos_recipe.evaluation.options import MAX_DETS, Options
@@ -162,6 +162,6 @@ def _show_costs(result: dict) -> None:
     if "images_per_second" in result:
         whole = result["images"] / result["seconds"]
         print(
-            f"{result['images']} images, {result['images_per_second']:.2f} images/s up to the "
-            f"detections, {whole:.2f} with the matching ({result['seconds']:.1f} s)"
+            f"{plural(result['images'], 'image')}, {result['images_per_second']:.2f} images/s "
+            f"up to the detections, {whole:.2f} with the matching ({result['seconds']:.1f} s)"
         )

@@ -6,7 +6,7 @@ from fcos_recipe import api, exit_codes
 from fcos_recipe.commands import options
 from fcos_recipe.commands.elsewhere import add_refusals
 from fcos_recipe.commands.infer import add_weights, config_and_weights
-from fcos_recipe.console import to_console
+from fcos_recipe.console import plural, to_console
 from fcos_recipe.predict.onnx_graph import OPSET, OPSETS
 
 _EXAMPLE = """\
@@ -52,8 +52,8 @@ def main(argv: list[str]) -> int:
         opset=OPSET if args.opset is None else args.opset,
     )  # fmt: skip
     print(
-        f"checked on {done.images} images, {done.empty} without detections: "
-        f"{done.detections} detections, scores within {done.score:.1e}, boxes within "
+        f"checked on {plural(done.images, 'image')}, {done.empty} without detections: "
+        f"{plural(done.detections, 'detection')}, scores within {done.score:.1e}, boxes within "
         f"{done.pixels:.4f} pixels, {done.exempt} exempt at a limit\nexported: {done.folder}"
     )
     return exit_codes.OK

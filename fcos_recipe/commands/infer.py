@@ -10,7 +10,7 @@ from fcos_recipe.commands import options
 from fcos_recipe.commands.elsewhere import add_refusals
 from fcos_recipe.commands.train import yes
 from fcos_recipe.config import Config, load_config
-from fcos_recipe.console import say, to_console
+from fcos_recipe.console import plural, say, to_console
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import given_path
 from fcos_recipe.predict.backends import PRECISIONS, export_facts
@@ -48,12 +48,14 @@ def main(argv: list[str]) -> int:
         save_labels=args.save_labels, lines=sys.stdout if args.stream else None,
     )  # fmt: skip
     if args.stream:
-        say(f"{written.images} images, {written.detections} detections")
+        say(f"{plural(written.images, 'image')}, {plural(written.detections, 'detection')}")
     else:
         print(
-            f"{written.images} images, {written.detections} detections ({written.drawn} drawn, "
-            f"score >= {written.draw_threshold:g}{f', the best F1 of {said}' if said else ''}) "
-            f"-> {output}" + (f"; {written.videos} videos as VP8 in WebM" if written.videos else "")
+            f"{plural(written.images, 'image')}, {plural(written.detections, 'detection')} "
+            f"({written.drawn} drawn, score >= {written.draw_threshold:g}"
+            f"{f', the best F1 of {said}' if said else ''}) "
+            f"-> {output}"
+            + (f"; {plural(written.videos, 'video')} as VP8 in WebM" if written.videos else "")
         )
     for message in written.bad:
         print(f"error: {message}; skipped", file=sys.stderr)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fcos_recipe.config.load import Config
+from fcos_recipe.console import plural
 from fcos_recipe.errors import UserError
 
 
@@ -111,7 +112,8 @@ def plan_scaling(cfg: Config, cards: int, images: int) -> ScalePlan:
         + f"  [{cfg.origin('LearningRate.base_lr')}]",
         f"warm-up  {warm} steps{scaled_from}",
         f"decay    {_decay_words(decay, lr)}",
-        f"steps    {steps} per epoch x {cfg.data['epoch']} epochs = {max_steps} ({images} images)",
+        f"steps    {steps} per epoch x {plural(cfg.data['epoch'], 'epoch')} = {max_steps} "
+        f"({plural(images, 'image')})",
     ]
     learning_rate = {"base_lr": lr, "schedulers": schedulers}
     return ScalePlan(cards, batch, accumulate, total, base_batch, lr, not why_not, warm, steps,

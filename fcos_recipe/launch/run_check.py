@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fcos_recipe.config import eval_sets, scaling
 from fcos_recipe.config.load import Config, data_paths
+from fcos_recipe.console import plural
 from fcos_recipe.launch import measured_steps
 from fcos_recipe.model import memory
 from fcos_recipe.places import PACKAGE
@@ -187,7 +188,8 @@ def _hours(
     plan = scaling.plan_scaling(config, cards, images)
     yield from (Finding(YELLOW, "schedule", line) for line in plan.warnings)
     total_images = images * config.data["epoch"]
-    text = f"{images} images x {config.data['epoch']} epochs = {plan.max_steps} steps on {cards}; "
+    text = f"{plural(images, 'image')} x {plural(config.data['epoch'], 'epoch')} = "
+    text += f"{plan.max_steps} steps on {cards}; "
     names = {c.name for c in driver.cards} if driver else set()
     rows = [row for row in published(config.name) if row.device and row.images_per_second
             and names and all(row.device in name for name in names)]  # fmt: skip

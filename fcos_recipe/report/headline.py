@@ -2,6 +2,7 @@
 
 from pathlib import PurePosixPath
 
+from fcos_recipe.console import plural
 from fcos_recipe.errors import UserError
 from fcos_recipe.report.blocks import Items, Table, Text, Tiles
 from fcos_recipe.runs.contents import Run, value
@@ -20,10 +21,6 @@ def duration(hours: float) -> str:
     if hours >= 1:
         return f"{hours:.1f} h"
     return f"{60 * hours:.0f} min" if hours >= 1 / 30 else f"{3600 * hours:.0f} s"
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def headline(run: Run) -> str:

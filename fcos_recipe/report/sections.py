@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+from fcos_recipe.console import plural
 from fcos_recipe.report import headline, named_sets
 from fcos_recipe.report.blocks import (
     Cell,
@@ -476,7 +477,7 @@ def missing(run: Run) -> list:
     if run.notes:
         found.append(Items(run.notes))
     if run.warnings:
-        found.append(Text(f"{headline.plural(len(run.warnings), 'warning')} in the log:"))
+        found.append(Text(f"{plural(len(run.warnings), 'warning')} in the log:"))
         found.append(Items(run.warnings[:MOST_WARNINGS]))
         if len(run.warnings) > MOST_WARNINGS:
             found.append(Text(f"{len(run.warnings) - MOST_WARNINGS} more are in log.txt.", "note"))

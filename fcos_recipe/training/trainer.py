@@ -17,7 +17,7 @@ from fcos_recipe.checkpoint import storage
 from fcos_recipe.checkpoint.weights import listed, read
 from fcos_recipe.config import eval_sets
 from fcos_recipe.config.resolved import resolved
-from fcos_recipe.console import bar_text, log
+from fcos_recipe.console import bar_text, log, plural
 from fcos_recipe.errors import RunFailure, Stopped, not_written, refuse_incomplete, without_secrets
 from fcos_recipe.evaluation.analysis import ANALYSIS, PLOTS, finish_evaluation
 from fcos_recipe.evaluation.collectives import agree, everywhere, gather
@@ -164,8 +164,9 @@ class Trainer(Setup):
         bad = dict.fromkeys(m for of_rank in gather([[*r.bad_images] for r in readers])
                             for one in of_rank for m in one)  # fmt: skip
         if bad:
-            log.warning("%d images could not be read and were skipped: %s",
-                        len(bad), ", ".join(bad))  # fmt: skip
+            log.warning("%s could not be read and %s skipped: %s",
+                        plural(len(bad), "image"), "was" if len(bad) == 1 else "were",
+                        ", ".join(bad))  # fmt: skip
         if not run.writer:
             return
         with self.watchdog.phase("save"):
@@ -227,8 +228,8 @@ class Trainer(Setup):
             write_facts(self)
         log.info("classes: %s", listed(self.dataset.class_names))
         parameters = sum(int(np.prod(p.shape)) for p in self.model.parameters())
-        log.info("model: %.2f M parameters on %s, %d images", parameters / 1e6, self.device,
-                 len(self.dataset))  # fmt: skip
+        log.info("model: %.2f M parameters on %s, %s", parameters / 1e6, self.device,
+                 plural(len(self.dataset), "image"))  # fmt: skip
         if self.frozen.line:
             log.info(self.frozen.line)
 

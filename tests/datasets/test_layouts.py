@@ -208,7 +208,7 @@ def test_a_name_that_fits_several_images_is_asked_about(tmp_path, capsys):
         assert dataset(*argv) == 2 and "--images DIR" in capsys.readouterr().err
     folders = [tmp_path / "pics" / folder for folder in "AB"]
     assert dataset("verify", files[0], "--images", folders[0]) == 0
-    assert "1 images (1 read" in capsys.readouterr().out
+    assert "1 image (1 read" in capsys.readouterr().out
     assert dataset("merge", *files, "-o", out, "--images", *folders) == 0
     merged = json.loads(out.read_text())
     assert [i["file_name"] for i in merged["images"]] == ["A/1.jpg", "B/1.jpg"]
@@ -216,7 +216,7 @@ def test_a_name_that_fits_several_images_is_asked_about(tmp_path, capsys):
     assert dataset("split", out, "--shares", "0.5,0.5", "-o", tmp_path / "x" / "y") == 0
     capsys.readouterr()
     assert dataset("verify", tmp_path / "x" / "y" / "instances_val.json") == 0
-    assert "1 images (1 read" in capsys.readouterr().out
+    assert "1 image (1 read" in capsys.readouterr().out
 
 
 def test_a_split_stays_when_the_images_are_named(tmp_path, capsys):

@@ -5,6 +5,7 @@ from pathlib import Path
 from fcos_recipe import exit_codes
 from fcos_recipe.commands.dataset.shared import add_source, find_sources
 from fcos_recipe.commands.options import listed, parser, whole
+from fcos_recipe.console import plural
 from fcos_recipe.datasets.fpn_levels import SIZES
 from fcos_recipe.datasets.look.browse import ENDINGS, Choice, Drawing, browse
 
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> int:
     epoch = args.epoch if args.network_input else None
     drawing = Drawing(args.predictions, args.threshold, epoch)
     count = browse(found, config, choice, drawing, args.output)
-    print(f"{count} images: {args.output}")
+    print(f"{plural(count, 'image')}: {args.output}")
     return 0
 
 

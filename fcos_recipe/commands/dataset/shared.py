@@ -7,6 +7,7 @@ from typing import Any
 
 from fcos_recipe.commands.options import add_config, add_format, add_overrides, listed
 from fcos_recipe.config.load import Config
+from fcos_recipe.console import plural
 from fcos_recipe.datasets.account import Account
 from fcos_recipe.datasets.convert.common import class_list
 from fcos_recipe.datasets.convert.layouts import Options
@@ -87,8 +88,9 @@ def add_force(parser: argparse.ArgumentParser) -> None:
 
 def tell_content(path: Path, content: dict[str, Any], without: list[str] | None = None) -> None:
     """Print what a written annotation file holds."""
-    line = f"{path}: {len(content['images'])} images, {len(content['annotations'])} annotations, "
-    print(line + f"{len(content['categories'])} classes")
+    line = f"{path}: {plural(len(content['images']), 'image')}, "
+    line += f"{plural(len(content['annotations']), 'annotation')}, "
+    print(line + plural(len(content["categories"]), "class"))
     if without:
         names = ", ".join(without[:10]) + (", ..." if len(without) > 10 else "")
         print(one_line(f"  {len(without)} classes are on none of its images: {names}"))

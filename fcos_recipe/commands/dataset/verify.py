@@ -10,6 +10,7 @@ from fcos_recipe import api, exit_codes
 from fcos_recipe.commands.dataset.shared import add_source
 from fcos_recipe.commands.options import add_json, parser, write
 from fcos_recipe.config.find import display
+from fcos_recipe.console import plural
 from fcos_recipe.datasets.account import table_lines
 from fcos_recipe.datasets.verify.findings import KINDS
 from fcos_recipe.errors import UserError, one_line, path_reason
@@ -91,10 +92,11 @@ def lines(report: dict[str, Any], no_images: bool, every: bool = False) -> Itera
             unknown = totals["images_of_unknown_size"]
             size = f"; {unknown} of unknown size, boxes not checked against it" if unknown else ""
             yield (
-                f"  {totals['images']} images ({read}; {totals['images_without_boxes']} without "
-                f"boxes{size}), {totals['boxes_to_train_on']} of {totals['annotations']} "
-                f"annotations to train on, {totals['crowds']} crowds, {totals['categories']} "
-                "categories"
+                f"  {plural(totals['images'], 'image')} ({read}; "
+                f"{totals['images_without_boxes']} without boxes{size}), "
+                f"{totals['boxes_to_train_on']} of {totals['annotations']} "
+                f"annotations to train on, {plural(totals['crowds'], 'crowd')}, "
+                f"{plural(totals['categories'], 'class')}"
             )
         yield from _finding_lines(part["findings"], every)
         if not part["findings"]:
