@@ -7,6 +7,7 @@ from fcos_recipe.commands import options
 from fcos_recipe.commands.elsewhere import add_refusals
 from fcos_recipe.commands.infer import add_weights, config_and_weights
 from fcos_recipe.console import plural, to_console
+from fcos_recipe.predict.int8 import MOST, OVERLAP, SCORE, SHARE
 from fcos_recipe.predict.onnx_graph import OPSET, OPSETS
 
 _EXAMPLE = """\
@@ -19,6 +20,9 @@ It gives class, score, x1, y1, x2, y2 in pixels of the original image: paddle `b
 Before it is kept it must find what the trained model finds: on 8 images of different shapes, on a
 batch of two, on blank images before, between and after them, alone and within a batch, and on an
 image that ends without padding at sides of any length.
+With --int8 detections change. There the confident ones of both models are compared, those with at
+least half of the highest score: {share:.0%} may be without one of the same class in the other with
+an IoU of {overlap} or more and a score within {score}. Measure what it costs with `fcos eval`.
 An export that differs stays as NAME.rejected, and an earlier export stays as it is.
 examples:
   python tools/export_model.py -c configs/fcos/fcos_r18_fpn_demo.yml \\
@@ -31,13 +35,17 @@ _CODES = {exit_codes.FAILED: "the check failed"}
 def main(argv: list[str]) -> int:
     """Export a model and check it."""
     text = "Export weights for inference, and check the export."
-    parser = options.parser("export_model", text, _EXAMPLE, _CODES)
+    example = _EXAMPLE.format(share=SHARE, overlap=OVERLAP, score=SCORE)
+    parser = options.parser("export_model", text, example, _CODES)
     add_weights(parser)
     add = parser.add_argument
     add("--format", choices=["paddle", "onnx"], default="paddle", help="default: %(default)s")
     add("--no-nms", action="store_true", help="end before NMS")
     add("--opset", type=options.whole, metavar="N",
         help=f"of ONNX's operators, {OPSETS[0]} to {OPSETS[-1]} (default: {OPSET})")  # fmt: skip
+    add("--int8", metavar="IMAGES",
+        help="int8 convolutions, for onnx; the ranges of their values are measured on images, at "
+        f"most {MOST} of this folder, glob or list (.txt)")  # fmt: skip
     add("--output", "--output_dir", type=Path, default="output/export", metavar="DIR",
         help="gets the folder CONFIG_NAME-FORMAT; one of another model is renamed to "
         "CONFIG_NAME-FORMAT.1 and so on (default: %(default)s)")  # fmt: skip
@@ -45,15 +53,18 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.opset is not None and args.format != "onnx":
         parser.error("--opset belongs to --format onnx")
+    if args.int8 is not None and args.format != "onnx":
+        parser.error("--int8 belongs to --format onnx")
     config, weights = config_and_weights(args)
     to_console(0)
     done = api.export(
         weights, args.output, format=args.format, nms=not args.no_nms, config=config,
-        opset=OPSET if args.opset is None else args.opset,
+        opset=OPSET if args.opset is None else args.opset, int8=args.int8,
     )  # fmt: skip
+    only = "that only one model has" if args.int8 else "exempt at a limit"
     print(
         f"checked on {plural(done.images, 'image')}, {done.empty} without detections: "
         f"{plural(done.detections, 'detection')}, scores within {done.score:.1e}, boxes within "
-        f"{done.pixels:.4f} pixels, {done.exempt} exempt at a limit\nexported: {done.folder}"
+        f"{done.pixels:.4f} pixels, {done.exempt} {only}\nexported: {done.folder}"
     )
     return exit_codes.OK

@@ -123,8 +123,9 @@ def _datasets(tree) -> Iterator[str]:
             )
         fields = values.get("data_fields")
         missing = {"image", "gt_bbox", "gt_class"} - set(fields.plain() or () if fields else ())
-        if section == "TrainDataset" and fields and missing:
-            yield f"{fields.where}: {section}.data_fields: add {', '.join(sorted(missing))}"
+        if section == "TrainDataset" and name and missing:
+            place = (fields or name).where
+            yield f"{place}: {section}.data_fields: add {', '.join(sorted(missing))}"
 
 
 def _in_place(tree, role: str) -> Iterator[str]:

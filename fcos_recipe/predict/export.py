@@ -17,7 +17,14 @@ from fcos_recipe.predict.backends import METADATA, export_facts
 from fcos_recipe.predict.onnx_graph import OPSET, convert
 
 
-def export(predictor, target: Path, kind: str, nms: bool = True, opset: int = OPSET):
+def export(
+    predictor,
+    target: Path,
+    kind: str,
+    nms: bool = True,
+    opset: int = OPSET,
+    calibration: list[Path] | None = None,
+):
     """Export a predictor's model into a folder, if it proves equal.
 
     Args:
@@ -27,6 +34,7 @@ def export(predictor, target: Path, kind: str, nms: bool = True, opset: int = OP
         kind: paddle or onnx.
         nms: whether NMS is inside.
         opset: version of ONNX's operators.
+        calibration: images for int8 convolutions, see `int8.quantise`; for onnx.
 
     Returns:
         the gate's `Agreement`.
@@ -34,9 +42,9 @@ def export(predictor, target: Path, kind: str, nms: bool = True, opset: int = OP
     Raises:
         RunFailure: the export differs; it is kept beside the target as NAME.rejected.
         UserError: the ONNX converter is missing or made for another Paddle, or TestReader has a
-            transform of the user's.
+            transform of the user's, or a calibration image cannot be read.
     """
-    from fcos_recipe.predict import parity
+    from fcos_recipe.predict import int8, parity
     from fcos_recipe.predict.predictor import Predictor
 
     if users := getattr(predictor.chain, "users", ()):
@@ -46,18 +54,26 @@ def export(predictor, target: Path, kind: str, nms: bool = True, opset: int = OP
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     facts = _facts(predictor, kind, nms)
+    if calibration:
+        facts |= {"precision": "int8", "calibration_images": len(calibration)}
     stride = predictor.chain.pad_to_stride or 1
     with draft_folder(target) as part:
         _save_program(predictor.backend.model, part, nms and kind == "paddle", stride)
         if kind == "onnx":
             convert(part, facts, opset)
+        if calibration:
+            int8.quantise(part / "model.onnx", predictor, calibration)
         facts["files"] = {path.name: digest(path, "sha256") for path in part.iterdir()}
         _write_facts(part, facts)
-        batches = _batches(predictor, stride)
-        verdict = parity.compare(
+        batches = _batches(predictor, stride, calibration or [])
+        model, engine = (
             lambda batch: predictor.run(_padded(batch, stride)),
-            Predictor(part, device=predictor.device).run, batches, facts["limits"],
-        )  # fmt: skip
+            Predictor(part, device=predictor.device).run,
+        )
+        if calibration:
+            verdict = int8.compare(model, engine, batches)
+        else:
+            verdict = parity.compare(model, engine, batches, facts["limits"])
         _write_facts(part, {**facts, "check": verdict.as_json()})
         if not verdict.passed:
             rejected = target.with_name(f"{target.name}.rejected")
@@ -167,20 +183,23 @@ def _padded(batch: dict[str, np.ndarray], stride: int) -> dict[str, np.ndarray]:
     return {**batch, "image": np.pad(batch["image"], [(0, 0), *more, (0, 0)])}
 
 
-def _batches(predictor, stride: int, images: int = 8) -> list[dict[str, np.ndarray]]:
+def _batches(
+    predictor, stride: int, calibration: list[Path], images: int = 8
+) -> list[dict[str, np.ndarray]]:
     """Single images of different shapes, batches, and blank images among them, for the check.
 
     The last one is an image that ends without padding at sides that are no multiples of `stride`.
 
-    Real images of the config's evaluation or test set where they exist, cut to different shapes;
-    else noise with rectangles, in which a trained model finds something as well. The blank image,
-    of the first of a few colours in which the model finds nothing, is alone at the start and after
-    other images, and is the first, a middle and the last one of a batch.
+    Real images of the config's evaluation or test set where they exist, else calibration images,
+    cut to different shapes; else noise with rectangles, in which a trained model finds something
+    as well. The blank image, of the first of a few colours in which the model finds nothing, is
+    alone at the start and after other images, and is the first, a middle and the last one of a
+    batch.
     """
     from fcos_recipe.data.images import BadImage, read_image
 
     found = []
-    for file in _files(predictor.config.data)[: 4 * images]:
+    for file in (_files(predictor.config.data) or calibration)[: 4 * images]:
         try:
             found.append(read_image(str(file)))
         except BadImage:

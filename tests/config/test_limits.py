@@ -67,6 +67,7 @@ def test_every_rule_belongs_to_an_argument_and_refuses_something():
      "expected a list of transforms, found .* a list can only be replaced as a whole$"),
     ("OptimizerBuilder.optimizer=SGD", "expected a mapping with its type, found 'SGD'"),
     ("TrainDataset.name=VOCDataSet", "TrainDataset.name: VOCDataSet, but this recipe reads COCO"),
+    ("TrainDataset.data_fields=null", "data_fields: add gt_bbox, gt_class, image$"),
     ("TrainDataset.data_fields=[image]", "data_fields: add gt_bbox, gt_class$"),
 ])  # fmt: skip
 def test_values_out_of_range_are_named(given, says):

@@ -76,7 +76,7 @@ def test_frames_have_their_own_time_also_in_what_is_written(trained, tmp_path, c
     for number in (1, 2):
         assert infer(trained, tmp_path / str(number), "--input", path, "--batch-size", 3) == 0
         told = capfd.readouterr()
-        assert "1 videos as VP8 in WebM" in told.out and "FFMPEG" not in told.err
+        assert "1 video as VP8 in WebM" in told.out and "FFMPEG" not in told.err
         rows = json.loads((tmp_path / str(number) / "predictions.json").read_text())
         assert sorted({row["seconds"] for row in rows}) == times
         path = tmp_path / str(number) / "clip.webm"

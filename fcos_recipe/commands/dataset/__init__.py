@@ -10,10 +10,10 @@ COMMANDS = {
     "download": ("download:main", "download COCO 2017, or the missing parts of it"),
     "verify": ("verify:main", "find data problems; write cleaned copies"),
     "stats": ("stats:main", "count classes and sizes, and boxes per FPN level"),
-    "convert": ("convert:main", "convert VOC, YOLO or incomplete COCO to COCO"),
+    "convert": ("convert:main", "convert VOC, YOLO, LabelMe and other formats to COCO"),
     "subset": ("split_merge:subset", "choose some images, keeping class proportions"),
     "split": ("split_merge:split", "split into training and validation data"),
-    "merge": ("split_merge:merge", "merge annotation files into one"),
+    "merge": ("split_merge:merge", "merge annotation files or data sets into one"),
     "browse": ("browse:main", "view boxes on images, or the network's input"),
 }
 
