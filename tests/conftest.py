@@ -14,7 +14,7 @@ pytest_plugins = ["tests.helpers.made_runs"]
 
 _DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
 for _number, _default in _DEFAULTS.items():
-    if signal.getsignal(_number) == signal.SIG_IGN:  # `nohup` or `&`; the tests' children inherit it
+    if signal.getsignal(_number) == signal.SIG_IGN:  # below `nohup`, or with `&`
         signal.signal(_number, _default)
 
 

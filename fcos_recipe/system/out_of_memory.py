@@ -6,8 +6,6 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import psutil
-
 from fcos_recipe.console import amount
 from fcos_recipe.errors import RunFailure
 from fcos_recipe.system.device import card_index
@@ -79,6 +77,8 @@ def _which(worker: re.Match) -> str:
 
 
 def _host_advice(readers: str) -> str:
+    import psutil  # COCO is downloaded with plain Python
+
     memory = psutil.virtual_memory()
     now = f"{amount(memory.available)} of {amount(memory.total)} of host memory are free now"
     most = resource.getrlimit(resource.RLIMIT_AS)[0]
