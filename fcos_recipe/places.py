@@ -1,8 +1,9 @@
-"""Where the project's own files are, in a checkout and installed from a wheel.
+"""Where the project's own files are, in a checkout and installed from a wheel; how paths are shown.
 
 Commands write below the working directory, never into an installed package.
 """
 
+import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -14,3 +15,9 @@ CONFIGS = FILES / "configs"
 RESULTS = CONFIGS / "results.yml"  #: published figures, not a config
 TOOLS = FILES / "tools"
 DATA = (ROOT if CHECKOUT else Path()) / "datasets"  #: where data sets are downloaded
+
+
+def display(path: str | os.PathLike) -> str:
+    """Show a path relative to the working directory if it lies below it, else absolute."""
+    path = Path(os.path.abspath(path))
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

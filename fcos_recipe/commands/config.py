@@ -18,14 +18,14 @@ from fcos_recipe.commands.options import (
 )
 from fcos_recipe.config import reference
 from fcos_recipe.config.effects import differences
-from fcos_recipe.config.find import display, find_config, project_configs
+from fcos_recipe.config.find import find_config, project_configs
 from fcos_recipe.config.load import Config, load_config
 from fcos_recipe.config.resolved import resolved
 from fcos_recipe.console import plural
 from fcos_recipe.datasets.formats import FORMATS, TABLE
 from fcos_recipe.errors import UserError, UserErrors, one_line, printable
 from fcos_recipe.files.reading import read_text
-from fcos_recipe.places import CONFIGS, FILES
+from fcos_recipe.places import CONFIGS, FILES, display
 
 DESCRIPTION = """\
 examples:

@@ -14,6 +14,7 @@ from fcos_recipe.datasets.formats import FORMATS
 from fcos_recipe.errors import UserError, one_line, tell
 from fcos_recipe.files.atomic import write_named
 from fcos_recipe.files.reading import given_path
+from fcos_recipe.places import display
 from fcos_recipe.plugins import allow
 
 
@@ -92,9 +93,6 @@ def _refuse_blocked(option: str, path: Path, kind: str) -> None:
     Raises:
         UserError: names the option and what is in the way.
     """
-    # not needed by the downloads, see files/reading.py
-    from fcos_recipe.config.find import display
-
     above = next((p for p in path.absolute().parents if p.exists()), path.absolute())
     if above != path.absolute() and not above.is_dir():
         raise UserError(

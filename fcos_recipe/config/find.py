@@ -1,4 +1,4 @@
-"""Find the file of a config by path or name, and show paths to the user."""
+"""Find the file of a config by path or name."""
 
 import contextlib
 import os
@@ -7,13 +7,7 @@ from pathlib import Path
 from fcos_recipe.config import eval_sets
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import given_path, read_json
-from fcos_recipe.places import CHECKOUT, CONFIGS, FILES, RESULTS
-
-
-def display(path: str | os.PathLike) -> str:
-    """Show a path relative to the working directory if it lies below it, else absolute."""
-    path = Path(os.path.abspath(path))
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+from fcos_recipe.places import CHECKOUT, CONFIGS, FILES, RESULTS, display
 
 
 def project_configs() -> list[Path]:

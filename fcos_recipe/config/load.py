@@ -18,11 +18,11 @@ import yaml
 from fcos_recipe.config import eval_sets, user_code
 from fcos_recipe.config.agreement import disagreements, not_supported
 from fcos_recipe.config.check import SCHEDULERS, check, nearest
-from fcos_recipe.config.find import display, find_config, find_data, recorded_name
+from fcos_recipe.config.find import find_config, find_data, recorded_name
 from fcos_recipe.config.schema import ONLY_OURS, RECIPE, UNSET, components, use
 from fcos_recipe.errors import UserError, UserErrors, one_line
 from fcos_recipe.files.reading import given_path, read_text
-from fcos_recipe.places import CONFIGS
+from fcos_recipe.places import CONFIGS, display
 from fcos_recipe.plugins import Plugin
 
 COMMAND_LINE = "command line"

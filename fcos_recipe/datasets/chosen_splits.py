@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fcos_recipe.config.find import display
 from fcos_recipe.data.index import open_index
 from fcos_recipe.datasets.convert.coco_repair import from_coco, needs_repair
 from fcos_recipe.datasets.convert.layouts import Options, Result, convert, refuse_bad, several
@@ -15,6 +14,7 @@ from fcos_recipe.datasets.find_images import remember, resolve
 from fcos_recipe.datasets.recognise import Layout, recognise
 from fcos_recipe.datasets.split_merge.annotations import write
 from fcos_recipe.errors import UserError, printable
+from fcos_recipe.places import display
 
 
 @dataclass(kw_only=True)

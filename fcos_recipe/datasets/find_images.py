@@ -18,10 +18,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 
-from fcos_recipe.config.find import display
 from fcos_recipe.data import coco_json
 from fcos_recipe.data.image_files import ENDINGS, files_below, is_image
 from fcos_recipe.errors import UserError
+from fcos_recipe.places import display
 
 LOOK_AT = 20  # names that are looked up to recognise the image folder
 SPLITS = {

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from fcos_recipe.config.find import display
 from fcos_recipe.config.load import Config
 from fcos_recipe.data.targets import Assignment, Gt2FCOSTarget, assign
 from fcos_recipe.data.transforms import UsualChain, named
 from fcos_recipe.errors import UserError
+from fcos_recipe.places import display
 
 ROWS = 1_000_000  # candidate locations of a level that are processed together: 100 MB
 SIZES = ("small", "medium", "large")  # of boxes, COCO's

@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from fcos_recipe.config.find import display
 from fcos_recipe.config.load import Config, data_paths, load_config
 from fcos_recipe.data.index import Index, open_index
 from fcos_recipe.datasets.convert.layouts import Options, convert, several
@@ -21,7 +20,7 @@ from fcos_recipe.datasets.recognise import is_coco_file, recognise
 from fcos_recipe.datasets.split_merge.annotations import Annotations
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.atomic import replace_file
-from fcos_recipe.places import CONFIGS
+from fcos_recipe.places import CONFIGS, display
 
 RULES = CONFIGS / "fcos" / "fcos_r50_fpn_1x_coco.yml"  # the default config
 SPLITS = {"train": "TrainDataset", "val": "EvalDataset"}

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from fcos_recipe.config import scaling
-from fcos_recipe.config.find import display
 from fcos_recipe.config.load import Config, load_config, yaml_text
 from fcos_recipe.data.transforms import named
 from fcos_recipe.datasets.chosen_splits import ChosenSplit, DataRequest, Sources, open_split
@@ -24,7 +23,7 @@ from fcos_recipe.datasets.verify.findings import by
 from fcos_recipe.errors import UserError, UserErrors, path_reason
 from fcos_recipe.files.atomic import draft
 from fcos_recipe.files.reading import given_path
-from fcos_recipe.places import CHECKOUT, CONFIGS, FILES, ROOT
+from fcos_recipe.places import CHECKOUT, CONFIGS, FILES, ROOT, display
 
 FINE_TUNING = 500  # fewest steps of `base_batch` images when starting from a detector's weights
 SCRATCH = 3  # factor for steps and epochs from scratch: He et al. 2019, arXiv 1811.08883

@@ -8,7 +8,6 @@ import numpy as np
 
 from fcos_recipe.config.effects import differences
 from fcos_recipe.config.eval_sets import KEY, MAIN
-from fcos_recipe.config.find import display
 from fcos_recipe.config.load import Config, load_config
 from fcos_recipe.console import log
 from fcos_recipe.datasets.fpn_levels import SIZES
@@ -16,6 +15,7 @@ from fcos_recipe.datasets.locate import Source
 from fcos_recipe.datasets.look.stats import statistics
 from fcos_recipe.errors import without_secrets
 from fcos_recipe.files.atomic import replace_file
+from fcos_recipe.places import display
 
 FACTS = "facts.json"
 

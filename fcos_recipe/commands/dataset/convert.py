@@ -13,13 +13,13 @@ from fcos_recipe.commands.dataset.shared import (
     tell_content,
 )
 from fcos_recipe.commands.options import add_json, parser
-from fcos_recipe.config.find import display
 from fcos_recipe.datasets.convert.layouts import convert, refuse_bad
 from fcos_recipe.datasets.find_images import remember, split_of
 from fcos_recipe.datasets.formats import TABLE
 from fcos_recipe.datasets.recognise import recognise
 from fcos_recipe.datasets.split_merge.annotations import refuse_overwriting, write
 from fcos_recipe.errors import UserError, one_line
+from fcos_recipe.places import display
 
 _HELP = """\
 examples:

@@ -8,11 +8,11 @@ from typing import Any
 from fcos_recipe import exit_codes
 from fcos_recipe.commands.dataset.shared import add_source, find_sources
 from fcos_recipe.commands.options import add_json, parser, write
-from fcos_recipe.config.find import display
 from fcos_recipe.datasets.fpn_levels import SIZES, WHY, Rules
 from fcos_recipe.datasets.look.stats import statistics
 from fcos_recipe.errors import UserError, one_line, path_reason
 from fcos_recipe.files.atomic import replace_file
+from fcos_recipe.places import display
 
 _HELP = """\
 examples:

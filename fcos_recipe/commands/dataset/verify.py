@@ -9,11 +9,11 @@ from typing import Any
 from fcos_recipe import api, exit_codes
 from fcos_recipe.commands.dataset.shared import add_source
 from fcos_recipe.commands.options import add_json, parser, write
-from fcos_recipe.config.find import display
 from fcos_recipe.console import plural
 from fcos_recipe.datasets.account import table_lines
 from fcos_recipe.datasets.verify.findings import KINDS
 from fcos_recipe.errors import UserError, one_line, path_reason
+from fcos_recipe.places import display
 
 CHANGES = 200  # listed on the console per copy
 _HELP = """\

@@ -13,7 +13,6 @@ import msgspec
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fcos_recipe.config.find import display
 from fcos_recipe.config.load import Config
 from fcos_recipe.console import say
 from fcos_recipe.data.coco_json import MOST_BYTES, Detection, is_id, number
@@ -35,6 +34,7 @@ from fcos_recipe.datasets.look.stats import size_class
 from fcos_recipe.drawing import draw, outline, pen_sizes, readable, tag
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import read_bytes
+from fcos_recipe.places import display
 
 ENDINGS = (".html", ".png", ".jpg", ".jpeg")
 # Okabe and Ito's palette for colour-blind readers; the discs also grow with the level

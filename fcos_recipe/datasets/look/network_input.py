@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from fcos_recipe.compat import workspace
-from fcos_recipe.config.find import display
 from fcos_recipe.config.load import Config
 from fcos_recipe.data.dataset import COCODataSet
 from fcos_recipe.data.reader import Pipeline, TrainReader
@@ -22,6 +21,7 @@ from fcos_recipe.data.transforms import named
 from fcos_recipe.datasets.fpn_levels import positives, reasons
 from fcos_recipe.datasets.locate import Source
 from fcos_recipe.errors import UserError
+from fcos_recipe.places import display
 
 FIELDS = ["image", "gt_bbox", "gt_class", "is_crowd"]
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from fcos_recipe.config.find import display
 from fcos_recipe.config.load import Config, data_paths
 from fcos_recipe.data.images import BadImage
 from fcos_recipe.data.transforms import UsualChain, others_needed, transformed
@@ -30,6 +29,7 @@ from fcos_recipe.datasets.verify.findings import KINDS, Findings
 from fcos_recipe.datasets.verify.images import ImageCheck
 from fcos_recipe.errors import UserError
 from fcos_recipe.files.reading import read_text
+from fcos_recipe.places import display
 from fcos_recipe.plugins import fault
 
 
