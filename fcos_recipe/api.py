@@ -430,6 +430,7 @@ def export(
     nms: bool = True,
     opset: int = 16,
     int8: Source | None = None,
+    fp16: bool = False,
     config: Source | Config | None = None,
     device: str | None = None,
     log_to: Log = None,
@@ -438,13 +439,16 @@ def export(
 
     Args:
         weights, config, device, log_to: see `predict`.
-        output: gets the folder CONFIG_NAME-FORMAT, "-raw" added without NMS, "-int8" with int8.
+        output: gets the folder CONFIG_NAME-FORMAT, "-raw" added without NMS, "-int8" or
+            "-fp16" with these.
         format: paddle, or onnx.
         nms: include non-maximum suppression; without it the export gives all candidates.
         opset: version of ONNX's operators, 13 to 19; for onnx.
         int8: folder, glob or list (.txt) of images like those to predict on: convolutions become
             int8, with the ranges of values that these images have; for onnx. The check is that of
             `predict.int8.compare`, since detections change.
+        fp16: convolutions and the layers around them calculate in float16, for cards; for onnx. The
+            check is that of int8, on the CPU. Its speed on a card is not verified on hardware.
 
     Raises:
         UserError: weights or config are wrong, or no converter to ONNX is installed.
@@ -452,14 +456,17 @@ def export(
     """
     if format not in ("paddle", "onnx"):
         raise UserError(f"format: {format!r} is unknown; choose paddle or onnx")
+    from fcos_recipe.predict import fp16 as halving
     from fcos_recipe.predict.int8 import calibration_files, quantiser
     from fcos_recipe.predict.onnx_graph import OPSETS, converter
     from fcos_recipe.predict.predictor import config_of
 
     if opset not in OPSETS:
         raise UserError(f"opset: {opset} cannot be written; choose {OPSETS[0]} to {OPSETS[-1]}")
-    if int8 is not None and format != "onnx":
-        raise UserError(f"int8: exports of format onnx can have it, not {format}")
+    if (int8 is not None or fp16) and format != "onnx":
+        raise UserError(f"int8, fp16: exports of format onnx can have them, not {format}")
+    if int8 is not None and fp16:
+        raise UserError("int8 and fp16: choose one of them")
     calibration = None
     if format == "onnx":
         with same_environment():
@@ -467,6 +474,8 @@ def export(
         if int8 is not None:
             quantiser()
             calibration = calibration_files(str(int8))
+        if fp16:
+            halving.converter()
     known = config_of(str(weights), config)
     advice = "the export's check does not fit; end other processes on the card, or -o device=cpu"
     with _work(known, device, log_to) as found:
@@ -478,9 +487,9 @@ def export(
             with out_of_memory.explained(found, advice):
                 predictor = Predictor(weights, known, found)
                 name = f"{predictor.config.name}-{format}{'' if nms else '-raw'}"
-                name += "-int8" if calibration else ""
+                name += "-int8" if calibration else "-fp16" if fp16 else ""
                 folder = Path(output) / name
-                check = exporting.export(predictor, folder, format, nms, opset, calibration)
+                check = exporting.export(predictor, folder, format, nms, opset, calibration, fp16)
         except OSError as error:
             if error.errno is None:  # Paddle's error about a card, not about a file
                 raise

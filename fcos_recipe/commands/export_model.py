@@ -20,9 +20,10 @@ It gives class, score, x1, y1, x2, y2 in pixels of the original image: paddle `b
 Before it is kept it must find what the trained model finds: on 8 images of different shapes, on a
 batch of two, on blank images before, between and after them, alone and within a batch, and on an
 image that ends without padding at sides of any length.
-With --int8 detections change. There the confident ones of both models are compared, those with at
-least half of the highest score: {share:.0%} may be without one of the same class in the other with
-an IoU of {overlap} or more and a score within {score}. Measure what it costs with `fcos eval`.
+With --int8 or --fp16 detections change. There the confident ones of both models are compared, those
+with at least half of the highest score: {share:.0%} may be without one of the same class in the
+other with an IoU of {overlap} or more and a score within {score}. Measure what it costs with
+`fcos eval`.
 An export that differs stays as NAME.rejected, and an earlier export stays as it is.
 examples:
   python tools/export_model.py -c configs/fcos/fcos_r18_fpn_demo.yml \\
@@ -46,6 +47,9 @@ def main(argv: list[str]) -> int:
     add("--int8", metavar="IMAGES",
         help="int8 convolutions, for onnx; the ranges of their values are measured on images, at "
         f"most {MOST} of this folder, glob or list (.txt)")  # fmt: skip
+    add("--fp16", action="store_true",
+        help="float16 layers, for onnx on cards; speed and result there are not verified on "
+        "hardware")  # fmt: skip
     add("--output", "--output_dir", type=Path, default="output/export", metavar="DIR",
         help="gets the folder CONFIG_NAME-FORMAT; one of another model is renamed to "
         "CONFIG_NAME-FORMAT.1 and so on (default: %(default)s)")  # fmt: skip
@@ -55,13 +59,16 @@ def main(argv: list[str]) -> int:
         parser.error("--opset belongs to --format onnx")
     if args.int8 is not None and args.format != "onnx":
         parser.error("--int8 belongs to --format onnx")
+    if args.fp16 and args.format != "onnx":
+        parser.error("--fp16 belongs to --format onnx")
     config, weights = config_and_weights(args)
     to_console(0)
     done = api.export(
         weights, args.output, format=args.format, nms=not args.no_nms, config=config,
         opset=OPSET if args.opset is None else args.opset, int8=args.int8,
+        fp16=args.fp16,
     )  # fmt: skip
-    only = "that only one model has" if args.int8 else "exempt at a limit"
+    only = "that only one model has" if args.int8 or args.fp16 else "exempt at a limit"
     print(
         f"checked on {plural(done.images, 'image')}, {done.empty} without detections: "
         f"{plural(done.detections, 'detection')}, scores within {done.score:.1e}, boxes within "

@@ -24,6 +24,7 @@ def export(
     nms: bool = True,
     opset: int = OPSET,
     calibration: list[Path] | None = None,
+    fp16: bool = False,
 ):
     """Export a predictor's model into a folder, if it proves equal.
 
@@ -35,6 +36,7 @@ def export(
         nms: whether NMS is inside.
         opset: version of ONNX's operators.
         calibration: images for int8 convolutions, see `int8.quantise`; for onnx.
+        fp16: see `fp16.halve`; for onnx.
 
     Returns:
         the gate's `Agreement`.
@@ -45,6 +47,7 @@ def export(
             transform of the user's, or a calibration image cannot be read.
     """
     from fcos_recipe.predict import int8, parity
+    from fcos_recipe.predict.fp16 import halve
     from fcos_recipe.predict.predictor import Predictor
 
     if users := getattr(predictor.chain, "users", ()):
@@ -54,6 +57,8 @@ def export(
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     facts = _facts(predictor, kind, nms)
+    if fp16:
+        facts["precision"] = "fp16"
     if calibration:
         facts |= {"precision": "int8", "calibration_images": len(calibration)}
     stride = predictor.chain.pad_to_stride or 1
@@ -63,6 +68,8 @@ def export(
             convert(part, facts, opset)
         if calibration:
             int8.quantise(part / "model.onnx", predictor, calibration)
+        if fp16:
+            halve(part / "model.onnx")
         facts["files"] = {path.name: digest(path, "sha256") for path in part.iterdir()}
         _write_facts(part, facts)
         batches = _batches(predictor, stride, calibration or [])
@@ -70,7 +77,7 @@ def export(
             lambda batch: predictor.run(_padded(batch, stride)),
             Predictor(part, device=predictor.device).run,
         )
-        if calibration:
+        if calibration or fp16:
             verdict = int8.compare(model, engine, batches)
         else:
             verdict = parity.compare(model, engine, batches, facts["limits"])

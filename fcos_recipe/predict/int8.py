@@ -10,6 +10,7 @@ from fcos_recipe.compat import quietly
 from fcos_recipe.errors import UserError
 from fcos_recipe.predict.backends import by_image
 from fcos_recipe.predict.inputs import find_inputs, is_video
+from fcos_recipe.predict.onnx_graph import fold_constants
 from fcos_recipe.predict.parity import Agreement
 from fcos_recipe.predict.results import iou
 
@@ -67,7 +68,7 @@ def quantise(file: Path, predictor, images: list[Path]) -> None:
     module = quantiser()
 
     model = onnx.load(str(file))
-    _fold_constants(model.graph)
+    fold_constants(model.graph)
     batches = _batches(predictor, images, [value.name for value in model.graph.input])
     reader = SimpleNamespace(get_next=lambda: next(batches, None))
     with quietly(native=True):
@@ -89,29 +90,8 @@ def _batches(predictor, images: list[Path], names: list[str]) -> Iterator[dict[s
         yield {name: batch[name] for name in names}
 
 
-def _fold_constants(graph) -> None:
-    """Make constants initializers and leave out Identity nodes.
-
-    Weights that reach a convolution through other nodes would be stored in float32.
-    """
-    outputs = {value.name for value in graph.output}
-    source: dict[str, str] = {}
-    kept = []
-    for node in graph.node:  # in the order of calculation
-        node.input[:] = [source.get(name, name) for name in node.input]
-        if node.op_type == "Identity" and node.output[0] not in outputs:
-            source[node.output[0]] = node.input[0]
-        elif node.op_type == "Constant" and node.attribute[0].name == "value":
-            graph.initializer.add().CopyFrom(node.attribute[0].t)
-            graph.initializer[-1].name = node.output[0]
-        else:
-            kept.append(type(node).FromString(node.SerializeToString()))
-    del graph.node[:]
-    graph.node.extend(kept)
-
-
 def compare(reference, other, batches: list[dict[str, np.ndarray]]) -> Agreement:
-    """Whether a quantised model finds nearly what the trained one finds.
+    """Whether a model of int8 or float16 finds nearly what the trained one finds.
 
     Compared are the confident detections of both, those with at least half of the trained model's
     highest score. One that the other model does not have, with `OVERLAP` and `SCORE`, is counted as

@@ -194,3 +194,24 @@ def _add_nms(model, facts: dict) -> None:
         helper.make_tensor_value_info("bbox", TensorProto.FLOAT, ["N", "keep", 6]),
         helper.make_tensor_value_info("bbox_num", TensorProto.INT32, ["N"]),
     ])  # fmt: skip
+
+
+def fold_constants(graph) -> None:
+    """Make constants initializers and leave out Identity nodes.
+
+    Weights that reach a convolution through other nodes would not be stored with fewer bits.
+    """
+    outputs = {value.name for value in graph.output}
+    source: dict[str, str] = {}
+    kept = []
+    for node in graph.node:  # in the order of calculation
+        node.input[:] = [source.get(name, name) for name in node.input]
+        if node.op_type == "Identity" and node.output[0] not in outputs:
+            source[node.output[0]] = node.input[0]
+        elif node.op_type == "Constant" and node.attribute[0].name == "value":
+            graph.initializer.add().CopyFrom(node.attribute[0].t)
+            graph.initializer[-1].name = node.output[0]
+        else:
+            kept.append(type(node).FromString(node.SerializeToString()))
+    del graph.node[:]
+    graph.node.extend(kept)

@@ -94,6 +94,41 @@ def test_an_int8_export_is_small_and_near_and_runs_alone(trained, data, tmp_path
     np.testing.assert_allclose(scores, wanted.scores, atol=1e-4)
 
 
+@pytest.mark.matrix
+@pytest.mark.slow
+def test_an_fp16_export_is_half_as_large_and_near(trained, data, tmp_path, capfd):
+    for name in ("paddle2onnx", "onnx", "onnxruntime.transformers.float16"):
+        pytest.importorskip(name)
+    import onnx
+
+    from fcos_recipe.predict import Predictor
+
+    argv = ["--weights", str(trained[0]), "--output", str(tmp_path), "--format", "onnx", "--fp16"]
+    assert run("export_model", argv) == 0
+    assert capfd.readouterr().err == ""
+    (file,) = tmp_path.glob("*-onnx-fp16/model.onnx")
+    assert json.loads((file.parent / "fcos_export.json").read_text())["precision"] == "fp16"
+    graph = onnx.load(file).graph
+    half = onnx.TensorProto.FLOAT16
+    assert all(x.type.tensor_type.elem_type != half for x in [*graph.input, *graph.output])
+    stored = {value.name: value.data_type for value in graph.initializer}
+    weights = [stored.get(node.input[1]) for node in graph.node if node.op_type == "Conv"]
+    assert weights.count(half) >= len(weights) - 2
+    assert file.stat().st_size < 0.6 * 4 * sum(
+        int(np.prod(p.shape))
+        for p in Predictor(trained[0], device="cpu").backend.model.parameters()
+    )
+    photos = sorted((data / "val").iterdir())[:3]
+    whole, halved = (Predictor(x, device="cpu")(photos) for x in (trained[0], file))
+    for one, other in zip(whole, halved, strict=True):
+        np.testing.assert_allclose(one.scores[:20], other.scores[:20], atol=0.01)
+    with pytest.raises(SystemExit):
+        run("export_model", [*argv[:4], "--fp16"])
+    assert "--fp16 belongs to --format onnx" in capfd.readouterr().err
+    assert run("export_model", [*argv, "--int8", str(data / "train")]) == 2
+    assert "choose one" in capfd.readouterr().err
+
+
 def test_what_cannot_be_quantised_is_said_in_one_line(trained, tmp_path, capsys, monkeypatch):
     pytest.importorskip("paddle2onnx")
     (tmp_path / "empty").mkdir()
