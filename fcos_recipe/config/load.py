@@ -184,7 +184,7 @@ class Config:
                 named = [(name, given_path(section))] if section and local else []
             for key, path in named:
                 endings = ("", ".pdparams", ".safetensors")
-                if not any(path.with_name(path.name + end).exists() for end in endings):
+                if not any(Path(f"{path}{end}").exists() for end in endings):
                     remedy = f"set {name}.dataset_dir to the folder of your data"
                     if "$" in str(path):
                         remedy = "variables have no values in YAML; write the path itself"
