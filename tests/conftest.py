@@ -105,7 +105,7 @@ EvalReader:
     return path
 
 
-def run_tool(name: str, *argv, cwd=None, env=None, timeout=300, launch: int = 0):
+def run_tool(name: str, *argv, cwd=None, env=None, timeout=560, launch: int = 0):
     """Run tools/NAME.py in a separate process; with `launch` > 0 as that many ranks."""
     command = [sys.executable]
     if launch:
