@@ -149,7 +149,7 @@ def _report(
         print(f"\n{name}:\n{printable(table(one, args.classwise))}")
         _show_costs(one)
     if output:
-        refuse_incomplete(folder, not_written(missing), "make room and evaluate again")
+        refuse_incomplete(folder, not_written(missing), "mend that and evaluate again")
         print(f"figures: {output}")
 
 
