@@ -104,7 +104,8 @@ def main(argv: list[str]) -> int:
     if args.command == "diff":
         both = [path for path in (args.a, args.b, *(args.named or [])) if path]
         if len(both) != 2:
-            raise UserError(f"diff: name two configs, as in diff A B; here are {len(both)}")
+            given = ", ".join(map(str, both)) or "none"
+            raise UserError(f"diff: name two configs, as in diff A B; given: {given}")
         return _diff(*(load_config(path, args.opt, args.strict) for path in both))
     return _validate(args)
 

@@ -43,7 +43,7 @@ def test_diff_names_each_key_with_both_values(root, capsys):
     assert run("config", ["diff", "-c", str(root / IOU), str(root / IOU)]) == 0
     assert capsys.readouterr().out == ""
     assert run("config", ["diff", str(root / IOU)]) == 2
-    assert "diff: name two configs, as in diff A B; here are 1" in capsys.readouterr().err
+    assert "diff: name two configs, as in diff A B; given: " in capsys.readouterr().err
 
 
 def test_validate_checks_all_and_tells_all(root, tmp_path, capsys):

@@ -235,7 +235,7 @@ def test_killed_at_its_end_a_run_is_completed(finished, tiny, tmp_path, monkeypa
         assert files(cut) == files(finished) == files(whole), name
         assert_same_run(finished, cut)
     # and then it is complete: another resume evaluates nothing
-    monkeypatch.setattr(trainer, "evaluate", None)
+    monkeypatch.setattr(trainer, "evaluate_sets", None)
     assert train(tiny, cut, "--resume", "auto", *options) == 0
 
 
