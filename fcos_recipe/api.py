@@ -446,7 +446,7 @@ def export(
         opset: version of ONNX's operators, 13 to 19; for onnx.
         int8: folder, glob or list (.txt) of images like those to predict on: convolutions become
             int8, with the ranges of values that these images have; for onnx. The check is that of
-            `predict.int8.compare`, since detections change.
+            `predict.parity.compare_nearly`, since detections change.
         fp16: convolutions and the layers around them calculate in float16, for cards; for onnx. The
             check is that of int8, on the CPU. Its speed on a card is not verified on hardware.
 

@@ -7,8 +7,9 @@ from fcos_recipe.commands import options
 from fcos_recipe.commands.elsewhere import add_refusals
 from fcos_recipe.commands.infer import add_weights, config_and_weights
 from fcos_recipe.console import plural, to_console
-from fcos_recipe.predict.int8 import MOST, OVERLAP, SCORE, SHARE
+from fcos_recipe.predict.int8 import MOST
 from fcos_recipe.predict.onnx_graph import OPSET, OPSETS
+from fcos_recipe.predict.parity import NEAR_OVERLAP, NEAR_SCORE, NEAR_SHARE
 
 _EXAMPLE = """\
 The model takes uint8 images of any size and number, zero outside each image (`image`
@@ -36,7 +37,7 @@ _CODES = {exit_codes.FAILED: "the check failed"}
 def main(argv: list[str]) -> int:
     """Export a model and check it."""
     text = "Export weights for inference, and check the export."
-    example = _EXAMPLE.format(share=SHARE, overlap=OVERLAP, score=SCORE)
+    example = _EXAMPLE.format(share=NEAR_SHARE, overlap=NEAR_OVERLAP, score=NEAR_SCORE)
     parser = options.parser("export_model", text, example, _CODES)
     add_weights(parser)
     add = parser.add_argument

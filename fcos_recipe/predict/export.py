@@ -78,7 +78,7 @@ def export(
             Predictor(part, device=predictor.device).run,
         )
         if calibration or fp16:
-            verdict = int8.compare(model, engine, batches)
+            verdict = parity.compare_nearly(model, engine, batches)
         else:
             verdict = parity.compare(model, engine, batches, facts["limits"])
         _write_facts(part, {**facts, "check": verdict.as_json()})

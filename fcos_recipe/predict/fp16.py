@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from fcos_recipe.compat import quietly
-from fcos_recipe.errors import UserError
-from fcos_recipe.predict.onnx_graph import fold_constants
+from fcos_recipe.predict.onnx_graph import fold_constants, tool
 
 #: Operators with nearly all of the arithmetic. All others stay in float32: coordinates of a large
 #: image have steps of a whole pixel in float16.
@@ -15,15 +14,9 @@ def converter():
     """The module onnxruntime.transformers.float16.
 
     Raises:
-        UserError: it is missing.
+        UserError: it, or what it imports, is missing.
     """
-    try:
-        import onnxruntime.transformers.float16 as module
-    except ImportError as error:
-        raise UserError(
-            f"--fp16: {error.name} is missing; run: pip install --no-deps onnxruntime"
-        ) from None
-    return module
+    return tool("--fp16", "onnxruntime.transformers.float16", "onnxruntime")
 
 
 def halve(file: Path) -> None:

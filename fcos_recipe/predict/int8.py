@@ -1,4 +1,4 @@
-"""ONNX models with int8 convolutions: ONNX Runtime's static quantisation, and the check of it."""
+"""ONNX models with int8 convolutions: ONNX Runtime's static quantisation."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,16 +8,10 @@ import numpy as np
 
 from fcos_recipe.compat import quietly
 from fcos_recipe.errors import UserError
-from fcos_recipe.predict.backends import by_image
 from fcos_recipe.predict.inputs import find_inputs, is_video
-from fcos_recipe.predict.onnx_graph import fold_constants
-from fcos_recipe.predict.parity import Agreement
-from fcos_recipe.predict.results import iou
+from fcos_recipe.predict.onnx_graph import fold_constants, tool
 
 MOST = 100  #: calibration images that are used; more are thinned out evenly
-#: Least IoU and largest difference of scores at which two detections are the same, and the largest
-#: share of confident detections that only one of the two models may have.
-OVERLAP, SCORE, SHARE = 0.5, 0.1, 0.1
 
 
 def quantiser():
@@ -26,13 +20,7 @@ def quantiser():
     Raises:
         UserError: it, or what it imports, is missing.
     """
-    try:
-        import onnxruntime.quantization as module
-    except ImportError as error:
-        raise UserError(
-            f"--int8: {error.name} is missing; run: pip install --no-deps onnxruntime ml_dtypes"
-        ) from None
-    return module
+    return tool("--int8", "onnxruntime.quantization", "onnxruntime ml_dtypes")
 
 
 def calibration_files(images: str) -> list[Path]:
@@ -88,44 +76,3 @@ def _batches(predictor, images: list[Path], names: list[str]) -> Iterator[dict[s
         except BadImage as error:
             raise UserError(f"--int8: {error}; remove it from the calibration images") from None
         yield {name: batch[name] for name in names}
-
-
-def compare(reference, other, batches: list[dict[str, np.ndarray]]) -> Agreement:
-    """Whether a model of int8 or float16 finds nearly what the trained one finds.
-
-    Compared are the confident detections of both, those with at least half of the trained model's
-    highest score. One that the other model does not have, with `OVERLAP` and `SCORE`, is counted as
-    `exempt`; if they are more than `SHARE` of all, they are the verdict's failures.
-
-    Args:
-        reference, other: `Predictor.run`.
-        batches: of the reader.
-    """
-    pairs = [
-        pair for batch in batches
-        for pair in zip(*(by_image(*run(batch)) for run in (reference, other)), strict=True)
-    ]  # fmt: skip
-    verdict = Agreement(len(pairs), empty=sum(not len(wanted) for wanted, _ in pairs))
-    confident = max((float(rows[:, 1].max()) for rows, _ in pairs if len(rows)), default=0) / 2
-    lost = []
-    for number, (wanted, found) in enumerate(pairs):
-        for name, rows, others in (("the export", wanted, found), ("the model", found, wanted)):
-            for row in rows[rows[:, 1] >= confident]:
-                verdict.detections += 1
-                same = others[others[:, 0] == row[0]]
-                same = same[iou(row[2:], same[:, 2:]) >= OVERLAP]
-                scores = np.abs(same[:, 1] - row[1])
-                if not len(same) or scores.min() > SCORE:
-                    lost.append(
-                        f"image {number}: class {row[0]:.0f} at {row[2:].round(1).tolist()}, score "
-                        f"{row[1]:.3f}: not in {name}"
-                    )
-                    continue
-                pixels = np.abs(same[scores.argmin(), 2:] - row[2:]).max()
-                verdict.score = max(verdict.score, float(scores.min()))
-                verdict.pixels = max(verdict.pixels, float(pixels))
-    if len(lost) > SHARE * verdict.detections:
-        verdict.failures = lost
-    else:
-        verdict.exempt = len(lost)
-    return verdict

@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import sys
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -12,6 +13,20 @@ from fcos_recipe.errors import UserError
 
 OPSET = 16
 OPSETS = range(13, 20)  #: that the converter and `_add_nms` can write
+
+
+def tool(option: str, name: str, packages: str):
+    """Import a module that an option needs.
+
+    Raises:
+        UserError: it, or what it imports, is missing; pip installs `packages`.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"{option}: {error.name} is missing; run: pip install --no-deps {packages}"
+        ) from None
 
 
 def converter():

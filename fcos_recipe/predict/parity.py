@@ -9,6 +9,9 @@ from fcos_recipe.predict.results import iou
 
 SCORE, PIXELS = 1e-4, 0.05  #: largest differences of a score and of a box's corner
 TIES = 100  #: one in so many detections may be a tie that NMS decided the other way
+#: Least IoU and largest difference of scores at which two detections are nearly the same, and the
+#: largest share of confident detections that only one of the two models may have.
+NEAR_OVERLAP, NEAR_SCORE, NEAR_SHARE = 0.5, 0.1, 0.1
 
 
 @dataclass
@@ -64,6 +67,47 @@ def compare(reference, other, batches: list[dict[str, np.ndarray]], limits: dict
         verdict.failures += ties
     else:
         verdict.exempt += 2 * len(ties)
+    return verdict
+
+
+def compare_nearly(reference, other, batches: list[dict[str, np.ndarray]]) -> Agreement:
+    """Whether a model of int8 or float16 finds nearly what the trained one finds.
+
+    Compared are the confident detections of both, those with at least half of the trained model's
+    highest score. One that the other model does not have, with `NEAR_OVERLAP` and `NEAR_SCORE`, is
+    counted as `exempt`; if they are more than `NEAR_SHARE` of all, they are the verdict's failures.
+
+    Args:
+        reference, other: `Predictor.run`.
+        batches: of the reader.
+    """
+    pairs = [
+        pair for batch in batches
+        for pair in zip(*(by_image(*run(batch)) for run in (reference, other)), strict=True)
+    ]  # fmt: skip
+    verdict = Agreement(len(pairs), empty=sum(not len(wanted) for wanted, _ in pairs))
+    confident = max((float(rows[:, 1].max()) for rows, _ in pairs if len(rows)), default=0) / 2
+    lost = []
+    for number, (wanted, found) in enumerate(pairs):
+        for name, rows, others in (("the export", wanted, found), ("the model", found, wanted)):
+            for row in rows[rows[:, 1] >= confident]:
+                verdict.detections += 1
+                same = others[others[:, 0] == row[0]]
+                same = same[iou(row[2:], same[:, 2:]) >= NEAR_OVERLAP]
+                scores = np.abs(same[:, 1] - row[1])
+                if not len(same) or scores.min() > NEAR_SCORE:
+                    lost.append(
+                        f"image {number}: class {row[0]:.0f} at {row[2:].round(1).tolist()}, score "
+                        f"{row[1]:.3f}: not in {name}"
+                    )
+                    continue
+                pixels = np.abs(same[scores.argmin(), 2:] - row[2:]).max()
+                verdict.score = max(verdict.score, float(scores.min()))
+                verdict.pixels = max(verdict.pixels, float(pixels))
+    if len(lost) > NEAR_SHARE * verdict.detections:
+        verdict.failures = lost
+    else:
+        verdict.exempt = len(lost)
     return verdict
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fcos_recipe.cli import run
-from fcos_recipe.predict import int8
+from fcos_recipe.predict import parity
 from tests.conftest import ROOT
 
 
@@ -39,9 +39,9 @@ MANY = [(k % 3, 0.9 - k / 100, 50 * k) for k in range(20)]
     ],
 )
 def test_gate_takes_what_is_near_and_refuses_the_rest(change, lost):
-    verdict = int8.compare(found(*MANY), found(*change(MANY)), [{}])
+    verdict = parity.compare_nearly(found(*MANY), found(*change(MANY)), [{}])
     assert verdict.passed == (lost is not None) and verdict.exempt == (lost or 0)
-    assert not int8.compare(found(), found(), [{}]).passed, "nothing to compare"
+    assert not parity.compare_nearly(found(), found(), [{}]).passed, "nothing to compare"
 
 
 @pytest.mark.matrix
