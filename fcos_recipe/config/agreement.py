@@ -91,9 +91,15 @@ def disagreements(tree) -> list[str]:
     return found
 
 
+def _has_plugins(tree) -> bool:
+    """Whether classes of the user's may stand in for those of this project."""
+    node = tree.value.get("plugins")
+    return bool(node and node.value)
+
+
 def _readers(tree) -> Iterator[str]:
     """Look for transforms without which a batch cannot be made, or is not one of images."""
-    own = bool(tree.value.get("plugins") and tree.value["plugins"].value)  # may do the same
+    own = _has_plugins(tree)  # may do the same
     for reader in ("TrainReader", "EvalReader", "TestReader"):
         lists = [_section(tree, reader).get(f"{kind}_transforms") for kind in ("sample", "batch")]
         sample, batch = ([n for x in node.value for n in x.value] if node else [] for node in lists)
@@ -112,7 +118,7 @@ def _readers(tree) -> Iterator[str]:
 
 def _datasets(tree) -> Iterator[str]:
     """PaddleDetection's data sets of other formats lack what this recipe reads."""
-    own = bool(tree.value.get("plugins") and tree.value["plugins"].value)
+    own = _has_plugins(tree)
     for section in ("TrainDataset", "EvalDataset"):
         values = _section(tree, section)
         name = values.get("name")
