@@ -291,9 +291,11 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(tiny, tmp_path
 def test_best_weights_that_were_not_saved_are_made_again(
     finished, tiny, tmp_path, monkeypatch, capfd, kept
 ):
-    """From the checkpoint of their epoch, the first; without it the next evaluation gives them."""
+    """From the checkpoint of their epoch; without it the next evaluation gives them."""
     run, write = tmp_path / "run", storage.save_weights
-    assert storage.ap_of(finished / trainer.BEST, 0) == records(finished)[6]["AP"]
+    judged = [record for record in records(finished) if "AP" in record]
+    best = max(judged, key=lambda record: record["AP"])  # which epoch it is depends on the machine
+    assert len(judged) > 1 and storage.ap_of(finished / trainer.BEST, 0) == best["AP"]
 
     def full(path, *rest, **more):
         if path.name == trainer.BEST:
@@ -305,7 +307,7 @@ def test_best_weights_that_were_not_saved_are_made_again(
         assert train(tiny, run, "--eval") == 1
         assert "best_model.pdparams: the disk is full" in capfd.readouterr().err
         if not kept:
-            (run / "checkpoints" / "0001").rename(run / "gone")
+            (run / "checkpoints" / f"{best['epoch']:04}").rename(run / "gone")
         assert train(tiny, run, "--eval", "--resume", "auto") == 1
         assert not (run / trainer.BEST).exists()
     for _ in range(2):
