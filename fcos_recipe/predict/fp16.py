@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from fcos_recipe.compat import quietly
+from fcos_recipe.files.atomic import replace_file
 from fcos_recipe.predict.onnx_graph import fold_constants, tool
 
 #: Operators with nearly all of the arithmetic. All others stay in float32: coordinates of a large
@@ -36,4 +37,4 @@ def halve(file: Path) -> None:
         model = converter().convert_float_to_float16(
             model, keep_io_types=True, op_block_list=sorted(others)
         )
-        onnx.save(model, str(file))
+    replace_file(file, model.SerializeToString())
