@@ -535,8 +535,9 @@ def verify(
     )
     missing: list[str] = []
     if data is None and not split:
-        for name in {*locate.SPLITS} - {source.name for source in found}:
-            missing += rules.missing_files(locate.SPLITS[name])
+        named = locate.splits(rules.data)
+        for name in named.keys() - {source.name for source in found}:
+            missing += rules.missing_files(named[name])
     try:
         report = check(
             found, rules if config is not None else None, read_images, data is not None,

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from fcos_recipe.config import eval_sets
 from fcos_recipe.config.load import Config, data_paths, load_config
 from fcos_recipe.data.index import Index, open_index
 from fcos_recipe.datasets.convert.layouts import Options, convert, several
@@ -23,7 +24,7 @@ from fcos_recipe.files.atomic import replace_file
 from fcos_recipe.places import CONFIGS, display
 
 RULES = CONFIGS / "fcos" / "fcos_r50_fpn_1x_coco.yml"  # the default config
-SPLITS = {"train": "TrainDataset", "val": "EvalDataset"}
+SPLITS = {"train": "TrainDataset", "val": eval_sets.MAIN}
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Source:
     """One split.
 
     Args:
-        name: "train", "val", or the annotation file's stem.
+        name: "train", "val", "eval_sets.NAME", or the annotation file's stem.
         path: of the annotation file.
         images: image directory; None if none was found.
         options: further keys of the config's section, such as `load_crowd`.
@@ -68,7 +69,7 @@ def sources(
             data of `config`.
         config: default `RULES`.
         overrides: KEY=VALUE of the config.
-        split: only this one of `SPLITS`.
+        split: only this one of `SPLITS`, or of the folder's splits.
         images: image folder; None: search for it.
         look: find the images; this needs valid annotations.
         kind: the format, if several lie in the folder.
@@ -123,12 +124,19 @@ def _temporary_folder() -> Path:
     return folder
 
 
+def splits(data: dict[str, Any]) -> dict[str, str]:
+    """All data sets of a resolved config to train or evaluate on: split's name -> dotted key."""
+    return {**SPLITS, **{key: key for key in eval_sets.sections(data).values() if "." in key}}
+
+
 def _of_config(config: Config, split: str | None) -> list[Source]:
     found, missing = [], []
     if split not in (None, *SPLITS):
         raise UserError(f"--split {split}: a config has {' and '.join(SPLITS)}; name the data")
-    for name in [split] if split else SPLITS:
-        section = dict(config.data.get(SPLITS[name]) or {})
+    for name, place in splits(config.data).items():
+        if split not in (None, name):
+            continue
+        section = dict(eval_sets.section(config.data, place) or {})
         files, folders = (data_paths(section, key) for key in ("anno_path", "image_dir"))
         folders = (folders or [section.get("dataset_dir") or ""]) * len(files)
         for key in ("dataset_dir", "anno_path", "image_dir"):
@@ -138,7 +146,7 @@ def _of_config(config: Config, split: str | None) -> list[Source]:
                 one = name if len(files) == 1 else f"{name}-{number}"
                 found.append(Source(one, path, images, section))
         else:
-            missing += config.missing_files(SPLITS[name])
+            missing += config.missing_files(place)
     if not found:
         raise UserError(*missing or [f"{display(config.path)}: no annotation file in it"])
     return found

@@ -424,6 +424,34 @@ def test_sizes_that_the_annotations_lack_come_from_the_files(world):
     assert report["splits"]["train"]["totals"]["images_of_unknown_size"] == 3
 
 
+def test_every_evaluation_set_of_a_config_is_looked_at(world, root, capsys, tmp_path):
+    folder, _ = world
+    paths = [f"{s}Dataset.dataset_dir={folder}" for s in ("Train", "Eval", "Test")]
+    part = json.loads((folder / "annotations/instances_val.json").read_text())
+    part["images"] = part["images"][:1]  # these are also in EvalDataset, which is no leak
+    ids = {image["id"] for image in part["images"]}
+    part["annotations"] = [a for a in part["annotations"] if a["image_id"] in ids]
+    (folder / "night.json").write_text(json.dumps(part))
+    given = ["-c", str(root / "configs/fcos/fcos_r18_fpn_bccd.yml"), "-o", *paths, "num_classes=2",
+             "eval_sets.night.anno_path=night.json"]  # fmt: skip
+    assert run("dataset", ["verify", *given]) == 0
+    assert run("dataset", ["stats", *given]) == 0
+    out = capsys.readouterr().out
+    assert out.count(f"eval_sets.night: {folder}/night.json") == 2
+    assert run("dataset", ["browse", *given, "--output", str(tmp_path / "all.html")]) == 0
+    assert "eval_sets.night" in (tmp_path / "all.html").read_text()
+    part["images"][0]["width"] += 1
+    (folder / "night.json").write_text(json.dumps(part))
+    assert run("dataset", ["verify", *given]) == 1
+    given[-1] = "eval_sets.night.anno_path=train.json"
+    capsys.readouterr()
+    assert run("dataset", ["verify", *given]) == 1
+    assert "eval_sets.night.anno_path: " in capsys.readouterr().out
+    given[-1] = "eval_sets.night.anno_path=annotations/instances_train.json"
+    assert run("dataset", ["verify", *given, "eval_sets.night.image_dir=train"]) == 1
+    assert "leak: " in capsys.readouterr().out
+
+
 def test_config_is_compared(world, root, capsys):
     """num_classes, TestDataset's names, and what the config names but is not there."""
     folder, splits = world
