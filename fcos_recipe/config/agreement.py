@@ -128,10 +128,11 @@ def _datasets(tree) -> Iterator[str]:
                 "`fcos config new --data DIR` converts other formats"
             )
         fields = values.get("data_fields")
-        missing = {"image", "gt_bbox", "gt_class"} - set(fields.plain() or () if fields else ())
+        given = fields.plain() if fields and isinstance(fields.value, list) else []
+        missing = [one for one in ("gt_bbox", "gt_class", "image") if one not in given]
         if section == "TrainDataset" and name and missing:
             place = (fields or name).where
-            yield f"{place}: {section}.data_fields: add {', '.join(sorted(missing))}"
+            yield f"{place}: {section}.data_fields: add {', '.join(missing)}"
 
 
 def _in_place(tree, role: str) -> Iterator[str]:

@@ -92,6 +92,7 @@ class _Checker:
     def __init__(self, loose: set[str]):
         self.loose = loose
         self.errors: list[str] = []
+        self.wrong: set[str] = set()  # keys that have their error
         self.warnings: list[str] = []
         self.components = set(schema.components())
         self.operators = set(schema.operators())
@@ -99,7 +100,10 @@ class _Checker:
         self.paths: dict[str, str] = {}  # of `_paths`, made when it is needed
 
     def error(self, node, key: str, text: str) -> None:
-        self.errors.append(f"{node.where}: {key}: {text}")
+        """Report an error, unless the key has one already: the first is the most precise."""
+        if not node.has_refused() and key not in self.wrong:
+            self.errors.append(f"{node.where}: {key}: {text}")
+        self.wrong.add(key)
 
     def unknown(self, node, key: str, known, ignored: bool = True, what: str = "unknown key"):
         """Report an unknown key; `ignored`: PaddleDetection would silently ignore it."""
@@ -122,10 +126,10 @@ class _Checker:
 
     def is_class(self, node, key: str) -> bool:
         """Whether the value is the name of a registered class; if not, report an error."""
-        if node.value in self.components:
+        name = node.plain()
+        if isinstance(name, str) and name in self.components:
             return True
-        hint = nearest(str(node.value), self.components)
-        self.error(node, key, f"no registered class {node.value!r}{hint}")
+        self.error(node, key, f"no registered class {name!r}{nearest(str(name), self.components)}")
         return False
 
     def top(self, tree) -> None:
@@ -242,13 +246,13 @@ class _Checker:
             elif arg not in found.args:
                 self.unknown(child, path, found.args, found.swallows, f"unknown argument of {name}")
             else:
-                errors, default = len(self.errors), found.args[arg]
+                default = found.args[arg]
                 self.value(path, child, default, arg)
                 words = limits.wrong(f"{name}.{arg}", child.plain(), default)
                 part = isinstance(default, str) and default in self.components
                 if child.value is None and part and schema.is_ours(name):
                     words = f"the name of a class, such as {default}"
-                if words and len(self.errors) == errors:
+                if words:
                     self.error(child, path, f"expected {words}, found {child.plain()!r}")
                 if schema.is_ours(name):
                     self.effect(path, child, arg)

@@ -70,6 +70,10 @@ PATHS = Rule(
     "a path, or a list of paths",
     lambda v: all(isinstance(x, str) for x in (v if isinstance(v, list) else [v])),
 )
+NAMES = Rule(
+    "a list of names",
+    lambda v: v is None or (isinstance(v, list) and all(isinstance(x, str) for x in v)),
+)
 EPOCHS = Rule(
     "a list of epochs in increasing order",
     lambda v: (
@@ -109,6 +113,7 @@ LIMITS: dict[Rule, str] = {
     PATHS: """
         COCODataSet.image_dir COCODataSet.anno_path COCODataSet.dataset_dir ImageFolder.image_dir
         ImageFolder.anno_path ImageFolder.dataset_dir""",
+    NAMES: "COCODataSet.data_fields",
     EPOCHS: "PiecewiseDecay.milestones",
     FACTORS: "PiecewiseDecay.gamma",
     NORM: "ResNet.norm_type",

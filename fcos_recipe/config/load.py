@@ -32,6 +32,12 @@ MAX_NODES = 100_000  # a config has hundreds; nested YAML aliases can expand to 
 EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 TAG = "tag:yaml.org,2002:"
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
+_SCALARS = {  # types of YAML that a text can fail to be, in words
+    "int": "a whole number within 64 bits",
+    "float": "a number",
+    "bool": "true or false",
+    "null": "null",
+}
 MOST_BYTES = 1 << 20  # of a config file
 DEMO_DATA = "datasets/demo"
 DRAW = "python -m fcos_recipe.commands.draw_shapes"
@@ -90,11 +96,19 @@ class Node:
         value: a scalar, a list of nodes, or a dict of nodes.
         where: "file:line", "command line" or "default".
         shared: another place in the file takes its value from here, through a YAML alias.
+        refused: the value could not be read; this is an error already.
     """
 
     value: Any
     where: str
     shared: bool = False
+    refused: bool = False
+
+    def has_refused(self) -> bool:
+        """Whether this value, or one at any depth in it, could not be read."""
+        parts = self.value.values() if isinstance(self.value, dict) else self.value
+        inside = isinstance(self.value, (dict, list)) and any(part.has_refused() for part in parts)
+        return self.refused or inside
 
     def plain(self) -> Any:
         """Return the value without the origins."""
@@ -265,6 +279,11 @@ def data_paths(section: dict[str, Any], key: str) -> list[str]:
     return [os.path.join(root, path) for path in (given if isinstance(given, list) else [given])]
 
 
+def join(above: str, part: str | int) -> str:
+    """The dotted key of a part."""
+    return f"{above}.{part}" if above else str(part)
+
+
 def merge(base: Node, top: Node) -> None:
     """Merge `top` into `base`: dicts to any depth; everything else is replaced."""
     for key, node in top.value.items():
@@ -332,18 +351,18 @@ class _Reader:
             example = "expected KEY=VALUE without spaces, as in LearningRate.base_lr=1e-3"
             self.errors.append(f"{COMMAND_LINE}: -o {text}: {example}")
             return
-        node = self.parse(value, "") if value else Node("", COMMAND_LINE)
+        node = self.parse(value, "", key) if value else Node("", COMMAND_LINE)
         if node is None:
             return
         for part in reversed(key.split(".")):
             node = Node({part: node}, COMMAND_LINE)
         merge(tree, node)
 
-    def parse(self, text: str, file: str) -> Node | None:
-        """YAML text as nodes; None after an error."""
+    def parse(self, text: str, file: str, key: str = "") -> Node | None:
+        """YAML text as nodes, the value of a dotted key or a whole file; None after an error."""
         try:
             root = yaml.compose(text, Loader=_Loader)
-            return self.build(root, file) if root else Node(None, file or COMMAND_LINE)
+            return self.build(root, file, key) if root else Node(None, file or COMMAND_LINE)
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             why = getattr(error, "problem", None) or str(error).splitlines()[0]
@@ -357,7 +376,7 @@ class _Reader:
     def place(mark: yaml.Mark | None, file: str) -> str:
         return f"{file}:{mark.line + 1}" if file and mark else file or COMMAND_LINE
 
-    def build(self, node: yaml.Node, file: str) -> Node:
+    def build(self, node: yaml.Node, file: str, key: str) -> Node:
         self.count += 1
         if self.count > MAX_NODES:
             bomb = f"{file}: more than {MAX_NODES} values; check its YAML aliases and _BASE_"
@@ -366,59 +385,77 @@ class _Reader:
         # PaddleDetection's `!ClassName {...}` means `{name: ClassName, ...}`; nothing is called
         name = node.tag[1:] if re.fullmatch(r"![A-Za-z]\w*", node.tag) else None
         if name and name not in (known := {*sum(SCHEDULERS, ()), *components()}):
-            self.errors.append(f"{where}: tag !{name}: no registered class{nearest(name, known)}")
-            return Node(None, where)
+            hint = nearest(name, known)
+            return self.refused(None, where, key, f"tag !{name}: no registered class{hint}")
         if not name and node.tag.removeprefix(TAG) not in PLAIN_TAGS:
-            self.errors.append(f"{where}: tag {node.tag} is not allowed; only !CLASS is, with the "
-                               "name of a registered class")  # fmt: skip
-            return Node(None, where)
+            return self.refused(None, where, key, f"tag {node.tag} is not allowed; only !CLASS is, "
+                                "with the name of a registered class")  # fmt: skip
         if isinstance(node, yaml.MappingNode):
             start = {"name": Node(name, where)} if name else {}
-            return Node(self.mapping(node, file, start), where)
+            return Node(self.mapping(node, file, key, start), where)
         if name and not node.value:
             return Node({"name": Node(name, where)}, where)
         if name:
-            self.errors.append(f"{where}: !{name} takes a mapping of its arguments")
+            return self.refused(None, where, key, f"!{name} takes a mapping of its arguments")
         if isinstance(node, yaml.SequenceNode):
-            return Node([self.build(item, file) for item in node.value], where)
+            items = enumerate(node.value)
+            return Node([self.build(item, file, join(key, i)) for i, item in items], where)
         assert isinstance(node, yaml.ScalarNode)
-        return Node(self.scalar(node, where), where)
+        return self.scalar(node, where, key)
 
-    def mapping(self, node: yaml.MappingNode, file: str, result: dict) -> dict[str, Node]:
+    def refused(self, value: Any, where: str, key: str, why: str) -> Node:
+        self.errors.append(": ".join(part for part in (where, key, why) if part))
+        return Node(value, where, refused=True)
+
+    def mapping(
+        self, node: yaml.MappingNode, file: str, above: str, result: dict[str, Node]
+    ) -> dict[str, Node]:
         lines: dict[str, int] = {}
         inherited: list[Node] = []
         for key_node, value_node in node.value:
             where, key = self.place(key_node.start_mark, file), key_node.value
-            value = self.build(value_node, file)
+            if not isinstance(key, str):
+                self.errors.append(f"{where}: a key must be a word")
+                continue
+            path, last = join(above, key), next(reversed(result), "")
+            value = self.build(value_node, file, path)
             if key_node.tag == TAG + "merge":
                 inherited += value.value if isinstance(value.value, list) else [value]
-            elif not isinstance(key, str):
-                self.errors.append(f"{where}: a key must be a word")
             elif key in lines:
-                self.errors.append(f"{where}: {key}: written twice, first in line {lines[key]}")
+                self.errors.append(f"{where}: {path}: written twice, first in line {lines[key]}")
+            elif (  # YAML reads `{a: 0,01}` as a: 0 and a key 01 without a value
+                key.isdecimal()
+                and key_node.end_mark.index == value_node.end_mark.index
+                and isinstance(result.get(last, value).value, int)
+            ):
+                number = f"{result[last].value}.{key}"
+                why = f"a decimal comma; write {number}"
+                result[last] = self.refused(number, where, join(above, last), why)
             else:
                 lines[key] = key_node.start_mark.line + 1
-                result[key] = Node(value.value, where, getattr(value_node, "shared", False))
+                shared = getattr(value_node, "shared", False)
+                result[key] = Node(value.value, where, shared, value.refused)
         for source in inherited:
             for key, value in source.value.items() if isinstance(source.value, dict) else ():
                 result.setdefault(key, value)
         return result
 
-    def scalar(self, node: yaml.ScalarNode, where: str) -> Any:
+    def scalar(self, node: yaml.ScalarNode, where: str, key: str) -> Node:
         kind, text = node.tag.removeprefix(TAG), node.value
+        shown = text if len(text) < 80 else f"{text[:80]}..."
         if _NO_TEXT.search(text):
-            self.errors.append(f"{where}: {text[:80]!a}: a null character or half a character")
-            return None
-        if kind in ("int", "float", "bool", "null"):
+            return self.refused(
+                None, where, key, f"{shown!a}: a null character or half a character"
+            )
+        if kind in _SCALARS:
             try:
                 value = _Loader("").construct_object(node)
                 if not isinstance(value, int) or value.bit_length() < 64:
-                    return value
+                    return Node(value, where)
             except (ValueError, KeyError, IndexError, OverflowError):
                 pass
-            shown = text if len(text) < 80 else f"{text[:80]}..."
-            self.errors.append(f"{where}: {shown!r} is not {kind}, or outside of 64 bits")
-        return text
+            return self.refused(text, where, key, f"expected {_SCALARS[kind]}, found {shown!r}")
+        return Node(text, where)
 
 
 def _fill(tree: Node, table: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """Loading configs: safe, strict, typed; all errors are reported at once with their position."""
 
+import itertools
+import random
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from fcos_recipe.cli import run
 from fcos_recipe.config import load_config, schema
 from fcos_recipe.config.find import project_configs
+from fcos_recipe.config.load import yaml_text
 from fcos_recipe.errors import UserError, UserErrors
 from tests.conftest import ROOT
 
@@ -144,6 +147,55 @@ EvalReader:
     assert len(text.splitlines()) == 16
 
 
+def places(value, above=()):
+    """The path of every value in nested mappings and lists."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, child in items:
+        yield (*above, key)
+        if isinstance(child, (dict, list)):
+            yield from places(child, (*above, key))
+
+
+def test_one_bad_value_anywhere_is_one_line_that_names_its_key(root, tmp_path):
+    data = load_config(root / "configs/fcos/fcos_r18_fpn_bccd.yml").data
+    refused = ["99999999999999999999", "!Nope {}", '"\\0"', "!!set {a}", "!!int x"]
+    wrong = [".nan", "-5", "0,01", "[[1]]", "{a: [1]}", "true", "null"]
+    pairs = [*itertools.product(places(data), refused + wrong)]
+    for place, text in random.Random(0).sample(pairs, 150):
+        *above, last = place
+        part = data
+        for key in above:
+            part = part[key]
+        kept, part[last] = part[last], "HERE"
+        path = write(tmp_path, yaml_text(data).replace("HERE", text))
+        part[last] = kept
+        try:
+            load_config(path, strict=True)
+            found = []
+        except UserErrors as error:
+            found = error.messages
+        key = ".".join(map(str, place))
+        named = [line.split(": ")[1] for line in found]
+        assert len(named) == len(set(named)), (place, text, found)
+        if text in refused:
+            assert named == [key] or "architecture" in found[0], (place, text, found)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("base_lr=0,01", "base_lr: expected a number, found '0,01'"),
+        ("schedulers=0,01", "schedulers: expected a list of a decay and a warm-up, found '0,01'"),
+        ("={base_lr: 0,01, base_batch: 8}", "base_lr: a decimal comma; write 0.01"),
+        ("base_batch=99999999999999999999", "base_batch: expected a whole number within 64 bits"),
+    ],
+)
+def test_a_number_that_is_none_is_told_once(root, given, says):
+    given = f"LearningRate.{given}".replace(".=", "=")
+    (line,) = errors(root / HEADLINE, given)
+    assert line.startswith(f"command line: LearningRate.{says}")
+
+
 @pytest.mark.parametrize(
     "schedulers",
     ["[!LinearWarmup {}, !PiecewiseDecay {}]", "[!PiecewiseDecay {}]", "[]",
@@ -196,8 +248,8 @@ a: !!python/object/new:subprocess.Popen [['touch', '{canary}']]
 b: !Callable {{full_type: os.mkdir, args: ['{canary}']}}
 """)  # fmt: skip
     found = errors(path, f"c=!!python/object/apply:os.mkdir ['{canary}']")
-    assert [e.split(": tag ")[0] for e in found[:4]] == [
-        f"{path}:1", f"{path}:2", f"{path}:3", "command line"]  # fmt: skip
+    assert [e.split(": tag ")[0] for e in found] == [
+        f"{path}:1: epoch", f"{path}:2: a", f"{path}:3: b", "command line: c"]  # fmt: skip
     assert not canary.exists()
 
 
