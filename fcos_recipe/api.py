@@ -403,9 +403,9 @@ def predict_files(
     folder = Path(output)
     if draw_threshold is None:
         draw_threshold = files.best_f1_threshold(str(weights))[0]
-    targets = find_inputs([str(item) for item in inputs], skip=folder)
+    names = find_inputs([str(item) for item in inputs], skip=folder)
     if lines is None:
-        targets = files.drawings(targets, folder)
+        files.check_output(names, folder)
     elif as_csv or save_crops or save_labels:
         raise UserError("lines: nothing else can be written beside them: no CSV, crops or labels")
     advice = f"--batch-size {batch_size} does not fit; lower it, or use smaller images"
@@ -416,7 +416,7 @@ def predict_files(
             class_rows(classes, predictor.names)  # refused before any image
         overlap = predictor.nms_threshold if agnostic_nms else None
         return files.predict_files(
-            predictor, targets, folder, batch_size, draw_threshold, as_csv, progress,
+            predictor, names, folder, batch_size, draw_threshold, as_csv, progress,
             lambda found: found.filter(classes, most=max_dets, agnostic_nms=overlap), save_crops,
             save_labels, lines,
         )  # fmt: skip

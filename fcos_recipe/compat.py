@@ -11,6 +11,7 @@ import importlib
 import io
 import logging
 import os
+import re
 import subprocess
 import sys
 import types
@@ -82,6 +83,8 @@ def before_paddle() -> None:
 
 # The helper process of `quietly`: it prints what it was given when the last writer is gone.
 _KEEPER = "import sys; sys.stdout.buffer.write(sys.stdin.buffer.read())"
+# What Paddle prints before it raises the error of its library, which gives the same path and why.
+_SAID_BY_THE_ERROR = re.compile("Error: Can not import paddle core while this file exists: .*\n")
 
 
 @contextlib.contextmanager
@@ -125,7 +128,7 @@ def quietly(native: bool = False) -> Iterator[None]:
             sink.close()
             keeper.wait()
         elif failed:
-            sys.stderr.write(sink.getvalue())
+            sys.stderr.write(_SAID_BY_THE_ERROR.sub("", sink.getvalue()))
 
 
 def _flush() -> None:

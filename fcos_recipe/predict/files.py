@@ -21,7 +21,7 @@ from fcos_recipe.files.reading import read_json
 from fcos_recipe.predict.inputs import decoded, real
 from fcos_recipe.predict.labels import Labels
 from fcos_recipe.predict.results import Detections
-from fcos_recipe.predict.video import Source, Video, film, is_video, source_name
+from fcos_recipe.predict.video import WRITTEN, Source, Video, film, is_video, source_name
 
 PREDICTIONS = "predictions.json"
 
@@ -55,31 +55,52 @@ class Written:
         return read_json(self.folder / PREDICTIONS, list, 1 << 40)
 
 
-def drawings(files: dict[Source, Path], folder: Path) -> dict[Source, Path]:
-    """Where the drawing of each file, stream and camera goes.
-
-    Args:
-        files: source -> path of its drawing inside the folder, from `find_inputs`.
-        folder: for the drawings.
+def check_output(names: dict[Source, Path], folder: Path) -> None:
+    """Check that `predict_files` can write to the folder, without making it.
 
     Raises:
         UserError: a drawing would overwrite its image, or the folder cannot be written to.
     """
-    for file, relative in files.items():
-        if isinstance(file, Path) and real(folder / relative) == real(file):
+    for file, target in drawings(names, folder).items():
+        if isinstance(file, Path) and real(target) == real(file):
             raise UserError(f"--output {folder}: would overwrite the image {file}; choose another")
-    try:  # before a model is loaded, and without making the folder
+    try:
         there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise UserError(f"--output {folder}: {error.strerror}; choose another folder") from None
-    return {file: folder / relative for file, relative in files.items()}
+
+
+def drawings(names: dict[Source, Path], folder: Path) -> dict[Source, Path]:
+    """Where the drawing of each file, stream and camera goes, and its crops below crops/.
+
+    It has the source's name. Where that is taken, by another output or because case does not tell
+    names apart on every disk, or would put a file where a folder must be, it gets a number.
+
+    Args:
+        names: from `find_inputs`.
+        folder: for the drawings.
+    """
+    made: dict[Source, Path] = {}
+    taken, folders = {PREDICTIONS, "predictions.csv", "crops", "labels"}, {"."}
+    for source, name in names.items():
+        plain = name.with_suffix(WRITTEN) if is_video(source) else name
+        if taken & {str(parent).casefold() for parent in plain.parents}:
+            plain = Path("_".join(plain.parts))
+        name, number = plain, 1
+        while str(name).casefold() in taken | folders:
+            number += 1
+            name = plain.with_stem(f"{plain.stem}_{number}")
+        taken.add(str(name).casefold())
+        folders.update(str(parent).casefold() for parent in name.parents)
+        made[source] = folder / name
+    return made
 
 
 def predict_files(
     predictor,
-    targets: dict[Source, Path],
+    names: dict[Source, Path],
     folder: Path,
     batch_size: int = 1,
     draw_threshold: float = 0.5,
@@ -97,7 +118,7 @@ def predict_files(
 
     Args:
         predictor: a `Predictor`.
-        targets: from `drawings`.
+        names: of images, videos, streams and cameras, from `find_inputs`.
         folder: created if missing.
         batch_size: images per batch, padded to the largest, which changes scores a little.
         draw_threshold: lowest score that is drawn.
@@ -119,10 +140,11 @@ def predict_files(
     written = Written(folder, draw_threshold)
     if lines is None:
         folder.mkdir(parents=True, exist_ok=True)
-    results = _Results(predictor, targets, written, as_csv, select, crops, lines)
+    results = _Results(predictor, drawings(names, folder), written, as_csv, select, crops, lines)
+    videos = [source for source in names if is_video(source)]
     if labels is not None:
-        results.labels = Labels(labels, folder / "labels", predictor.names)
-    videos = [source for source in targets if is_video(source)]
+        images = {x: name for x, name in names.items() if isinstance(x, Path) and not is_video(x)}
+        results.labels = Labels(labels, folder / "labels", predictor.names, images)
     quiet = None if progress is None else not progress
     with results:
         _predict_images(results, batch_size, quiet)
@@ -197,12 +219,10 @@ class _Results:
         if self._csv is not None:
             self._csv.add(_as_csv(rows))
         written.drawn += len(shown)
-        relative = self.targets[file].relative_to(written.folder)
         if self.labels is not None and isinstance(file, Path) and frame is None:
-            if why := self.labels.add(file, relative, shown):
-                written.bad.append(why)
+            self.labels.add(file, shown)
         if self._crops:
-            folder = written.folder / "crops" / relative
+            folder = written.folder / "crops" / self.targets[file].relative_to(written.folder)
             begin = "" if frame is None else f"{frame:06d}-"
             for number, (crop, name) in enumerate(zip(shown.crops(), shown.class_names), 1):
                 plain = re.sub(r"[^\w.-]+", "_", name)[:60]

@@ -14,7 +14,6 @@ import numpy as np
 from fcos_recipe.errors import UserError, one_line, printable
 from fcos_recipe.files.reading import given_path, read_text
 from fcos_recipe.predict.video import (
-    WRITTEN,
     Frame,
     Source,
     Video,
@@ -23,6 +22,8 @@ from fcos_recipe.predict.video import (
     is_video,
     source_name,
 )
+
+DEEPEST = 50  # lists inside of lists
 
 
 def real(path: Path) -> Path:
@@ -41,7 +42,9 @@ def find_inputs(inputs: list[str], skip: Path | None = None) -> dict[Source, Pat
         skip: nothing below this directory is taken from a directory: an earlier run's drawings.
 
     Returns:
-        source -> relative path for its drawing, unique, in sorted order of each input.
+        source -> what its outputs are named by, in sorted order of each input: its path below the
+        directory, or its name. Where inputs of several folders have a name in common, apart from
+        the ending, files are named by their path below the folder that all of them lie in.
 
     Raises:
         UserError: an input that names nothing.
@@ -53,6 +56,7 @@ def find_inputs(inputs: list[str], skip: Path | None = None) -> dict[Source, Pat
         return is_image(path) or (other and not path.name.startswith("."))
 
     found: dict[Source, Path] = {}
+    files: dict[Path, Path] = {}  # absolute path of a file -> its name in `found`
     for text in inputs:
         if is_stream(text):
             found.setdefault(text, Path(drawing_name(text)))
@@ -75,20 +79,18 @@ def find_inputs(inputs: list[str], skip: Path | None = None) -> dict[Source, Pat
             new = {Path(p): Path(p).name for p in sorted(glob.glob(text, recursive=True))}
         if not new:
             raise UserError(f"{text}: no image found that OpenCV can read, and no video")
-        found.update({p: Path(name) for p, name in new.items() if p not in found})
-    # case does not tell names apart on every disk, and a file cannot be another's folder
-    taken, folders = {"predictions.json", "predictions.csv", "crops", "labels"}, {"."}
-    for source, name in found.items():  # two folders may hold images of the same name
-        plain = name.with_suffix(WRITTEN) if is_video(source) else name
-        if taken & {str(parent).casefold() for parent in plain.parents}:
-            plain = Path("_".join(plain.parts))
-        name, number = plain, 1
-        while str(name).casefold() in taken | folders:
-            number += 1
-            name = plain.with_stem(f"{plain.stem}_{number}")
-        taken.add(str(name).casefold())
-        folders.update(str(parent).casefold() for parent in name.parents)
-        found[source] = name
+        for file, name in new.items():
+            whole = Path(os.path.abspath(file))
+            if whole not in files:
+                found[file] = files[whole] = Path(name)
+    roots: dict[str, set[Path]] = {}  # a name without its ending -> where it begins
+    for whole, name in files.items():
+        key = str(name.with_name(name.stem)).casefold()
+        roots.setdefault(key, set()).add(whole.parents[len(name.parts) - 1])
+    if any(len(places) > 1 for places in roots.values()):
+        top = os.path.commonpath([whole.parent for whole in files])
+        for file in (file for file in found if isinstance(file, Path)):
+            found[file] = Path(os.path.abspath(file)).relative_to(top)
     return found
 
 
@@ -138,10 +140,15 @@ def each(images: Any) -> Iterator[tuple[str, Any]]:
 
     number = itertools.count(1)
 
-    def walk(item: Any) -> Iterator[tuple[str, Any]]:
-        kind = type(item).__name__
-        if callable(getattr(item, "read", None)):  # an opened file, which Python splits into lines
-            item = item.read()
+    def walk(item: Any, around: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
+        kind, around = type(item).__name__, (*around, id(item))  # of what it is nested in, too
+        if around[-1] in around[:-1]:
+            item = UserError(f"a {kind} that contains itself")
+        elif len(around) > DEEPEST:
+            item = UserError(f"a {kind} nested {DEEPEST} deep; give the images in one list")
+        read = getattr(item, "read", None)
+        if callable(read):  # an opened file, which Python splits into lines
+            item = read()
             if isinstance(item, str):
                 item = UserError(f"a {kind} gives text, not the bytes of an image; open it with rb")
         if callable(getattr(item, "__array__", None)) and not _is_pil(item):  # also a tensor
@@ -174,7 +181,7 @@ def each(images: Any) -> Iterator[tuple[str, Any]]:
                     yield str(file), file
         elif isinstance(item, np.ndarray) and item.ndim == 4:
             for one in item:
-                yield from walk(one)
+                yield from walk(one, around)
         elif isinstance(item, (bytes, bytearray, memoryview, np.ndarray)) or _is_pil(item):
             yield f"{kind} {next(number)}", item
         else:
@@ -184,7 +191,7 @@ def each(images: Any) -> Iterator[tuple[str, Any]]:
                 yield f"{kind} {next(number)}", UserError(f"a {kind} is not an image")
                 return
             for one in every:
-                yield from walk(one)
+                yield from walk(one, around)
 
     def frames(source: Source) -> Iterator[tuple[str, Any]]:
         name = source_name(source)

@@ -3,6 +3,7 @@ them."""
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -23,40 +24,39 @@ class Labels:
             that start at 0. labelme: JSON.
         folder: for the files.
         names: of the classes.
+        images: image file -> its name, from `inputs.find_inputs`. Its label file has this name and
+            another ending: x.txt, or x.jpg.txt if there is also an x.png.
     """
 
-    def __init__(self, kind: str, folder: Path, names: list[str]):
+    def __init__(self, kind: str, folder: Path, names: list[str], images: dict[Path, Path]):
         self.kind, self.folder, self.names = kind, folder, names
-        self._of: dict[Path, Path] = {}  # label file -> its image
+        ending = _ENDINGS.get(kind, "")
+        short = {file: name.with_name(name.stem + ending) for file, name in images.items()}
+        long = {file: name.with_name(name.name + ending) for file, name in images.items()}
+        users = Counter([*short.values(), *long.values(), Path("classes.txt")])
+        self._targets = {
+            file: folder / (name if users[name] == 1 + (name == long[file]) else long[file])
+            for file, name in short.items()
+        }
         self._images: list[dict[str, Any]] = []
         self._boxes: list[dict[str, Any]] = []
         own_folder(folder, folder.parent)
         if kind == "yolo":
             replace_file(folder / "classes.txt", "\n".join(names) + "\n")
 
-    def add(self, file: Path, relative: Path, found: Detections) -> str | None:
+    def add(self, file: Path, found: Detections) -> None:
         """Write the labels of an image.
 
         Args:
-            file: the image.
-            relative: unique name inside the folder.
+            file: one of `images`.
             found: the detections to write.
-
-        Returns:
-            why they cannot be written, if they cannot.
         """
         if self.kind == "coco":
             self._add_coco(file, found)
-            return None
-        ending = _ENDINGS[self.kind]
-        target = self.folder / relative.with_name(file.stem + ending)
-        if target in self._of and self.kind != "yolo":  # the image's name is in the file
-            target = self.folder / relative.with_name(relative.name + ending)
-        if self._of.setdefault(target, file) != file:
-            return f"{file}: no labels: {target} already has those of {self._of[target]}"
+            return
+        target = self._targets[file]
         own_folder(target.parent, self.folder.parent)
         replace_file(target, getattr(self, f"_{self.kind}")(file, target, found))
-        return None
 
     def close(self) -> None:
         if self.kind == "coco":

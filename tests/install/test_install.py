@@ -241,7 +241,7 @@ def test_every_import_is_a_stated_dependency(root):
     """What the package imports is the standard library's or listed in the requirements."""
     # Logs on request; compared with in benchmarks; requirements/onnx.txt; Paddle's own since 3.0.
     optional = {"visualdl", "tensorboardX", "wandb"}
-    optional |= {"torch", "torchvision", "onnx", "onnxruntime", "paddle2onnx"}
+    optional |= {"torch", "torchvision", "onnx", "onnxruntime", "paddle2onnx", "openvino"}
     optional |= {"safetensors"}
     modules = set()
     for path in root.glob("fcos_recipe/**/*.py"):

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import threading
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 from fcos_recipe.cli import run
 from fcos_recipe.datasets.drawn_shapes import CLASSES
 from fcos_recipe.errors import UserError
+from fcos_recipe.predict.files import drawings
 from fcos_recipe.predict.inputs import find_inputs
 
 
@@ -152,7 +154,9 @@ def test_find_inputs(data, tmp_path):
     assert [p.name for p in find_inputs([str(listed)])] == ["000002.jpg", "000001.jpg"]
     assert len(find_inputs([str(data / "val/*.jpg")])) == 6
     both = find_inputs([str(data / "train/000001.jpg"), str(data / "val/000001.jpg")])
-    assert [str(p) for p in both.values()] == ["000001.jpg", "000001_2.jpg"]
+    assert [str(p) for p in both.values()] == ["train/000001.jpg", "val/000001.jpg"]
+    both = find_inputs([str(data / "val"), os.path.relpath(data / "val/000001.jpg")])
+    assert [str(p) for p in both.values()] == [f"00000{i}.jpg" for i in range(1, 7)]
     assert len(find_inputs([str(data)])) == 8
     for name in ("a.jfif", "b", "c.v2"):  # known by their content
         shutil.copy(data / "val/000001.jpg", tmp_path / name)
@@ -363,11 +367,13 @@ def test_drawings_never_share_a_name(tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"\x89PNG")
             inputs.append(str(path))
-        drawn = [str(p).casefold() for p in find_inputs(inputs).values()]
-        assert len(drawn) == len(inputs) == len(set(drawn))
-        assert not set(drawn) & {"predictions.json", "predictions.csv", "crops", "labels"}
-        folders = {str(p).casefold() for x in find_inputs([str(top)]).values() for p in x.parents}
-        assert not folders & {str(p).casefold() for p in find_inputs([str(top)]).values()}
+        for given in (inputs, [str(top)]):
+            found = find_inputs(given)
+            drawn = [str(p).casefold() for p in drawings(found, Path("")).values()]
+            assert len(found) == len(set(found.values())) == len(set(drawn))
+            assert len(found) == len(inputs) or given is not inputs
+            assert not set(drawn) & {"predictions.json", "predictions.csv", "crops", "labels"}
+            assert not set(drawn) & {str(Path(p).parent) for p in drawn}
 
 
 def test_a_stream_is_read_from_a_server(predictor, tmp_path):
@@ -390,17 +396,25 @@ def test_a_stream_is_read_from_a_server(predictor, tmp_path):
     assert none.error.startswith("camera 97: not a camera")
 
 
+@pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("kind", ["coco", "yolo", "voc", "labelme"])
-def test_labels_come_back_through_convert(trained, data, tmp_path, kind, capsys):
-    """The boxes that `dataset convert` reads are those that were predicted, of every image."""
+def test_labels_come_back_through_convert(trained, data, tmp_path, kind, several, capsys):
+    """The boxes that `dataset convert` reads are those that were predicted, of every image: also
+    where several given folders, or files of one folder, have a name in common."""
     pictures, out, back = tmp_path / "in", tmp_path / "out", tmp_path / "back.json"
-    places = ["one.jpg", "a folder/one.jpg", "图片/形状 2.v1.jpg"]
-    for number, name in enumerate(places, 1):
+    places = ["A/one.jpg", "A/a folder/one.jpg", "A/图片/形状 2.v1.jpg", "B/one.png", "B/one",
+              "B/classes.jpg", "B/labels/one.jpg", "B/one.jpg.png", "B/one.JPG"]  # fmt: skip
+    for number, name in enumerate(places):
         (pictures / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(data / f"val/00000{number}.jpg", pictures / name)
-    cv2.imwrite(str(pictures / "empty.png"), np.zeros((160, 224, 3), np.uint8))
-    assert infer(trained, out, "--input", pictures, "--save-labels", kind, "--draw_threshold", 0.4,
-                 "--max-dets", 9) == 0  # fmt: skip
+        image = cv2.imread(str(data / f"val/00000{number % 6 + 1}.jpg"))
+        ending = os.path.splitext(name)[1] or ".jpg"
+        (pictures / name).write_bytes(cv2.imencode(ending, np.roll(image, number, 1))[1])
+    cv2.imwrite(str(pictures / "A/empty.png"), np.zeros((160, 224, 3), np.uint8))
+    inputs = [pictures / "A", pictures / "B"] if several else [pictures]
+    assert infer(trained, out, "--input", *inputs, "--save-labels", kind, "--draw_threshold", 0.4,
+                 "--max-dets", 9, "--save-crops") == 0  # fmt: skip
+    tops = [x.relative_to(out).parts[0] for x in out.rglob("*") if x.is_file()]
+    assert len([x for x in tops if x not in ("labels", "crops")]) == 11
     rows = json.loads((out / "predictions.json").read_text())
     wanted = sorted(
         (os.path.relpath(row["file_name"], pictures), row["category_name"], *row["bbox"])
@@ -415,7 +429,7 @@ def test_labels_come_back_through_convert(trained, data, tmp_path, kind, capsys)
         image["id"]: os.path.relpath(pictures / image["file_name"], pictures)
         for image in content["images"]
     }
-    assert set(files.values()) == {*places, "empty.png"}
+    assert set(files.values()) == {*places, "A/empty.png"}
     assert set(names.values()) <= set(trained[1])
     found = sorted(
         (files[a["image_id"]], names[a["category_id"]], *a["bbox"]) for a in content["annotations"]

@@ -1,5 +1,6 @@
 """Predictor: every kind of input gives what its file gives; results and their forms."""
 
+import functools
 import io
 import json
 import os
@@ -124,6 +125,9 @@ BAD = {
     "beyond 1": "values outside 0 to 1",
     "nan": "values outside 0 to 1",
     "PIL of F": "mode F",
+    "itself": "a list that contains itself",
+    "itself as array": "a ndarray that contains itself",
+    "deep": "a tuple nested 50 deep",
 }
 
 
@@ -145,6 +149,13 @@ ARRAYS = {
     "nan": np.full((4, 4), np.nan),
     "PIL of F": Image.new("F", (4, 4)),
 }
+
+
+ARRAYS["itself"] = itself = []
+itself.append(itself)
+ARRAYS["itself as array"] = array = np.empty(1, object)
+array[0] = array
+ARRAYS["deep"] = functools.reduce(lambda inner, _: (inner,), range(5000), ())
 
 
 def test_what_cannot_be_read_says_so_and_the_rest_goes_on(predictor, file):

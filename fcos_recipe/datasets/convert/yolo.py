@@ -270,9 +270,10 @@ def _labels_apart(folder: Path, images: Path, files: list[Path]) -> dict[Path, P
     placed: dict[Path, Path | None] = {}
     for file in files:
         if file.is_relative_to(images):
-            path = folder / file.relative_to(images).with_name(f"{file.stem}.txt")
-            if path in there:
-                placed[file] = path
+            name = folder / file.relative_to(images)
+            paths = {name.with_name(f"{stem}.txt") for stem in (file.name, file.stem)} & there
+            if paths:  # with the ending of the image where a stem has several
+                placed[file] = max(paths, key=lambda path: len(path.name))
     stems: dict[str, list[Path]] = {}
     for path in there - set(placed.values()):
         for stem in {path.stem, UPLOAD.sub("", path.stem)}:

@@ -13,7 +13,7 @@ import yaml
 
 from fcos_recipe.commands import options
 from fcos_recipe.errors import UserError
-from fcos_recipe.lab.benchmark import comparisons
+from fcos_recipe.lab.benchmark import comparisons, detection
 from fcos_recipe.places import CONFIGS, ROOT
 from fcos_recipe.system import cpu_math
 from fcos_recipe.system.device import DEVICES
@@ -26,14 +26,16 @@ tasks:
   startup  seconds to the first batch of a data set of train2017's size; memory of 8 ranks
            (draws the annotations once, 400 MB, into ~/.cache/fcos_recipe/benchmark)
   targets  seconds of target assignment at 1, 7, 30 and 90 boxes
-  infer    images/s and latency of one image, prepared images to detections: eager, Paddle
-           Inference, ONNX Runtime, bfloat16 where the processor has it; stock; torchvision if it
-           is installed or named by --torch-python (3 GB of memory per side)
+  infer    seconds from the start of a process to its first image, latency of one image, images/s,
+           prepared images to detections: eager, Paddle Inference, ONNX Runtime, OpenVINO if it is
+           installed, bfloat16 where the processor has it; stock; torchvision if it is installed
+           or named by --torch-python (3 GB of memory per side)
   nms      seconds from the head's outputs to detections, few and many candidates
   eval     seconds from files of 500,000 detections and 36,781 annotations to COCO's metrics
 examples:
   python tools/benchmark.py targets --against stock
   python tools/benchmark.py train --against stock --data /data/coco_mini --profile --json t.json
+  python tools/benchmark.py infer --batch-size 4 --torch-python /opt/torch/bin/python
   python tools/benchmark.py train --against torchvision --torch-python /opt/torch/bin/python
 """
 # task -> what it can be compared with, the default first
@@ -107,7 +109,7 @@ def main(argv: list[str]) -> int:
     task = (
         comparisons.train_torchvision
         if args.against == "torchvision"
-        else getattr(comparisons, args.task)
+        else getattr(detection if args.task in ("infer", "nms") else comparisons, args.task)
     )
     with comparisons.Bench(asked) as bench:
         found = task(bench)
@@ -148,7 +150,7 @@ def machine() -> dict:
     packages = {}
     for name in ("paddlepaddle", "paddlepaddle-gpu", "paddledet", "numpy",
                  "opencv-python-headless", "hotcoco", "pycocotools", "torch",
-                 "torchvision", "onnxruntime"):  # fmt: skip
+                 "torchvision", "onnxruntime", "openvino"):  # fmt: skip
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
@@ -182,6 +184,7 @@ def _settings(args: argparse.Namespace) -> dict[str, str]:
             "stock": f"{stock}; environment: {tuned}",
             "ours_paddle": "export of --format paddle by Paddle Inference with oneDNN",
             "ours_onnx": "export of --format onnx by ONNX Runtime",
+            "ours_openvino": "the ONNX export by OpenVINO in float32",
             "ours_bf16": "ours_paddle with --precision bf16",
             "torchvision": "fcos_resnet50_fpn, its own resize and normalisation inside",
         }
@@ -209,6 +212,8 @@ def report(result: dict) -> None:
         ratio = result["ratios"].get(name)
         print(f"{name:<14}{side['median']:>10.4g}{side['low']:>10.4g}{side['high']:>10.4g}"
               + (f"   {ratio:.2f}x" if ratio and not name.startswith("ours") else ""))  # fmt: skip
+    if result["task"] == "infer":
+        _print_latency(result["sides"])
     for name, side in result["sides"].items():
         for key, value in side.items():
             if key in ("median", "low", "high", "samples", "profile"):
@@ -222,6 +227,15 @@ def report(result: dict) -> None:
             _print_profile(name, side["profile"])
     for name, text in result["settings"].items():
         print(f"settings of {name}: {text}")
+
+
+def _print_latency(sides: dict[str, dict]) -> None:
+    """The table of `infer`: each figure, and in brackets stock's time divided by it."""
+    columns = {"first_image": "first image, s", "latency_p50": "p50, s", "latency_p99": "p99, s"}
+    print(f"{'':<14}" + "".join(f"{title:>18}" for title in columns.values()))
+    for name, side in sides.items():
+        cells = [f"{side[key]:.3f} ({sides['stock'][key] / side[key]:.2f}x)" for key in columns]
+        print(f"{name:<14}" + "".join(f"{cell:>18}" for cell in cells))
 
 
 def _shown(value) -> str:

@@ -8,9 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -158,7 +156,7 @@ def train(bench: Bench) -> dict:
     """Images per second of whole training steps, including data waits."""
     options = bench.options
     overrides = bench.overrides(bench.data())
-    path = _weights(bench, overrides)
+    path = initial_weights(bench, overrides)
     sides = {
         "ours": bench.start(OURS, "train", "plain", overrides=overrides, weights=path),
         "stock": bench.start(STOCK, "train", "plain", overrides=overrides, weights=path),
@@ -172,9 +170,9 @@ def train_torchvision(bench: Bench) -> dict:
     options = bench.options
     root = bench.data(16, size=(1333, 800))
     overrides = bench.overrides(root)
-    path = _weights(bench, overrides)
+    path = initial_weights(bench, overrides)
     torch = {
-        "batches": str(_export(root, bench.folder / "batches.npz")),
+        "batches": str(export_images(root, bench.folder / "batches.npz")),
         "batch": _loaded(options, overrides)["TrainReader"]["batch_size"],
     }
     sides = {
@@ -191,7 +189,7 @@ def _loaded(options: Options, overrides: list) -> dict:
     return load_config(options.config, texts, strict=False).data
 
 
-def _weights(bench: Bench, overrides: list, **more) -> str:
+def initial_weights(bench: Bench, overrides: list, **more) -> str:
     """Initial weights of both sides, see `ours.weights`; the path without extension."""
     path = bench.folder / "start"
     child = bench.start(
@@ -202,7 +200,7 @@ def _weights(bench: Bench, overrides: list, **more) -> str:
     return str(path)
 
 
-def _export(root: Path, path: Path) -> Path:
+def export_images(root: Path, path: Path) -> Path:
     """Save decoded images of one size and their boxes, for a side without our reader."""
     import cv2
 
@@ -244,10 +242,10 @@ def _steps(bench: Bench, sides: dict[str, Child], options: Options) -> dict:
         for name, child in sides.items():
             if child.module != TORCH:
                 found["sides"][name]["profile"] = child.ask(do="profile")["profile"]
-    return _compared(found, faster=lambda ours, other: ours / other)
+    return compared(found, faster=lambda ours, other: ours / other)
 
 
-def _compared(found: dict, faster: Callable[[float, float], float]) -> dict:
+def compared(found: dict, faster: Callable[[float, float], float]) -> dict:
     """Add the documented figures: ours, stock, ratio, and one ratio per other side."""
     medians = {name: side["median"] for name, side in found["sides"].items()}
     others = [name for name in medians if name != "ours"]
@@ -304,7 +302,7 @@ def data(bench: Bench) -> dict:
             found["sides"][name]["padded_per_real"][str(batch)] = ratio
     ours, stock = (found["sides"][name]["bytes_per_image"] for name in ("ours", "stock"))
     found["bytes_ratio"] = ours / stock
-    return _compared(found, faster=lambda ours, other: ours / other)
+    return compared(found, faster=lambda ours, other: ours / other)
 
 
 def targets(bench: Bench) -> dict:
@@ -341,7 +339,7 @@ def targets(bench: Bench) -> dict:
     found["ratio_by_boxes"] = {
         count: row["stock"]["median"] / row["ours"]["median"] for count, row in by_boxes.items()
     }
-    return _compared(found, faster=lambda ours, other: other / ours)
+    return compared(found, faster=lambda ours, other: other / ours)
 
 
 def startup(bench: Bench) -> dict:
@@ -386,7 +384,7 @@ def startup(bench: Bench) -> dict:
             child.close()
         # stock's ranks share no memory, so eight need eight times as much
         found["sides"][name]["annotation_mib_8_ranks"] = sum(used) * 8 / processes
-    return _compared(found, faster=lambda ours, other: other / ours)
+    return compared(found, faster=lambda ours, other: other / ours)
 
 
 def eval(bench: Bench) -> dict:
@@ -419,127 +417,4 @@ def eval(bench: Bench) -> dict:
     match = {name: side["match"] for name, side in found["sides"].items()}
     found |= {"stats": figures[0].tolist(), "largest_difference": worst}
     found["match_ratio"] = match["pycocotools"] / match["ours"]
-    return _compared(found, faster=lambda ours, other: other / ours)
-
-
-#: bias of the class logits of random weights: with the first hardly any box passes the threshold,
-#: so an export has no ties to break; with the second a few thousand pairs pass
-CLASS_BIAS = {"infer": -5.5, "nms": -4.1}
-
-
-def infer(bench: Bench) -> dict:
-    """Images per second from prepared 800x1333 images to detections, and latency of one image.
-
-    NMS has almost no candidates here; `nms` measures it.
-    """
-    options = bench.options
-    root = bench.data(8, size=(1333, 800))
-    overrides = bench.overrides(root)
-    path = _weights(bench, overrides, class_bias=CLASS_BIAS["infer"])
-    setup: dict[str, Any] = {
-        "overrides": overrides, "weights": path,
-        "images": str(_export(root, bench.folder / "batches.npz")),
-    }  # fmt: skip
-    exports = {kind: str(bench.folder / kind) for kind in ("paddle", "onnx")}
-    for kind, target in list(exports.items()):
-        if kind == "onnx" and not (find_spec("onnxruntime") and find_spec("paddle2onnx")):
-            del exports[kind]
-            print("ONNX skipped: pip install -r requirements/onnx.txt", file=sys.stderr)
-            continue
-        child = bench.start(OURS, "export", "plain", target=target, format=kind, **setup)
-        child.receive()
-        child.close()
-    sides = {"ours": bench.start(OURS, "infer", "plain", **setup)}
-    for kind, target in exports.items():
-        side = {"export": target, "precision": "fp32", **setup}
-        sides[f"ours_{kind}"] = bench.start(OURS, "infer", "plain", **side)
-    if cpu_math.has_bfloat16() and options.device == "cpu":
-        side = {"export": exports["paddle"], "precision": "bf16", **setup}
-        sides["ours_bf16"] = bench.start(OURS, "infer", "plain", **side)
-    # only with our CPU settings: as installed, a batch can take minutes
-    sides["stock"] = bench.start(STOCK, "infer", "tuned", **setup)
-    if options.torch_python != sys.executable or find_spec("torchvision"):
-        torch = {"batches": setup["images"], "batch": 1, "class_bias": CLASS_BIAS["infer"]}
-        sides["torchvision"] = bench.start(TORCH, "infer", "tuned", options.torch_python, **torch)
-    for child in sides.values():
-        child.receive()
-    alternate(sides, 2, 0, lambda child, _: child.ask(batch=1))
-    one = alternate(
-        sides, 3 * options.rounds, options.limit / 3, lambda child, _: child.ask(batch=1)
-    )
-    alternate(sides, 1, 0, lambda child, _: child.ask(batch=options.batch))
-    many = alternate(
-        sides, options.rounds, options.limit, lambda child, _: child.ask(batch=options.batch)
-    )
-    found: dict = {"unit": f"images/s in batches of {options.batch}", "sides": {}}
-    for name, rows in many.items():
-        latency = [row["seconds"] for row in one[name]]
-        found["sides"][name] = {
-            **summary([options.batch / row["seconds"] for row in rows]),
-            "latency_p50": float(np.percentile(latency, 50)),
-            "latency_p99": float(np.percentile(latency, 99)),
-            "latency_samples": len(latency),
-            "cpu_seconds_per_image": statistics.median(
-                row["cpu_seconds"] / options.batch for row in rows
-            ),
-            "detections_per_image": rows[-1]["detections"] / options.batch,
-            "peak_mib": {"1": one[name][-1]["peak_mib"], str(options.batch): rows[-1]["peak_mib"]},
-        }
-    speed = {name: side["median"] for name, side in found["sides"].items()}
-    latency = {name: side["latency_p50"] for name, side in found["sides"].items()}
-    mine = [name for name in speed if name.startswith("ours")]
-    found["speedup"] = {
-        other: {
-            name: {"images/s": speed[name] / speed[other], "p50": latency[other] / latency[name]}
-            for name in mine
-        }
-        for other in speed if other not in mine
-    }  # fmt: skip
-    return _compared(found, faster=lambda ours, other: ours / other)
-
-
-def nms(bench: Bench) -> dict:
-    """Seconds from the head's outputs of one 800x1333 image to detections.
-
-    Shifting all class logits makes from none to almost all of the 1.8 million pairs of location and
-    class pass the threshold.
-    """
-    root = bench.data(8, size=(1333, 800))
-    overrides = bench.overrides(root)
-    path = _weights(bench, overrides, class_bias=CLASS_BIAS["nms"])
-    images_file = str(_export(root, bench.folder / "batches.npz"))
-    setup: dict[str, Any] = {"overrides": overrides, "weights": path, "images": images_file}
-    sides = {
-        "ours": bench.start(OURS, "nms", "plain", **setup),
-        "stock": bench.start(STOCK, "nms", "plain", **setup),
-        "stock_tuned": bench.start(STOCK, "nms", "tuned", **setup),
-    }
-    for child in sides.values():
-        child.receive()
-    shifts = {"none": -2.0, "few": 0.0, "some": 0.5, "many": 3.0}
-    by_candidates, detections = {}, {}
-    for label, shift in shifts.items():  # ignored: mypy infers no lambda with a default
-        alternate(sides, 1, 0, lambda child, _, shift=shift: child.ask(shift=shift))  # type: ignore[misc]
-        answers = alternate(
-            sides, bench.options.rounds, bench.options.limit / len(shifts),
-            lambda child, _, shift=shift: child.ask(shift=shift),  # type: ignore[misc]
-        )  # fmt: skip
-        by_candidates[label] = {
-            name: summary([row["seconds"] for row in rows]) for name, rows in answers.items()
-        }
-        detections[label] = {name: rows[-1]["detections"] for name, rows in answers.items()}
-    found: dict = {"unit": "s per image, head's outputs to detections", "sides": {}}
-    for name in sides:
-        found["sides"][name] = {
-            **by_candidates["many"][name],
-            "by_candidates": {label: row[name]["median"] for label, row in by_candidates.items()},
-            "detections": {label: row[name] for label, row in detections.items()},
-        }
-    found["speedup"] = {
-        other: {
-            label: row[other]["median"] / row["ours"]["median"]
-            for label, row in by_candidates.items()
-        }
-        for other in ("stock", "stock_tuned")
-    }
-    return _compared(found, faster=lambda ours, other: other / ours)
+    return compared(found, faster=lambda ours, other: other / ours)

@@ -155,7 +155,7 @@ def infer(line: Line) -> None:
     """Time detection on prepared images, with the model or an export of it."""
     setup = line.setup
     device = start(setup["device"]).device
-    from fcos_recipe.lab.benchmark.inference import batch_of, timed
+    from fcos_recipe.lab.benchmark.prepared_images import batch_of, timed
     from fcos_recipe.predict import backends
 
     if "export" in setup:
@@ -179,7 +179,7 @@ def nms(line: Line) -> None:
     device = start(setup["device"]).device
     import paddle
 
-    from fcos_recipe.lab.benchmark.inference import batch_of, timed
+    from fcos_recipe.lab.benchmark.prepared_images import batch_of, timed
     from fcos_recipe.predict import backends
 
     model = backends.Eager(setup["weights"] + ".pdparams", configure(setup), device).model

@@ -162,7 +162,7 @@ def infer(line: Line) -> None:
     """Time detection on prepared images; normalisation is not timed."""
     import paddle
 
-    from fcos_recipe.lab.benchmark.inference import batch_of, timed
+    from fcos_recipe.lab.benchmark.prepared_images import batch_of, timed
 
     model, inputs = detector(line.setup)
     batches = {}
@@ -184,7 +184,7 @@ def nms(line: Line) -> None:
     """Time the steps from the head's outputs on prepared images to detections."""
     import paddle
 
-    from fcos_recipe.lab.benchmark.inference import batch_of, timed
+    from fcos_recipe.lab.benchmark.prepared_images import batch_of, timed
 
     model, inputs = detector(line.setup)
     batch = inputs(batch_of(line.setup["images"], 1))

@@ -47,14 +47,13 @@ def fit_norms(model, images: list) -> None:
         hook.remove()
 
 
-def detection(model, pictures, bias: float):
+def detection(model, pictures):
     """The work of a request: time detection on float images in memory."""
     import torch
 
-    from fcos_recipe.lab.benchmark.inference import timed
+    from fcos_recipe.lab.benchmark.prepared_images import timed
 
     model.eval()
-    torch.nn.init.constant_(model.head.classification_head.cls_logits.bias, bias)
     model.score_thresh = 0.025
 
     def work(batch: int) -> dict:
@@ -91,9 +90,16 @@ def main(line: Line) -> None:
 
     torch.manual_seed(0)
     model = build(arrays["images"].shape[1:3])
-    fit_norms(model, load(0)[0])
     if setup["task"] == "infer":
-        line.serve(detection(model, pictures, setup["class_bias"]))
+        model.load_state_dict(torch.load(setup["weights"]))
+        line.serve(detection(model, pictures))
+        return
+    fit_norms(model, load(0)[0])
+    if setup["task"] == "weights":
+        bias = model.head.classification_head.cls_logits.bias
+        torch.nn.init.constant_(bias, setup["class_bias"])
+        torch.save(model.state_dict(), setup["weights"])
+        line.send(done=True)
         return
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
