@@ -67,6 +67,8 @@ def before_paddle() -> None:
     # OpenCV allocates the size that an image's header states, up to 3 GB by default. It reads this
     # limit when it is imported.
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MOST_PIXELS))
+    # hides a line for each TIFF file with a tag of its own; `dataset verify` reports such files
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
     # hides what FFmpeg prints of a damaged video, which is reported in one line
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     # hides a message for each socket that Paddle opens; warnings are still shown

@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin, TiffTags
 
 from fcos_recipe.cli import run
 from fcos_recipe.data.index import parse
@@ -300,6 +300,36 @@ def test_planted_in_an_image(name, world, monkeypatch):
             (10, "train_0.jpg")
         }
         assert code == int(any(KINDS[kind][0] for kind in wanted))
+
+
+def own_tag():
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags.tagtype[65000] = TiffTags.ASCII
+    tags[65000] = "text"
+    return tags
+
+
+COMPLAINTS = {  # the decoder reads it, and prints a line
+    "TIFF with a tag of its own": encoded("TIFF", tiffinfo=own_tag()),
+    "JPEG with bytes too many": encoded()[:-2] + bytes(60) + encoded()[-2:],
+}
+
+
+@pytest.mark.parametrize("name", COMPLAINTS)
+def test_what_a_decoder_complains_of_is_reported_by_file(name, world):
+    root, _ = world
+    path = root / "train" / "train_0.jpg"
+    path.write_bytes(COMPLAINTS[name])
+    code, report = verify(root)
+    (item,) = kinds(report)["decoder_warning"]
+    assert code == 0 and item["file"] == "train_0.jpg"
+    if name.startswith("TIFF"):  # in training and prediction, OpenCV's own line is hidden
+        program = (
+            "import sys; from fcos_recipe import compat; compat.before_paddle(); "
+            "from fcos_recipe.data.images import read_image; print(read_image(sys.argv[1]).shape)"
+        )
+        done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True)
+        assert done.stdout == "(48, 64, 3)\n" and done.stderr == ""
 
 
 def test_a_cut_photograph_with_a_thumbnail_is_cut(shared):

@@ -87,6 +87,13 @@ def test_an_int8_export_is_small_and_near_and_runs_alone(trained, data, tmp_path
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [json.loads(line) for line in done.stdout.splitlines()]
+    (timing,) = re.findall(r"```python\n((?:(?!```).)*percentile.*?)```", page, re.S)
+    argv = [sys.executable, "-c", timing, plain.parent, small.parent, photo, photo]
+    timed = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path,
+                           env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert timed.returncode == 0 and timed.stderr == "", timed.stderr[-2000:]
+    figures = [line.partition("in ms:")[2].split() for line in timed.stdout.splitlines()]
+    assert len(figures) == 2 and all(0 < float(a) <= float(b) for a, b in figures)
     from fcos_recipe.predict import Predictor
 
     (wanted,) = Predictor(small, device="cpu")([photo])

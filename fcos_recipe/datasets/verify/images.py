@@ -136,7 +136,7 @@ class _Reader:
         program += f"from {__name__} import serve; serve()"
         self._process = subprocess.Popen(
             [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env=child_environment(),
+            env={**child_environment(), "OPENCV_LOG_LEVEL": "WARNING"},
         )  # fmt: skip
 
     def inspect(self, paths: list[str]) -> list[ImageCheck] | None:
